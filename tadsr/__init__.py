@@ -1,0 +1,32 @@
+"""Time-aware one-step diffusion for real-world image super-resolution."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0.dev0"
+
+# Public name -> module that defines it; resolved on first use so that `import tadsr` stays light.
+_EXPORTS = {
+    "TADSRError": "tadsr.errors",
+    "TADSRPipeline": "tadsr.pipeline",
+    "TimeAwareAutoencoderKL": "tadsr.models.time_aware_vae",
+}
+
+__all__ = ["TADSRError", "TADSRPipeline", "TimeAwareAutoencoderKL", "__version__"]
+
+if TYPE_CHECKING:
+    from tadsr.errors import TADSRError
+    from tadsr.models.time_aware_vae import TimeAwareAutoencoderKL
+    from tadsr.pipeline import TADSRPipeline
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        return getattr(importlib.import_module(_EXPORTS[name]), name)
+    raise AttributeError(f"module 'tadsr' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

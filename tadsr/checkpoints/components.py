@@ -1,0 +1,207 @@
+"""Build each component of a checkpoint from its folder."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, PreTrainedTokenizerBase
+
+from tadsr.checkpoints.layout import Component, Format, choose_weight_file
+from tadsr.checkpoints.tensors import Change, TensorReader, load_strict, read_json
+from tadsr.errors import CheckpointError
+from tadsr.models.prompt_embeddings import PromptEmbeddings
+from tadsr.models.time_aware_vae import TimeAwareAutoencoderKL
+
+_MODEL_CLASSES = {
+    "vae": TimeAwareAutoencoderKL,
+    "unet": UNet2DConditionModel,
+    "prompt_embeddings": PromptEmbeddings,
+}
+_BETA_KEYS = ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps")
+
+
+def has_component(folder: Path, component: Component) -> bool:
+    """Tell whether a checkpoint has a component; raise CheckpointError if a required one lacks."""
+    exists = (folder / component.folder).is_dir()
+    if component.is_required and not exists:
+        raise CheckpointError(
+            f"{folder} must have the folder {component.folder}/ ({component.class_name}), but it "
+            "is missing; download or copy the checkpoint again"
+        )
+    return exists
+
+
+def open_weights(
+    folder: Path, component: Component, fmt: Format, variant: str | None
+) -> TensorReader:
+    """Open a component's weights: the chosen variant, sharded or not.
+
+    Args:
+        folder: The checkpoint.
+        component: The component.
+        fmt: The checkpoint's format.
+        variant: Such as "fp16"; None takes the plain files or the only variant.
+
+    Returns:
+        A reader of all its tensors; only headers are read so far.
+
+    Raises:
+        CheckpointError: A file is missing, damaged or unsafe.
+    """
+    place = folder / component.folder
+    names = [p.name for p in place.iterdir()]
+    chosen = choose_weight_file(names, component, fmt, variant, str(place))
+    if not chosen.is_index:
+        return TensorReader([place / chosen.name])
+    index_path = place / chosen.name
+    weight_map = read_json(index_path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index_path} must map tensors to shards under 'weight_map'")
+    shards = sorted({str(name) for name in weight_map.values()})
+    # An index is data from elsewhere: it may name files of its own folder only.
+    outside = [name for name in shards if Path(name).name != name]
+    if outside:
+        raise CheckpointError(f"{index_path} must name files beside it, got {outside[0]!r}")
+    return TensorReader([place / name for name in shards])
+
+
+def build_on_meta(folder: Path, component: Component) -> nn.Module:
+    """Build a component's model from its config, without memory for weights.
+
+    Args:
+        folder: The checkpoint.
+        component: "vae", "unet", "text_encoder" or "prompt_embeddings".
+
+    Returns:
+        The model on the meta device.
+
+    Raises:
+        CheckpointError: The config is missing, of another class, or makes no model.
+    """
+    path = folder / component.folder / component.config
+    config = read_json(path)
+    stated = config.get("_class_name") or next(iter(config.get("architectures") or ()), None)
+    if stated not in (None, component.class_name):
+        raise CheckpointError(
+            f"{path} must describe a {component.class_name}, got {stated}; "
+            f"{component.folder}/ belongs to another kind of model"
+        )
+    try:
+        with torch.device("meta"):
+            if component.name == "text_encoder":
+                return CLIPTextModel(CLIPTextConfig.from_dict(config))
+            return _MODEL_CLASSES[component.name].from_config(config)
+    except Exception as error:  # a wrong value raises whatever the model's code stumbles over
+        raise CheckpointError(
+            f"{path} makes no {component.class_name}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def load_model(
+    folder: Path,
+    component: Component,
+    fmt: Format,
+    *,
+    variant: str | None,
+    dtype: torch.dtype | None,
+    change: Change | None = None,
+    model: nn.Module | None = None,
+) -> Any:
+    """Load a component with weights.
+
+    Args:
+        folder: The checkpoint.
+        component: The component.
+        fmt: The checkpoint's format.
+        variant: Such as "fp16", or None.
+        dtype: Floating dtype; None keeps the stored one.
+        change: What to do to each weight while loading.
+        model: The model on the meta device, where it is built already.
+
+    Returns:
+        The model, on the CPU, in eval mode, without gradients.
+
+    Raises:
+        CheckpointError: A file is missing, damaged, unsafe or does not fit its config.
+    """
+    model = build_on_meta(folder, component) if model is None else model
+    reader = open_weights(folder, component, fmt, variant)
+    rename = clip_common_name if component.name == "text_encoder" else None
+    return load_strict(model, reader, dtype=dtype, rename=rename, change=change)
+
+
+def clip_common_name(name: str) -> str | None:
+    """Map a CLIP text encoder's tensor name to the one all library versions share.
+
+    Transformers 4 has the prefix `text_model.` where 5 has none, and files before 4.31 store the
+    position ids, which are computed.
+    """
+    name = name.removeprefix("text_model.")
+    return None if name == "embeddings.position_ids" else name
+
+
+def load_scheduler(folder: Path, component: Component) -> DDPMScheduler:
+    """Read the betas of a scheduler, whatever its class: one step needs no sampler.
+
+    Args:
+        folder: The checkpoint.
+        component: "scheduler".
+
+    Returns:
+        A DDPM scheduler of those betas.
+
+    Raises:
+        CheckpointError: The config is missing or incomplete, or predicts anything but epsilon.
+    """
+    path = folder / component.folder / component.config
+    config = read_json(path)
+    prediction = config.get("prediction_type", "epsilon")
+    if prediction != "epsilon":
+        raise CheckpointError(
+            f"{path} must have prediction_type 'epsilon', got {prediction!r}; TADSR starts from "
+            "SD 2.1-base: the 768 px SD 2.1 predicts v and does not fit"
+        )
+    missing = [key for key in _BETA_KEYS if key not in config]
+    if missing:
+        raise CheckpointError(f"{path} must give {', '.join(_BETA_KEYS)}; it lacks {missing}")
+    try:
+        return DDPMScheduler(
+            **{key: config[key] for key in _BETA_KEYS},
+            trained_betas=config.get("trained_betas"),
+            prediction_type="epsilon",
+            clip_sample=False,
+        )
+    except Exception as error:  # diffusers raises several types for odd values
+        raise CheckpointError(f"{path} makes no noise schedule: {error}") from error
+
+
+def load_tokenizer(folder: Path, component: Component) -> PreTrainedTokenizerBase:
+    """Load the tokenizer as its files say, padding token included.
+
+    Args:
+        folder: The checkpoint.
+        component: "tokenizer".
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        CheckpointError: A file is missing or broken.
+    """
+    place = folder / component.folder
+    read_json(place / component.config)  # a clear error before transformers' own
+    if not (place / "tokenizer.json").is_file() and not (place / "vocab.json").is_file():
+        raise CheckpointError(
+            f"{place} must hold vocab.json and merges.txt, or tokenizer.json; it has none"
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # old files, nothing a user can do
+            return CLIPTokenizer.from_pretrained(str(place), local_files_only=True)
+    except Exception as error:  # transformers raises many types for broken files
+        raise CheckpointError(f"{place} makes no tokenizer: {error}") from error

@@ -1,0 +1,139 @@
+"""Find a checkpoint's folder from what the user names, and its format from its content."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from tadsr.checkpoints.layout import NATIVE, OFFICIAL, Format
+from tadsr.checkpoints.tensors import read_json
+from tadsr.errors import CheckpointError
+
+EMBEDDED = ("tadsr-tiny",)
+"""Checkpoints inside the installed package."""
+
+PIPELINE_CLASS = "TADSRPipeline"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@dataclass(frozen=True)
+class Location:
+    """Say where a checkpoint is.
+
+    Args:
+        kind: "embedded", "folder" or "hub".
+        folder: The folder; None for a hub id that is not downloaded yet.
+        source: What the user named.
+    """
+
+    kind: str
+    folder: Path | None
+    source: str
+
+
+def locate(source: str | Path) -> Location:
+    """Tell which checkpoint a name means.
+
+    Args:
+        source: An embedded name, a folder, or a hub id "owner/name"; a folder that exists comes
+            before a hub id, and an embedded name before both (write "./name" for a folder).
+
+    Returns:
+        The place; nothing is downloaded.
+
+    Raises:
+        CheckpointError: It is none of these.
+    """
+    name = str(source)
+    if isinstance(source, str) and source in EMBEDDED:
+        folder = Path(str(resources.files("tadsr"))) / "weights" / source
+        if not folder.is_dir():
+            raise CheckpointError(
+                f"{source!r} must be installed at {folder}, but is missing; reinstall tadsr"
+            )
+        return Location("embedded", folder, name)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return Location("folder", path, name)
+    if path.is_file():
+        raise CheckpointError(
+            f"source must be a folder, got the file {name}; give the folder of the base model, "
+            "and the adapters' file as adapter="
+        )
+    if isinstance(source, str) and _HUB_ID.fullmatch(source):
+        return Location("hub", None, name)
+    close = difflib.get_close_matches(name, EMBEDDED, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}?" if close else "check the spelling"
+    raise CheckpointError(
+        f"source must name a checkpoint, got {name!r}; looked for an embedded one "
+        f"({', '.join(EMBEDDED)}), a folder {path.absolute()}, and a hub id 'owner/name'; {hint}"
+    )
+
+
+def detect_format(folder: Path) -> Format:
+    """Tell a checkpoint folder's format from its content.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        NATIVE or OFFICIAL.
+
+    Raises:
+        CheckpointError: It is neither.
+    """
+    index = folder / "model_index.json"
+    class_name = None
+    if index.is_file():
+        class_name = read_json(index).get("_class_name")
+        if class_name == PIPELINE_CLASS:
+            return NATIVE
+    if (folder / OFFICIAL.component("vae").folder).is_dir():
+        return OFFICIAL
+    present = ", ".join(sorted(p.name for p in folder.iterdir())[:12]) or "nothing"
+    reason = f" (its model_index.json is of {class_name})" if class_name else ""
+    raise CheckpointError(
+        f"{folder} must be a native checkpoint (model_index.json of {PIPELINE_CLASS}) or a "
+        f"published one (time_vae/, unet/, ...), found {present}{reason}; plain Stable Diffusion "
+        "has no time-aware encoder and cannot stand for either"
+    )
+
+
+def find_adapter(folder: Path, fmt: Format, adapter: str | Path | None) -> Path | None:
+    """Find the adapters' file of a checkpoint.
+
+    Args:
+        folder: The checkpoint.
+        fmt: Its format.
+        adapter: What the user named: a file, a folder that holds one, or a name within `folder`;
+            None looks for the format's usual file.
+
+    Returns:
+        The file, or None where a native checkpoint has its adapters merged.
+
+    Raises:
+        CheckpointError: The named file does not exist, or a published base has none.
+    """
+    usual = folder / fmt.adapter_file
+    if adapter is None:
+        if usual.is_file():
+            return usual
+        if fmt is NATIVE:
+            return None
+        raise CheckpointError(
+            f"{folder} is the base model of a published checkpoint, whose adapters are missing: "
+            f"no {fmt.adapter_file} in it; give the file as adapter='path/to/{fmt.adapter_file}'"
+        )
+    named = Path(adapter).expanduser()
+    names = (OFFICIAL.adapter_file, NATIVE.adapter_file)
+    candidates = [named, *(named / name for name in names), folder / named]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise CheckpointError(
+        f"adapter must be an existing file, got {adapter}; looked for "
+        f"{', '.join(map(str, candidates))}"
+    )

@@ -1,0 +1,149 @@
+"""Load a checkpoint of any format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from tadsr.checkpoints.adapter_files import load_adapters
+from tadsr.checkpoints.checkpoint import Checkpoint
+from tadsr.checkpoints.components import (
+    build_on_meta,
+    has_component,
+    load_model,
+    load_scheduler,
+    load_tokenizer,
+)
+from tadsr.checkpoints.detect import detect_format, find_adapter, locate
+from tadsr.checkpoints.hub import download
+from tadsr.checkpoints.layout import NATIVE, PUBLISHED_LICENCE, Format
+from tadsr.checkpoints.tensors import read_json
+from tadsr.errors import CheckpointError
+from tadsr.models.adapters import attach_adapters, check_adapters, weight_changes
+
+
+def load_checkpoint(
+    source: str | Path,
+    *,
+    adapter: str | Path | None = None,
+    variant: str | None = None,
+    torch_dtype: torch.dtype | Literal["auto"] | None = None,
+    merge_adapters: bool = True,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+) -> Checkpoint:
+    """Load a checkpoint from the package, a folder or the hub.
+
+    Args:
+        source: "tadsr-tiny", a folder in the native or published format, or a hub id "owner/name".
+        adapter: The adapters' file, where it is not inside `source`: tadsr.pkl or
+            adapters.safetensors. On a native checkpoint it replaces the adapters kept apart, or
+            is added to merged ones.
+        variant: Weight files' variant, such as "fp16"; None takes the plain ones, or the only
+            variant there is.
+        torch_dtype: Floating dtype of the weights; None means float32, "auto" the stored dtype.
+        merge_adapters: Merge adapters into the weights, in float32 before the cast to
+            `torch_dtype`; otherwise attach them unmerged.
+        revision: Branch, tag or commit on the hub.
+        cache_dir: The hub's cache; None for its usual place.
+        local_files_only: Use only what the hub's cache has.
+        token: The hub's access token.
+
+    Returns:
+        The parts, on the CPU, in eval mode, without gradients.
+
+    Raises:
+        CheckpointError: Nothing is there, or it is damaged, unsafe or does not fit together.
+        TypeError: `torch_dtype` is no floating dtype.
+    """
+    dtype = _resolve_dtype(torch_dtype)
+    location = locate(source)
+    folder = location.folder
+    if folder is None:
+        folder = download(
+            location.source,
+            adapter=adapter,
+            variant=variant,
+            revision=revision,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            token=token,
+        )
+    fmt = detect_format(folder)
+    adapter_path = find_adapter(folder, fmt, adapter)
+    present = {c.name: c for c in fmt.components if has_component(folder, c)}
+    _check_prompt_source(folder, present)
+
+    options: dict[str, Any] = {"fmt": fmt, "variant": variant, "dtype": dtype}
+    parts: dict[str, Any] = {
+        "scheduler": load_scheduler(folder, present["scheduler"]),
+        **_load_networks(folder, present, adapter_path, merge_adapters, options),
+    }
+    for name in ("text_encoder", "prompt_embeddings"):
+        if name in present:
+            parts[name] = load_model(folder, present[name], **options)
+    if "tokenizer" in present:
+        parts["tokenizer"] = load_tokenizer(folder, present["tokenizer"])
+    return Checkpoint(
+        **parts, format=fmt.name, source=location.source, metadata=_read_metadata(folder, fmt)
+    )
+
+
+def _load_networks(
+    folder: Path,
+    present: dict[str, Any],
+    adapter_path: Path | None,
+    merge: bool,
+    options: dict[str, Any],
+) -> dict[str, Any]:
+    """Load UNet and VAE, with adapters merged while reading or attached afterwards."""
+    unet = build_on_meta(folder, present["unet"])
+    vae = build_on_meta(folder, present["vae"])
+    adapters = None if adapter_path is None else load_adapters(adapter_path)
+    changes: tuple[Any, Any] = (None, None)
+    if adapters is not None:
+        try:
+            check_adapters(unet, vae, adapters)
+        except ValueError as error:
+            raise CheckpointError(f"{adapter_path} does not fit {folder}: {error}") from error
+        if merge:
+            changes = weight_changes(adapters)
+    unet = load_model(folder, present["unet"], model=unet, change=changes[0], **options)
+    vae = load_model(folder, present["vae"], model=vae, change=changes[1], **options)
+    if adapters is not None and not merge:
+        attach_adapters(unet, vae, adapters)
+        unet.requires_grad_(False).eval()
+        vae.requires_grad_(False).eval()
+        return {"unet": unet, "vae": vae, "adapters": adapters}
+    return {"unet": unet, "vae": vae}
+
+
+def _check_prompt_source(folder: Path, present: dict[str, Any]) -> None:
+    has_text = "text_encoder" in present and "tokenizer" in present
+    if not has_text and "prompt_embeddings" not in present:
+        raise CheckpointError(
+            f"{folder} must have text_encoder/ and tokenizer/, or prompt_embeddings/: without "
+            "either no prompt can be embedded; download or copy the checkpoint again"
+        )
+
+
+def _read_metadata(folder: Path, fmt: Format) -> dict[str, Any]:
+    if fmt is NATIVE:
+        return dict(read_json(folder / "model_index.json").get("tadsr_metadata") or {})
+    return {"license": PUBLISHED_LICENCE}
+
+
+def _resolve_dtype(torch_dtype: torch.dtype | str | None) -> torch.dtype | None:
+    if torch_dtype is None:
+        return torch.float32
+    if torch_dtype == "auto":
+        return None
+    if not isinstance(torch_dtype, torch.dtype) or not torch_dtype.is_floating_point:
+        raise TypeError(
+            f"torch_dtype must be a floating torch.dtype, 'auto' or None, got {torch_dtype!r}"
+        )
+    return torch_dtype

@@ -1,0 +1,322 @@
+"""Read tensor files safely and load them into models, strictly and with little memory."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from tadsr.errors import CheckpointError
+
+NUM_NAMES_SHOWN = 5
+# Pages of a mapped file stay resident until the mapping goes; reopening this often bounds them.
+_REOPEN_BYTES = 128 * 2**20
+_SAFETENSORS_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+TensorMeta = tuple[torch.Size, torch.dtype]
+Rename = Callable[[str], str | None]
+Change = Callable[[str, Tensor], Tensor]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The object.
+
+    Raises:
+        CheckpointError: The file is missing or no JSON object.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} must exist, but is missing; {_AGAIN}") from None
+    except (OSError, ValueError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        raise CheckpointError(f"{path} must be JSON, but cannot be read: {error}") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, got {type(data).__name__}")
+    return data
+
+
+def read_pickle(path: Path) -> Any:
+    """Read a torch pickle that holds data only; code in it is refused, never run.
+
+    Args:
+        path: A .bin, .pkl or .pt file.
+
+    Returns:
+        What the file holds; tensors are mapped from the file where its layout allows.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, no pickle, or holds more than data.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}; {_AGAIN}") from error
+    is_zip = head.startswith(b"PK")
+    if not is_zip and not head.startswith(b"\x80"):
+        raise CheckpointError(f"{path} must be a torch file, but {_describe(head)}; {_AGAIN}")
+    try:
+        # Only the zip layout can be mapped.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except pickle.UnpicklingError as error:
+        reason = str(error)
+        if any(word in reason for word in ("nsupported", "not an allowed", "unrecognized")):
+            raise CheckpointError(
+                f"{path} was refused for safety: it holds code or objects besides tensors, which "
+                "could do anything on this machine; get the weights as .safetensors"
+            ) from error
+        raise CheckpointError(f"{path} is damaged: {reason.splitlines()[0]}; {_AGAIN}") from error
+    except (RuntimeError, EOFError, ValueError, OSError, KeyError, IndexError) as error:
+        raise CheckpointError(f"{path} is damaged: {_first_line(error)}; {_AGAIN}") from error
+
+
+class TensorReader:
+    """Read named tensors from safetensors files and torch pickles.
+
+    Args:
+        paths: One file, or all shards of one model.
+
+    Raises:
+        CheckpointError: A file is missing, damaged or unsafe, or two hold the same tensor.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = tuple(paths)
+        self.meta: dict[str, TensorMeta] = {}
+        self.metadata: dict[str, str] = {}
+        self._pickles: dict[Path, Mapping[str, Tensor]] = {}
+        self._names: dict[Path, list[str]] = {}
+        for path in self.paths:
+            meta = self._read_safetensors(path) if _is_safe(path) else self._read_pickle(path)
+            twice = self.meta.keys() & meta.keys()
+            if twice:
+                raise CheckpointError(
+                    f"shards must hold different tensors, but {path} repeats {sorted(twice)[:5]}"
+                )
+            self.meta.update(meta)
+            self._names[path] = list(meta)
+
+    @property
+    def description(self) -> str:
+        """The files, for messages."""
+        first = str(self.paths[0])
+        return first if len(self.paths) == 1 else f"{first} and {len(self.paths) - 1} more shards"
+
+    def items(self, *, copy: bool = False) -> Iterator[tuple[str, Tensor]]:
+        """Iterate over names and tensors, file by file.
+
+        Args:
+            copy: The caller keeps none of the tensors, so that mapped pages can be given back
+                while reading.
+
+        Yields:
+            Name and tensor, on the CPU, mapped from the file where possible.
+        """
+        for path in self.paths:
+            if path in self._pickles:
+                yield from self._pickles[path].items()
+                continue
+            pending = list(self._names[path])
+            while pending:
+                num_bytes = 0
+                with safe_open(path, framework="pt") as file:
+                    while pending and not (copy and num_bytes > _REOPEN_BYTES):
+                        name = pending.pop(0)
+                        tensor = file.get_tensor(name)
+                        num_bytes += tensor.nbytes
+                        yield name, tensor
+                        del tensor
+
+    def _read_safetensors(self, path: Path) -> dict[str, TensorMeta]:
+        try:
+            with safe_open(path, framework="pt") as file:
+                self.metadata.update(file.metadata() or {})
+                slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+                return {
+                    name: (torch.Size(s.get_shape()), _SAFETENSORS_DTYPES[s.get_dtype()])
+                    for name, s in slices.items()
+                }
+        except FileNotFoundError:
+            raise CheckpointError(f"{path} must exist, but is missing; {_AGAIN}") from None
+        except KeyError as error:
+            raise CheckpointError(f"{path} holds the unsupported dtype {error}") from error
+        except (SafetensorError, OSError, ValueError) as error:
+            head = path.read_bytes()[:64] if path.is_file() else b""
+            detail = _describe(head) if _looks_wrong(head) else f"is damaged ({error})"
+            raise CheckpointError(f"{path} must be safetensors, but {detail}; {_AGAIN}") from error
+
+    def _read_pickle(self, path: Path) -> dict[str, TensorMeta]:
+        state = read_pickle(path)
+        if not isinstance(state, Mapping) or not all(
+            isinstance(n, str) and isinstance(t, Tensor) for n, t in state.items()
+        ):
+            raise CheckpointError(
+                f"{path} must hold tensors by name, got {type(state).__name__} with other values"
+            )
+        self._pickles[path] = state
+        return {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}
+
+
+def load_strict(
+    model: nn.Module,
+    reader: TensorReader,
+    *,
+    dtype: torch.dtype | None,
+    rename: Rename | None = None,
+    change: Change | None = None,
+) -> nn.Module:
+    """Give a model on the meta device its tensors; every name and shape must match.
+
+    Peak memory is about the loaded model's own size: tensors are cast and changed one at a time,
+    and mapped from the file where neither is needed.
+
+    Args:
+        model: The model, built on the meta device.
+        reader: Its tensors.
+        dtype: Floating dtype to load in; None keeps the stored one.
+        rename: Maps a name in the file, and a name in the model, to a common name; None drops a
+            tensor of the file.
+        change: Maps the model's name and the stored tensor to the tensor to load.
+
+    Returns:
+        The model, on the CPU, in eval mode, without gradients.
+
+    Raises:
+        CheckpointError: A tensor is missing, extra or misshapen.
+    """
+    rename = rename or (lambda name: name)
+    expected = model.state_dict()
+    target = {rename(name): name for name in expected}
+    to_model = {}
+    for name in reader.meta:
+        common = rename(name)
+        if common is not None:
+            to_model[name] = target.get(common, name)
+    check_names(
+        {to_model[n]: reader.meta[n][0] for n in to_model},
+        {n: t.shape for n, t in expected.items()},
+        reader.description,
+        tried=type(model).__name__,
+    )
+    loaded = {}
+    dtypes = {reader.meta[name][1] for name in to_model}
+    stored = {d for d in dtypes if d.is_floating_point}
+    must_copy = change is not None or (dtype is not None and stored != {dtype})
+    for name, tensor in reader.items(copy=must_copy):
+        if name not in to_model:
+            continue
+        wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+        changed = change(to_model[name], tensor) if change else tensor
+        loaded[to_model[name]] = changed.to(wanted, copy=must_copy)
+        del tensor, changed
+    model.load_state_dict(loaded, strict=True, assign=True)
+    _materialise_buffers(model)
+    return model.requires_grad_(False).eval()
+
+
+def check_names(
+    found: Mapping[str, torch.Size],
+    expected: Mapping[str, torch.Size],
+    place: str,
+    *,
+    tried: str,
+) -> None:
+    """Check that a file has exactly the expected tensors.
+
+    Args:
+        found: Names and shapes in the file.
+        expected: Names and shapes that the model needs.
+        place: The file, for the error.
+        tried: What it was read as, for the error.
+
+    Raises:
+        CheckpointError: The sets differ; one message with the first names of each kind.
+    """
+    problems = {
+        "missing": [n for n in expected if n not in found],
+        "extra": [n for n in found if n not in expected],
+        "misshapen": [
+            f"{n} {tuple(found[n])} instead of {tuple(shape)}"
+            for n, shape in expected.items()
+            if n in found and found[n] != shape
+        ],
+    }
+    if any(problems.values()):
+        parts = [
+            f"{len(names)} {kind} ({', '.join(names[:NUM_NAMES_SHOWN])}"
+            f"{', …' if len(names) > NUM_NAMES_SHOWN else ''})"
+            for kind, names in problems.items()
+            if names
+        ]
+        raise CheckpointError(
+            f"{place} must hold exactly the tensors of {tried}, but has {'; '.join(parts)}; tried "
+            f"it as {tried} with the config beside it: check that file and config belong together"
+        )
+
+
+def _materialise_buffers(model: nn.Module) -> None:
+    """Compute the buffers that no file holds; so far only CLIP's position ids."""
+    for name, buffer in list(model.named_buffers()):
+        if not buffer.is_meta:
+            continue
+        parent, _, leaf = name.rpartition(".")
+        if leaf != "position_ids":
+            raise CheckpointError(
+                f"{type(model).__name__} must be rebuilt from its file, but its buffer {name} is "
+                "not stored; this version of its library is not supported: please report it"
+            )
+        ids = torch.arange(buffer.shape[-1]).expand(buffer.shape)
+        model.get_submodule(parent).register_buffer(leaf, ids, persistent=False)
+
+
+_AGAIN = "download or copy it again"
+
+
+def _is_safe(path: Path) -> bool:
+    return path.suffix == ".safetensors"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _looks_wrong(head: bytes) -> bool:
+    text = head.lstrip().lower()
+    return not head or text.startswith((b"<", b"version https://git-lfs", b"\x80", b"pk"))
+
+
+def _describe(head: bytes) -> str:
+    """Say what a file that is no tensor file seems to be."""
+    text = head.lstrip().lower()
+    if not head:
+        return "it is empty"
+    if text.startswith(b"<"):
+        return "it is a web page saved under this name"
+    if text.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer: run `git lfs pull`"
+    if text.startswith((b"\x80", b"pk")):
+        return "it is a torch pickle under this name"
+    return f"it starts with {head[:8]!r}"

@@ -1,0 +1,64 @@
+"""The command line: `tadsr upscale`, `tadsr info` and `tadsr convert`.
+
+Nothing here imports torch until a command runs, so that help and version answer at once.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tadsr import __version__
+from tadsr.cli.checkpoints import CONVERT_HELP, INFO_HELP, convert, info
+from tadsr.cli.suggestions import SuggestingCommand, SuggestingGroup
+from tadsr.cli.upscale import UPSCALE_HELP, upscale
+
+__all__ = ["app", "main"]
+
+_HELP = """Enlarge photographs in one diffusion step (TADSR).
+
+\b
+Examples:
+  tadsr upscale photo.jpg                  writes photo_x4.png
+  tadsr upscale photos/ sharp/             a folder and its sub-folders
+  tadsr info tadsr-tiny                    what a model is made of
+  tadsr COMMAND --help                     all options of a command
+"""
+
+# Plain text: rich's boxes break paths and messages that people copy, and its tracebacks are long.
+app = typer.Typer(
+    cls=SuggestingGroup,
+    help=_HELP,
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("upscale", cls=SuggestingCommand, help=UPSCALE_HELP, no_args_is_help=True)(upscale)
+app.command("info", cls=SuggestingCommand, help=INFO_HELP)(info)
+app.command("convert", cls=SuggestingCommand, help=CONVERT_HELP)(convert)
+
+
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"tadsr {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line on `sys.argv` and exit: 0 done, 1 failed, 2 misused, 130 Ctrl-C."""
+    app(prog_name="tadsr")

@@ -1,0 +1,117 @@
+"""How commands talk: errors in one readable form, quiet libraries, sizes for people."""
+
+from __future__ import annotations
+
+import errno
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+
+from tadsr.errors import TADSRError
+
+READABLE_ERRORS = (TADSRError, ValueError, TypeError, OSError)
+"""What goes wrong in use; anything else is a bug of ours and keeps its traceback."""
+
+DebugOption = Annotated[
+    bool, typer.Option("--debug", help="Show tracebacks and the libraries' own warnings.")
+]
+
+
+class UsageError(typer.BadParameter):
+    """The command line itself is wrong; exits with 2."""
+
+    def format_message(self) -> str:
+        """Return the message alone, without "Invalid value"."""
+        return self.message
+
+
+@contextmanager
+def readable_errors(debug: bool) -> Iterator[None]:
+    """Turn expected errors into one message on stderr and exit code 1.
+
+    Args:
+        debug: Whether errors pass through with their traceback instead.
+
+    Raises:
+        typer.Exit: An expected error came and `debug` is False.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("Interrupted; what is written is whole and stays.", err=True)
+        raise  # typer exits with 130
+    except READABLE_ERRORS as error:
+        # A closed pipe, as in `tadsr info x | head -1`, is ended silently by typer.
+        if debug or getattr(error, "errno", None) == errno.EPIPE:
+            raise
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+@contextmanager
+def as_usage_errors() -> Iterator[None]:
+    """Report wrong values as misuse of the command line.
+
+    Raises:
+        UsageError: A ValueError or TypeError came.
+    """
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise UsageError(str(error)) from error
+
+
+def check_range(option: str, value: int | None, low: int, high: int, hint: str) -> None:
+    """Check a whole number given to an option.
+
+    Args:
+        option: Its name, such as "--quality".
+        value: What came; None passes.
+        low: Smallest allowed value.
+        high: Largest allowed value.
+        hint: What small and large values do.
+
+    Raises:
+        UsageError: The value is outside low..high.
+    """
+    if value is not None and not low <= value <= high:
+        raise UsageError(f"{option} must be in {low}..{high}, got {value}; {hint}")
+
+
+def silence_libraries(debug: bool) -> None:
+    """Switch off what diffusers, transformers and torch print beside the results.
+
+    Args:
+        debug: Whether to leave everything on.
+    """
+    if debug:
+        return
+    warnings.simplefilter("ignore")
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    # Progress of downloads is huggingface-hub's and stays.
+    for logging in (diffusers_logging, transformers_logging):
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+
+def format_bytes(count: int) -> str:
+    """Return a size in bytes as people read it, such as "5.2 MB"."""
+    return _format_unit(count, ("B", "kB", "MB", "GB"))
+
+
+def format_count(count: int) -> str:
+    """Return a large number as people read it, such as "2.6 M"."""
+    return _format_unit(count, ("", "k", "M", "G")).strip()
+
+
+def _format_unit(value: float, units: tuple[str, ...]) -> str:
+    for unit in units[:-1]:
+        if value < 1000:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} {units[-1]}"

@@ -1,0 +1,64 @@
+"""Settings of one restoration, checked when they are made."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from numbers import Real
+from typing import Literal, get_args
+
+ColorFix = Literal["adain", "wavelet", "none"]
+"""How the result's colours are brought back to the input's."""
+
+MAX_ENLARGED_ASPECT = 4
+"""Enlarging to `process_size` stops at an area of this many process_size × process_size squares,
+or a strip of a few pixels would become gigapixels."""
+
+
+@dataclass(frozen=True)
+class UpscaleSettings:
+    """What one call of the pipeline does to every image, apart from its timestep and prompt."""
+
+    scale: float = 4.0
+    """Output size over input size, a finite number ≥ 1; 1 restores at the given size."""
+    color_fix: ColorFix = "adain"
+    """"adain" (mean and spread per channel), "wavelet" (low band) or "none"."""
+    process_size: int = 512
+    """Images whose output has a shorter side below this many px are processed enlarged and
+    shrunk back; 0 switches that off."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.scale, bool) or not isinstance(self.scale, Real):
+            raise TypeError(f"scale must be a number, got {type(self.scale).__name__}")
+        if not math.isfinite(self.scale) or self.scale < 1:
+            raise ValueError(
+                f"scale must be a finite number of at least 1, got {self.scale}; "
+                "to shrink an image use Pillow's resize"
+            )
+        if self.color_fix not in get_args(ColorFix):
+            raise ValueError(
+                f"color_fix must be one of {', '.join(get_args(ColorFix))}, got {self.color_fix!r}"
+            )
+        if isinstance(self.process_size, bool) or not isinstance(self.process_size, int):
+            raise TypeError(f"process_size must be a whole number of px, got {self.process_size!r}")
+        if self.process_size < 0:
+            raise ValueError(
+                f"process_size must be at least 0 px, got {self.process_size}; "
+                "0 switches the minimum size off"
+            )
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the output's height and width in px for an input's."""
+        return round(self.scale * height), round(self.scale * width)
+
+    def network_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the height and width in px, before padding, that the network works at."""
+        out_height, out_width = self.output_size(height, width)
+        area_limit = MAX_ENLARGED_ASPECT * self.process_size**2
+        factor = min(
+            self.process_size / min(out_height, out_width),
+            math.sqrt(area_limit / (out_height * out_width)),
+        )
+        if factor <= 1:
+            return out_height, out_width
+        return max(1, round(factor * out_height)), max(1, round(factor * out_width))

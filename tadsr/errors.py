@@ -1,0 +1,17 @@
+"""Errors that are ours; wrong arguments raise ValueError or TypeError instead."""
+
+
+class TADSRError(Exception):
+    """Base of every error that tadsr raises about files, images and checkpoints."""
+
+
+class CheckpointError(TADSRError):
+    """A checkpoint is missing, damaged, unsafe or does not fit the model."""
+
+
+class ImageReadError(TADSRError):
+    """An image file cannot be read: missing, broken, truncated or too large."""
+
+
+class ImageWriteError(TADSRError):
+    """An image cannot be written: unwritable place, unknown format or existing file."""

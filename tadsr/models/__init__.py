@@ -1,0 +1,1 @@
+"""Neural networks and adapters; modules here never open files or the network."""

@@ -1,0 +1,390 @@
+"""The one-step super-resolution pipeline: images in, images four times larger out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, UNet2DConditionModel
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from torch import Tensor
+
+from tadsr.checkpoints import load_checkpoint, save_native
+from tadsr.color import COLOR_FIXES
+from tadsr.config import ColorFix, UpscaleSettings
+from tadsr.errors import TADSRError
+from tadsr.image_io import DecodedImage, decode_image, encode_image, pad_reflect, resize_bicubic
+from tadsr.models.adapters import AdapterSet, extract_adapters, fuse_adapters, has_adapters
+from tadsr.models.prompt_embeddings import PromptEmbeddings
+from tadsr.models.time_aware_vae import TimeAwareAutoencoderKL
+from tadsr.schedule import make_alphas_cumprod, residual_to_x0
+
+
+class TADSRPipeline(DiffusionPipeline):
+    """Restore and enlarge photographs in one diffusion step, with a timestep as the knob.
+
+    Args:
+        vae: Time-aware autoencoder.
+        unet: One-step student.
+        scheduler: Any diffusers scheduler; only its betas are read.
+        text_encoder: CLIP text model, or None where `prompt_embeddings` is given.
+        tokenizer: Tokenizer of `text_encoder`.
+        prompt_embeddings: Embeddings carried as tensors, used when there is no text encoder.
+
+    Raises:
+        ValueError: Neither a text encoder with tokenizer nor prompt embeddings are given, or the
+            scheduler does not predict noise.
+
+    Source: TADSR (arXiv 2508.16557).
+    """
+
+    model_cpu_offload_seq = "text_encoder->prompt_embeddings->vae->unet"
+    _optional_components = ("text_encoder", "tokenizer", "prompt_embeddings")
+
+    def __init__(
+        self,
+        vae: TimeAwareAutoencoderKL,
+        unet: UNet2DConditionModel,
+        scheduler: SchedulerMixin,
+        text_encoder: Any = None,
+        tokenizer: Any = None,
+        prompt_embeddings: PromptEmbeddings | None = None,
+    ) -> None:
+        super().__init__()
+        if prompt_embeddings is None and (text_encoder is None or tokenizer is None):
+            raise ValueError(
+                "a pipeline must have a text_encoder with its tokenizer, or prompt_embeddings; "
+                "got neither"
+            )
+        prediction_type = scheduler.config.get("prediction_type", "epsilon")
+        if prediction_type != "epsilon":
+            raise ValueError(
+                f"the scheduler's prediction_type must be 'epsilon', got {prediction_type!r}; "
+                "use weights based on stable-diffusion-2-1-base, not on the 768 px model"
+            )
+        self.register_modules(
+            vae=vae,
+            unet=unet,
+            scheduler=scheduler,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            prompt_embeddings=prompt_embeddings,
+        )
+        config = scheduler.config
+        self.alphas_cumprod = make_alphas_cumprod(
+            config.beta_start, config.beta_end, config.beta_schedule, config.num_train_timesteps
+        )
+        self._empty_prompt: tuple[Any, Tensor] | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path = "tadsr-tiny",
+        *,
+        adapter: str | Path | None = None,
+        variant: str | None = None,
+        torch_dtype: torch.dtype | None = None,
+        merge_adapters: bool = True,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+    ) -> TADSRPipeline:
+        """Load a pipeline from the package, a folder or a hub repository.
+
+        Args:
+            source: "tadsr-tiny" (inside the package), a folder in the native or the published
+                format, or a hub id such as "owner/name".
+            adapter: Published `tadsr.pkl`, when it does not lie in the base folder.
+            variant: Variant of the weight files, such as "fp16".
+            torch_dtype: Type of the weights in memory; None for float32.
+            merge_adapters: Whether LoRA matrices are added into the weights; False keeps them
+                apart as PEFT layers (slower, for training and conversion).
+            revision: Branch, tag or commit on the hub.
+            cache_dir: Folder for downloads instead of huggingface-hub's own.
+            local_files_only: Use only what is already downloaded.
+            token: Hub token for private repositories.
+
+        Returns:
+            The pipeline on the CPU, in evaluation mode.
+
+        Raises:
+            CheckpointError: The checkpoint is missing, damaged, unsafe or does not fit.
+        """
+        checkpoint = load_checkpoint(
+            source,
+            adapter=adapter,
+            variant=variant,
+            torch_dtype=torch_dtype or torch.float32,
+            merge_adapters=merge_adapters,
+            revision=revision,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            token=token,
+        )
+        return cls(
+            vae=checkpoint.vae,
+            unet=checkpoint.unet,
+            scheduler=checkpoint.scheduler,
+            text_encoder=checkpoint.text_encoder,
+            tokenizer=checkpoint.tokenizer,
+            prompt_embeddings=checkpoint.prompt_embeddings,
+        )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: Any,
+        timestep: int | Sequence[int] = 500,
+        *,
+        scale: float = 4,
+        prompt: str | Sequence[str] = "",
+        color_fix: ColorFix = "adain",
+        process_size: int = 512,
+        generator: torch.Generator | None = None,
+        output_type: str | None = None,
+    ) -> Any:
+        """Restore images and enlarge them.
+
+        Args:
+            image: One image or a list of them: PIL of any mode, uint8 or uint16 array (H, W) or
+                (H, W, 1|3|4), float array or tensor (3, H, W) in [0, 1], or a tensor batch
+                (B, 3, H, W).
+            timestep: 0..999, one for all or one per image; small is faithful, large is vivid.
+            scale: Output size over input size, any number ≥ 1; 1 restores at the given size.
+            prompt: What the picture shows, one for all or one per image; "" is neutral.
+            color_fix: "adain", "wavelet" or "none".
+            process_size: Smallest shorter side in px that the network works at; 0 for no limit.
+            generator: Samples the encoder's posterior; None takes its mean, so that the same
+                input gives the same output.
+            output_type: "pil", "np" or "pt"; None gives back what came in.
+
+        Returns:
+            An image of `round(scale × size)` px of the kind that came in, or a list of them for
+            a list; grey stays grey, alpha is carried, the ICC profile is kept.
+
+        Raises:
+            TypeError: An argument is of the wrong type.
+            ValueError: An argument is out of range, or the numbers of images, timesteps and
+                prompts differ.
+            TADSRError: The result is not finite at the model's precision.
+
+        Source: TADSR (arXiv 2508.16557), one-step inference.
+        """
+        settings = UpscaleSettings(scale, color_fix, process_size)
+        is_list = isinstance(image, list | tuple)
+        is_batch = isinstance(image, Tensor) and image.ndim == 4
+        images = list(image) if is_list or is_batch else [image]
+        if not images:
+            raise ValueError("image must hold at least one image, got an empty list")
+        decoded = [decode_image(item) for item in images]
+        timesteps = self.check_timesteps(timestep, len(images))
+        prompts = list(prompt) if isinstance(prompt, list | tuple) else [prompt] * len(images)
+        if len(prompts) != len(images):
+            raise ValueError(
+                f"prompt must be one text or one per image ({len(images)}), got {len(prompts)}"
+            )
+        prompt_embeds = self.encode_prompt(prompts)
+        # Images of a tensor batch share their size and go through the network together.
+        groups = [range(len(images))] if is_batch else [range(i, i + 1) for i in range(len(images))]
+        results = []
+        for group in groups:
+            rows = list(group)
+            restored = self._upscale(
+                torch.stack([decoded[i].rgb for i in rows]),
+                timesteps[rows],
+                prompt_embeds[rows],
+                settings,
+                generator,
+            )
+            for i, rgb in zip(rows, restored, strict=True):
+                alpha = self._upscale_alpha(decoded[i], settings)
+                results.append(encode_image(rgb, alpha, decoded[i], output_type))
+        self.maybe_free_model_hooks()
+        if is_batch and isinstance(results[0], Tensor):
+            return torch.stack(results)
+        return results if is_list or is_batch else results[0]
+
+    @torch.no_grad()
+    def restore(
+        self,
+        lq: Tensor,
+        timesteps: Tensor,
+        prompt_embeds: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Restore tensors in one step, without resizing or colour fix.
+
+        Args:
+            lq: LQ images at output resolution, (B, 3, H, W), in [-1, 1]; H and W multiples of
+                `vae.downscale_factor`.
+            timesteps: One timestep per image, (B,), int64.
+            prompt_embeds: Prompt embeddings, (B, L, D).
+            generator: Samples the posterior; None takes its mean.
+
+        Returns:
+            Restored images, shaped as `lq`, clamped to [-1, 1], in the autoencoder's dtype.
+
+        Source: TADSR (arXiv 2508.16557), one-step inference.
+        """
+        latents = self.encode_latents(lq, timesteps, generator=generator)
+        return self.decode_latents(self.predict_x0(latents, timesteps, prompt_embeds))
+
+    def encode_latents(
+        self, lq: Tensor, timesteps: Tensor, *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Encode LQ images (B, 3, H, W) to scaled latents (B, C, H/f, W/f) at their timesteps."""
+        posterior = self.vae.encode(lq.to(self.vae.dtype), timesteps).latent_dist
+        latents = posterior.mode() if generator is None else posterior.sample(generator)
+        return latents * self.vae.config.scaling_factor
+
+    def predict_x0(self, latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Tensor:
+        """Take the student's one step on scaled latents (B, C, h, w)."""
+        dtype = self.unet.dtype
+        residual = self.unet(latents.to(dtype), timesteps, prompt_embeds.to(dtype)).sample
+        return residual_to_x0(latents.to(dtype), residual, timesteps, self.alphas_cumprod)
+
+    def decode_latents(self, pred_x0: Tensor) -> Tensor:
+        """Decode scaled latents to images (B, 3, H, W), clamped to [-1, 1]."""
+        z = pred_x0.to(self.vae.dtype) / self.vae.config.scaling_factor
+        return self.vae.decode(z).sample.clamp(-1, 1)
+
+    def encode_prompt(self, prompts: Sequence[str]) -> Tensor:
+        """Return the embeddings of prompts; those of the empty prompt are kept.
+
+        Args:
+            prompts: B texts.
+
+        Returns:
+            (B, L, D), on the execution device.
+
+        Raises:
+            TypeError: A prompt is not a string.
+            ValueError: The model has no text encoder and does not know a prompt.
+        """
+        for prompt in prompts:
+            if not isinstance(prompt, str):
+                raise TypeError(f"prompt must be text, got {type(prompt).__name__}")
+        if self.text_encoder is None:
+            return self.prompt_embeddings(list(prompts)).to(self._execution_device)
+        if any(prompts):
+            return self._encode_text(prompts)
+        key = (id(self.text_encoder), self.text_encoder.dtype, self._execution_device)
+        if self._empty_prompt is None or self._empty_prompt[0] != key:
+            self._empty_prompt = (key, self._encode_text([""]))
+        return self._empty_prompt[1].expand(len(prompts), -1, -1)
+
+    def check_timesteps(self, timestep: int | Sequence[int], num_images: int) -> Tensor:
+        """Turn a user's timestep into one int64 per image, (B,), on the execution device.
+
+        Raises:
+            TypeError: A timestep is not a number.
+            ValueError: A timestep is not whole or out of range, or their number is wrong.
+        """
+        if isinstance(timestep, Tensor):
+            timestep = timestep.tolist()
+        values = list(timestep) if hasattr(timestep, "__len__") else [timestep] * num_images
+        if len(values) != num_images:
+            raise ValueError(
+                f"timestep must be one number or one per image ({num_images}), got {len(values)}"
+            )
+        last = len(self.alphas_cumprod) - 1
+        whole = [_whole_number(value) for value in values]
+        for value in whole:
+            if not 0 <= value <= last:
+                raise ValueError(
+                    f"timestep must be in 0..{last}, got {value}; small keeps the photo faithful, "
+                    "large makes it vivid"
+                )
+        return torch.tensor(whole, dtype=torch.int64, device=self._execution_device)
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        variant: str | None = None,
+        torch_dtype: torch.dtype | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        """Write the pipeline as a diffusers folder of safetensors, all or nothing.
+
+        Args:
+            save_directory: Folder to create.
+            variant: Variant in the weight files' names, such as "fp16".
+            torch_dtype: Type the weights are written in; None for their own.
+            overwrite: Whether an existing folder is replaced.
+
+        Raises:
+            CheckpointError: The folder exists or cannot be written.
+        """
+        save_native(
+            save_directory,
+            **self.components,
+            adapters=self.adapters,
+            variant=variant,
+            dtype=torch_dtype,
+            overwrite=overwrite,
+        )
+
+    @property
+    def adapters(self) -> AdapterSet | None:
+        """The LoRA adapters kept apart from the weights, or None when merged."""
+        return extract_adapters(self.unet, self.vae) if has_adapters(self.unet) else None
+
+    def merge_adapters(self) -> None:
+        """Add adapters that were kept apart into the weights; the result stays the same."""
+        fuse_adapters(self.unet, self.vae)
+
+    def _encode_text(self, prompts: Sequence[str]) -> Tensor:
+        tokens = self.tokenizer(
+            list(prompts),
+            padding="max_length",
+            max_length=self.tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        )
+        return self.text_encoder(tokens.input_ids.to(self._execution_device))[0]  # [B, L, D]
+
+    def _upscale(
+        self,
+        rgb: Tensor,
+        timesteps: Tensor,
+        prompt_embeds: Tensor,
+        settings: UpscaleSettings,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """Restore images (B, 3, h, w) in [0, 1] at their output size, in [0, 1], float32."""
+        height, width = rgb.shape[-2:]
+        size = settings.network_size(height, width)
+        reference = resize_bicubic(rgb.to(self._execution_device), size).clamp(0, 1)
+        multiple = self.vae.downscale_factor
+        padded = pad_reflect(reference, -size[0] % multiple, -size[1] % multiple)
+        restored = self.restore(padded * 2 - 1, timesteps, prompt_embeds, generator=generator)
+        restored = restored[..., : size[0], : size[1]].float() / 2 + 0.5
+        if not torch.isfinite(restored).all():
+            raise TADSRError(
+                f"the result must be finite, got NaN or infinity at {self.unet.dtype}; load the "
+                "model with torch_dtype=torch.bfloat16 or torch.float32"
+            )
+        fixed = COLOR_FIXES[settings.color_fix](restored, reference).clamp(0, 1)
+        return resize_bicubic(fixed, settings.output_size(height, width)).clamp(0, 1)
+
+    def _upscale_alpha(self, decoded: DecodedImage, settings: UpscaleSettings) -> Tensor | None:
+        """Enlarge the alpha channel beside the colours, (1, H, W) in [0, 1]."""
+        if decoded.alpha is None:
+            return None
+        size = settings.output_size(*decoded.alpha.shape[-2:])
+        return resize_bicubic(decoded.alpha[None], size)[0].clamp(0, 1)
+
+
+def _whole_number(value: Any) -> int:
+    """Return a whole number as an int; a float such as 500.0 counts as whole."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"timestep must be a whole number, got {type(value).__name__}")
+    if value != value or value % 1 != 0:
+        raise ValueError(f"timestep must be a whole number, got {value}")
+    return int(value)

@@ -1,0 +1,1 @@
+"""Training from scratch and distillation; needs the extra `train`."""

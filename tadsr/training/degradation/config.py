@@ -1,0 +1,182 @@
+"""What a degradation may be: the ranges that parameters are drawn from, as data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+KernelKind = Literal[
+    "iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso"
+]
+"""Families of blur kernels; the sinc kernel is drawn apart."""
+
+KERNEL_KINDS: tuple[KernelKind, ...] = (
+    "iso",
+    "aniso",
+    "generalized_iso",
+    "generalized_aniso",
+    "plateau_iso",
+    "plateau_aniso",
+)
+
+Range = tuple[float, float]
+"""Smallest and largest value, drawn uniformly."""
+
+
+def _check_range(name: str, value: Range, low: float, high: float) -> None:
+    if not low <= value[0] <= value[1] <= high:
+        raise ValueError(f"{name} must be an ordered range within [{low}, {high}], got {value}")
+
+
+def _check_probability(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be a probability in [0, 1], got {value}")
+
+
+def _check_odd_sizes(name: str, value: tuple[int, int]) -> None:
+    low, high = value
+    if not (1 <= low <= high and low % 2 == 1 and high % 2 == 1):
+        raise ValueError(f"{name} must be an ordered pair of odd numbers, got {value}")
+
+
+@dataclass(frozen=True)
+class BlurConfig:
+    """How a blur kernel is drawn."""
+
+    probability: float = 1.0
+    """Probability of blurring at all, in [0, 1]."""
+    sinc_probability: float = 0.1
+    """Probability that the kernel is a sinc (ringing) instead of a Gaussian-like one."""
+    kind_weights: tuple[float, ...] = (0.45, 0.25, 0.12, 0.03, 0.12, 0.03)
+    """Weight of each of `KERNEL_KINDS`; they sum to 1."""
+    size_px: tuple[int, int] = (7, 21)
+    """Smallest and largest kernel side in px, odd; drawn uniformly among the odd numbers."""
+    sigma_px: Range = (0.2, 3.0)
+    """Standard deviations in px, above 0."""
+    beta_generalized: Range = (0.5, 4.0)
+    """Shape of generalized Gaussians, above 0; 1 is a Gaussian."""
+    beta_plateau: Range = (1.0, 2.0)
+    """Shape of plateau kernels, above 0."""
+
+    def __post_init__(self) -> None:
+        _check_probability("probability", self.probability)
+        _check_probability("sinc_probability", self.sinc_probability)
+        if len(self.kind_weights) != len(KERNEL_KINDS) or min(self.kind_weights) < 0:
+            raise ValueError(
+                f"kind_weights must be {len(KERNEL_KINDS)} weights of at least 0, "
+                f"got {self.kind_weights}"
+            )
+        if not math.isclose(sum(self.kind_weights), 1):
+            raise ValueError(f"kind_weights must sum to 1, got {sum(self.kind_weights)}")
+        _check_odd_sizes("size_px", self.size_px)
+        for name in ("sigma_px", "beta_generalized", "beta_plateau"):
+            _check_range(name, getattr(self, name), 1e-3, 100)
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One order of the pipeline: blur, resize, noise and JPEG."""
+
+    blur: BlurConfig
+    """The blur."""
+    resize_weights: tuple[float, float, float]
+    """Probabilities of enlarging, shrinking and keeping the size; they sum to 1."""
+    resize_factor: Range
+    """Smallest factor when shrinking (≤ 1) and largest when enlarging (≥ 1)."""
+    gaussian_probability: float
+    """Probability of Gaussian noise; Poisson noise otherwise."""
+    gaussian_sigma: Range
+    """Standard deviation of Gaussian noise, of 255."""
+    poisson_scale: Range
+    """Factor on Poisson noise."""
+    gray_probability: float
+    """Probability that the noise is the same in all channels."""
+    jpeg_quality: Range = (30.0, 95.0)
+    """JPEG quality, in [1, 100]."""
+
+    def __post_init__(self) -> None:
+        weights = self.resize_weights
+        if len(weights) != 3 or min(weights) < 0 or not math.isclose(sum(weights), 1):
+            raise ValueError(
+                f"resize_weights must be three probabilities summing to 1, "
+                f"got {self.resize_weights}"
+            )
+        low, high = self.resize_factor
+        if not 0 < low <= 1 <= high:
+            raise ValueError(f"resize_factor must enclose 1, got {self.resize_factor}")
+        _check_probability("gaussian_probability", self.gaussian_probability)
+        _check_probability("gray_probability", self.gray_probability)
+        _check_range("gaussian_sigma", self.gaussian_sigma, 0, 255)
+        _check_range("poisson_scale", self.poisson_scale, 0, 100)
+        _check_range("jpeg_quality", self.jpeg_quality, 1, 100)
+
+
+@dataclass(frozen=True)
+class DegradationConfig:
+    """A whole pipeline; without stages, LQ is the bicubic reduction of HQ.
+
+    Source: Real-ESRGAN (arXiv 2107.10833), second-order degradation; the published TADSR code
+    uses its default parameters.
+    """
+
+    stages: tuple[StageConfig, ...] = ()
+    """Orders, at most two; the last one's JPEG comes with the final resize and sinc filter."""
+    final_sinc_probability: float = 0.0
+    """Probability of the sinc filter beside the final resize."""
+    final_sinc_size_px: tuple[int, int] = (7, 21)
+    """Smallest and largest side in px of the final sinc kernel, odd."""
+
+    def __post_init__(self) -> None:
+        if len(self.stages) > 2:
+            raise ValueError(f"stages must be at most two, got {len(self.stages)}")
+        _check_probability("final_sinc_probability", self.final_sinc_probability)
+        _check_odd_sizes("final_sinc_size_px", self.final_sinc_size_px)
+
+
+_REALESRGAN = DegradationConfig(
+    stages=(
+        StageConfig(
+            blur=BlurConfig(),
+            resize_weights=(0.2, 0.7, 0.1),
+            resize_factor=(0.15, 1.5),
+            gaussian_probability=0.5,
+            gaussian_sigma=(1.0, 30.0),
+            poisson_scale=(0.05, 3.0),
+            gray_probability=0.4,
+        ),
+        StageConfig(
+            blur=BlurConfig(probability=0.8, sigma_px=(0.2, 1.5)),
+            resize_weights=(0.3, 0.4, 0.3),
+            resize_factor=(0.3, 1.2),
+            gaussian_probability=0.5,
+            gaussian_sigma=(1.0, 25.0),
+            poisson_scale=(0.05, 2.5),
+            gray_probability=0.4,
+        ),
+    ),
+    final_sinc_probability=0.8,
+)
+
+_MILD = DegradationConfig(
+    stages=(
+        StageConfig(
+            blur=BlurConfig(probability=0.8, sigma_px=(0.2, 1.2)),
+            resize_weights=(0.1, 0.3, 0.6),
+            resize_factor=(0.5, 1.2),
+            gaussian_probability=0.5,
+            gaussian_sigma=(0.0, 8.0),
+            poisson_scale=(0.0, 0.8),
+            gray_probability=0.4,
+            jpeg_quality=(60.0, 98.0),
+        ),
+    ),
+    final_sinc_probability=0.2,
+)
+
+PRESETS: Mapping[str, DegradationConfig] = MappingProxyType(
+    {"realesrgan": _REALESRGAN, "mild": _MILD, "bicubic": DegradationConfig()}
+)
+"""Named pipelines: Real-ESRGAN's, a light one for good cameras, and plain reduction."""

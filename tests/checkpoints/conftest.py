@@ -1,0 +1,95 @@
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tadsr.checkpoints import Checkpoint, load_checkpoint, save_native
+from tadsr.models.prompt_embeddings import PromptEmbeddings
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def golden_base():
+    return GOLDEN / "base"
+
+
+@pytest.fixture(scope="session")
+def golden_adapter():
+    return GOLDEN / "tadsr.pkl"
+
+
+@pytest.fixture(scope="session")
+def merged(golden_base, golden_adapter):
+    return load_checkpoint(golden_base, adapter=golden_adapter)
+
+
+@pytest.fixture(scope="session")
+def apart(golden_base, golden_adapter):
+    return load_checkpoint(golden_base, adapter=golden_adapter, merge_adapters=False)
+
+
+@pytest.fixture
+def official(golden_base, golden_adapter, tmp_path):
+    """A published checkpoint that a test may damage."""
+    folder = tmp_path / "official"
+    shutil.copytree(golden_base, folder)
+    shutil.copy(golden_adapter, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def native_original(merged, tmp_path_factory):
+    """A small native checkpoint with prompt embeddings instead of a text encoder."""
+    folder = tmp_path_factory.mktemp("native") / "model"
+    checkpoint = Checkpoint(
+        vae=merged.vae,
+        unet=merged.unet,
+        scheduler=merged.scheduler,
+        prompt_embeddings=PromptEmbeddings(("", "sharp"), 3, 16),
+        metadata={"license": "apache-2.0"},
+    )
+    return save_native(folder, **checkpoint.components())
+
+
+@pytest.fixture
+def native(native_original, tmp_path):
+    """A native checkpoint that a test may damage."""
+    folder = tmp_path / "native"
+    shutil.copytree(native_original, folder)
+    return folder
+
+
+def same_tensors(left, right):
+    """Tell whether two models have the same names, dtypes and values."""
+    a, b = left.state_dict(), right.state_dict()
+    return list(a) == list(b) and all(
+        a[n].dtype == b[n].dtype and torch.equal(a[n], b[n]) for n in a
+    )
+
+
+def split_into_shards(path, stem):
+    """Replace a safetensors file by two shards and their index."""
+    import json
+
+    from safetensors.torch import load_file
+
+    tensors = load_file(path)
+    names = sorted(tensors)
+    variant = path.name.removeprefix(stem).removesuffix(".safetensors")  # "" or ".fp16"
+    halves = {
+        f"{stem}{variant}-00001-of-00002.safetensors": names[::2],
+        f"{stem}{variant}-00002-of-00002.safetensors": names[1::2],
+    }
+    for shard, part in halves.items():
+        save_file({n: tensors[n].clone() for n in part}, path.parent / shard)
+    path.unlink()
+    index = {"weight_map": {n: shard for shard, part in halves.items() for n in part}}
+    (path.parent / f"{stem}.safetensors.index{variant}.json").write_text(json.dumps(index))

@@ -1,0 +1,58 @@
+import pytest
+
+from tadsr.checkpoints import inspect_checkpoint, save_native
+from tadsr.errors import CheckpointError
+
+
+def test_published_checkpoint(golden_base, golden_adapter, merged):
+    info = inspect_checkpoint(golden_base, golden_adapter)
+    assert info.format == "official"
+    assert (info.rank_unet, info.rank_vae, info.lora_alpha) == (4, 4, 8)
+    assert info.timestep_range == (0, 999)
+    assert (info.latent_channels, info.scale, info.prompts) == (4, 4, None)
+    assert "non-commercial" in info.licence
+    by_name = {c.name: c for c in info.components}
+    assert list(by_name) == ["vae", "unet", "scheduler", "text_encoder", "tokenizer"]
+    assert by_name["unet"].num_parameters == merged.unet.num_parameters()
+    assert by_name["unet"].dtypes == ("float32",)
+    assert by_name["vae"].files == ("time_vae/diffusion_pytorch_model.safetensors",)
+    sizes = [(golden_base / f).stat().st_size for c in info.components for f in c.files]
+    assert info.num_bytes == sum(sizes) + golden_adapter.stat().st_size
+    assert info.num_adapter_parameters > 0
+
+
+def test_native_checkpoint(native):
+    info = inspect_checkpoint(native)
+    assert info.format == "native"
+    assert info.prompts == ("", "sharp")
+    assert info.licence == "apache-2.0"
+    assert info.adapter_file is None
+    assert info.rank_unet is None
+    assert info.num_adapter_parameters == 0
+
+
+def test_variants_are_listed(merged, tmp_path):
+    info = inspect_checkpoint(save_native(tmp_path / "m", **merged.components(), variant="fp16"))
+    assert {c.variants for c in info.components if c.files} == {("fp16",)}
+
+
+def test_base_alone_is_described(golden_base):
+    assert inspect_checkpoint(golden_base).adapter_file is None
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "licence"),
+    [
+        ("README.md", "---\ntags: [x]\nlicense: 'openrail++'\n---\n# Model", "openrail++"),
+        ("LICENSE", "\nMIT License\n\nCopyright", "MIT License"),
+    ],
+)
+def test_licence_is_read_from_files(official, file, text, licence):
+    (official / file).write_text(text)
+    assert inspect_checkpoint(official).licence == licence
+
+
+def test_damage_is_named(native):
+    (native / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"\x00" * 20)
+    with pytest.raises(CheckpointError, match="vae/diffusion_pytorch_model"):
+        inspect_checkpoint(native)

@@ -1,0 +1,161 @@
+import json
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file
+from transformers import CLIPTextModel
+
+from tadsr.checkpoints import (
+    convert_checkpoint,
+    load_adapters,
+    load_checkpoint,
+    save_native,
+    save_official,
+)
+from tadsr.errors import CheckpointError
+from tadsr.models.adapters import fuse_adapters, has_adapters
+
+from .conftest import same_tensors
+
+PARTS = ("unet", "vae", "text_encoder")
+
+
+def test_official_to_native_merged(merged, tmp_path):
+    loaded = load_checkpoint(save_native(tmp_path / "native", **merged.components()))
+    assert all(same_tensors(getattr(loaded, p), getattr(merged, p)) for p in PARTS)
+    text = "the cat in a garden"
+    assert loaded.tokenizer(text).input_ids == merged.tokenizer(text).input_ids
+    assert loaded.tokenizer.pad_token == "!"
+    assert torch.equal(loaded.scheduler.betas, merged.scheduler.betas)
+    assert loaded.metadata == merged.metadata
+
+
+def test_official_to_native_apart_to_official(golden_base, golden_adapter, apart, tmp_path):
+    native = save_native(tmp_path / "native", **apart.components())
+    assert (native / "adapters.safetensors").is_file()
+    loaded = load_checkpoint(native, merge_adapters=False)
+    assert all(same_tensors(getattr(loaded, p), getattr(apart, p)) for p in PARTS)
+    official = save_official(tmp_path / "official", **loaded.components())
+
+    before, after = load_adapters(golden_adapter), load_adapters(official / "tadsr.pkl")
+    for part in ("unet", "vae", "vae_time"):
+        a, b = getattr(before, part), getattr(after, part)
+        assert set(a) == set(b)
+        assert all(torch.equal(a[n], b[n]) for n in a)
+    # Whatever the adapters do not replace is the base's own.
+    replaced = {"conv_in.weight", "conv_in.bias", *before.vae_time}
+    for file in (
+        "unet/diffusion_pytorch_model.safetensors",
+        "time_vae/diffusion_pytorch_model.safetensors",
+        "text_encoder/model.safetensors",
+    ):
+        a, b = load_file(golden_base / file), load_file(official / file)
+        assert set(a) == set(b)
+        assert all(torch.equal(a[n], b[n]) for n in a if n not in replaced)
+    tokenizer = "tokenizer/vocab.json"
+    assert (official / tokenizer).read_bytes() == (golden_base / tokenizer).read_bytes()
+
+
+def test_native_apart_merges_on_loading(apart, merged, tmp_path):
+    loaded = load_checkpoint(save_native(tmp_path / "native", **apart.components()))
+    assert not has_adapters(loaded.unet)
+    assert all(same_tensors(getattr(loaded, p), getattr(merged, p)) for p in PARTS)
+
+
+def test_half_precision_variant(merged, tmp_path):
+    folder = save_native(tmp_path / "m", **merged.components(), variant="fp16", dtype=torch.float16)
+    assert (folder / "text_encoder" / "model.fp16.safetensors").is_file()
+    loaded = load_checkpoint(folder, variant="fp16", torch_dtype=torch.float16)
+    for part in PARTS:
+        state = getattr(merged, part).state_dict()
+        for name, tensor in getattr(loaded, part).state_dict().items():
+            assert torch.equal(tensor, state[name].half())
+    assert merged.unet.dtype == torch.float32
+
+
+def test_libraries_of_the_components_read_the_native_folder(merged, tmp_path):
+    folder = save_native(tmp_path / "m", **merged.components(), dtype=torch.float16)
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float16)
+    assert torch.equal(unet.conv_out.weight, merged.unet.conv_out.weight.half())
+    text = CLIPTextModel.from_pretrained(folder / "text_encoder", torch_dtype=torch.float16)
+    assert text.dtype == torch.float16
+    index = json.loads((folder / "model_index.json").read_text())
+    assert index["vae"] == ["tadsr.models.time_aware_vae", "TimeAwareAutoencoderKL"]
+    assert index["prompt_embeddings"] == [None, None]
+
+
+def test_merged_model_cannot_be_split(merged, native, tmp_path):
+    with pytest.raises(CheckpointError, match="cannot be split"):
+        save_official(tmp_path / "out", **merged.components())
+    with pytest.raises(CheckpointError, match="cannot be split"):
+        convert_checkpoint(native, tmp_path / "out", to="official")
+    assert not (tmp_path / "out").exists()
+
+
+def test_folder_with_files_is_refused_unless_overwritten(merged, native, tmp_path):
+    (native / "mine.txt").write_text("keep")
+    with pytest.raises(CheckpointError, match="must be new or empty"):
+        save_native(native, **merged.components())
+    assert (native / "mine.txt").exists()
+    save_native(native, **merged.components(), overwrite=True)
+    assert not (native / "mine.txt").exists()
+    assert load_checkpoint(native).text_encoder is not None
+
+
+def test_failed_writing_leaves_nothing_and_the_old_folder(apart, native):
+    before = sorted(p.name for p in native.parent.iterdir())
+    vae, checkpoint = apart.vae, apart
+    broken = type(checkpoint)(vae=vae, unet=torch.nn.Linear(1, 1), scheduler=checkpoint.scheduler)
+    with pytest.raises(CheckpointError, match="only one has"):
+        save_native(native, **broken.components(), overwrite=True)
+    assert sorted(p.name for p in native.parent.iterdir()) == before
+    assert load_checkpoint(native).format == "native"
+
+
+def test_adapters_merged_since_loading_are_not_written_twice(golden_base, golden_adapter, tmp_path):
+    checkpoint = load_checkpoint(golden_base, adapter=golden_adapter, merge_adapters=False)
+    fuse_adapters(checkpoint.unet, checkpoint.vae)
+    with pytest.raises(CheckpointError, match="leave adapters out"):
+        save_native(tmp_path / "m", **checkpoint.components())
+    save_native(tmp_path / "m", **{**checkpoint.components(), "adapters": None})
+    assert load_checkpoint(tmp_path / "m").adapters is None
+
+
+def test_unwritable_place_is_a_checkpoint_error(merged, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        save_native(tmp_path / "file" / "model", **merged.components())
+    with pytest.raises(CheckpointError, match="is a file"):
+        save_native(tmp_path / "file", **merged.components())
+
+
+def test_variant_must_be_a_plain_word(merged, tmp_path):
+    with pytest.raises(ValueError, match="variant"):
+        save_native(tmp_path / "m", **merged.components(), variant="../x")
+
+
+def test_overwriting_the_source_keeps_loaded_weights(native):
+    loaded = load_checkpoint(native, torch_dtype="auto")
+    before = loaded.unet.conv_in.weight.clone()
+    save_native(native, **loaded.components(), overwrite=True)
+    assert torch.equal(loaded.unet.conv_in.weight, before)
+    assert torch.equal(load_checkpoint(native).unet.conv_in.weight, before)
+
+
+def test_convert_keeps_the_stored_dtype_and_adapters(official, merged, tmp_path):
+    folder = convert_checkpoint(official, tmp_path / "merged")
+    assert same_tensors(load_checkpoint(folder).unet, merged.unet)
+    half = convert_checkpoint(official, tmp_path / "half", dtype=torch.float16, keep_adapters=True)
+    assert load_checkpoint(half, torch_dtype="auto").text_encoder.dtype == torch.float16
+    kept = load_adapters(half / "adapters.safetensors").vae
+    assert {t.dtype for t in kept.values()} == {torch.float32}
+    back = convert_checkpoint(half, tmp_path / "back", to="official")
+    assert load_checkpoint(back, torch_dtype="auto").unet.dtype == torch.float16
+
+
+def test_convert_refuses_before_loading(native, tmp_path):
+    with pytest.raises(CheckpointError, match="must be new or empty"):
+        convert_checkpoint("does/not-exist", native)
+    with pytest.raises(ValueError, match="'native' or 'official'"):
+        convert_checkpoint(native, tmp_path / "x", to="onnx")

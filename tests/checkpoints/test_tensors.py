@@ -1,0 +1,98 @@
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from tadsr.checkpoints.tensors import TensorReader, load_strict, read_pickle
+from tadsr.errors import CheckpointError
+
+
+class RunsCode:
+    def __reduce__(self):
+        return (print, ("code ran",))
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_pickle_with_code_is_refused_and_not_run(tmp_path, capsys, is_zip):
+    path = tmp_path / "model.bin"
+    if is_zip:
+        torch.save({"x": RunsCode()}, path)
+    else:
+        path.write_bytes(pickle.dumps({"x": RunsCode()}, protocol=2))
+    with pytest.raises(CheckpointError, match=r"model\.bin was refused for safety"):
+        read_pickle(path)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_truncated_pickle_is_damaged(tmp_path, is_zip):
+    path = tmp_path / "model.bin"
+    torch.save({"x": torch.zeros(100)}, path, _use_new_zipfile_serialization=is_zip)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(CheckpointError, match=r"model\.bin is damaged"):
+        read_pickle(path)
+
+
+def test_old_torch_files_are_read(tmp_path):
+    path = tmp_path / "model.bin"
+    torch.save({"x": torch.ones(3)}, path, _use_new_zipfile_serialization=False)
+    assert torch.equal(read_pickle(path)["x"], torch.ones(3))
+
+
+def test_missing_pickle_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"absent\.pkl cannot be read"):
+        read_pickle(tmp_path / "absent.pkl")
+
+
+def test_truncated_safetensors_is_damaged(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file({"x": torch.zeros(100)}, path)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors .*is damaged"):
+        TensorReader([path])
+
+
+def test_pickle_of_other_things_is_refused(tmp_path):
+    path = tmp_path / "model.bin"
+    torch.save({"epoch": 3}, path)
+    with pytest.raises(CheckpointError, match=r"model\.bin must hold tensors by name"):
+        TensorReader([path])
+
+
+def test_shards_must_not_repeat_a_tensor(tmp_path):
+    paths = [tmp_path / f"{i}.safetensors" for i in range(2)]
+    for path in paths:
+        save_file({"x": torch.zeros(1)}, path)
+    with pytest.raises(CheckpointError, match="different tensors"):
+        TensorReader(paths)
+
+
+def build():
+    with torch.device("meta"):
+        return nn.Sequential(*[nn.Linear(2, 2) for _ in range(4)])
+
+
+def test_strict_loading_counts_every_kind_in_one_error(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file({"0.weight": torch.zeros(2, 3), "extra": torch.zeros(1)}, path)
+    with pytest.raises(CheckpointError) as caught:
+        load_strict(build(), TensorReader([path]), dtype=None)
+    message = str(caught.value)
+    assert str(path) in message
+    assert "7 missing (0.bias, 1.weight, 1.bias, 2.weight, 2.bias, …)" in message
+    assert "1 extra (extra)" in message
+    assert "1 misshapen (0.weight (2, 3) instead of (2, 2))" in message
+    assert "tried it as Sequential" in message
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.float16])
+def test_loading_keeps_values_and_casts(tmp_path, dtype):
+    path = tmp_path / "model.safetensors"
+    state = {n: torch.randn(t.shape) for n, t in build().state_dict().items()}
+    save_file(state, path)
+    model = load_strict(build(), TensorReader([path]), dtype=dtype)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, state[name].to(dtype or torch.float32))
+    assert not model.training

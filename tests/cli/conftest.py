@@ -1,0 +1,89 @@
+"""A small model with random weights, and ways to run the command line on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from PIL import Image
+from typer.testing import CliRunner
+
+from tadsr import TADSRPipeline, TimeAwareAutoencoderKL
+from tadsr.cli import app
+from tadsr.models.prompt_embeddings import PromptEmbeddings
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    vae = TimeAwareAutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        mid_block_add_attention=False,
+    )
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 8),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=4,
+        cross_attention_dim=8,
+        attention_head_dim=2,
+    )
+    scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    pipe = TADSRPipeline(
+        vae=vae, unet=unet, scheduler=scheduler, prompt_embeddings=PromptEmbeddings(embedding_dim=8)
+    )
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    pipe.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tadsr(tmp_path, monkeypatch) -> Callable:
+    """Run a command in an empty folder, and check its exit code."""
+    monkeypatch.chdir(tmp_path)
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+
+    def run(*args: object, code: int = 0):
+        result = CliRunner().invoke(app, list(map(str, args)))
+        assert result.exit_code == code, result.output
+        return result
+
+    yield run
+    torch.set_num_threads(num_threads)
+
+
+@pytest.fixture
+def upscale(tadsr, model_dir) -> Callable:
+    """Run `tadsr upscale` with the small model, as fast as it goes."""
+
+    def run(*args: object, code: int = 0):
+        return tadsr("upscale", *args, "-m", model_dir, "--process-size", 0, code=code)
+
+    return run
+
+
+@pytest.fixture
+def photo(tmp_path) -> Callable[..., Path]:
+    """Write a small picture and return its path, relative to the folder that commands run in."""
+
+    def write(name: str, size: tuple[int, int] = (6, 5), mode: str = "RGB") -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        channels = len(Image.new(mode, (1, 1)).getbands())
+        rng = np.random.default_rng(len(name))
+        pixels = rng.integers(0, 256, (size[1], size[0], channels), np.uint8)
+        Image.fromarray(pixels[..., 0] if channels == 1 else pixels).save(path)
+        return Path(name)
+
+    return write

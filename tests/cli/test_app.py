@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import tadsr as package
+
+# What the tests import is what the processes run, installed or not.
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": str(Path(package.__file__).parents[1]),
+    "PYTHONIOENCODING": "utf-8",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+def run(*args: object, cwd=None) -> subprocess.CompletedProcess:
+    command = [sys.executable, *map(str, args)]
+    return subprocess.run(
+        command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, encoding="utf-8"
+    )
+
+
+@pytest.mark.parametrize("args", [["--help"], ["--version"], ["upscale", "--help"], ["upscal"]])
+def test_help_and_typos_import_no_torch(args):
+    program = (
+        "import sys\n"
+        "from tadsr.cli import main\n"
+        "try:\n    main()\n"
+        "finally:\n    sys.exit(99 if {'torch', 'diffusers', 'PIL'} & set(sys.modules) else None)"
+    )
+    assert run("-c", program, *args).returncode != 99
+
+
+def test_version_and_module_entry():
+    result = run("-m", "tadsr", "--version")
+    assert (result.returncode, result.stdout) == (0, f"tadsr {package.__version__}\n")
+
+
+def test_a_process_upscales_without_chatter(tmp_path, photo, model_dir):
+    photo("photo.jpg")
+    args = ("upscale", "photo.jpg", "-m", model_dir, "--process-size", 0)
+    result = run("-m", "tadsr", *args, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    assert result.stdout.startswith("photo.jpg -> photo_x4.png (24×20, ")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process")
+def test_ctrl_c_exits_130_and_leaves_no_half_file(tmp_path, photo, model_dir):
+    for index in range(50):
+        photo(f"photos/{index:02}.png", size=(48, 48))
+    args = [sys.executable, "-m", "tadsr", "upscale", "photos", "out", "-m", str(model_dir)]
+    process = subprocess.Popen(args, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE)
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "out/00.png").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert stderr == b"Interrupted; what is written is whole and stays.\n"
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written < {f"{index:02}.png" for index in range(50)}
+
+
+@pytest.mark.parametrize(
+    ("args", "suggestion"),
+    [
+        (["upscal", "photo.jpg"], "Did you mean 'upscale'?"),
+        (["cnvert"], "Did you mean 'convert'?"),
+        (["photo.jpg"], "Did you mean 'tadsr upscale photo.jpg'?"),
+        (["upscale", "photo.jpg", "--overwite"], "Did you mean --overwrite?"),
+        (["info", "x", "--jsn"], "Did you mean --json?"),
+        (["--verson"], "Did you mean --version?"),
+    ],
+)
+def test_typos_get_a_suggestion(tadsr, args, suggestion):
+    assert suggestion in tadsr(*args, code=2).stderr
+
+
+def test_help_lists_examples_and_no_completion_options(tadsr):
+    assert "tadsr upscale photo.jpg " in tadsr("--help").stdout
+    assert "completion" not in tadsr("--help").stdout
+    for command in ("upscale", "info", "convert"):
+        assert "Examples:" in tadsr(command, "--help").stdout

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors import safe_open
+
+
+def test_info_is_an_aligned_table(tadsr, model_dir):
+    lines = tadsr("info", model_dir).stdout.splitlines()
+    facts = dict(line.split(maxsplit=1) for line in lines[: lines.index("")])
+    assert facts["format"] == "native"
+    assert facts["timesteps"] == "0..999"
+    assert facts["adapters"] == "merged"
+    assert facts["prompts"] == "only ''"
+    header, *rows = lines[lines.index("") + 1 :]
+    assert {row.split()[0] for row in rows} >= {"vae", "unet", "prompt_embeddings", "scheduler"}
+    vae = next(row for row in rows if row.startswith("vae"))
+    assert vae.index("float32") == header.index("dtype")
+
+
+def test_info_as_json(tadsr, model_dir):
+    found = json.loads(tadsr("info", model_dir, "--json").stdout)
+    assert found["format"] == "native"
+    assert found["timestep_range"] == [0, 999]
+    assert found["num_parameters"] == sum(c["num_parameters"] for c in found["components"])
+
+
+def test_info_shows_adapters_apart(tadsr, golden_dir):
+    result = tadsr("info", golden_dir / "base", "--adapter", golden_dir / "tadsr.pkl")
+    assert "official" in result.stdout
+    assert "tadsr.pkl (rank " in result.stdout
+
+
+def test_info_of_nothing_is_one_readable_error(tadsr):
+    result = tadsr("info", "no-model", code=1)
+    assert result.stderr.startswith("Error: source must name a checkpoint, got 'no-model'")
+    assert result.stdout == ""
+
+
+def test_convert_changes_the_precision(tadsr, model_dir):
+    result = tadsr("convert", model_dir, "half", "--dtype", "fp16")
+    assert result.stdout.startswith(f"{model_dir} -> half (native, ")
+    (weights,) = Path("half/vae").glob("*.safetensors")
+    with safe_open(weights, "pt") as file:
+        assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"F16"}  # noqa: SIM118
+    assert "exists" not in tadsr("info", "./half").stdout
+
+
+def test_convert_replaces_only_when_told(tadsr, model_dir):
+    Path("out").mkdir()
+    Path("out/mine.txt").write_text("keep")
+    assert "must be new or empty" in tadsr("convert", model_dir, "out", code=1).stderr
+    assert Path("out/mine.txt").read_text() == "keep"
+    tadsr("convert", model_dir, "out", "--overwrite")
+    assert Path("out/model_index.json").is_file()
+
+
+def test_convert_and_back_computes_the_same(tadsr, golden_dir, photo):
+    photo("photo.png")
+    adapter = golden_dir / "tadsr.pkl"
+    tadsr("convert", golden_dir / "base", "native", "--adapter", adapter, "--keep-adapters")
+    tadsr("convert", "./native", "back", "--to", "official")
+    options = ("--process-size", 0)
+    tadsr(
+        "upscale", "photo.png", "a.png", "-m", golden_dir / "base", "--adapter", adapter, *options
+    )
+    tadsr("upscale", "photo.png", "b.png", "-m", "./back", *options)
+    assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
+
+
+def test_convert_cannot_split_what_is_merged(tadsr, model_dir):
+    assert tadsr("convert", model_dir, "out", "--to", "official", code=1).stderr.startswith("Error")
+    assert not Path("out").exists()

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tadsr.cli.plan import plan_jobs, split_output
+from tadsr.cli.reporting import UsageError
+
+
+@pytest.fixture(autouse=True)
+def tree(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.jpg", "b.jpg", "c.jpg", "photos/p.png", "photos/sub/q.tif", "more/r.webp"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).touch()
+    Path("sharp").mkdir()
+
+
+def plan(paths: str, output=None, *, format=None, scale=4.0) -> dict[str, str]:
+    jobs = plan_jobs(paths.split(), output, format=format, scale=scale)
+    return {job.source.as_posix(): job.target.as_posix() for job in jobs}
+
+
+@pytest.mark.parametrize(
+    ("paths", "output", "expected"),
+    [
+        ("a.jpg", None, {"a.jpg": "a_x4.png"}),
+        ("a.jpg new.webp", None, {"a.jpg": "new.webp"}),
+        ("a.jpg deep/new.png", None, {"a.jpg": "deep/new.png"}),
+        ("a.jpg sharp", None, {"a.jpg": "sharp/a.png"}),
+        ("a.jpg new/", None, {"a.jpg": "new/a.png"}),
+        ("a.jpg", "b.jpg", {"a.jpg": "b.jpg"}),
+        ("a.jpg b.jpg", "sharp/", {"a.jpg": "sharp/a.png", "b.jpg": "sharp/b.png"}),
+        ("a.jpg b.jpg sharp", None, {"a.jpg": "sharp/a.png", "b.jpg": "sharp/b.png"}),
+        ("a.jpg b.jpg new", None, {"a.jpg": "new/a.png", "b.jpg": "new/b.png"}),
+        ("a.jpg a.jpg ./b.jpg new/", None, {"a.jpg": "new/a.png", "b.jpg": "new/b.png"}),
+        (
+            "a.jpg b.jpg c.jpg",
+            None,
+            {"a.jpg": "a_x4.png", "b.jpg": "b_x4.png", "c.jpg": "c_x4.png"},
+        ),
+        (
+            "photos",
+            None,
+            {"photos/p.png": "photos_x4/p.png", "photos/sub/q.tif": "photos_x4/sub/q.png"},
+        ),
+        (
+            "photos/ sharp/",
+            None,
+            {"photos/p.png": "sharp/p.png", "photos/sub/q.tif": "sharp/sub/q.png"},
+        ),
+        (
+            "photos more a.jpg",
+            "new",
+            {
+                "photos/p.png": "new/photos/p.png",
+                "photos/sub/q.tif": "new/photos/sub/q.png",
+                "more/r.webp": "new/more/r.png",
+                "a.jpg": "new/a.png",
+            },
+        ),
+    ],
+)
+def test_outputs_are_named_by_the_documented_rules(paths, output, expected):
+    assert plan(paths, output) == expected
+
+
+def test_the_folder_one_stands_in_gets_a_sibling(tmp_path, monkeypatch):
+    monkeypatch.chdir("more")
+    assert plan(".") == {"r.webp": (tmp_path / "more_x4/r.png").as_posix()}
+
+
+def test_format_and_scale_are_in_the_name():
+    assert plan("a.jpg", format="avif", scale=2.5) == {"a.jpg": "a_x2.5.avif"}
+    assert plan("photos", format="jpg", scale=2)["photos/p.png"] == "photos_x2/p.jpg"
+
+
+def test_sources_of_one_name_keep_their_suffix():
+    Path("photos/p.jpg").touch()
+    found = plan("photos", "new")
+    assert found["photos/p.png"] == "new/p.png.png"
+    assert found["photos/p.jpg"] == "new/p.jpg.png"
+    assert found["photos/sub/q.tif"] == "new/sub/q.png"
+
+
+@pytest.mark.parametrize(
+    ("paths", "output", "format", "message"),
+    [
+        ("a.jpg b.jpg", None, None, "use -o b.jpg --overwrite, to upscale both name a folder"),
+        ("photos b.jpg", None, None, "b.jpg exists already"),
+        ("a.jpgg", None, None, "does not exist; did you mean a.jpg?"),
+        ("photos/pp.png new.png", None, None, "did you mean photos/p.png?"),
+        ("a.jpg new", None, None, "must end in one of .png"),
+        ("a.jpg new.png", None, "jpg", "--format jpg does not fit the output new.png"),
+        ("a.jpg b.jpg new.png", None, None, "must be a folder, got the file new.png"),
+        ("photos", "new.gif", None, "must be a folder, got the file new.gif"),
+        ("photos", "a.jpg", None, "must be a folder, got the file a.jpg"),
+        ("photos", "photos/", None, "must not be the input folder"),
+        ("sharp", None, None, "must hold images"),
+        ("a.jpg", "a.jpg", None, "which is an input"),
+        ("a.jpg b.jpg", ".", "jpg", "which is an input"),
+    ],
+)
+def test_what_does_not_fit_is_refused(paths, output, format, message):
+    with pytest.raises(UsageError) as caught:
+        plan(paths, output, format=format)
+    assert message in caught.value.format_message()
+
+
+def test_two_sources_never_share_a_target():
+    Path("more/a.jpg").touch()
+    with pytest.raises(UsageError, match=r"would both become new/a.jpg.png"):
+        plan("a.jpg more/a.jpg", "new")
+
+
+def test_a_linked_output_counts_as_what_it_points_to():
+    os.symlink("a.jpg", "link.png")
+    with pytest.raises(UsageError, match="which is an input"):
+        plan("a.jpg", "link.png")
+
+
+def test_an_explicit_output_leaves_every_path_an_input():
+    assert split_output(["a.jpg", "sharp"], "out") == (["a.jpg", "sharp"], "out")

@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+
+def files_under(folder) -> set[str]:
+    folder = Path(folder)
+    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+
+
+def read(path) -> tuple[str, str, tuple[int, int]]:
+    with Image.open(path) as image:
+        image.load()
+        return image.format, image.mode, image.size
+
+
+def test_one_file_is_written_beside_its_input(upscale, photo):
+    result = upscale(photo("photo.jpg"))
+    assert read("photo_x4.png") == ("PNG", "RGB", (24, 20))
+    assert result.stdout.startswith("photo.jpg -> photo_x4.png (24×20, ")
+    assert result.stderr == ""
+    assert files_under(".") == {"photo.jpg", "photo_x4.png"}
+
+
+def test_scale_format_and_quality_shape_the_file(upscale, photo):
+    path = photo("photo.png", size=(64, 64))
+    upscale(path, "--scale", 2.5, "--format", "jpg", "--quality", 5)
+    assert read("photo_x2.5.jpg") == ("JPEG", "RGB", (160, 160))
+    upscale(path, "fine.jpg", "--scale", 2.5, "--quality", 100)
+    assert os.path.getsize("fine.jpg") > 3 * os.path.getsize("photo_x2.5.jpg")
+
+
+@pytest.mark.parametrize("format", ["webp", "tiff", "bmp"])
+def test_other_formats(upscale, photo, format):
+    upscale(photo("photo.png"), "--format", format)
+    assert read(f"photo_x4.{format}")[0] == format.upper()
+
+
+def test_gray_and_alpha_survive(upscale, photo):
+    upscale(photo("gray.png", mode="L"), photo("clear.png", mode="RGBA"), "-o", "out")
+    assert read("out/gray.png")[1] == "L"
+    assert read("out/clear.png")[1] == "RGBA"
+
+
+def test_a_folder_is_mirrored_around_a_broken_file(upscale, photo):
+    photo("photos/a.jpg")
+    photo("photos/sub/c.PNG")
+    photo("photos/.hidden/d.png")
+    photo("photos/._a.png")
+    broken = photo("photos/b.png", size=(40, 40))
+    broken.write_bytes(broken.read_bytes()[:900])
+    Path("photos/notes.txt").write_text("no image")
+
+    result = upscale("photos", code=1)
+    assert files_under("photos_x4") == {"a.png", "sub/c.png"}
+    assert "1 of 3 images failed:\n  photos/b.png: " in result.stderr
+    assert "2 written, 0 skipped, 1 failed" in result.stdout
+    assert "Traceback" not in result.output
+
+
+def test_outputs_inside_the_input_folder_are_not_read(upscale, photo):
+    photo("photos/a.jpg")
+    upscale("photos", "photos/sharp")
+    upscale("photos", "photos/sharp", "--overwrite")
+    assert files_under("photos") == {"a.jpg", "sharp/a.png"}
+
+
+def test_existing_outputs_are_skipped_unless_overwritten(upscale, photo):
+    photo("photos/a.jpg")
+    photo("photos/b.jpg")
+    photo("out/a.png", size=(1, 1))
+    result = upscale("photos/", "out/")
+    assert read("out/a.png")[2] == (1, 1)
+    assert "out/a.png: exists, skipped; --overwrite replaces it" in result.stderr
+    assert "1 written, 1 skipped, 0 failed" in result.stdout
+    upscale("photos/", "out/", "--overwrite")
+    assert read("out/a.png")[2] == (24, 20)
+
+
+def test_a_run_with_nothing_to_do_loads_no_model(tadsr, photo):
+    result = tadsr("upscale", photo("a.jpg"), "-o", photo("b.png"), "-m", "missing-model")
+    assert "b.png: exists, skipped" in result.stderr
+
+
+def test_jpeg_refuses_alpha_for_that_file_only(upscale, photo):
+    photo("photos/clear.png", mode="RGBA")
+    photo("photos/plain.png")
+    result = upscale("photos", "-f", "jpg", code=1)
+    assert files_under("photos_x4") == {"plain.jpg"}
+    assert "clear.jpg: JPEG cannot hold an alpha channel" in result.stderr
+
+
+def test_same_input_same_output_and_seeds_differ(upscale, photo):
+    path = photo("photo.png")
+    runs = {"a": (), "b": (), "c": ("--seed", 1), "d": ("--seed", 1), "e": ("--seed", 2)}
+    for name, options in runs.items():
+        upscale(path, f"{name}.png", "--color-fix", "none", *options)
+    pixels = {name: Image.open(f"{name}.png").tobytes() for name in runs}
+    assert pixels["a"] == pixels["b"]
+    assert pixels["c"] == pixels["d"]
+    assert len(set(pixels.values())) == 3
+
+
+def test_quiet_says_nothing(upscale, photo):
+    photo("photos/a.jpg")
+    photo("photos/b.jpg")
+    assert upscale("photos", "--quiet").output == ""
+    assert upscale("photos", "--quiet").output == ""
+
+
+def test_precision_by_name(upscale, photo):
+    upscale(photo("photo.png"), "--dtype", "bf16", "--device", "cpu")
+    assert read("photo_x4.png")[2] == (24, 20)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["-t", 1000], "--timestep must be in 0..999, got 1000"),
+        (["-t", "-1"], "--timestep must be in 0..999, got -1"),
+        (["-t", "1.5"], "--timestep"),
+        (["--quality", 0], "--quality must be in 1..100, got 0"),
+        (["--scale", 0.5], "scale must be a finite number of at least 1, got 0.5"),
+        (["--process-size", -1], "process_size must be at least 0 px, got -1"),
+        (["--seed", -1], "--seed must be in 0.."),
+        (["--color-fix", "adian"], "'adian' is not one of 'adain'"),
+        (["--device", "gpu"], "--device must be auto, cpu, cuda, cuda:N or mps, got 'gpu'"),
+        (["--device", "cuda:99"], "--device cuda:99 must exist"),
+    ],
+)
+def test_wrong_options_are_misuse_before_the_model_loads(tadsr, photo, options, message):
+    result = tadsr("upscale", photo("photo.jpg"), "-m", "missing-model", *options, code=2)
+    assert message in result.stderr
+    assert files_under(".") == {"photo.jpg"}
+
+
+def test_an_unknown_prompt_is_misuse(upscale, photo):
+    result = upscale(photo("photo.jpg"), "--prompt", "a cat", code=2)
+    assert "prompt must be one of ['']" in result.stderr
+    assert files_under(".") == {"photo.jpg"}
+
+
+def test_a_missing_model_is_one_readable_error(tadsr, photo):
+    result = tadsr("upscale", photo("photo.jpg"), "-m", "tadsr-tny", code=1)
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1
+    assert "did you mean 'tadsr-tiny'?" in result.stderr
+
+
+def test_an_unwritable_place_is_an_error_before_work(tadsr, photo):
+    Path("taken").write_text("a file")
+    args = ("upscale", photo("photo.jpg"), "-o", "taken/new/out.png", "-m", "missing-model")
+    result = tadsr(*args, code=1)
+    assert result.stderr == (
+        "Error: taken/new/out.png: cannot be written, for taken is not a folder\n"
+    )
+
+
+def test_one_broken_file_is_an_error_and_leaves_nothing(tadsr):
+    Path("photo.jpg").write_bytes(b"\xff\xd8 no jpeg")
+    result = tadsr("upscale", "photo.jpg", "out/", "-m", "missing-model", code=1)
+    assert result.stderr.startswith("Error: photo.jpg: ")
+    assert not Path("out").exists()
+
+
+def test_debug_shows_the_traceback(upscale):
+    Path("photo.jpg").write_bytes(b"\xff\xd8 no jpeg")
+    assert "Traceback" in upscale("photo.jpg", "--debug", code=1).stderr
+
+
+def test_a_result_that_is_not_finite_is_reported(upscale, photo, model_dir, tmp_path, tadsr):
+    from tadsr import TADSRPipeline
+
+    pipe = TADSRPipeline.from_pretrained(model_dir)
+    torch.nn.init.constant_(pipe.vae.decoder.conv_out.bias, float("nan"))
+    pipe.save_pretrained(tmp_path / "nan")
+    result = tadsr("upscale", photo("photo.jpg"), "-m", "./nan", "--process-size", 0, code=1)
+    assert "photo.jpg: the result must be finite" in result.stderr
+    assert not Path("photo_x4.png").exists()

@@ -1,0 +1,60 @@
+"""The laws of the package's structure: what imports what, and how much an import costs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import tadsr
+
+ROOT = Path(__file__).parent.parent
+MAX_LINES = 600
+
+
+def test_imports_point_one_way():
+    command = Path(sys.executable).with_name("lint-imports")
+    result = subprocess.run(
+        [command, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "0 broken" in result.stdout
+
+
+def _run_python(code: str) -> str:
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    return result.stdout.strip()
+
+
+def test_importing_tadsr_loads_nothing_heavy():
+    loaded = _run_python("import sys, tadsr; print(*sorted(sys.modules))").split()
+    assert "tadsr" in loaded
+    assert not {"torch", "triton", "diffusers", "transformers", "PIL", "numpy"} & set(loaded)
+
+
+def test_the_pipeline_needs_neither_torchvision_nor_training():
+    loaded = _run_python("import sys, tadsr; tadsr.TADSRPipeline; print(*sys.modules)").split()
+    assert "tadsr.pipeline" in loaded
+    assert not [m for m in loaded if m.startswith(("torchvision", "cv2", "tadsr.training"))]
+
+
+def test_the_public_api_is_complete_and_resolves():
+    assert tadsr.__all__ == sorted(tadsr.__all__)
+    for name in ("TADSRError", "TADSRPipeline", "TimeAwareAutoencoderKL", "__version__"):
+        assert name in tadsr.__all__
+    for name in tadsr.__all__:
+        assert getattr(tadsr, name) is not None
+        assert name in dir(tadsr)
+
+
+def test_no_file_outgrows_a_reader():
+    lengths = {p: len(p.read_text().splitlines()) for p in (ROOT / "tadsr").rglob("*.py")}
+    assert lengths
+    assert {p.name: n for p, n in lengths.items() if n > MAX_LINES} == {}

@@ -1,0 +1,286 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tadsr import TADSRError, TADSRPipeline, TimeAwareAutoencoderKL
+from tadsr.image_io import resize_bicubic
+from tadsr.models.prompt_embeddings import PromptEmbeddings
+
+
+def build_pipeline() -> TADSRPipeline:
+    torch.manual_seed(0)
+    vae = TimeAwareAutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(4, 8, 8),
+        layers_per_block=1,
+        norm_num_groups=2,
+        mid_block_add_attention=False,
+    )
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 8),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=2,
+        cross_attention_dim=6,
+        attention_head_dim=2,
+    )
+    return TADSRPipeline(
+        vae=vae.eval(),
+        unet=unet.eval(),
+        scheduler=DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
+        prompt_embeddings=PromptEmbeddings(prompts=("", "sharp photo"), embedding_dim=6),
+    )
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return build_pipeline()
+
+
+def photo(height=9, width=13, channels=3, dtype=np.uint8):
+    rng = np.random.default_rng(1)
+    return rng.integers(0, np.iinfo(dtype).max + 1, (height, width, channels), dtype)
+
+
+FAST = {"process_size": 0}
+
+
+def test_each_kind_of_image_comes_back_as_its_kind(pipe):
+    array = photo()
+    pil = pipe(Image.fromarray(array), **FAST)
+    assert isinstance(pil, Image.Image)
+    assert (pil.mode, pil.size) == ("RGB", (52, 36))
+
+    eight = pipe(array, **FAST)
+    assert (eight.dtype, eight.shape) == (np.uint8, (36, 52, 3))
+    np.testing.assert_array_equal(eight, np.asarray(pil))
+
+    sixteen = pipe(photo(dtype=np.uint16), **FAST)
+    assert (sixteen.dtype, sixteen.shape) == (np.uint16, (36, 52, 3))
+    assert len(np.unique(sixteen)) > 256
+
+    tensor = torch.rand(3, 9, 13)
+    assert pipe(tensor, **FAST).shape == (3, 36, 52)
+    batch = torch.rand(2, 3, 9, 13)
+    together = pipe(batch, [1, 900], **FAST)
+    assert together.shape == (2, 3, 36, 52)
+    for row, timestep in enumerate((1, 900)):
+        alone = pipe(batch[row], timestep, **FAST)
+        torch.testing.assert_close(together[row], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_a_list_in_is_a_list_out_in_order(pipe):
+    images = [Image.fromarray(photo(5, 8)), photo(6, 7), torch.rand(3, 4, 4)]
+    results = pipe(images, [1, 500, 999], **FAST)
+    assert isinstance(results, list)
+    assert results[0].size == (32, 20)
+    assert results[1].shape == (24, 28, 3)
+    assert results[2].shape == (3, 16, 16)
+    np.testing.assert_array_equal(np.asarray(results[1]), pipe(images[1], 500, **FAST))
+
+
+@pytest.mark.parametrize(
+    ("mode", "expect"),
+    [("L", "L"), ("LA", "LA"), ("RGBA", "RGBA"), ("P", "RGB"), ("CMYK", "RGB"), ("1", "L")],
+)
+def test_pil_modes(mode, expect, pipe):
+    base = Image.fromarray(photo()).convert("RGBA" if mode == "LA" else "RGB")
+    assert pipe(base.convert(mode), **FAST).mode == expect
+
+
+def test_grey_arrays_keep_their_rank(pipe):
+    assert pipe(photo()[..., 0], **FAST).shape == (36, 52)
+    assert pipe(photo()[..., :1], **FAST).shape == (36, 52, 1)
+
+
+def test_alpha_is_enlarged_beside_the_colours(pipe):
+    rgba = photo(channels=4)
+    result = pipe(rgba, **FAST)
+    np.testing.assert_array_equal(result[..., :3], pipe(rgba[..., :3].copy(), **FAST))
+    alpha = torch.from_numpy(rgba[..., 3].copy())[None, None].float() / 255
+    expect = resize_bicubic(alpha, (36, 52)).clamp(0, 1)[0, 0].numpy() * 255
+    assert np.abs(result[..., 3] - expect).max() <= 0.51
+
+
+def test_orientation_is_applied_and_the_profile_kept(pipe):
+    from PIL import ImageCms
+
+    image = Image.fromarray(photo(4, 10))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    image.info |= {"exif": exif.tobytes(), "icc_profile": profile}
+    result = pipe(image, scale=1, **FAST)
+    assert result.size == (4, 10)
+    assert result.info["icc_profile"] == profile
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(1, 20),
+    st.integers(1, 20),
+    st.floats(1, 4.5),
+    st.sampled_from([0, 16]),
+)
+def test_any_size_and_scale_gives_exactly_the_rounded_size(height, width, scale, process_size):
+    result = PIPE(photo(height, width), scale=scale, process_size=process_size)
+    assert result.shape == (round(scale * height), round(scale * width), 3)
+
+
+PIPE = build_pipeline()
+
+
+def test_one_pixel_at_the_default_process_size(pipe):
+    assert pipe(photo(1, 1)).shape == (4, 4, 3)
+
+
+def test_small_images_are_processed_enlarged(pipe):
+    small = torch.rand(3, 8, 8)
+    enlarged = resize_bicubic(small[None], (64, 64)).clamp(0, 1)
+    inner = pipe(enlarged[0], scale=1, process_size=0)
+    expect = resize_bicubic(inner[None], (32, 32)).clamp(0, 1)[0]
+    torch.testing.assert_close(pipe(small, process_size=64), expect)
+
+
+def test_padding_never_stretches_the_picture(pipe):
+    """A picture that needs padding equals the crop of the picture padded by hand."""
+    image = torch.rand(3, 10, 15)
+    by_hand = torch.cat([image, image.flip(1)[:, 1:3]], 1)
+    by_hand = torch.cat([by_hand, by_hand.flip(2)[:, :, 1:2]], 2)
+    got = pipe(image, scale=1, color_fix="none", **FAST)
+    expect = pipe(by_hand, scale=1, color_fix="none", **FAST)[:, :10, :15]
+    torch.testing.assert_close(got, expect)
+
+
+def test_the_same_input_gives_the_same_output_and_a_generator_samples(pipe):
+    image = photo()
+    np.testing.assert_array_equal(pipe(image, **FAST), pipe(image, **FAST))
+    seeded = [pipe(image, generator=torch.Generator().manual_seed(s), **FAST) for s in (1, 1, 2)]
+    np.testing.assert_array_equal(seeded[0], seeded[1])
+    assert (seeded[0] != seeded[2]).any()
+    assert (seeded[0] != pipe(image, **FAST)).any()
+
+
+def test_the_colour_fixes_differ_and_adain_keeps_the_mean(pipe):
+    image = photo(32, 32).astype(np.float32) / 255 * 0.2
+    results = {c: pipe(image, scale=1, color_fix=c, **FAST) for c in ("adain", "wavelet", "none")}
+    assert abs(results["adain"].mean() - image.mean()) < 0.02
+    assert abs(results["none"].mean() - image.mean()) > 0.1
+    assert np.abs(results["adain"] - results["wavelet"]).max() > 0.01
+
+
+def test_output_type_overrides_the_kind(pipe):
+    image = photo()
+    assert isinstance(pipe(image, output_type="pil", **FAST), Image.Image)
+    assert pipe(image, output_type="pt", **FAST).shape == (3, 36, 52)
+    assert pipe(Image.fromarray(image), output_type="np", **FAST).shape == (36, 52, 3)
+
+
+def test_prompts_are_looked_up_per_image(pipe):
+    image = photo()
+    plain, sharp = pipe([image, image], prompt=["", "sharp photo"], **FAST)
+    np.testing.assert_array_equal(plain, pipe(image, **FAST))
+    np.testing.assert_array_equal(sharp, pipe(image, prompt="sharp photo", **FAST))
+
+
+def test_the_empty_prompts_embedding_is_kept(golden_pipeline):
+    first = golden_pipeline.encode_prompt([""])
+    again = golden_pipeline.encode_prompt(["", ""])
+    assert again.shape[0] == 2
+    assert again.data_ptr() == first.data_ptr()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"timestep": 1000}, ValueError, "must be in 0..999, got 1000"),
+        ({"timestep": -1}, ValueError, "must be in 0..999, got -1"),
+        ({"timestep": 2.5}, ValueError, "whole number, got 2.5"),
+        ({"timestep": float("nan")}, ValueError, "whole number, got nan"),
+        ({"timestep": "500"}, ValueError, "one per image"),
+        ({"timestep": True}, TypeError, "whole number, got bool"),
+        ({"timestep": None}, TypeError, "whole number, got NoneType"),
+        ({"timestep": [1, 2]}, ValueError, r"one per image \(1\), got 2"),
+        ({"prompt": ["a", "b"]}, ValueError, r"one per image \(1\), got 2"),
+        ({"prompt": 3}, TypeError, "prompt must be text"),
+        ({"prompt": "a dog"}, ValueError, "got 'a dog'"),
+        ({"scale": 0.9}, ValueError, "at least 1"),
+        ({"color_fix": "ycbcr"}, ValueError, "adain, wavelet, none"),
+        ({"output_type": "tensor"}, ValueError, "output_type"),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments, error, message, pipe):
+    with pytest.raises(error, match=message):
+        pipe(photo(), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("image", "error"),
+    [
+        ([], ValueError),
+        (None, TypeError),
+        ("photo.png", TypeError),
+        (np.zeros((0, 4, 3), np.uint8), ValueError),
+        (np.zeros((4, 4, 2), np.uint8), ValueError),
+        (np.zeros((4, 4, 3), np.int64), TypeError),
+        (np.full((4, 4, 3), np.nan, np.float32), ValueError),
+        (torch.full((3, 4, 4), 1.5), ValueError),
+        (torch.zeros(3, 4, 4, dtype=torch.uint8), TypeError),
+        ([photo(), torch.full((3, 4, 4), -1.0)], ValueError),
+    ],
+)
+def test_wrong_images_are_refused_before_any_work(image, error, pipe):
+    with pytest.raises(error):
+        pipe(image)
+
+
+def test_an_overflow_is_an_error_not_a_black_picture():
+    broken = build_pipeline()
+    with torch.no_grad():
+        broken.unet.conv_out.bias.fill_(float("nan"))
+    with pytest.raises(TADSRError, match="finite"):
+        broken(photo(), **FAST)
+
+
+def test_a_velocity_schedule_is_refused(pipe):
+    scheduler = DDPMScheduler(prediction_type="v_prediction", beta_schedule="scaled_linear")
+    with pytest.raises(ValueError, match="stable-diffusion-2-1-base"):
+        TADSRPipeline(pipe.vae, pipe.unet, scheduler, prompt_embeddings=pipe.prompt_embeddings)
+
+
+def test_a_model_without_prompts_is_refused(pipe):
+    with pytest.raises(ValueError, match="text_encoder"):
+        TADSRPipeline(pipe.vae, pipe.unet, pipe.scheduler)
+
+
+def test_diffusers_own_habits_work(pipe, tmp_path):
+    image = photo()
+    expect = pipe(image, **FAST)
+    pipe.save_pretrained(tmp_path / "model")
+    ours = TADSRPipeline.from_pretrained(tmp_path / "model")
+    assert np.abs(ours(image, **FAST).astype(int) - expect).max() <= 1
+    half = ours.to(torch.bfloat16)
+    assert half.unet.dtype == half.vae.dtype == torch.bfloat16
+    close = half(image, **FAST).astype(int)
+    assert np.abs(close - expect).mean() < 8
+
+
+def test_adapters_kept_apart_merge_to_the_same_picture(golden_dir):
+    pipe = TADSRPipeline.from_pretrained(
+        golden_dir / "base", adapter=golden_dir / "tadsr.pkl", merge_adapters=False
+    )
+    image = torch.rand(1, 3, 16, 16)
+    assert pipe.adapters is not None
+    before = pipe(image, 300, **FAST)
+    pipe.merge_adapters()
+    assert pipe.adapters is None
+    torch.testing.assert_close(pipe(image, 300, **FAST), before, atol=1e-4, rtol=0)

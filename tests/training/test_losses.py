@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tadsr.training.losses import blur_at_timestep, blurred_mse, mse_per_sample
+
+TIMESTEPS = [0, 1, 199, 200, 399, 500, 999]
+
+
+@pytest.fixture(scope="module")
+def blur(data_dir):
+    return load_file(data_dir / "blur.safetensors")
+
+
+@pytest.mark.parametrize("timestep", TIMESTEPS)
+def test_blur_matches_the_published_figures(timestep, blur):
+    got = blur_at_timestep(blur["blur.x"], timestep)
+    torch.testing.assert_close(got, blur[f"blur.{timestep}"], atol=1e-6, rtol=0)
+
+
+def test_blurred_mse_matches_per_sample(blur):
+    assert blur["blur.timesteps"].tolist() == TIMESTEPS
+    x = blur["blur.x"].expand(len(TIMESTEPS), -1, -1, -1)
+    y = blur["blur.y"].expand(len(TIMESTEPS), -1, -1, -1)
+    got = blurred_mse(x, y, blur["blur.timesteps"])
+    torch.testing.assert_close(got, blur["blur.mse"], atol=1e-6, rtol=1e-5)
+
+
+def test_blurring_hides_detail_and_keeps_brightness():
+    detail = torch.zeros(1, 3, 32, 32)
+    detail[..., ::2] = 1
+    flat = torch.full_like(detail, 0.5)
+    t = torch.tensor([999])
+    assert blurred_mse(detail, flat, t) < 1e-3 * mse_per_sample(detail, flat)
+    shifted = flat + 0.1
+    torch.testing.assert_close(blurred_mse(shifted, flat, t), mse_per_sample(shifted, flat))
