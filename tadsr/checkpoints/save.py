@@ -309,6 +309,7 @@ def _write_atomically(folder: Path, overwrite: bool) -> Iterator[Path]:
         filling = temporary / "new"  # mkdtemp's own mode is private, a sub-folder's is the usual
         filling.mkdir()
         yield filling
+        _open_to_readers(filling)
         if folder.exists():
             # Renamed away first: a model mapped from these files keeps them while it lives.
             folder.rename(temporary / "old")
@@ -320,3 +321,13 @@ def _write_atomically(folder: Path, overwrite: bool) -> Iterator[Path]:
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _open_to_readers(folder: Path) -> None:
+    """Give every file the mode a plain new file gets: safetensors writes private ones."""
+    plain = folder / ".mode"
+    plain.touch()
+    for file in folder.rglob("*"):
+        if file.is_file():
+            shutil.copymode(plain, file)
+    plain.unlink()

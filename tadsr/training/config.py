@@ -137,6 +137,8 @@ class AutoencoderConfig:
     """Weight of the mean absolute error, at least 0."""
     perceptual_weight: float = 0.1
     """Weight of the perceptual distance, at least 0."""
+    chroma_weight: float = 0.0
+    """Weight of the colour differences' mean squared error, at least 0."""
     kl_weight: float = 1e-6
     """Weight of the posterior's KL divergence, summed per item, at least 0."""
 
@@ -160,5 +162,7 @@ class StudentConfig:
     """Weight of the plain MSE by timestep (method: 0)."""
     perceptual_weight: TimestepRamp = TimestepRamp(2.0, 2.0)
     """Weight of the perceptual distance by timestep (method: 2, with LPIPS)."""
+    chroma_mse_weight: TimestepRamp = TimestepRamp(0.0, 0.0)
+    """Weight of the colour differences' MSE by timestep (method: 0)."""
     train_decoder: bool = False
     """Whether the decoder is trained as well; the method keeps it frozen."""

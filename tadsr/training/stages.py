@@ -12,7 +12,7 @@ from tadsr.models.time_aware_vae import TimeAwareAutoencoderKL
 from tadsr.schedule import NUM_TRAIN_TIMESTEPS, residual_to_x0
 from tadsr.training.config import AutoencoderConfig, StudentConfig
 from tadsr.training.loop import TrainingLoop
-from tadsr.training.losses import blurred_mse, mse_per_sample
+from tadsr.training.losses import blurred_mse, chroma_mse, mse_per_sample
 from tadsr.training.perceptual import PerceptualDistance
 
 
@@ -50,9 +50,10 @@ def train_autoencoder(
         pred = vae.decode(posterior.mean + posterior.std * noise).sample.float()
         l1 = (pred - hq).abs().mean()
         distance = perceptual(pred, hq).mean()
+        chroma = chroma_mse(pred, hq).mean()
         kl = posterior.kl().float().mean()
         loss = config.l1_weight * l1 + config.perceptual_weight * distance + config.kl_weight * kl
-        return {"loss": loss, "l1": l1, "perceptual": distance, "kl": kl}
+        return {"loss": loss, "l1": l1, "perceptual": distance, "chroma": chroma, "kl": kl}
 
     loop.train(step_loss)
 
@@ -130,16 +131,19 @@ def train_student(
         pred = vae.decode(pred_x0 / scaling).sample.float()
         mse = mse_per_sample(pred, hq)
         blurred = blurred_mse(pred, hq, timesteps)
+        chroma = chroma_mse(pred, hq)
         distance = perceptual(pred, hq)
         loss = (
             config.mse_weight.at(timesteps) * mse
             + config.blurred_mse_weight.at(timesteps) * blurred
+            + config.chroma_mse_weight.at(timesteps) * chroma
             + config.perceptual_weight.at(timesteps) * distance
         ).mean()
         return {
             "loss": loss,
             "mse": mse.mean(),
             "blurred_mse": blurred.mean(),
+            "chroma_mse": chroma.mean(),
             "perceptual": distance.mean(),
         }
 

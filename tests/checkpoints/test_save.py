@@ -159,3 +159,12 @@ def test_convert_refuses_before_loading(native, tmp_path):
         convert_checkpoint("does/not-exist", native)
     with pytest.raises(ValueError, match="'native' or 'official'"):
         convert_checkpoint(native, tmp_path / "x", to="onnx")
+
+
+def test_written_files_are_as_readable_as_any_new_file(merged, tmp_path):
+    plain = tmp_path / "plain"
+    plain.touch()
+    native = save_native(tmp_path / "native", **merged.components())
+    files = [p for p in native.rglob("*") if p.is_file()]
+    assert any(p.suffix == ".safetensors" for p in files)
+    assert {p.stat().st_mode for p in files} == {plain.stat().st_mode}

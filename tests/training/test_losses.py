@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tadsr.training.losses import blur_at_timestep, blurred_mse, mse_per_sample
+from tadsr.training.losses import blur_at_timestep, blurred_mse, chroma_mse, mse_per_sample
 
 TIMESTEPS = [0, 1, 199, 200, 399, 500, 999]
 
@@ -36,3 +36,10 @@ def test_blurring_hides_detail_and_keeps_brightness():
     assert blurred_mse(detail, flat, t) < 1e-3 * mse_per_sample(detail, flat)
     shifted = flat + 0.1
     torch.testing.assert_close(blurred_mse(shifted, flat, t), mse_per_sample(shifted, flat))
+
+
+def test_chroma_mse_ignores_brightness_and_counts_colour():
+    image = torch.rand(2, 3, 8, 8)
+    torch.testing.assert_close(chroma_mse(image + 0.2, image), torch.zeros(2))
+    tinted = image + torch.tensor([0.0, 0.3, 0.0])[None, :, None, None]
+    torch.testing.assert_close(chroma_mse(tinted, image), torch.full((2,), 0.09))
