@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from tadsr.image_io import decode_image, encode_image, is_batch, pad_reflect, resize_bicubic
+from tadsr.image_io import decode_image, encode_image, pad_reflect, resize_bicubic
 
 BAD_FLOATS = [np.nan, np.inf, -np.inf, -0.01, 1.01, 255.0]
 ARRAY_SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, max_side=6).flatmap(
@@ -89,12 +89,6 @@ def test_output_types(image, shape, dtype):
     is_gray = getattr(image, "mode", "RGB") in ("L", "LA", "I;16", "F") or image.ndim == 2
     mode = ("L" if is_gray else "RGB") + ("A" if shape[2] == 4 else "")
     assert _round_trip(image, "pil").mode == mode
-
-
-def test_is_batch():
-    assert is_batch(torch.zeros(2, 3, 4, 4))
-    assert not is_batch(torch.zeros(3, 4, 4))
-    assert not is_batch([torch.zeros(3, 4, 4)])
 
 
 @pytest.mark.parametrize(

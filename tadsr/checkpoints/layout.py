@@ -22,7 +22,7 @@ class Component:
     Args:
         name: What the pipeline calls it.
         folder: The sub-folder's name.
-        library: Module that defines its class.
+        module: Module that defines its class.
         class_name: Its class.
         stems: Weight files' names before variant and suffix; none for one without weights.
         config: The file that must exist.
@@ -32,7 +32,7 @@ class Component:
 
     name: str
     folder: str
-    library: str
+    module: str
     class_name: str
     stems: tuple[str, ...] = ()
     config: str = "config.json"

@@ -275,9 +275,7 @@ def _model_index(checkpoint: Checkpoint) -> dict[str, Any]:
     }
     for component in NATIVE.components:
         exists = getattr(checkpoint, component.name) is not None
-        index[component.name] = (
-            [component.library, component.class_name] if exists else [None, None]
-        )
+        index[component.name] = [component.module, component.class_name] if exists else [None, None]
     if checkpoint.metadata:
         index["tadsr_metadata"] = dict(checkpoint.metadata)
     return index

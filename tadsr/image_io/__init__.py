@@ -8,7 +8,6 @@ from tadsr.image_io.codec import (
     OutputType,
     decode_image,
     encode_image,
-    is_batch,
 )
 from tadsr.image_io.files import MAX_PIXELS, check_writable, read_image, write_image
 from tadsr.image_io.tensors import pad_reflect, resize_bicubic
@@ -23,7 +22,6 @@ __all__ = [
     "check_writable",
     "decode_image",
     "encode_image",
-    "is_batch",
     "pad_reflect",
     "read_image",
     "resize_bicubic",

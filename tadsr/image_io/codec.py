@@ -94,18 +94,6 @@ class DecodedImage:
     kind: ImageKind
 
 
-def is_batch(image: object) -> bool:
-    """Tell whether an image is a batch that has to be decoded one by one.
-
-    Args:
-        image: Anything.
-
-    Returns:
-        True for a tensor of four dimensions, (B, 3, H, W).
-    """
-    return isinstance(image, Tensor) and image.ndim == 4
-
-
 def decode_image(image: ImageLike) -> DecodedImage:
     """Turn a PIL image, array or tensor into float tensors in [0, 1].
 

@@ -1,0 +1,74 @@
+"""What the README tells a reader to type works as written."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from tadsr.cli import app
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A folder with the example photo where the README expects it, and a user's own photos."""
+    folder = tmp_path / "examples" / "photos"
+    folder.mkdir(parents=True)
+    photo = folder / "lighthouse.jpg"
+    with Image.open(ROOT / "examples" / "photos" / "lighthouse.jpg") as image:
+        image.crop((0, 0, 32, 24)).save(photo)  # small, or this would take minutes
+    shutil.copy(photo, tmp_path / "photo.jpg")
+    (tmp_path / "photos" / "holiday").mkdir(parents=True)
+    shutil.copy(photo, tmp_path / "photos" / "holiday" / "one.jpg")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def code_blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def test_the_python_code_runs(checkout):
+    blocks = code_blocks("python")
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
+    with Image.open("lighthouse_x4.png") as image:
+        assert image.size == (128, 96)
+
+
+def test_the_shell_commands_run(checkout):
+    commands = [
+        shlex.split(line, comments=True)
+        for block in code_blocks("sh")
+        for line in block.splitlines()
+        if line.startswith("tadsr ")
+    ]
+    assert len(commands) >= 5
+    for command in commands:
+        result = CliRunner().invoke(app, command[1:])
+        assert result.exit_code == 0, (command, result.output)
+    assert Path("photo_x4.png").exists()
+    assert Path("sharp.webp").exists()
+    assert Path("sharp/holiday/one.jpg").exists()
+
+
+def test_the_first_command_upscales_a_photo_that_exists():
+    first = re.search(r"<!-- first run -->\n```sh\n(.*)\n```", README).group(1)
+    photo = shlex.split(first.split("tadsr upscale ")[1])[0]
+    assert (ROOT / photo).is_file()
+
+
+def test_files_and_links_exist():
+    targets = re.findall(r"\]\((?!https?://)([^)#]+)\)", README)
+    assert targets
+    for target in targets:
+        assert (ROOT / target).exists(), target
