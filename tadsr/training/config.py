@@ -142,6 +142,14 @@ class AutoencoderConfig:
     kl_weight: float = 1e-6
     """Weight of the posterior's KL divergence, summed per item, at least 0."""
 
+    def __post_init__(self) -> None:
+        weights = (self.l1_weight, self.perceptual_weight, self.chroma_weight, self.kl_weight)
+        if min(weights) < 0:
+            raise ValueError(
+                "l1_weight, perceptual_weight, chroma_weight and kl_weight must be at least 0, "
+                f"got {weights}"
+            )
+
 
 @dataclass(frozen=True)
 class StudentConfig:
@@ -166,3 +174,7 @@ class StudentConfig:
     """Weight of the colour differences' MSE by timestep (method: 0)."""
     train_decoder: bool = False
     """Whether the decoder is trained as well; the method keeps it frozen."""
+
+    def __post_init__(self) -> None:
+        if self.latent_steps < 0:
+            raise ValueError(f"latent_steps must be at least 0, got {self.latent_steps}")

@@ -52,7 +52,12 @@ def train_autoencoder(
         distance = perceptual(pred, hq).mean()
         chroma = chroma_mse(pred, hq).mean()
         kl = posterior.kl().float().mean()
-        loss = config.l1_weight * l1 + config.perceptual_weight * distance + config.kl_weight * kl
+        loss = (
+            config.l1_weight * l1
+            + config.perceptual_weight * distance
+            + config.chroma_weight * chroma
+            + config.kl_weight * kl
+        )
         return {"loss": loss, "l1": l1, "perceptual": distance, "chroma": chroma, "kl": kl}
 
     loop.train(step_loss)

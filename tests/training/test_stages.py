@@ -119,6 +119,33 @@ def test_the_student_trains_encoder_and_unet_but_not_the_decoder(photos, tmp_pat
     assert not vae.decoder.conv_out.weight.equal(before["decoder.conv_out.weight"])
 
 
+def logged(output):
+    return json.loads((output / "log.jsonl").read_text().splitlines()[-1])
+
+
+def test_every_weight_of_the_autoencoder_counts(photos, tmp_path):
+    weights = {"l1": 0.7, "perceptual": 0.3, "chroma": 2.0, "kl": 1e-3}
+    config = AutoencoderConfig(
+        **settings(photos, tmp_path, 1), **{f"{k}_weight": v for k, v in weights.items()}
+    )
+    train_autoencoder(models()[0], config, mse_per_sample)
+    line = logged(tmp_path)
+    assert all(line[name] * weight > 1e-3 for name, weight in weights.items())
+    expect = sum(line[name] * weight for name, weight in weights.items())
+    assert line["loss"] == pytest.approx(expect, abs=1e-4)
+
+
+def test_every_weight_of_the_student_counts(photos, tmp_path):
+    weights = {"mse": 0.7, "blurred_mse": 1.3, "chroma_mse": 2.0, "perceptual": 0.3}
+    ramps = {f"{k}_weight": TimestepRamp(v, v) for k, v in weights.items()}
+    config = StudentConfig(**settings(photos, tmp_path, 1), **ramps)
+    train_student(*models(), make_alphas_cumprod(), config, mse_per_sample)
+    line = logged(tmp_path)
+    assert all(line[name] * weight > 1e-3 for name, weight in weights.items())
+    expect = sum(line[name] * weight for name, weight in weights.items())
+    assert line["loss"] == pytest.approx(expect, rel=1e-4, abs=1e-4)
+
+
 def test_an_interrupted_run_continues_where_it_stopped(photos, tmp_path):
     alphas = make_alphas_cumprod()
     vae, unet, prompts = models()
@@ -217,6 +244,8 @@ def test_recipes_are_checked():
     "make",
     [
         lambda: TimestepRamp(-1, 0),
+        lambda: AutoencoderConfig(RunConfig("x", 1, 1), DataConfig("x"), chroma_weight=-1.0),
+        lambda: StudentConfig(RunConfig("x", 1, 1), DataConfig("x"), latent_steps=-1),
         lambda: DataConfig("x", crop_px=12),
         lambda: DataConfig("x", min_zoom=0),
         lambda: OptimizerConfig(learning_rate=0),
