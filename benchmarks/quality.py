@@ -16,15 +16,14 @@ import numpy as np
 import torch
 from machine import describe_machine
 from PIL import Image
-from skimage.metrics import structural_similarity
 
 from tadsr import TADSRPipeline
 from tadsr.image_io import resize_bicubic
+from tadsr.metrics import make_metric
 from tadsr.training.degradation import PRESETS, apply_degradation, sample_degradation
 
 SCALE = 4
-LUMA_BT601 = np.array([65.481, 128.553, 24.966])
-LUMA_OFFSET = 16.0
+METRICS = ("psnr_y", "ssim_y", "psnr_rgb")
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:
@@ -36,37 +35,6 @@ def to_tensor(image: Image.Image) -> torch.Tensor:
 def to_uint8(image: torch.Tensor) -> np.ndarray:
     """Turn (1, 3, H, W) in [0, 1] into uint8 (H, W, 3)."""
     return (image[0] * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
-
-
-def luma(image: np.ndarray) -> np.ndarray:
-    """Return the BT.601 luma of uint8 (H, W, 3), in [16, 235]."""
-    return image.astype(np.float64) / 255 @ LUMA_BT601 + LUMA_OFFSET
-
-
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """Return the peak signal-to-noise ratio in dB of arrays on the 8-bit scale."""
-    error = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
-    return float(10 * np.log10(255**2 / error))
-
-
-def compare(result: np.ndarray, hq: np.ndarray) -> dict[str, float]:
-    """Measure a result against the original."""
-    inner = (slice(SCALE, -SCALE), slice(SCALE, -SCALE))
-    y, y_hq = luma(result)[inner], luma(hq)[inner]
-    return {
-        "psnr_y": psnr(y, y_hq),
-        "ssim_y": float(
-            structural_similarity(
-                y,
-                y_hq,
-                data_range=255,
-                gaussian_weights=True,
-                sigma=1.5,
-                use_sample_covariance=False,
-            )
-        ),
-        "psnr_rgb": psnr(result[inner], hq[inner]),
-    }
 
 
 def main() -> None:
@@ -82,6 +50,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     args = parser.parse_args()
 
+    metrics = [make_metric(name, border_px=SCALE) for name in METRICS]
     pipe = TADSRPipeline.from_pretrained(args.model).to(args.device)
     names = ["bicubic", *(f"t={t}" for t in args.timesteps)]
     rows: dict[str, dict[str, dict[str, float]]] = {}
@@ -99,24 +68,26 @@ def main() -> None:
             results[f"t={t}"] = to_uint8(pipe(lq.to(args.device), t, scale=SCALE).cpu())
             seconds.append(time.perf_counter() - started)
         reference = to_uint8(hq)
-        rows[path.name] = {name: compare(image, reference) for name, image in results.items()}
+        rows[path.name] = {
+            name: {metric.name: metric.measure(image, reference) for metric in metrics}
+            for name, image in results.items()
+        }
         if args.save:
             args.save.mkdir(parents=True, exist_ok=True)
             Image.fromarray(to_uint8(lq)).save(args.save / f"{path.stem}_lq.png")
             for name, image in results.items():
                 Image.fromarray(image).save(args.save / f"{path.stem}_{name}.png")
 
-    metrics = ("psnr_y", "ssim_y", "psnr_rgb")
     means = {
-        n: {m: float(np.mean([row[n][m] for row in rows.values()])) for m in metrics} for n in names
+        n: {m: float(np.mean([row[n][m] for row in rows.values()])) for m in METRICS} for n in names
     }
     wins = {
-        n: {m: sum(row[n][m] > row["bicubic"][m] for row in rows.values()) for m in metrics}
+        n: {m: sum(row[n][m] > row["bicubic"][m] for row in rows.values()) for m in METRICS}
         for n in names
     }
     print(f"{len(rows)} photos, preset {args.preset}, seed {args.seed}; mean (wins over bicubic)")
     for n in names:
-        cells = "  ".join(f"{m} {means[n][m]:8.4f} ({wins[n][m]:2d})" for m in metrics)
+        cells = "  ".join(f"{m} {means[n][m]:8.4f} ({wins[n][m]:2d})" for m in METRICS)
         print(f"{n:>8}  {cells}")
     print(f"median {np.median(seconds):.2f} s per photo of {tuple(hq.shape[-2:])} px output")
     if args.out:

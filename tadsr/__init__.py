@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0.dev0"
+from tadsr.version import __version__
 
 # Public name -> module that defines it; resolved on first use so that `import tadsr` stays light.
 _EXPORTS = {

@@ -15,3 +15,11 @@ class ImageReadError(TADSRError):
 
 class ImageWriteError(TADSRError):
     """An image cannot be written: unwritable place, unknown format or existing file."""
+
+
+class TrainingError(TADSRError):
+    """A training run cannot go on, or its folder is another run's."""
+
+
+class DataError(TADSRError):
+    """Training data cannot be used at all, or its library is not installed."""

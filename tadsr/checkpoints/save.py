@@ -44,6 +44,7 @@ def save_native(
     metadata: Mapping[str, Any] | None = None,
     variant: str | None = None,
     dtype: torch.dtype | None = None,
+    card: str | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write a checkpoint in the native format; the folder appears whole or not at all.
@@ -62,6 +63,7 @@ def save_native(
         metadata: Facts that travel with the weights, such as "license".
         variant: Put into the weight files' names, such as "fp16".
         dtype: Floating dtype of the written weights, adapters excepted; None keeps the models'.
+        card: The model card, Markdown for README.md; None for none.
         overwrite: Replace a folder that exists.
 
     Returns:
@@ -86,6 +88,8 @@ def save_native(
         if attached is not None:
             save_adapters(attached, temporary / NATIVE.adapter_file)
         _write_json(temporary / "model_index.json", _model_index(checkpoint))
+        if card is not None:
+            (temporary / "README.md").write_text(card, encoding="utf-8")
     return Path(folder)
 
 

@@ -11,7 +11,9 @@ import typer
 
 from tadsr import __version__
 from tadsr.cli.checkpoints import CONVERT_HELP, INFO_HELP, convert, info
+from tadsr.cli.evaluate import EVALUATE_HELP, evaluate
 from tadsr.cli.suggestions import SuggestingCommand, SuggestingGroup
+from tadsr.cli.train import TRAIN_HELP, train
 from tadsr.cli.upscale import UPSCALE_HELP, upscale
 
 __all__ = ["app", "main"]
@@ -39,6 +41,8 @@ app = typer.Typer(
 app.command("upscale", cls=SuggestingCommand, help=UPSCALE_HELP, no_args_is_help=True)(upscale)
 app.command("info", cls=SuggestingCommand, help=INFO_HELP)(info)
 app.command("convert", cls=SuggestingCommand, help=CONVERT_HELP)(convert)
+app.command("evaluate", cls=SuggestingCommand, help=EVALUATE_HELP, no_args_is_help=True)(evaluate)
+app.command("train", cls=SuggestingCommand, help=TRAIN_HELP, no_args_is_help=True)(train)
 
 
 def _show_version(is_asked: bool) -> None:

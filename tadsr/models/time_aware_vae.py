@@ -59,11 +59,24 @@ class TimeAwareEncoder(Encoder):
         h = self.conv_in(sample)
         for down_block in self.down_blocks:
             for resnet in down_block.resnets:
-                h = resnet(h, temb)
+                h = self._run(resnet, h, temb)
             for downsampler in down_block.downsamplers or ():
                 h = downsampler(h)
-        h = self.mid_block(h, temb)
+        h = self._run(self.mid_block, h, temb)
         return self.conv_out(self.conv_act(self.conv_norm_out(h)))
+
+    def _run(self, block: nn.Module, h: Tensor, temb: Tensor) -> Tensor:
+        """Run a block, its activations recomputed in the backward pass where that is asked for."""
+        if torch.is_grad_enabled() and self.gradient_checkpointing:
+            return self._gradient_checkpointing_func(block, h, temb)
+        return block(h, temb)
+
+
+def neutralize_time_layers(vae: TimeAwareAutoencoderKL) -> None:
+    """Make every block's scale and shift zero, in place: the encoder ignores the timestep."""
+    for resnet in vae.encoder.time_conditioned_resnets():
+        nn.init.zeros_(resnet.time_emb_proj.weight)
+        nn.init.zeros_(resnet.time_emb_proj.bias)
 
 
 class EncodedPosterior(NamedTuple):
@@ -106,7 +119,7 @@ class TimeAwareAutoencoderKL(ModelMixin, ConfigMixin, PeftAdapterMixin):
     Source: TADSR (arXiv 2508.16557), time-aware VAE encoder.
     """
 
-    _supports_gradient_checkpointing = False
+    _supports_gradient_checkpointing = True
     _no_split_modules = ("ResnetBlock2D",)
 
     @register_to_config

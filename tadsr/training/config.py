@@ -3,178 +3,121 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
-from tadsr.schedule import NUM_TRAIN_TIMESTEPS
+from tadsr.training.data import DataConfig
+from tadsr.training.stages.config import (
+    AutoencoderConfig,
+    DistillationConfig,
+    OptimizerConfig,
+    TeacherConfig,
+)
 
-
-@dataclass(frozen=True)
-class TimestepRamp:
-    """A weight that changes linearly with the student's timestep."""
-
-    start: float
-    """Value at timestep 0, at least 0."""
-    end: float
-    """Value at the last timestep, at least 0."""
-
-    def __post_init__(self) -> None:
-        if self.start < 0 or self.end < 0:
-            raise ValueError(f"weights must be at least 0, got {self.start} and {self.end}")
-
-    def at(self, timesteps):
-        """Return the weight at timesteps (B,), as floats (B,)."""
-        fraction = timesteps.float() / (NUM_TRAIN_TIMESTEPS - 1)
-        return self.start + (self.end - self.start) * fraction
+Precision = Literal["fp32", "fp16", "bf16"]
+"""Arithmetic of forward and backward; trained weights are float32 in any case."""
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW with warm-up and cosine decay."""
+class ValidationConfig:
+    """Fixed images that are restored now and then, for figures and for the eye."""
 
-    learning_rate: float = 5e-5
-    """Peak learning rate, > 0."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's momentum terms, each in [0, 1)."""
-    weight_decay: float = 1e-2
-    """Decoupled weight decay, at least 0."""
-    max_grad_norm: float = 1.0
-    """Gradients are clipped to this L2 norm, > 0."""
-    warmup_steps: int = 500
-    """Steps of linear warm-up, at least 0."""
-    final_fraction: float = 1.0
-    """Learning rate at the last step as a fraction of the peak, in [0, 1]; 1 keeps it constant."""
-
-    def __post_init__(self) -> None:
-        if self.learning_rate <= 0 or self.max_grad_norm <= 0:
-            raise ValueError(
-                "learning_rate and max_grad_norm must be above 0, got "
-                f"{self.learning_rate} and {self.max_grad_norm}"
-            )
-        if not 0 <= self.final_fraction <= 1:
-            raise ValueError(f"final_fraction must be in [0, 1], got {self.final_fraction}")
-        if self.warmup_steps < 0 or self.weight_decay < 0:
-            raise ValueError(
-                "warmup_steps and weight_decay must be at least 0, got "
-                f"{self.warmup_steps} and {self.weight_decay}"
-            )
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Photographs to crop, and how their low-quality partners are made."""
-
-    folder: str
-    """Folder of high-quality photographs, searched recursively."""
+    photos: str | None = None
+    """Folder of HQ photographs, never those trained on; None switches validation off."""
+    lq: str | None = None
+    """Folder of their LQ partners (same stems); None degrades the photographs' middle."""
+    every_steps: int = 500
+    """Steps between validations, at least 1; the last step is always validated."""
+    num_images: int = 4
+    """Images, the first by name, at least 1."""
     crop_px: int = 512
-    """Side of the square HQ crop in px, a multiple of 8."""
-    scale: int = 4
-    """Down-sampling from HQ to LQ, at least 1."""
-    min_zoom: float = 0.5
-    """Crops are taken from the photo shrunk by a random factor in [min_zoom, 1], which gives
-    new sharp detail; in (0, 1]."""
+    """Side of the square cut from the middle of each photograph, px."""
+    timesteps: tuple[int, ...] = (100, 300, 500, 800)
+    """Timesteps to restore at, each 0..999."""
     degradation: str = "realesrgan"
-    """Name of a preset of `tadsr.training.degradation`."""
-    num_workers: int = 1
-    """Processes that prepare crops beside the training process, at least 0."""
+    """Preset for photographs without LQ partners; the seed is fixed."""
 
     def __post_init__(self) -> None:
-        if self.crop_px < 8 or self.crop_px % 8:
-            raise ValueError(f"crop_px must be a positive multiple of 8, got {self.crop_px}")
-        if not 0 < self.min_zoom <= 1:
-            raise ValueError(f"min_zoom must be in (0, 1], got {self.min_zoom}")
-        if self.scale < 1 or self.num_workers < 0:
+        if min(self.every_steps, self.num_images, self.crop_px) < 1:
             raise ValueError(
-                "scale must be at least 1 and num_workers at least 0, got "
-                f"{self.scale} and {self.num_workers}"
+                "every_steps, num_images and crop_px must be at least 1, got "
+                f"{self.every_steps}, {self.num_images} and {self.crop_px}"
             )
+        if not self.timesteps or not all(0 <= t <= 999 for t in self.timesteps):
+            raise ValueError(f"timesteps must be in 0..999, got {self.timesteps}")
 
 
 @dataclass(frozen=True)
-class RunConfig:
-    """How long a stage runs, where it writes and on what."""
+class TrainingConfig:
+    """A whole run: what is trained, on what, how, and where it goes."""
 
+    model: str
+    """What to start from: a TADSR checkpoint (folder, hub id or "tadsr-tiny"), a Stable Diffusion
+    2.1-base folder or hub id, or a YAML file of networks to build at random weights."""
+    data: DataConfig | str
+    """Photographs; a string is a `DataConfig` with that source."""
     output: str
-    """Folder for checkpoints and the log; an interrupted run there is continued."""
-    total_steps: int
-    """Optimizer steps of the whole stage, at least 1."""
-    batch_size: int
-    """Crops per step, at least 1."""
+    """Folder for checkpoints, log, pictures and the result; an interrupted run there continues."""
+    stage: DistillationConfig | TeacherConfig | AutoencoderConfig = field(
+        default_factory=DistillationConfig
+    )
+    """What is trained: the one-step student, or what a small model needs before it."""
+    vae: str | None = None
+    """Checkpoint whose autoencoder takes the place of the model's; None keeps the model's."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Optimizer of the stage's main model."""
+    steps: int = 2000
+    """Optimizer steps of the whole run, at least 1."""
+    batch_size: int = 1
+    """Samples per process and forward pass, at least 1."""
+    gradient_accumulation_steps: int = 1
+    """Forward passes per optimizer step, at least 1."""
+    precision: Precision = "fp32"
+    """Arithmetic; "fp16" and "bf16" keep frozen weights in that type too."""
+    device: Literal["auto", "cpu"] = "auto"
+    """"auto" takes what accelerate finds; "cpu" ignores accelerators."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: about a third slower, far less memory."""
+    channels_last: bool = False
+    """Keep convolution weights in NHWC order, faster on recent GPUs."""
+    ema_decay: float = 0.0
+    """Decay of averaged weights, which are then validated and exported; in [0, 1), 0 is off."""
     seed: int = 0
-    """Seed of crops, degradations and timesteps."""
-    device: str = "cpu"
-    """Torch device."""
-    precision: str = "fp32"
-    """"fp32", or "bf16" for autocast."""
-    ema_decay: float = 0.999
-    """Decay of the averaged weights that are saved as the result, in [0, 1); 0 keeps the last."""
-    log_every: int = 50
+    """Seed of crops, degradations, timesteps, noise and new weights, at least 0."""
+    max_loss_ratio: float = 100.0
+    """A loss above this many times its running mean stops the run, above 1."""
+    log_every: int = 10
     """Steps between log lines, at least 1."""
     save_every: int = 500
     """Steps between checkpoints, at least 1."""
+    keep_checkpoints: int = 2
+    """Checkpoints kept, the newest, at least 1."""
+    export_precision: Precision = "fp32"
+    """Type of the exported weights; adapters keep theirs."""
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Where the log goes as well."""
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    """Fixed images to watch."""
 
     def __post_init__(self) -> None:
-        if min(self.total_steps, self.batch_size, self.log_every, self.save_every) < 1:
-            raise ValueError(
-                "total_steps, batch_size, log_every and save_every must be at least 1, got "
-                f"{self.total_steps}, {self.batch_size}, {self.log_every}, {self.save_every}"
-            )
-        if self.precision not in ("fp32", "bf16"):
-            raise ValueError(f"precision must be 'fp32' or 'bf16', got {self.precision!r}")
+        if isinstance(self.data, str):
+            object.__setattr__(self, "data", DataConfig(self.data))
+        counts = ("steps", "batch_size", "gradient_accumulation_steps")
+        counts += ("log_every", "save_every", "keep_checkpoints")
+        for name in counts:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("precision", "export_precision"):
+            if getattr(self, name) not in get_args(Precision):
+                raise ValueError(
+                    f"{name} must be one of {', '.join(get_args(Precision))}, "
+                    f"got {getattr(self, name)!r}"
+                )
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
-
-
-@dataclass(frozen=True)
-class AutoencoderConfig:
-    """First stage: train a small autoencoder on sharp photographs."""
-
-    run: RunConfig
-    """Length, place and device."""
-    data: DataConfig
-    """Photographs; only the HQ crops are used."""
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    """Optimizer of encoder and decoder."""
-    l1_weight: float = 1.0
-    """Weight of the mean absolute error, at least 0."""
-    perceptual_weight: float = 0.1
-    """Weight of the perceptual distance, at least 0."""
-    chroma_weight: float = 0.0
-    """Weight of the colour differences' mean squared error, at least 0."""
-    kl_weight: float = 1e-6
-    """Weight of the posterior's KL divergence, summed per item, at least 0."""
-
-    def __post_init__(self) -> None:
-        weights = (self.l1_weight, self.perceptual_weight, self.chroma_weight, self.kl_weight)
-        if min(weights) < 0:
-            raise ValueError(
-                "l1_weight, perceptual_weight, chroma_weight and kl_weight must be at least 0, "
-                f"got {weights}"
-            )
-
-
-@dataclass(frozen=True)
-class StudentConfig:
-    """Second stage: time-aware encoder and one-step UNet, decoder frozen."""
-
-    run: RunConfig
-    """Length, place and device."""
-    data: DataConfig
-    """Photographs and their degradation."""
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    """Optimizer of the encoder and the UNet."""
-    latent_steps: int = 0
-    """First steps that match latents instead of images, so that a UNet trained from scratch
-    finds the scale of its output before the decoder sees it; 0 to skip."""
-    blurred_mse_weight: TimestepRamp = TimestepRamp(1.0, 1.0)
-    """Weight of the blurred MSE by timestep (method: 1)."""
-    mse_weight: TimestepRamp = TimestepRamp(0.0, 0.0)
-    """Weight of the plain MSE by timestep (method: 0)."""
-    perceptual_weight: TimestepRamp = TimestepRamp(2.0, 2.0)
-    """Weight of the perceptual distance by timestep (method: 2, with LPIPS)."""
-    chroma_mse_weight: TimestepRamp = TimestepRamp(0.0, 0.0)
-    """Weight of the colour differences' MSE by timestep (method: 0)."""
-    train_decoder: bool = False
-    """Whether the decoder is trained as well; the method keeps it frozen."""
-
-    def __post_init__(self) -> None:
-        if self.latent_steps < 0:
-            raise ValueError(f"latent_steps must be at least 0, got {self.latent_steps}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0, got {self.seed}")
+        if self.max_loss_ratio <= 1:
+            raise ValueError(f"max_loss_ratio must be above 1, got {self.max_loss_ratio}")
+        unknown = set(self.trackers) - {"tensorboard", "wandb"}
+        if unknown:
+            raise ValueError(f"trackers must be 'tensorboard' or 'wandb', got {sorted(unknown)}")

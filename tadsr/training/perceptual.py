@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import io
 from pathlib import Path
 from typing import Protocol
 
@@ -10,7 +13,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tadsr.errors import CheckpointError
+from tadsr.errors import CheckpointError, TADSRError
+
+SQUEEZENET_PREFIX = "squeezenet:"
+"""A perceptual distance named so is followed by the path of the network's safetensors file."""
 
 _MEAN_BGR = (104.0, 117.0, 123.0)
 _FIRE = {  # name: input, squeeze, expand (twice)
@@ -32,6 +38,65 @@ class PerceptualDistance(Protocol):
 
     def __call__(self, pred: Tensor, target: Tensor) -> Tensor:
         """Return distances (B,) of images (B, 3, H, W) in [-1, 1]."""
+
+
+def make_perceptual(name: str) -> PerceptualDistance:
+    """Build a perceptual distance by name.
+
+    Args:
+        name: "lpips" (VGG, of the library lpips), "dists" (of the library piq), or
+            "squeezenet:FILE" for a `SqueezeNetDistance`. The libraries need torchvision and
+            download their networks on first use.
+
+    Returns:
+        The distance, without gradients of its own; move it to a device with `.to`.
+
+    Raises:
+        TADSRError: The library is not installed or cannot be imported.
+        CheckpointError: FILE is not such a network.
+        ValueError: The name is not known.
+
+    Source: LPIPS (arXiv 1801.03924); DISTS (arXiv 2004.07728).
+    """
+    if name.startswith(SQUEEZENET_PREFIX):
+        return SqueezeNetDistance(name.removeprefix(SQUEEZENET_PREFIX))
+    if name == "lpips":
+        # Its constructor prints what it downloads.
+        with contextlib.redirect_stdout(io.StringIO()):
+            network = _import_library("lpips", name).LPIPS(net="vgg", verbose=False)
+        return _LibraryDistance(network, low=-1)
+    if name == "dists":
+        return _LibraryDistance(_import_library("piq", name).DISTS(reduction="none"), low=0)
+    raise ValueError(
+        f"perceptual must be 'lpips', 'dists', '{SQUEEZENET_PREFIX}FILE' or 'none', got {name!r}"
+    )
+
+
+class _LibraryDistance(nn.Module):
+    """A distance of another library, which takes images in [low, 1]."""
+
+    def __init__(self, network: nn.Module, low: int) -> None:
+        super().__init__()
+        self.network = network.requires_grad_(False).eval()
+        self.low = low
+
+    def forward(self, pred: Tensor, target: Tensor) -> Tensor:
+        if self.low == 0:
+            # Training may leave the range that these networks take.
+            pred, target = ((x / 2 + 0.5).clamp(0, 1) for x in (pred, target))
+        return self.network(pred, target).flatten()
+
+
+def _import_library(module: str, name: str):
+    try:
+        return importlib.import_module(module)
+    except Exception as error:  # a torchvision built for another torch raises RuntimeError
+        raise TADSRError(
+            f"the perceptual distance {name!r} needs the library {module} with a torchvision that "
+            f"fits torch {torch.__version__}, but it does not import ({error}); install it with "
+            "pip install 'tadsr[train]', or train without (perceptual: none, "
+            f"perceptual_weight: 0) or with {SQUEEZENET_PREFIX}FILE"
+        ) from error
 
 
 class _Fire(nn.Module):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tadsr.training.losses import blur_at_timestep, blurred_mse, chroma_mse, mse_per_sample
+from tadsr.training.losses import blur_at_timesteps, blurred_mse, chroma_mse, mse_per_sample
 
 TIMESTEPS = [0, 1, 199, 200, 399, 500, 999]
 
@@ -16,7 +16,7 @@ def blur(data_dir):
 
 @pytest.mark.parametrize("timestep", TIMESTEPS)
 def test_blur_matches_the_published_figures(timestep, blur):
-    got = blur_at_timestep(blur["blur.x"], timestep)
+    got = blur_at_timesteps(blur["blur.x"], torch.tensor([timestep]))
     torch.testing.assert_close(got, blur[f"blur.{timestep}"], atol=1e-6, rtol=0)
 
 

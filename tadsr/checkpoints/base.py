@@ -1,0 +1,143 @@
+"""Load diffusion models that are no student: Stable Diffusion 2.1-base, or what stands for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from torch import nn
+
+from tadsr.checkpoints.checkpoint import Checkpoint
+from tadsr.checkpoints.components import (
+    has_component,
+    load_model,
+    load_scheduler,
+    load_tokenizer,
+)
+from tadsr.checkpoints.detect import detect_format, locate
+from tadsr.checkpoints.hub import download
+from tadsr.checkpoints.layout import NATIVE, OFFICIAL
+from tadsr.checkpoints.load import load_checkpoint
+from tadsr.checkpoints.tensors import read_json
+from tadsr.errors import CheckpointError
+from tadsr.models.time_aware_vae import TimeAwareAutoencoderKL, neutralize_time_layers
+
+_SHARED_VAE_CONFIG = (
+    "in_channels",
+    "out_channels",
+    "down_block_types",
+    "up_block_types",
+    "block_out_channels",
+    "layers_per_block",
+    "act_fn",
+    "latent_channels",
+    "norm_num_groups",
+    "sample_size",
+    "scaling_factor",
+    "force_upcast",
+    "mid_block_add_attention",
+)
+
+
+def find_folder(source: str | Path) -> Path:
+    """Return a checkpoint's folder, downloaded if it is a hub id; raises CheckpointError."""
+    location = locate(source)
+    return location.folder if location.folder is not None else download(location.source)
+
+
+def is_stable_diffusion(folder: Path) -> bool:
+    """Tell whether a folder is plain Stable Diffusion, whose encoder knows no time."""
+    index = folder / "model_index.json"
+    if not index.is_file() or not (folder / "vae" / "config.json").is_file():
+        return False
+    return str(read_json(index).get("_class_name")).startswith("StableDiffusion")
+
+
+def load_base(source: str | Path) -> Checkpoint:
+    """Load a diffusion model without a student's adapters, as a teacher or to start from.
+
+    Args:
+        source: Stable Diffusion 2.1-base (folder or hub id), a published checkpoint (its base
+            model is taken), or a native checkpoint without adapters kept apart.
+
+    Returns:
+        The parts in float32, on the CPU, in eval mode, without gradients. The encoder of Stable
+        Diffusion gets time layers that change nothing yet.
+
+    Raises:
+        CheckpointError: Nothing is there, it is damaged or unsafe, predicts anything but noise,
+            or its base weights are not there any more.
+    """
+    folder = find_folder(source)
+    if is_stable_diffusion(folder):
+        parts = _load_networks(folder, NATIVE, vae=_load_sd_vae(folder))
+        return Checkpoint(**parts, format="stable-diffusion", source=str(source))
+    fmt = detect_format(folder)
+    if fmt is OFFICIAL:
+        parts = _load_networks(folder, OFFICIAL, vae=_load(folder, OFFICIAL, "vae"))
+        return Checkpoint(**parts, format=fmt.name, source=str(source))
+    if (folder / NATIVE.adapter_file).is_file():
+        raise CheckpointError(
+            f"{source} must be a model without a student's adapters, but holds "
+            f"{NATIVE.adapter_file}; name the model that the student was distilled from"
+        )
+    return load_checkpoint(folder)
+
+
+def time_aware_from_sd(vae: AutoencoderKL) -> TimeAwareAutoencoderKL:
+    """Give Stable Diffusion's autoencoder time layers that change nothing yet.
+
+    Args:
+        vae: The plain autoencoder.
+
+    Returns:
+        The time-aware one, with the same weights and results at every timestep.
+
+    Raises:
+        CheckpointError: Its architecture is not Stable Diffusion's.
+    """
+    config = {k: vae.config[k] for k in _SHARED_VAE_CONFIG if k in vae.config}
+    try:
+        time_aware = TimeAwareAutoencoderKL(**config)
+        missing, unexpected = time_aware.load_state_dict(vae.state_dict(), strict=False)
+    except (ValueError, RuntimeError) as error:
+        raise CheckpointError(f"the autoencoder must be Stable Diffusion's: {error}") from error
+    absent = [n for n in missing if "time_emb" not in n]
+    if absent or unexpected:
+        raise CheckpointError(
+            "the autoencoder must be Stable Diffusion's, but these tensors are missing or extra: "
+            f"{[*absent, *unexpected][:5]}"
+        )
+    neutralize_time_layers(time_aware)
+    return time_aware.requires_grad_(False).eval()
+
+
+def _load_sd_vae(folder: Path) -> TimeAwareAutoencoderKL:
+    try:
+        # Diffusers knows the older names of the attention's tensors.
+        vae = AutoencoderKL.from_pretrained(
+            folder / "vae", use_safetensors=True, torch_dtype=torch.float32, local_files_only=True
+        )
+    except Exception as error:  # diffusers raises many types
+        raise CheckpointError(f"{folder / 'vae'} makes no autoencoder: {error}") from error
+    return time_aware_from_sd(vae)
+
+
+def _load_networks(folder: Path, fmt, vae: TimeAwareAutoencoderKL) -> dict:
+    parts = {"vae": vae, "unet": _load(folder, fmt, "unet")}
+    parts["scheduler"] = load_scheduler(folder, fmt.component("scheduler"))
+    for name in ("text_encoder", "tokenizer"):
+        component = fmt.component(name)
+        if not has_component(folder, component):
+            raise CheckpointError(
+                f"{folder} must have {component.folder}/, but it is missing; download or copy "
+                "the model again"
+            )
+    parts["text_encoder"] = _load(folder, fmt, "text_encoder")
+    parts["tokenizer"] = load_tokenizer(folder, fmt.component("tokenizer"))
+    return parts
+
+
+def _load(folder: Path, fmt, name: str) -> nn.Module:
+    return load_model(folder, fmt.component(name), fmt, variant=None, dtype=torch.float32)

@@ -1,0 +1,212 @@
+"""`tadsr evaluate`: figures for folders of results, or for a model at several timesteps."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from tadsr.cli.plan import check_place
+from tadsr.cli.reporting import (
+    DebugOption,
+    UsageError,
+    as_usage_errors,
+    check_range,
+    readable_errors,
+    silence_libraries,
+)
+from tadsr.config import ColorFix, UpscaleSettings
+
+EVALUATE_HELP = """Measure results against originals.
+
+\b
+OUTPUTS are folders of results, each a row of the table; NAME=FOLDER names it.
+With --lq a model runs on a folder of small images at every --timestep, and
+bicubic is measured beside it. Images of the folders belong together if their
+names do, whatever their format; photo_x4.png belongs to photo.jpg.
+
+\b
+Examples:
+  tadsr evaluate sharp/ --hq originals/    one folder of results
+  tadsr evaluate ours=a/ theirs=b/ --hq originals/
+  tadsr evaluate --lq small/ --hq originals/ -t 1 -t 500 -t 900
+  tadsr evaluate --lq small/ --hq originals/ theirs=b/ --plot curve.png
+  tadsr evaluate sharp/ --metric musiq     no originals; needs pyiqa
+
+PSNR and SSIM (Y of BT.601, and RGB) leave out a border; detail is the mean magnitude of the
+Laplacian, which noise raises too: compare it with that of the originals.
+"""
+
+_DEFAULT_TIMESTEPS = (1, 500, 900)
+
+
+def evaluate(
+    outputs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="OUTPUTS", help="Folders of results, perhaps NAME=FOLDER."),
+    ] = None,
+    hq: Annotated[
+        Path | None, typer.Option("--hq", metavar="FOLDER", help="The originals.")
+    ] = None,
+    lq: Annotated[
+        Path | None,
+        typer.Option("--lq", metavar="FOLDER", help="Small images to run the model on."),
+    ] = None,
+    timestep: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--timestep", "-t", metavar="0..999", help="For --lq, repeatable; 1, 500 and 900."
+        ),
+    ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--metric",
+            metavar="NAME",
+            help="Repeatable: psnr_y, ssim_y, psnr_rgb, ssim_rgb, detail, or pyiqa's such as "
+            "lpips, musiq, clipiqa; all of the first kind if left out.",
+        ),
+    ] = None,
+    perceptual: Annotated[
+        Path | None,
+        typer.Option("--perceptual", metavar="FILE", help="SqueezeNet weights: adds its distance."),
+    ] = None,
+    border: Annotated[
+        int, typer.Option("--border", metavar="PX", help="Rim that is not measured.")
+    ] = 4,
+    scale: Annotated[
+        float, typer.Option("--scale", "-s", metavar="X", help="For --lq without --hq.")
+    ] = 4,
+    color_fix: Annotated[
+        ColorFix, typer.Option("--color-fix", help="How the input's colours are kept.")
+    ] = "adain",
+    process_size: Annotated[
+        int,
+        typer.Option(
+            "--process-size", metavar="PX", help="Smallest side the network works at; 0: any."
+        ),
+    ] = 512,
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Built-in model, folder, or hub id owner/name.")
+    ] = "tadsr-tiny",
+    adapter: Annotated[
+        str | None,
+        typer.Option("--adapter", metavar="FILE", help="tadsr.pkl, if not in the model's folder."),
+    ] = None,
+    device: Annotated[
+        str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")
+    ] = "auto",
+    dtype: Annotated[
+        Literal["auto", "fp32", "fp16", "bf16"],
+        typer.Option("--dtype", help="Precision; auto: fp16 on CUDA, else fp32."),
+    ] = "auto",
+    csv: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="Write all figures as CSV.")
+    ] = None,
+    json: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write all figures as JSON.")
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="FILE", help="Draw realism over fidelity: png, svg, pdf."),
+    ] = None,
+    save: Annotated[
+        Path | None, typer.Option("--save", metavar="FOLDER", help="Keep the model's results.")
+    ] = None,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Leave out images that a folder lacks.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Run `tadsr evaluate`."""
+    with as_usage_errors():
+        UpscaleSettings(scale, color_fix, process_size)
+    check_range("--border", border, 0, 10_000, "papers leave out as many px as the scale")
+    for value in timestep or ():
+        check_range("--timestep", value, 0, 999, "small is faithful, large is vivid")
+    named = _name_outputs(outputs or [])
+    _check_use(has_outputs=bool(named), has_lq=lq is not None, timestep=timestep, save=save)
+    with readable_errors(debug):
+        for path in filter(None, (csv, json, plot, save)):
+            check_place(path)
+        from tadsr import evaluation
+        from tadsr.cli.model import choose_device, load_model
+        from tadsr.metrics import default_metrics, make_metric
+
+        silence_libraries(debug)
+        place = choose_device(device)
+        names = metric or default_metrics(hq is not None)
+        with as_usage_errors():
+            metrics = [make_metric(n, border_px=border, device=place) for n in dict.fromkeys(names)]
+            if perceptual is not None:
+                metrics.append(evaluation.make_perceptual_metric(perceptual, device=place))
+            if plot is not None:
+                evaluation.check_plot(metrics, plot)
+        common = {"metrics": metrics, "allow_missing": allow_missing, "show_progress": not quiet}
+        if lq is None:
+            with as_usage_errors():
+                result = evaluation.evaluate_pairs(named, hq, **common)
+        else:
+            timesteps = list(dict.fromkeys(timestep or _DEFAULT_TIMESTEPS))
+            pipe = load_model(
+                model,
+                adapter=adapter,
+                device=place,
+                dtype=dtype,
+                prompt="",
+                timestep=max(timesteps),
+            )
+            with as_usage_errors():
+                result = evaluation.evaluate_model(
+                    pipe,
+                    lq,
+                    hq,
+                    timesteps=timesteps,
+                    outputs=named,
+                    scale=scale,
+                    color_fix=color_fix,
+                    process_size=process_size,
+                    save=save,
+                    # Of a folder the name only: where it lies is of no use to a reader.
+                    model_name=Path(model).resolve().name if os.path.isdir(model) else model,
+                    **common,
+                )
+        typer.echo(evaluation.format_table(result))
+        writers = (
+            (csv, evaluation.write_csv),
+            (json, evaluation.write_json),
+            (plot, evaluation.plot),
+        )
+        for path, write in writers:
+            if path is not None:
+                write(result, path)
+
+
+def _name_outputs(outputs: list[str]) -> dict[str, Path]:
+    """Turn FOLDER and NAME=FOLDER into folders by name."""
+    named: dict[str, Path] = {}
+    for text in outputs:
+        name, equals, folder = text.partition("=")
+        if not equals or os.path.isdir(text):
+            name, folder = Path(text).resolve().name, text
+        if not name or not folder:
+            raise UsageError(f"outputs must be FOLDER or NAME=FOLDER, got {text!r}")
+        if name in named:
+            raise UsageError(
+                f"outputs must differ in name, got {name!r} twice; name them with NAME=FOLDER"
+            )
+        named[name] = Path(folder)
+    return named
+
+
+def _check_use(
+    *, has_outputs: bool, has_lq: bool, timestep: list[int] | None, save: Path | None
+) -> None:
+    if not has_outputs and not has_lq:
+        raise UsageError("name folders of results to measure, or --lq to run a model on")
+    if not has_lq and (timestep or save):
+        option = "--timestep" if timestep else "--save"
+        raise UsageError(f"{option} needs --lq, the images that the model is to run on")

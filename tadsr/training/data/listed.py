@@ -1,0 +1,247 @@
+"""Sources whose photographs are known beforehand: folders, pairs and list files."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from tadsr.errors import DataError, ImageReadError
+from tadsr.training.data.batch import Sample
+from tadsr.training.data.config import DataConfig
+from tadsr.training.data.photos import (
+    UnusablePhotoError,
+    find_photos,
+    make_sample,
+    read_photo,
+)
+
+MAX_SUBSTITUTIONS = 100
+"""Unusable photographs in a row after which something must be wrong with all of them."""
+_NUM_COMPARED = 16
+"""Pairs whose size and sharpness tell whether columns are swapped."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One photograph of a source."""
+
+    hq: Path
+    """The photograph."""
+    lq: Path | None = None
+    """Its LQ partner; None to degrade."""
+    caption: str | None = None
+    """What it shows; None takes the configured prompt."""
+
+
+def list_folder(config: DataConfig) -> list[Record]:
+    """List the photographs of a folder with their captions, and partners where it has any."""
+    root = Path(config.source)
+    if not root.is_dir():
+        raise ValueError(f"data source must be a folder of photographs, got {config.source}")
+    photos = find_photos(root)
+    if not photos:
+        raise ValueError(f"data folder must hold photographs, but is empty of them: {root}")
+    captions = _read_captions(config.captions)
+    partners = None if config.lq is None else _index_by_name(Path(config.lq))
+    records, alone = [], []
+    for path in photos:
+        key = path.relative_to(root).with_suffix("").as_posix()
+        partner = None
+        if partners is not None:
+            partner = partners.get(key)
+            if partner is None:
+                alone.append(key)
+                continue
+        records.append(Record(path, partner, _caption_of(path, key, config, captions)))
+    if alone:
+        raise ValueError(
+            f"every HQ must have an LQ partner of the same name in {config.lq}, but "
+            f"{len(alone)} have none, first {alone[:5]}"
+        )
+    if partners is not None:
+        check_not_swapped(records, "data.source and data.lq")
+    return records
+
+
+def read_list(config: DataConfig) -> list[Record]:
+    """Read the published list format: a line has HQ, LQ and tags, apart by TABs or spaces.
+
+    Paths are relative to the list's folder, or absolute. With TABs, paths may contain spaces.
+    """
+    path = Path(config.source)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"data list must be a readable text file: {error}") from error
+    records = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        fields = line.split("\t", 2) if "\t" in line else line.split(None, 2)
+        if len(fields) < 2:
+            raise ValueError(f"{path}, line {number}, must be 'HQ LQ tags', got {line!r}")
+        hq, lq = (path.parent / field.strip() for field in fields[:2])
+        caption = fields[2].strip() if len(fields) > 2 else None
+        records.append(Record(hq, lq, caption))
+    if not records:
+        raise ValueError(f"data list must name photographs, but is empty: {path}")
+    check_not_swapped(records, f"the columns of {path}")
+    return records
+
+
+def check_not_swapped(records: list[Record], what: str) -> None:
+    """Raise ValueError if most of the first pairs have the sharper image as their LQ."""
+    votes = []
+    for record in records[:_NUM_COMPARED]:
+        try:
+            hq, lq = read_photo(record.hq), read_photo(record.lq)
+        except (ImageReadError, ValueError):
+            continue
+        if hq.shape != lq.shape:
+            votes.append(hq.size < lq.size)
+        else:
+            votes.append(_sharpness(hq) < _sharpness(lq))
+    if votes and sum(votes) > len(votes) / 2:
+        raise ValueError(
+            f"{what} must be HQ first, then LQ, but in {sum(votes)} of {len(votes)} pairs the "
+            "second image is larger or sharper; swap them"
+        )
+
+
+class ListedPhotos(Dataset):
+    """Sample i is a function of the configuration, the seed and i alone.
+
+    An epoch goes over every photograph once, in an order drawn from the seed.
+
+    Args:
+        records: The photographs.
+        config: How samples are made of them.
+        seed: The run's seed.
+    """
+
+    def __init__(self, records: list[Record], config: DataConfig, seed: int) -> None:
+        self.records = records
+        self.config = config
+        self.seed = seed
+        self.cache: dict[Path, np.ndarray] = {}
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, int))
+
+    def preload(self) -> None:
+        """Decode all photographs into memory, before worker processes share it."""
+        for record in self.records:
+            for path in filter(None, (record.hq, record.lq)):
+                try:
+                    self.cache[path] = read_photo(path)
+                except (ImageReadError, ValueError):
+                    continue  # reported when its turn comes
+
+    def __getitem__(self, index: int) -> Sample:
+        """Make sample `index`; other photographs take the place of unusable ones."""
+        rng = np.random.default_rng([self.seed, index])
+        record = self.records[self._position(index)]
+        skipped: list[str] = []
+        while True:
+            try:
+                partner = None if record.lq is None else self._read(record.lq)
+                photo = self._read(record.hq)
+                sample = make_sample(photo, partner, record.caption, self.config, rng)
+            except (ImageReadError, UnusablePhotoError, ValueError) as error:
+                reason = str(error)
+                name = str(record.hq)
+                skipped.append(reason if name in reason else f"{name}: {reason}")
+            else:
+                return dataclasses.replace(
+                    sample, index=index, name=str(record.hq), skipped=tuple(skipped)
+                )
+            if len(skipped) >= MAX_SUBSTITUTIONS:
+                raise DataError(
+                    f"{len(skipped)} photographs in a row could not be used, the last one: "
+                    f"{skipped[-1]}"
+                )
+            record = self.records[int(rng.integers(len(self.records)))]
+
+    def _read(self, path: Path) -> np.ndarray:
+        return self.cache[path] if path in self.cache else read_photo(path)
+
+    def _position(self, index: int) -> int:
+        epoch, place = divmod(index, len(self.records))
+        if self._order[0] != epoch:
+            order = np.random.default_rng([self.seed, epoch, 1]).permutation(len(self.records))
+            self._order = (epoch, order)
+        return int(self._order[1][place])
+
+
+class SharedIndices(Sampler):
+    """Endless batches of sample numbers: those of one process among several.
+
+    Args:
+        batch_size: Samples per process and batch.
+        first_sample: Samples that an interrupted run has used.
+        rank: This process, from 0.
+        num_processes: All of them; together they use every number once.
+    """
+
+    def __init__(self, batch_size: int, first_sample: int, rank: int, num_processes: int) -> None:
+        self.batch_size = batch_size
+        self.start = first_sample + rank * batch_size
+        self.stride = batch_size * num_processes
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield the numbers of each batch."""
+        start = self.start
+        while True:
+            yield list(range(start, start + self.batch_size))
+            start += self.stride
+
+
+def limit_threads(_worker: int) -> None:
+    """Keep a worker process to one thread; the workers themselves are the parallelism."""
+    torch.set_num_threads(1)
+
+
+def _index_by_name(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise ValueError(f"data.lq must be a folder of LQ partners, got {folder}")
+    photos = find_photos(folder)
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in photos}
+
+
+def _read_captions(captions: str | None) -> dict[str, str]:
+    if captions in (None, "sidecar"):
+        return {}
+    try:
+        lines = Path(captions).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"data.captions must be 'sidecar' or a readable file of captions: {error}"
+        ) from error
+    found = {}
+    for number, line in enumerate(lines, 1):
+        name, separator, caption = line.partition("\t")
+        if line.strip() and not separator:
+            raise ValueError(
+                f"{captions}, line {number}, must be 'relative name<TAB>caption', got {line!r}"
+            )
+        found[Path(name.strip()).with_suffix("").as_posix()] = caption.strip()
+    return found
+
+
+def _caption_of(path: Path, key: str, config: DataConfig, captions: dict[str, str]) -> str | None:
+    if config.captions != "sidecar":
+        return captions.get(key)
+    sidecar = path.with_suffix(".txt")
+    return sidecar.read_text(encoding="utf-8").strip() if sidecar.is_file() else None
+
+
+def _sharpness(image: np.ndarray) -> float:
+    """Return the variance of the Laplacian of the brightness."""
+    gray = image.astype(np.float32).mean(2)
+    middle = gray[1:-1, 1:-1]
+    neighbours = gray[:-2, 1:-1] + gray[2:, 1:-1] + gray[1:-1, :-2] + gray[1:-1, 2:]
+    return float((neighbours - 4 * middle).var())

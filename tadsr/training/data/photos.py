@@ -1,0 +1,151 @@
+"""Photographs on disk: finding, reading and cutting them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tadsr.image_io import decode_image, read_image
+from tadsr.training.data.batch import Sample, upsample_lq
+from tadsr.training.data.config import DataConfig
+from tadsr.training.degradation import PRESETS, apply_degradation, sample_degradation
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif")
+"""What counts as a photograph in a folder."""
+
+_BICUBIC = PRESETS["bicubic"]
+
+
+def find_photos(folder: str | Path) -> list[Path]:
+    """Return the photographs of a folder and its sub-folders, sorted; hidden ones left out."""
+    root = Path(folder)
+    return sorted(
+        path
+        for path in root.rglob("*")
+        if path.suffix.lower() in SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(root).parts)
+    )
+
+
+def read_photo(path: Path) -> np.ndarray:
+    """Read a photograph upright as uint8 (H, W, 3); raises ImageReadError or ValueError."""
+    return to_uint8(decode_image(read_image(path)).rgb)
+
+
+def to_uint8(rgb: Tensor) -> np.ndarray:
+    """Turn (3, H, W) in [0, 1] into uint8 (H, W, 3)."""
+    return (rgb * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
+
+
+class UnusablePhotoError(ValueError):
+    """A photograph that can be read, but not trained on."""
+
+
+def make_sample(
+    photo: np.ndarray,
+    partner: np.ndarray | None,
+    caption: str | None,
+    config: DataConfig,
+    rng: np.random.Generator,
+) -> Sample:
+    """Cut a crop from a photograph and give it a partner and a prompt.
+
+    Args:
+        photo: uint8, (H, W, 3).
+        partner: The LQ, uint8, at 1/scale or at the photo's size; None to degrade the crop.
+        caption: What it shows; None takes the configured prompt.
+        config: Crop, degradation and prompt.
+        rng: Source of all choices.
+
+    Returns:
+        The sample, its index and name still to be set.
+
+    Raises:
+        UnusablePhotoError: The photo is smaller than the crop, or the partner's size is wrong.
+    """
+    height, width = photo.shape[:2]
+    if min(height, width) < config.crop_px:
+        raise UnusablePhotoError(
+            f"must be at least {config.crop_px} px a side, got {width}×{height}"
+        )
+    turn = _draw_turn(config, rng)
+    degradation = None
+    if partner is None:
+        hq = turn(_cut_zoomed(photo, config, rng))
+        is_bicubic = rng.random() < config.bicubic_probability
+        preset = _BICUBIC if is_bicubic else PRESETS[config.degradation]
+        degradation = sample_degradation(rng, preset, scale=config.scale)
+        lq = None
+        if config.degrade_on == "worker":
+            lq = apply_degradation(hq[None], degradation)
+    else:
+        hq, lq = (turn(crop) for crop in _cut_pair(photo, partner, config, rng))
+        lq = lq[None]
+    if lq is not None:
+        lq = upsample_lq(lq, hq.shape[-2:])[0]
+    prompt = config.prompt if caption is None else caption
+    if rng.random() < config.prompt_dropout:
+        prompt = ""
+    return Sample(hq, lq, prompt, -1, degradation, "", ())
+
+
+def _cut_zoomed(photo: np.ndarray, config: DataConfig, rng: np.random.Generator) -> Tensor:
+    """Cut a random square as (3, S, S) in [-1, 1], from the photo shrunk at random."""
+    height, width = photo.shape[:2]
+    zoom = rng.uniform(config.min_zoom, 1.0)
+    side = min(round(config.crop_px / zoom), height, width)
+    crop = _to_tensor(_cut(photo, side, rng))
+    if side != config.crop_px:
+        size = (config.crop_px, config.crop_px)
+        crop = F.interpolate(crop[None], size, mode="bicubic", antialias=True)[0].clamp(-1, 1)
+    return crop
+
+
+def _cut_pair(
+    photo: np.ndarray, partner: np.ndarray, config: DataConfig, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """Cut both at the same place; the LQ keeps its own resolution."""
+    height, width = photo.shape[:2]
+    if partner.shape[:2] == (height, width):
+        scale = 1
+    elif partner.shape[:2] == (height // config.scale, width // config.scale):
+        scale = config.scale
+    else:
+        raise UnusablePhotoError(
+            f"its LQ must be {width // config.scale}×{height // config.scale} or "
+            f"{width}×{height} px, got {partner.shape[1]}×{partner.shape[0]}"
+        )
+    side = config.crop_px // scale
+    rows, columns = partner.shape[:2]
+    top, left = int(rng.integers(rows - side + 1)), int(rng.integers(columns - side + 1))
+    lq = partner[top : top + side, left : left + side]
+    top, left, side = top * scale, left * scale, config.crop_px
+    return _to_tensor(photo[top : top + side, left : left + side]), _to_tensor(lq)
+
+
+def _cut(photo: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
+    top = int(rng.integers(photo.shape[0] - side + 1))
+    left = int(rng.integers(photo.shape[1] - side + 1))
+    return photo[top : top + side, left : left + side]
+
+
+def _draw_turn(config: DataConfig, rng: np.random.Generator) -> Callable[[Tensor], Tensor]:
+    """Draw a mirroring and a rotation, to be applied to one or two crops alike."""
+    is_flipped = config.flip and rng.random() < 0.5
+    quarters = int(rng.integers(4)) if config.rotate else 0
+
+    def turn(crop: Tensor) -> Tensor:
+        crop = crop.flip(-1) if is_flipped else crop
+        return torch.rot90(crop, quarters, (-2, -1))
+
+    return turn
+
+
+def _to_tensor(pixels: np.ndarray) -> Tensor:
+    """Turn uint8 (H, W, 3) into (3, H, W) in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1) / 127.5 - 1

@@ -1,0 +1,1 @@
+"""What is trained: one module a stage, all run by the same trainer."""

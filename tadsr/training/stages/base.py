@@ -1,0 +1,108 @@
+"""What the trainer asks of a stage, and what it gives to one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tadsr.checkpoints.checkpoint import Checkpoint
+from tadsr.schedule import make_alphas_cumprod
+from tadsr.training.data import Batch
+from tadsr.training.randomness import SampleRandomness
+from tadsr.training.stages.config import OptimizerConfig
+
+
+class TrainedNetwork(NamedTuple):
+    """A module of a stage and how its trained parameters are stepped."""
+
+    module: nn.Module
+    """Exactly its parameters with `requires_grad` are trained."""
+    optimizer: OptimizerConfig
+    """Its own optimizer."""
+
+
+class Phase(NamedTuple):
+    """One network's part of a training step."""
+
+    network: str
+    """Which of the stage's networks is stepped."""
+    losses: dict[str, Tensor]
+    """Scalars by name; "loss" is minimised, the others are logged."""
+
+
+@dataclass
+class Runtime:
+    """Where and how a stage computes."""
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    """Where batches come to."""
+    autocast: Callable[[], AbstractContextManager] = nullcontext
+    """Context of the run's precision, for modules that the trainer does not wrap."""
+    models: dict[str, nn.Module] = field(default_factory=dict)
+    """The stage's networks as they must be called for gradients, such as wrapped by DDP."""
+
+
+class Stage(ABC):
+    """One kind of training: its networks, and the losses of a step.
+
+    Args:
+        checkpoint: What is trained; changed in place.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        config = checkpoint.scheduler.config
+        self.alphas_cumprod = make_alphas_cumprod(
+            config.beta_start, config.beta_end, config.beta_schedule, config.num_train_timesteps
+        )
+        self.runtime = Runtime()
+
+    networks: dict[str, TrainedNetwork]
+    """What is trained, in the order of the phases; the first is what the run is about."""
+    preview_prompt: str = ""
+    """Prompt of `preview`."""
+
+    def frozen(self) -> list[nn.Module]:
+        """Return further modules that losses are computed with."""
+        return []
+
+    def start(self, runtime: Runtime) -> None:
+        """Take the place of computation, once, before the first step."""
+        self.runtime = runtime
+        self.alphas_cumprod = self.alphas_cumprod.to(runtime.device)
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:  # noqa: B027 - optional
+        """Raise ValueError if a prompt that samples will have cannot be embedded."""
+
+    @abstractmethod
+    def phases(self, batch: Batch, step: int, randomness: SampleRandomness) -> Iterator[Phase]:
+        """Yield each network's losses in turn; their gradients are taken before the next.
+
+        Args:
+            batch: Samples on the device.
+            step: Optimizer steps done before, from 0.
+            randomness: Everything random about the samples.
+        """
+
+    @abstractmethod
+    def preview(self, hq: Tensor, lq: Tensor, timesteps: tuple[int, ...]) -> dict[str, Tensor]:
+        """Return what the networks make of an image, by caption.
+
+        Args:
+            hq: The original, (1, 3, H, W), in [-1, 1].
+            lq: Its LQ at the same size.
+            timesteps: Timesteps to show, where they mean something.
+        """
+
+    def finish(self, batches: Iterator[Batch]) -> None:  # noqa: B027 - optional
+        """Bring the checkpoint into the state that is exported.
+
+        Args:
+            batches: Training samples, on the CPU, to measure with.
+        """

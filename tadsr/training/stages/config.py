@@ -1,0 +1,237 @@
+"""What each stage of training does, as data; the defaults are the paper's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tadsr.schedule import NUM_TRAIN_TIMESTEPS
+
+NEGATIVE_PROMPT = (
+    "painting, oil painting, illustration, drawing, art, sketch, cartoon, CG style, 3D render, "
+    "unreal engine, blurring, dirty, messy, worst quality, low quality, frames, watermark, "
+    "signature, jpeg artifacts, deformed, lowres, over-smooth"
+)
+"""What the teacher is guided away from: styles and artefacts."""
+
+
+@dataclass(frozen=True)
+class TimestepRamp:
+    """A weight that changes linearly with the student's timestep."""
+
+    start: float
+    """Value at timestep 0, at least 0."""
+    end: float
+    """Value at the last timestep, at least 0."""
+
+    def __post_init__(self) -> None:
+        if self.start < 0 or self.end < 0:
+            raise ValueError(f"weights must be at least 0, got {self.start} and {self.end}")
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether the weight is 0 everywhere."""
+        return self.start == self.end == 0
+
+    def at(self, timesteps):
+        """Return the weight at timesteps (B,), as floats (B,)."""
+        fraction = timesteps.float() / (NUM_TRAIN_TIMESTEPS - 1)
+        return self.start + (self.end - self.start) * fraction
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with warm-up and an optional cosine decay."""
+
+    learning_rate: float = 5e-5
+    """Peak learning rate, > 0."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's momentum terms, each in [0, 1)."""
+    weight_decay: float = 1e-2
+    """Decoupled weight decay, at least 0."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this L2 norm, > 0."""
+    warmup_steps: int = 500
+    """Steps of linear warm-up, at least 0."""
+    final_fraction: float = 1.0
+    """Learning rate at the last step as a fraction of the peak, in [0, 1]; 1 keeps it constant."""
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0 or self.max_grad_norm <= 0:
+            raise ValueError(
+                "learning_rate and max_grad_norm must be above 0, got "
+                f"{self.learning_rate} and {self.max_grad_norm}"
+            )
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must be two numbers in [0, 1), got {self.betas}")
+        if not 0 <= self.final_fraction <= 1:
+            raise ValueError(f"final_fraction must be in [0, 1], got {self.final_fraction}")
+        if self.warmup_steps < 0 or self.weight_decay < 0:
+            raise ValueError(
+                "warmup_steps and weight_decay must be at least 0, got "
+                f"{self.warmup_steps} and {self.weight_decay}"
+            )
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """Train a small autoencoder on sharp photographs, without time."""
+
+    kind: Literal["autoencoder"] = "autoencoder"
+    """Name of the stage in recipes."""
+    perceptual: str = "lpips"
+    """Perceptual distance; see `make_perceptual`. "none" needs `perceptual_weight` 0."""
+    l1_weight: float = 1.0
+    """Weight of the mean absolute error, at least 0."""
+    perceptual_weight: float = 0.1
+    """Weight of the perceptual distance, at least 0."""
+    chroma_weight: float = 0.0
+    """Weight of the colour differences' mean squared error, at least 0."""
+    kl_weight: float = 1e-6
+    """Weight of the posterior's KL divergence, summed per item, at least 0."""
+
+    def __post_init__(self) -> None:
+        _check_kind(self, "autoencoder")
+        names = ("l1_weight", "perceptual_weight", "chroma_weight", "kl_weight")
+        _check_weights(self, names)
+        _check_perceptual(self.perceptual, self.perceptual_weight > 0)
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """Train a latent-diffusion teacher: noise prediction, conditioned on prompt embeddings."""
+
+    kind: Literal["teacher"] = "teacher"
+    """Name of the stage in recipes."""
+    degraded_probability: float = 0.0
+    """Probability that a sample shows the LQ image under `degraded_prompt`, in [0, 1), so that
+    guidance away from that prompt means away from degradation."""
+    degraded_prompt: str = "degraded photo"
+    """Prompt of LQ samples."""
+
+    def __post_init__(self) -> None:
+        _check_kind(self, "teacher")
+        if not 0 <= self.degraded_probability < 1:
+            raise ValueError(
+                f"degraded_probability must be in [0, 1), got {self.degraded_probability}"
+            )
+
+
+@dataclass(frozen=True)
+class DistillationConfig:
+    """Train TADSR's one-step student: time-aware encoder and UNet.
+
+    Source: TADSR (arXiv 2508.16557), training.
+    """
+
+    kind: Literal["distillation"] = "distillation"
+    """Name of the stage in recipes."""
+    teacher: str | None = None
+    """Checkpoint whose UNet and prompts are the teacher's; None takes the base UNet of `model`."""
+    adapter_rank: int = 4
+    """Rank of the student's LoRA, at least 0; 0 trains all weights of encoder and UNet."""
+    adapter_alpha: float = 8.0
+    """Numerator of the LoRA's scaling alpha / rank, above 0."""
+    fake_score_rank: int = 4
+    """Rank of the fake-score model's LoRA on the teacher's UNet, at least 0; 0 trains a copy."""
+    train_decoder: bool = False
+    """Whether the decoder is trained as well; the method keeps it frozen."""
+    tae: bool = True
+    """Whether the encoder sees the timestep; False freezes its time layers at no effect."""
+    timestep_grid: int = 0
+    """0 draws t_s uniformly from `timestep_range`; a number n ≥ 2 from n evenly spaced integers of
+    it (published code: 50 from 1 to 999)."""
+    timestep_range: tuple[int, int] = (0, 999)
+    """Smallest and largest t_s, within 0..999; equal for a student of one timestep."""
+
+    mse_weight: TimestepRamp = TimestepRamp(1.0, 1.0)
+    """Weight of the MSE by t_s."""
+    blur: bool = True
+    """Whether that MSE compares images blurred by the timestep's Gaussian, or plain ones."""
+    plain_mse_weight: TimestepRamp = TimestepRamp(0.0, 0.0)
+    """Weight of a further, never blurred MSE by t_s (method: 0)."""
+    chroma_mse_weight: TimestepRamp = TimestepRamp(0.0, 0.0)
+    """Weight of the colour differences' MSE by t_s (method: 0)."""
+    perceptual: str = "lpips"
+    """Perceptual distance; see `make_perceptual`. "none" needs `perceptual_weight` 0."""
+    perceptual_weight: TimestepRamp = TimestepRamp(2.0, 2.0)
+    """Weight of the perceptual distance by t_s (published code: 2)."""
+    latent_steps: int = 0
+    """First steps that match the HQ's latents instead of images, so that a UNet trained from
+    scratch finds the scale of its output before the decoder sees it; 0 to skip."""
+
+    tavsd_weight: float = 1.0
+    """Weight of variational score distillation, at least 0; 0 leaves it and its models out."""
+    vsd_timestep: Literal["linked", "uniform", "fixed"] = "linked"
+    """How t_v comes about: "linked" ⌊λ·t_s + γ⌋ (TAVSD), "uniform" from `vsd_range` (the paper's
+    baseline), "fixed" at `vsd_fixed`."""
+    vsd_lambda: float = 0.5
+    """λ of "linked", at least 0."""
+    vsd_gamma: float = 0.0
+    """γ of "linked", in timesteps."""
+    vsd_range: tuple[int, int] = (20, 979)
+    """Smallest and largest t_v of "uniform", within 0..999."""
+    vsd_fixed: int = 500
+    """t_v of "fixed", 0..999."""
+    guidance: float = 7.5
+    """Classifier-free guidance of the teacher at t_v = 0, at least 0."""
+    guidance_slope: float = 1 / 200
+    """Guidance added per timestep of t_v; 0 for the paper's constant guidance."""
+    negative_prompt: str = NEGATIVE_PROMPT
+    """What the teacher is guided away from."""
+    teacher_prompt: str | None = None
+    """Prompt of teacher and fake score; None gives them the sample's own."""
+    fake_score_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Optimizer of the fake-score model."""
+
+    gan_weight: float = 0.0
+    """Weight of the adversarial loss, at least 0 (method: 0)."""
+    discriminator_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Optimizer of the discriminator."""
+
+    def __post_init__(self) -> None:
+        _check_kind(self, "distillation")
+        if self.adapter_rank < 0 or self.fake_score_rank < 0 or self.adapter_alpha <= 0:
+            raise ValueError(
+                "adapter_rank and fake_score_rank must be at least 0 and adapter_alpha above 0, "
+                f"got {self.adapter_rank}, {self.fake_score_rank} and {self.adapter_alpha}"
+            )
+        if self.timestep_grid < 0 or self.timestep_grid == 1 or self.latent_steps < 0:
+            raise ValueError(
+                "timestep_grid must be 0 or at least 2 and latent_steps at least 0, got "
+                f"{self.timestep_grid} and {self.latent_steps}"
+            )
+        _check_timesteps("timestep_range", self.timestep_range)
+        _check_timesteps("vsd_range", self.vsd_range)
+        _check_timesteps("vsd_fixed", (self.vsd_fixed, self.vsd_fixed))
+        if self.vsd_timestep not in ("linked", "uniform", "fixed"):
+            raise ValueError(
+                f"vsd_timestep must be 'linked', 'uniform' or 'fixed', got {self.vsd_timestep!r}"
+            )
+        _check_weights(self, ("tavsd_weight", "gan_weight", "vsd_lambda", "guidance"))
+        _check_perceptual(self.perceptual, not self.perceptual_weight.is_zero)
+
+
+def _check_kind(config, kind: str) -> None:
+    if config.kind != kind:
+        raise ValueError(f"kind of {type(config).__name__} must be {kind!r}, got {config.kind!r}")
+
+
+def _check_weights(config, names: tuple[str, ...]) -> None:
+    for name in names:
+        if getattr(config, name) < 0:
+            raise ValueError(f"{name} must be at least 0, got {getattr(config, name)}")
+
+
+def _check_perceptual(name: str, is_used: bool) -> None:
+    if name == "none" and is_used:
+        raise ValueError(
+            "perceptual must name a distance where perceptual_weight is above 0, got 'none'; set "
+            "perceptual_weight to 0 to train without"
+        )
+
+
+def _check_timesteps(name: str, value: tuple[int, int]) -> None:
+    last = NUM_TRAIN_TIMESTEPS - 1
+    if len(value) != 2 or not 0 <= value[0] <= value[1] <= last:
+        raise ValueError(f"{name} must be ordered timesteps within 0..{last}, got {value}")

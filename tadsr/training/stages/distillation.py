@@ -1,0 +1,286 @@
+"""TADSR's own stage: distil a teacher into a student of one step."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+
+from tadsr.checkpoints.checkpoint import Checkpoint
+from tadsr.models.adapters import attach_new_adapters, plain_state_dict
+from tadsr.models.time_aware_vae import TimeAwareAutoencoderKL, neutralize_time_layers
+from tadsr.training.adversarial import PatchDiscriminator, discriminator_loss, generator_loss
+from tadsr.training.data import Batch
+from tadsr.training.losses import blurred_mse, chroma_mse, mse_per_sample
+from tadsr.training.perceptual import PerceptualDistance, make_perceptual
+from tadsr.training.prompts import PromptEncoder
+from tadsr.training.randomness import SampleRandomness
+from tadsr.training.stages.base import Phase, Runtime, Stage, TrainedNetwork
+from tadsr.training.stages.config import DistillationConfig, OptimizerConfig
+from tadsr.training.student import Restored, make_student
+from tadsr.training.vsd import (
+    diffusion_loss,
+    guidance_scale,
+    guided_noise,
+    link_timesteps,
+    vsd_loss,
+)
+
+
+class DistillationStage(Stage):
+    """Train the student against photographs and a teacher, and a fake-score model on the student.
+
+    Args:
+        checkpoint: The student's parts, changed in place.
+        teacher: The teacher's parts; its UNet also carries the fake-score model. None trains
+            without distillation.
+        config: Losses and their weights.
+        optimizer: The student's.
+        prompts: Embeds the samples' prompts for the student.
+        teacher_prompts: Embeds prompts for teacher and fake-score model.
+        seed: Seed of new adapters and of the discriminator.
+        perceptual: Replaces the distance that `config` names.
+
+    Raises:
+        ValueError: Distillation is asked for without a teacher, or their latents differ.
+
+    Source: TADSR (arXiv 2508.16557), training.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        teacher: Checkpoint | None,
+        config: DistillationConfig,
+        optimizer: OptimizerConfig,
+        prompts: PromptEncoder,
+        teacher_prompts: PromptEncoder | None = None,
+        seed: int = 0,
+        perceptual: PerceptualDistance | None = None,
+    ) -> None:
+        super().__init__(checkpoint)
+        self.config = config
+        self.prompts = prompts
+        self.teacher_prompts = teacher_prompts
+        self.sharp_encoder = None
+        if config.latent_steps > 0:
+            # The latents to match are those of the encoder before it learns time.
+            self.sharp_encoder = TimeAwareAutoencoderKL.from_config(checkpoint.vae.config)
+            self.sharp_encoder.load_state_dict(plain_state_dict(checkpoint.vae))
+            neutralize_time_layers(self.sharp_encoder)
+            self.sharp_encoder.decoder = nn.Identity()
+            self.sharp_encoder.requires_grad_(False).eval()
+        self.student = make_student(checkpoint, config, self.alphas_cumprod, seed)
+        self.networks = {"student": TrainedNetwork(self.student, optimizer)}
+        self.teacher: UNet2DConditionModel | None = None
+        if config.tavsd_weight > 0:
+            self._add_teacher(teacher, seed)
+        if config.gan_weight > 0:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                discriminator = PatchDiscriminator()
+            self.networks["discriminator"] = TrainedNetwork(
+                discriminator, config.discriminator_optimizer
+            )
+        self.perceptual = perceptual
+        if perceptual is None and not config.perceptual_weight.is_zero:
+            self.perceptual = make_perceptual(config.perceptual)
+
+    def _add_teacher(self, teacher: Checkpoint | None, seed: int) -> None:
+        if teacher is None or self.teacher_prompts is None:
+            raise ValueError("tavsd_weight must be 0 without a teacher; name one (stage.teacher)")
+        theirs, ours = _describe_latents(teacher), _describe_latents(self.checkpoint)
+        if theirs != ours:
+            raise ValueError(
+                "teacher and student must share their latents (channels, px per latent, scaling "
+                f"factor), got {theirs} and {ours}; train both on one autoencoder"
+            )
+        self.teacher = teacher.unet.requires_grad_(False)
+        if self.config.fake_score_rank > 0:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed + 1)
+                attach_new_adapters(self.teacher, None, rank=self.config.fake_score_rank)
+            fake_score = self.teacher
+        else:
+            fake_score = copy.deepcopy(self.teacher).requires_grad_(True)
+        self.networks["fake_score"] = TrainedNetwork(fake_score, self.config.fake_score_optimizer)
+
+    def frozen(self) -> list[nn.Module]:
+        """Return the perceptual network, the first encoder and a teacher of its own weights."""
+        further = [self.perceptual, self.sharp_encoder]
+        if self.config.fake_score_rank == 0:
+            further.append(self.teacher)
+        return [module for module in further if isinstance(module, nn.Module)]
+
+    def start(self, runtime: Runtime) -> None:
+        """Take the place of computation."""
+        super().start(runtime)
+        self.prompts.device = runtime.device
+        if self.teacher_prompts is not None:
+            self.teacher_prompts.device = runtime.device
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Raise ValueError unless student and teacher can embed the prompts they will get."""
+        self.prompts.check(prompts)
+        if self.teacher is not None:
+            config = self.config
+            own = prompts if config.teacher_prompt is None else [config.teacher_prompt]
+            self.teacher_prompts.check([*own, config.negative_prompt])
+
+    def phases(self, batch: Batch, step: int, randomness: SampleRandomness) -> Iterator[Phase]:
+        """Yield the student's losses, then the fake score's, then the discriminator's."""
+        timesteps = self._student_timesteps(randomness)
+        student = self.runtime.models["student"]
+        has_own_prompts = self.student.prompt_embeddings is not None
+        prompts = batch.prompts if has_own_prompts else self.prompts(batch.prompts)
+        if step < self.config.latent_steps:
+            restored = student(batch.lq, timesteps, prompts, decode=False)
+            yield Phase("student", self._match_latents(restored.pred_x0, batch.hq, timesteps))
+        else:
+            restored = student(batch.lq, timesteps, prompts)
+            losses = self._restoration_losses(restored, batch, timesteps)
+            if self.teacher is not None:
+                tavsd = self._distillation_loss(restored.pred_x0, timesteps, batch, randomness)
+                losses["tavsd"] = tavsd
+                losses["loss"] = losses["loss"] + self.config.tavsd_weight * tavsd
+            yield Phase("student", losses)
+        if self.teacher is not None:
+            yield Phase("fake_score", self._fake_score_loss(restored.pred_x0, batch, randomness))
+        if self.config.gan_weight > 0 and restored.image is not None:
+            discriminator = self.runtime.models["discriminator"]
+            # One pass over both, or its normalisation would step twice.
+            both = torch.cat([batch.hq, restored.image.detach()])
+            real, fake = discriminator(both).float().chunk(2)
+            yield Phase("discriminator", {"loss": discriminator_loss(real, fake).mean()})
+
+    @torch.no_grad()
+    def preview(self, hq: Tensor, lq: Tensor, timesteps: tuple[int, ...]) -> dict[str, Tensor]:
+        """Return the LQ restored at each timestep."""
+        embeds = self.prompts([self.preview_prompt])
+        images = {}
+        with self.runtime.autocast():
+            for timestep in timesteps:
+                t = torch.tensor([timestep], device=lq.device)
+                images[f"t={timestep}"] = self.student(lq, t, embeds).image
+        return images
+
+    def _student_timesteps(self, randomness: SampleRandomness) -> Tensor:
+        low, high = self.config.timestep_range
+        if not self.config.timestep_grid:
+            return randomness.integers("student timestep", low, high)
+        grid = torch.linspace(low, high, self.config.timestep_grid).long()
+        picks = randomness.integers("student timestep", 0, len(grid) - 1)
+        return grid.to(picks.device)[picks]
+
+    def _match_latents(self, pred_x0: Tensor, hq: Tensor, timesteps: Tensor) -> dict[str, Tensor]:
+        scaling = self.student.vae.config.scaling_factor
+        with torch.no_grad(), self.runtime.autocast():
+            target = self.sharp_encoder.encode(hq, 0).latent_dist.mode().float() * scaling
+        error = F.smooth_l1_loss(pred_x0, target, reduction="none").flatten(1).mean(1)
+        # x0 carries 1/√ᾱ; undone here, or the largest timesteps would be all of the loss.
+        weight = self.alphas_cumprod[timesteps].sqrt()
+        return {"loss": (error * weight).mean(), "latent": error.mean()}
+
+    def _restoration_losses(
+        self, restored: Restored, batch: Batch, timesteps: Tensor
+    ) -> dict[str, Tensor]:
+        """Return the weighted sum as "loss", and each loss without its weight."""
+        config, image, hq = self.config, restored.image, batch.hq
+        per_sample = {}
+        if not config.mse_weight.is_zero:
+            mse = blurred_mse(image, hq, timesteps) if config.blur else mse_per_sample(image, hq)
+            per_sample["mse"] = (config.mse_weight, mse)
+        if not config.plain_mse_weight.is_zero:
+            per_sample["plain_mse"] = (config.plain_mse_weight, mse_per_sample(image, hq))
+        if not config.chroma_mse_weight.is_zero:
+            per_sample["chroma_mse"] = (config.chroma_mse_weight, chroma_mse(image, hq))
+        if not config.perceptual_weight.is_zero:
+            with self.runtime.autocast():
+                distance = self.perceptual(image, hq).float()
+            per_sample["perceptual"] = (config.perceptual_weight, distance)
+        total = image.new_zeros(())
+        for weight, values in per_sample.values():
+            total = total + (weight.at(timesteps) * values).mean()
+        losses = {name: values.mean() for name, (_, values) in per_sample.items()}
+        if config.gan_weight > 0:
+            # The plain module: this pass gives the discriminator no gradients to synchronise.
+            discriminator = self.networks["discriminator"].module.requires_grad_(False).eval()
+            with self.runtime.autocast():
+                losses["gan"] = generator_loss(discriminator(image).float()).mean()
+            discriminator.requires_grad_(True).train()
+            total = total + config.gan_weight * losses["gan"]
+        return {"loss": total, **losses}
+
+    def _distillation_loss(
+        self, pred_x0: Tensor, timesteps: Tensor, batch: Batch, randomness: SampleRandomness
+    ) -> Tensor:
+        config = self.config
+        last = len(self.alphas_cumprod) - 1
+        if config.vsd_timestep == "linked":
+            vsd_timesteps = link_timesteps(
+                timesteps, config.vsd_lambda, config.vsd_gamma, last=last
+            )
+        elif config.vsd_timestep == "uniform":
+            vsd_timesteps = randomness.integers("vsd timestep", *config.vsd_range)
+        else:
+            vsd_timesteps = torch.full_like(timesteps, config.vsd_fixed)
+        texts = self._teacher_texts(batch)
+        embeds = self.teacher_prompts(texts)
+        negative = self.teacher_prompts([config.negative_prompt] * len(texts))
+        teacher = guided_noise(
+            self._frozen_noise(embeds, adapters=False),
+            self._frozen_noise(negative, adapters=False),
+            guidance_scale(vsd_timesteps, config.guidance, config.guidance_slope),
+        )
+        noise = randomness.normal("vsd noise", tuple(pred_x0.shape[1:]))
+        fake_score = self._frozen_noise(embeds, adapters=True)
+        return vsd_loss(
+            pred_x0, noise, vsd_timesteps, self.alphas_cumprod, teacher, fake_score
+        ).mean()
+
+    def _frozen_noise(self, prompt_embeds: Tensor, *, adapters: bool):
+        """Return the teacher's noise prediction, or with its adapters on the fake score's."""
+        fake_score = self.networks["fake_score"].module
+        unet = fake_score if adapters else self.teacher
+
+        def predict(noisy: Tensor, timesteps: Tensor) -> Tensor:
+            if self.config.fake_score_rank > 0:
+                unet.enable_adapters() if adapters else unet.disable_adapters()
+            with self.runtime.autocast():
+                return unet(noisy, timesteps, prompt_embeds).sample
+
+        return predict
+
+    def _fake_score_loss(
+        self, pred_x0: Tensor, batch: Batch, randomness: SampleRandomness
+    ) -> dict[str, Tensor]:
+        model = self.runtime.models["fake_score"]
+        if self.config.fake_score_rank > 0:
+            self.teacher.enable_adapters()
+        embeds = self.teacher_prompts(self._teacher_texts(batch))
+        last = len(self.alphas_cumprod) - 1
+
+        def predict(noisy: Tensor, timesteps: Tensor) -> Tensor:
+            return model(noisy, timesteps, embeds).sample
+
+        loss = diffusion_loss(
+            predict,
+            pred_x0,
+            randomness.normal("diffusion noise", tuple(pred_x0.shape[1:])),
+            randomness.integers("diffusion timestep", 0, last),
+            self.alphas_cumprod,
+        )
+        return {"loss": loss.mean()}
+
+    def _teacher_texts(self, batch: Batch) -> list[str]:
+        prompt = self.config.teacher_prompt
+        return list(batch.prompts) if prompt is None else [prompt] * len(batch.prompts)
+
+
+def _describe_latents(checkpoint: Checkpoint) -> tuple[int, int, float]:
+    vae = checkpoint.vae
+    return checkpoint.unet.config.in_channels, vae.downscale_factor, vae.config.scaling_factor

@@ -1,0 +1,120 @@
+"""Second stage of a small model: a latent-diffusion teacher that predicts noise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+
+from tadsr.checkpoints.checkpoint import Checkpoint
+from tadsr.models.prompt_embeddings import PromptEmbeddings
+from tadsr.schedule import add_noise, eps_to_x0
+from tadsr.training.data import Batch
+from tadsr.training.prompts import PromptEncoder
+from tadsr.training.randomness import SampleRandomness
+from tadsr.training.stages.base import Phase, Runtime, Stage, TrainedNetwork
+from tadsr.training.stages.config import OptimizerConfig, TeacherConfig
+from tadsr.training.vsd import diffusion_loss
+
+
+class _ConditionedUNet(nn.Module):
+    """UNet and prompt embeddings in one module, as distributed training needs it."""
+
+    def __init__(self, unet: UNet2DConditionModel, embeddings: PromptEmbeddings | None) -> None:
+        super().__init__()
+        self.unet = unet
+        self.prompt_embeddings = embeddings
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, prompts: Tensor | Sequence[str]) -> Tensor:
+        """Predict the noise in latents under prompts."""
+        if self.prompt_embeddings is not None:
+            prompts = self.prompt_embeddings(list(prompts))
+        return self.unet(noisy, timesteps, prompts).sample
+
+
+class TeacherStage(Stage):
+    """Train the UNet to predict noise in latents of photographs, sharp and degraded.
+
+    Args:
+        checkpoint: Its UNet is trained in place, its prompt embeddings too where it has them;
+            the autoencoder stays as it is.
+        config: Share and prompt of degraded samples.
+        optimizer: The UNet's.
+        prompts: Embeds prompts where the checkpoint has a text encoder.
+
+    Source: Latent diffusion (arXiv 2112.10752); DDPM (arXiv 2006.11239), equation 14.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        config: TeacherConfig,
+        optimizer: OptimizerConfig,
+        prompts: PromptEncoder,
+    ) -> None:
+        super().__init__(checkpoint)
+        self.config = config
+        self.prompts = prompts
+        embeddings = None if checkpoint.text_encoder is not None else checkpoint.prompt_embeddings
+        network = _ConditionedUNet(checkpoint.unet, embeddings).requires_grad_(True)
+        checkpoint.vae.requires_grad_(False)
+        self.networks = {"teacher": TrainedNetwork(network, optimizer)}
+
+    def frozen(self) -> list[nn.Module]:
+        """Return the autoencoder."""
+        return [self.checkpoint.vae]
+
+    def start(self, runtime: Runtime) -> None:
+        """Take the place of computation."""
+        super().start(runtime)
+        self.prompts.device = runtime.device
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Raise ValueError unless samples' prompts and the degraded one can be embedded."""
+        degraded = [self.config.degraded_prompt] if self.config.degraded_probability else []
+        self.prompts.check([*prompts, *degraded])
+
+    def phases(self, batch: Batch, step: int, randomness: SampleRandomness) -> Iterator[Phase]:
+        """Yield the teacher's loss."""
+        is_degraded = randomness.uniform("condition") < self.config.degraded_probability
+        images = torch.where(is_degraded[:, None, None, None], batch.lq, batch.hq)
+        texts = [
+            self.config.degraded_prompt if degraded else prompt
+            for degraded, prompt in zip(is_degraded.tolist(), batch.prompts, strict=True)
+        ]
+        vae = self.checkpoint.vae
+        with torch.no_grad(), self.runtime.autocast():
+            latents = vae.encode(images, 0).latent_dist.mode().float() * vae.config.scaling_factor
+        last = len(self.alphas_cumprod) - 1
+        timesteps = randomness.integers("diffusion timestep", 0, last)
+        noise = randomness.normal("diffusion noise", tuple(latents.shape[1:]))
+        has_text = self.checkpoint.text_encoder is not None
+        prompts = self.prompts(texts) if has_text else texts
+        network = self.runtime.models["teacher"]
+
+        def predict(noisy: Tensor, timesteps: Tensor) -> Tensor:
+            return network(noisy, timesteps, prompts)
+
+        loss = diffusion_loss(predict, latents, noise, timesteps, self.alphas_cumprod).mean()
+        yield Phase("teacher", {"loss": loss})
+
+    @torch.no_grad()
+    def preview(self, hq: Tensor, lq: Tensor, timesteps: tuple[int, ...]) -> dict[str, Tensor]:
+        """Return the original as recovered in one step from noise of each timestep."""
+        vae, unet = self.checkpoint.vae, self.checkpoint.unet
+        scaling = vae.config.scaling_factor
+        embeds = self.prompts([self.preview_prompt])
+        images = {}
+        with self.runtime.autocast():
+            latents = vae.encode(hq, 0).latent_dist.mode().float() * scaling
+            noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
+            noise = noise.to(latents)
+            for timestep in timesteps:
+                t = torch.tensor([timestep], device=latents.device)
+                noisy = add_noise(latents, noise, t, self.alphas_cumprod)
+                predicted = unet(noisy, t, embeds).sample.float()
+                pred_x0 = eps_to_x0(noisy, predicted, t, self.alphas_cumprod)
+                images[f"noise {timestep}"] = vae.decode(pred_x0 / scaling).sample.float()
+        return images

@@ -1,0 +1,150 @@
+"""Fixed images restored now and then: a picture for the eye, and figures."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from tadsr.image_io import decode_image, read_image
+from tadsr.metrics import psnr, ssim
+from tadsr.training.config import ValidationConfig
+from tadsr.training.data import find_photos, upsample_lq
+from tadsr.training.degradation import PRESETS, apply_degradation, sample_degradation
+from tadsr.training.stages.base import Stage
+
+LABEL_PX = 18
+"""Height of the captions above the columns."""
+
+
+class Validator:
+    """Restore the same images at the same timesteps whenever asked.
+
+    Args:
+        config: Images, timesteps and interval.
+        scale: Down-sampling from HQ to LQ.
+        multiple: What the images' sides must be multiples of.
+
+    Raises:
+        ValueError: The photographs are missing or too small, or have no LQ partners.
+    """
+
+    def __init__(self, config: ValidationConfig, scale: int, multiple: int) -> None:
+        self.config = config
+        self.pairs: list[tuple[Tensor, Tensor]] = []
+        if config.photos is None:
+            return
+        side = config.crop_px
+        if side % multiple or side % scale:
+            raise ValueError(
+                f"validation.crop_px must be a multiple of {multiple} and of the scale {scale}, "
+                f"got {side}"
+            )
+        photos = find_photos(config.photos)[: config.num_images]
+        if not photos:
+            raise ValueError(
+                f"validation.photos must hold photographs, got none in {config.photos}"
+            )
+        for seed, path in enumerate(photos):
+            self.pairs.append(self._load_pair(path, scale, seed))
+
+    def is_due(self, step: int, is_last: bool) -> bool:
+        """Tell whether to validate after a step."""
+        return bool(self.pairs) and (is_last or step % self.config.every_steps == 0)
+
+    def run(self, stage: Stage, device: torch.device, picture: Path) -> dict[str, dict[str, float]]:
+        """Restore all images, write the picture, and return mean figures by column.
+
+        Args:
+            stage: Restores them.
+            device: Where the stage computes.
+            picture: PNG file to write: a row an image, LQ and HQ at the ends.
+
+        Returns:
+            Label such as "bicubic" or "t=100" to "psnr_y" in dB and "ssim_y".
+        """
+        rows: list[dict[str, Image.Image]] = []
+        sums: dict[str, dict[str, float]] = {}
+        for hq, lq in self.pairs:
+            bicubic = upsample_lq(lq, hq.shape[-2:])
+            images = {"bicubic": bicubic}
+            images |= stage.preview(hq.to(device), bicubic.to(device), self.config.timesteps)
+            arrays = {label: _to_uint8(image) for label, image in images.items()}
+            original = _to_uint8(hq)
+            for label, array in arrays.items():
+                figures = {"psnr_y": psnr(array, original), "ssim_y": ssim(array, original)}
+                for name, value in figures.items():
+                    mean = sums.setdefault(label, {}).setdefault(name, 0.0)
+                    sums[label][name] = mean + value / len(self.pairs)
+            nearest = F.interpolate(lq, hq.shape[-2:], mode="nearest")
+            rows.append({"LQ": _to_uint8(nearest), **arrays, "HQ": original})
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        partial = picture.with_suffix(".partial")
+        make_grid(rows).save(partial, "PNG")
+        os.replace(partial, picture)
+        return sums
+
+    def _load_pair(self, path: Path, scale: int, seed: int) -> tuple[Tensor, Tensor]:
+        side = self.config.crop_px
+        hq = _read(path)
+        height, width = hq.shape[-2:]
+        if min(height, width) < side:
+            raise ValueError(
+                f"validation.photos must be at least crop_px ({side}) px a side, got "
+                f"{width}×{height} in {path}"
+            )
+        # A multiple of the scale, so that a stored LQ can be cut at the same place.
+        top, left = ((size - side) // 2 // scale * scale for size in (height, width))
+        crop = hq[..., top : top + side, left : left + side]
+        if self.config.lq is None:
+            rng = np.random.default_rng(seed)
+            params = sample_degradation(rng, PRESETS[self.config.degradation], scale=scale)
+            return crop, apply_degradation(crop, params)
+        partners = {p.stem: p for p in find_photos(self.config.lq)}
+        if path.stem not in partners:
+            raise ValueError(f"validation.lq must hold a partner of {path.name}, but has none")
+        lq = _read(partners[path.stem])
+        if lq.shape[-2:] != (height // scale, width // scale):
+            raise ValueError(
+                f"{partners[path.stem]} must be {width // scale}×{height // scale} px, "
+                f"got {lq.shape[-1]}×{lq.shape[-2]}"
+            )
+        top, left, side = top // scale, left // scale, side // scale
+        return crop, lq[..., top : top + side, left : left + side]
+
+
+def make_grid(rows: list[dict[str, np.ndarray]]) -> Image.Image:
+    """Lay out images in rows with a caption above each column.
+
+    Args:
+        rows: Caption to uint8 image (H, W, 3), the same captions and sizes in every row.
+
+    Returns:
+        One RGB image.
+    """
+    captions = list(rows[0])
+    height, width = rows[0][captions[0]].shape[:2]
+    grid = Image.new("RGB", (width * len(captions), LABEL_PX + height * len(rows)), "white")
+    draw = ImageDraw.Draw(grid)
+    for column, caption in enumerate(captions):
+        draw.text((column * width + 4, 3), caption, fill="black")
+        for row, images in enumerate(rows):
+            place = (column * width, LABEL_PX + row * height)
+            grid.paste(Image.fromarray(images[caption]), place)
+    return grid
+
+
+def _read(path: Path) -> Tensor:
+    """Read an image as (1, 3, H, W) in [-1, 1]."""
+    return decode_image(read_image(path)).rgb[None] * 2 - 1
+
+
+def _to_uint8(image: Tensor) -> np.ndarray:
+    """Turn (1, 3, H, W) in about [-1, 1] into uint8 (H, W, 3)."""
+    pixels = (image[0].float().clamp(-1, 1) / 2 + 0.5) * 255
+    return pixels.round().byte().permute(1, 2, 0).cpu().numpy()

@@ -1,0 +1,91 @@
+"""Small photographs and small models to train."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from diffusers import AutoencoderKL
+from PIL import Image
+
+PHOTO_PX = 96
+
+
+def _make_photo(rng: np.random.Generator) -> Image.Image:
+    coarse = Image.fromarray(rng.integers(0, 256, (7, 9, 3), np.uint8))
+    fine = rng.integers(-20, 20, (PHOTO_PX, PHOTO_PX + 16, 3))
+    smooth = coarse.resize((PHOTO_PX + 16, PHOTO_PX), Image.Resampling.BICUBIC)
+    return Image.fromarray((np.asarray(smooth) + fine).clip(0, 255).astype(np.uint8))
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        _make_photo(rng).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def official(tmp_path_factory, golden_dir):
+    """The published layout: base model and adapters in one folder."""
+    folder = tmp_path_factory.mktemp("official") / "base"
+    shutil.copytree(golden_dir / "base", folder)
+    shutil.copyfile(golden_dir / "tadsr.pkl", folder / "tadsr.pkl")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stable_diffusion(tmp_path_factory, golden_dir):
+    """A folder as Stable Diffusion's pipeline writes it, with a plain autoencoder."""
+    folder = tmp_path_factory.mktemp("sd") / "base"
+    for part in ("unet", "text_encoder", "tokenizer", "scheduler"):
+        shutil.copytree(golden_dir / "base" / part, folder / part)
+    torch.manual_seed(0)
+    AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8, 8, 8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        sample_size=64,
+    ).save_pretrained(folder / "vae")
+    index = {"_class_name": "StableDiffusionPipeline", "vae": ["diffusers", "AutoencoderKL"]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+NETWORKS = {
+    "vae": {
+        "down_block_types": ["DownEncoderBlock2D"] * 2,
+        "up_block_types": ["UpDecoderBlock2D"] * 2,
+        "block_out_channels": [8, 8],
+        "layers_per_block": 1,
+        "norm_num_groups": 2,
+        "mid_block_add_attention": False,
+    },
+    "unet": {
+        "sample_size": 8,
+        "block_out_channels": [8, 8],
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+        "layers_per_block": 1,
+        "norm_num_groups": 2,
+        "cross_attention_dim": 4,
+        "attention_head_dim": 2,
+    },
+    "prompt_embeddings": {"prompts": ["", "degraded photo"], "embedding_dim": 4},
+}
+
+
+@pytest.fixture(scope="session")
+def networks(tmp_path_factory):
+    """Networks of a few thousand parameters, to be built at random weights."""
+    path = tmp_path_factory.mktemp("networks") / "networks.yaml"
+    path.write_text(yaml.safe_dump(NETWORKS))
+    return path

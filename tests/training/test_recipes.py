@@ -1,0 +1,141 @@
+"""Recipes that users copy are valid, and their errors say what to mend."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tadsr.training import (
+    AutoencoderConfig,
+    DataConfig,
+    DistillationConfig,
+    OptimizerConfig,
+    TimestepRamp,
+    TrainingConfig,
+    ValidationConfig,
+    load_recipe,
+)
+from tadsr.training.recipe import config_from_mapping, config_to_mapping
+
+RECIPES = Path(__file__).parents[2] / "examples" / "recipes"
+SHIPPED = sorted(p for p in RECIPES.rglob("*.yaml") if p.name != "networks.yaml")
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.relative_to(RECIPES).as_posix())
+def test_every_shipped_recipe_is_valid(path):
+    config = load_recipe(path)
+    assert config_from_mapping(TrainingConfig, config_to_mapping(config)) == config
+    if path.parent.name == "tiny" and config.model.endswith(".yaml"):
+        assert Path(config.model).is_file()
+
+
+def test_the_papers_recipe_is_the_default():
+    config = load_recipe(RECIPES / "paper.yaml")
+    assert config.stage == DistillationConfig()
+    assert config.optimizer == OptimizerConfig()
+    assert config.steps == TrainingConfig("m", "d", "o").steps
+
+
+def test_each_ablation_changes_what_it_says():
+    paper = load_recipe(RECIPES / "paper.yaml").stage
+    names = [p.stem for p in (RECIPES / "ablations").iterdir()]
+    assert len(names) == 13
+    unchanged = {"lambda_0.5", "gamma_0"}  # the paper's own row of its tables
+    for name in names:
+        stage = load_recipe(RECIPES / "ablations" / f"{name}.yaml").stage
+        assert (stage == paper) == (name in unchanged), name
+    assert load_recipe(RECIPES / "ablations" / "lambda_0.75.yaml").stage.vsd_lambda == 0.75
+
+
+def write(path, text):
+    path.write_text(text)
+    return path
+
+
+MINIMAL = "{model: m, data: d, output: o}"
+
+
+def test_options_win_over_the_recipe_and_keep_its_other_values(tmp_path):
+    write(tmp_path / "base.yaml", "{model: m, data: {source: d, crop_px: 64}, output: o}")
+    recipe = write(tmp_path / "r.yaml", "{extends: base.yaml, stage: {vsd_lambda: 0.25}}")
+    config = load_recipe(
+        recipe,
+        {"data.source": "mine", "stage.mse_weight": "{start: 1, end: 2}", "steps": 5,
+         "stage.perceptual_weight": "0"},
+    )  # fmt: skip
+    assert config.data == DataConfig("mine", crop_px=64)
+    assert config.stage.vsd_lambda == 0.25
+    assert config.stage.mse_weight == TimestepRamp(1, 2)
+    assert config.stage.perceptual_weight == TimestepRamp(0, 0)
+    assert config.steps == 5
+    short = write(tmp_path / "s.yaml", MINIMAL)
+    assert load_recipe(short, {"data.crop_px": 64}).data == DataConfig("d", crop_px=64)
+
+
+def test_the_kind_chooses_the_stage(tmp_path):
+    text = "{model: m, data: d, output: o, stage: {kind: autoencoder, kl_weight: 1e-5}}"
+    stage = load_recipe(write(tmp_path / "r.yaml", text)).stage
+    assert stage == AutoencoderConfig(kl_weight=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1, 2]", "mapping"),
+        ("{model: [", "readable YAML"),
+        ("{model: m, data: d}", "needs output"),
+        ("{model: m, data: d, output: o, step: 3}", "unknown step"),
+        ("{model: m, data: d, output: o, steps: many}", "steps must be int"),
+        ("{model: m, data: d, output: o, steps: 2.5}", "steps must be int"),
+        ("{model: m, data: d, output: o, gradient_checkpointing: 1}", "must be bool"),
+        ("{model: m, data: d, output: o, precision: fp8}", "must be one of 'fp32'"),
+        ("{model: m, data: d, output: o, stage: {kind: gan}}", "kind must be one of"),
+        ("{model: m, data: d, output: o, stage: {vsd_range: [1]}}", "vsd_range must be"),
+        ("{model: m, data: {source: d, crop_px: 30}, output: o}", "crop_px must be"),
+    ],
+)
+def test_a_wrong_recipe_says_what_is_wrong_and_where(text, message, tmp_path):
+    path = write(tmp_path / "r.yaml", text)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_recipe(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: TimestepRamp(-1, 0),
+        lambda: OptimizerConfig(learning_rate=0),
+        lambda: OptimizerConfig(betas=(0.9, 1.0)),
+        lambda: OptimizerConfig(final_fraction=2),
+        lambda: OptimizerConfig(warmup_steps=-1),
+        lambda: AutoencoderConfig(chroma_weight=-1),
+        lambda: AutoencoderConfig(kind="teacher"),
+        lambda: AutoencoderConfig(perceptual="none"),
+        lambda: DistillationConfig(adapter_rank=-1),
+        lambda: DistillationConfig(timestep_grid=1),
+        lambda: DistillationConfig(timestep_range=(5, 1)),
+        lambda: DistillationConfig(vsd_range=(0, 1000)),
+        lambda: DistillationConfig(tavsd_weight=-1),
+        lambda: DistillationConfig(perceptual="none"),
+        lambda: ValidationConfig(timesteps=(1000,)),
+        lambda: ValidationConfig(num_images=0),
+        lambda: TrainingConfig("m", "d", "o", steps=0),
+        lambda: TrainingConfig("m", "d", "o", ema_decay=1.0),
+        lambda: TrainingConfig("m", "d", "o", seed=-1),
+        lambda: TrainingConfig("m", "d", "o", precision="fp8"),
+        lambda: TrainingConfig("m", "d", "o", max_loss_ratio=1.0),
+        lambda: TrainingConfig("m", "d", "o", trackers=("print",)),
+    ],
+)
+def test_values_out_of_range_are_refused(make):
+    with pytest.raises(ValueError, match="must"):
+        make()
+
+
+def test_a_recipes_lists_become_what_the_fields_are(tmp_path):
+    mapping = yaml.safe_load(MINIMAL) | {"validation": {"timesteps": [1, 2]}}
+    config = config_from_mapping(TrainingConfig, mapping)
+    assert config.validation.timesteps == (1, 2)

@@ -1,0 +1,377 @@
+"""Whole runs on small models: what they change, what they refuse, and how they go on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import signal
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from tadsr import TADSRError, TADSRPipeline
+from tadsr.checkpoints import load_adapters, load_checkpoint
+from tadsr.errors import CheckpointError, TrainingError
+from tadsr.training import (
+    AutoencoderConfig,
+    DataConfig,
+    DistillationConfig,
+    OptimizerConfig,
+    TeacherConfig,
+    TimestepRamp,
+    Trainer,
+    TrainingConfig,
+    ValidationConfig,
+)
+from tadsr.training.losses import mse_per_sample
+
+QUICK = OptimizerConfig(learning_rate=2e-3, warmup_steps=1)
+FEW_TEXTS = {"negative_prompt": "degraded photo", "teacher_prompt": ""}
+
+
+def make_config(model, photos, output, stage, **changes):
+    settings = {
+        "data": DataConfig(str(photos), crop_px=32, num_workers=0),
+        "optimizer": QUICK,
+        "steps": 3,
+        "batch_size": 2,
+        "log_every": 1,
+        "save_every": 2,
+    }
+    return TrainingConfig(model=str(model), output=str(output), stage=stage, **settings | changes)
+
+
+def distillation(**changes):
+    settings = {"perceptual_weight": TimestepRamp(0, 0), "fake_score_optimizer": QUICK}
+    return DistillationConfig(**settings | changes)
+
+
+def read_log(output):
+    lines = [json.loads(s) for s in (output / "log.jsonl").read_text().splitlines()]
+    return [line for line in lines if "skipped" not in line and "validation" not in line]
+
+
+def trained_tensors(output, network, step):
+    return load_file(output / "checkpoints" / f"step_{step:08d}" / f"{network}.safetensors")
+
+
+@pytest.fixture(scope="module")
+def small_chain(networks, photos, tmp_path_factory):
+    """An autoencoder and a teacher trained from scratch, each by its own run."""
+    folder = tmp_path_factory.mktemp("chain")
+    stage = AutoencoderConfig(perceptual="none", perceptual_weight=0)
+    config = make_config(networks, photos, folder / "autoencoder", stage, steps=40)
+    autoencoder = Trainer(config).train()
+    stage = TeacherConfig(degraded_probability=0.5)
+    config = make_config(
+        networks, photos, folder / "teacher", stage, steps=40, vae=str(autoencoder), batch_size=4
+    )
+    return folder, autoencoder, Trainer(config).train()
+
+
+def test_the_stages_from_scratch_learn_and_hand_over(small_chain, networks, photos, tmp_path):
+    folder, autoencoder, teacher = small_chain
+    history = [line["autoencoder.loss"] for line in read_log(folder / "autoencoder")]
+    assert np.mean(history[-8:]) < 0.8 * np.mean(history[:8])
+    history = [line["teacher.loss"] for line in read_log(folder / "teacher")]
+    assert np.mean(history[-8:]) < 0.95 * np.mean(history[:8])
+    trained, given = load_checkpoint(teacher), load_checkpoint(autoencoder)
+    for name, tensor in given.vae.state_dict().items():
+        torch.testing.assert_close(trained.vae.state_dict()[name], tensor)
+    assert given.vae.config.scaling_factor != 0.18215
+
+    stage = distillation(
+        adapter_rank=0, teacher=str(teacher), latent_steps=10, tavsd_weight=0.01,
+        train_decoder=True, **FEW_TEXTS,
+    )  # fmt: skip
+    config = make_config(
+        networks, photos, tmp_path / "run", stage, vae=str(autoencoder), steps=60, batch_size=4
+    )
+    model = Trainer(config).train()
+    lines = read_log(tmp_path / "run")
+    assert all(line["step"] == i + 1 for i, line in enumerate(lines))
+    latent = [line["student.latent"] for line in lines[:10]]
+    assert np.mean(latent[-5:]) < np.mean(latent[:5])
+    mse = [line["student.mse"] for line in lines[10:]]
+    assert np.mean(mse[-20:]) < np.mean(mse[:20])
+    assert all(np.isfinite(line["fake_score.loss"]) for line in lines)
+    image = Image.open(photos / "0.png")
+    assert TADSRPipeline.from_pretrained(model)(image, 300).size == (448, 384)
+
+
+def test_distillation_changes_student_and_fake_score_and_nothing_else(official, photos, tmp_path):
+    config = make_config(official, photos, tmp_path / "run", distillation(),
+                         data=DataConfig(str(photos), crop_px=64, num_workers=0))  # fmt: skip
+    trainer = Trainer(config)
+    stage = trainer.stage
+    modules = {
+        "text_encoder": stage.checkpoint.text_encoder,
+        "student": stage.student,
+        "teacher": stage.teacher,
+    }
+    before = {
+        part: {n: t.detach().clone() for n, t in module.state_dict().items()}
+        for part, module in modules.items()
+    }
+    trainer.train()
+    changed = {
+        part: {n for n, t in module.state_dict().items() if not t.equal(before[part][n])}
+        for part, module in modules.items()
+    }
+    assert changed["text_encoder"] == set()
+    assert changed["teacher"]
+    assert all(".lora_" in name for name in changed["teacher"])
+    trained = {n for n, p in stage.student.named_parameters() if p.requires_grad}
+    assert changed["student"] <= trained
+    assert {"unet.conv_in.base_layer.weight"} <= changed["student"]
+    for part in ("time_emb_proj", "time_embedding", "lora_A.default_decoder", "lora_A.default_oth"):
+        assert any(part in name for name in changed["student"]), part
+    assert not any("vae.decoder" in n or "post_quant" in n for n in changed["student"])
+
+
+def test_the_export_restores_as_the_student_did(official, photos, tmp_path):
+    config = make_config(official, photos, tmp_path / "run", distillation(),
+                         data=DataConfig(str(photos), crop_px=64, num_workers=0))  # fmt: skip
+    trainer = Trainer(config)
+    model = trainer.train()
+    lq = torch.rand(1, 3, 64, 64) * 2 - 1
+    expect = trainer.stage.preview(lq, lq, (300,))["t=300"].clamp(-1, 1)
+    pipe = TADSRPipeline.from_pretrained(model)
+    embeds = pipe.encode_prompt([""])
+    got = pipe.restore(lq, torch.tensor([300]), embeds)
+    torch.testing.assert_close(got, expect, atol=1e-4, rtol=0)
+    # The published format: the pickle on the base model that it was trained from.
+    published = TADSRPipeline.from_pretrained(official, adapter=tmp_path / "run" / "tadsr.pkl")
+    got = published.restore(lq, torch.tensor([300]), embeds)
+    torch.testing.assert_close(got, expect, atol=1e-4, rtol=0)
+    assert load_adapters(tmp_path / "run" / "tadsr.pkl").rank_unet == 4
+    card = (model / "README.md").read_text()
+    assert "3 steps, 6 samples of 64 px" in card
+    assert str(tmp_path / "run") not in card
+
+
+def test_plain_stable_diffusion_is_a_starting_point(stable_diffusion, photos, tmp_path):
+    config = make_config(stable_diffusion, photos, tmp_path / "run", distillation(),
+                         data=DataConfig(str(photos), crop_px=64, num_workers=0))  # fmt: skip
+    trainer = Trainer(config)
+    vae, lq = trainer.stage.checkpoint.vae, torch.rand(1, 3, 64, 64)
+    torch.testing.assert_close(vae(lq, 1), vae(lq, 999))
+    model = trainer.train()
+    assert not torch.allclose(vae.encode(lq, 1)[0].mean, vae.encode(lq, 999)[0].mean)
+    assert load_checkpoint(model, merge_adapters=False).adapters is not None
+
+
+SWITCHES = {
+    "without TAE": {"tae": False},
+    "without TAVSD": {"tavsd_weight": 0.0},
+    "without blur": {"blur": False},
+    "baseline": {"tae": False, "vsd_timestep": "uniform"},
+    "fixed timestep": {"vsd_timestep": "fixed", "vsd_fixed": 300},
+    "published grid": {"timestep_grid": 50, "timestep_range": (1, 999)},
+    "adversarial": {"gan_weight": 0.1},
+    "copied fake score": {"fake_score_rank": 0},
+    "with decoder": {"train_decoder": True},
+    "chroma": {"chroma_mse_weight": TimestepRamp(1, 2), "plain_mse_weight": TimestepRamp(1, 0)},
+}
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_every_switch_trains(name, small_chain, networks, photos, tmp_path):
+    _, autoencoder, teacher = small_chain
+    switches = SWITCHES[name]
+    stage = distillation(adapter_rank=0, teacher=str(teacher), **{**FEW_TEXTS, **switches})
+    config = make_config(networks, photos, tmp_path / "run", stage, vae=str(autoencoder), steps=2)
+    trainer = Trainer(config)
+    vae = trainer.stage.checkpoint.vae
+    decoder = vae.decoder.conv_out.weight.detach().clone()
+    trainer.train()
+    line = read_log(tmp_path / "run")[-1]
+    assert ("student.tavsd" in line) == (stage.tavsd_weight > 0)
+    assert ("fake_score.loss" in line) == (stage.tavsd_weight > 0)
+    assert ("discriminator.loss" in line) == (stage.gan_weight > 0)
+    assert decoder.equal(vae.decoder.conv_out.weight) != stage.train_decoder
+    x = torch.rand(1, 3, 32, 32)
+    knows_time = not torch.equal(vae.encode(x, 1)[0].mean, vae.encode(x, 999)[0].mean)
+    assert knows_time == stage.tae
+
+
+def test_every_weight_of_the_student_counts(small_chain, networks, photos, tmp_path):
+    _, autoencoder, teacher = small_chain
+    weights = {"mse": 0.7, "plain_mse": 1.3, "chroma_mse": 2.0, "perceptual": 0.3}
+    stage = distillation(
+        adapter_rank=0,
+        teacher=str(teacher),
+        perceptual="lpips",
+        tavsd_weight=0.4,
+        gan_weight=0.2,
+        **{f"{name}_weight": TimestepRamp(value, value) for name, value in weights.items()},
+        **FEW_TEXTS,
+    )
+    config = make_config(networks, photos, tmp_path / "run", stage, vae=str(autoencoder), steps=1)
+    Trainer(config, perceptual=mse_per_sample).train()
+    line = read_log(tmp_path / "run")[0]
+    weights |= {"tavsd": 0.4, "gan": 0.2}
+    parts = {name: weight * line[f"student.{name}"] for name, weight in weights.items()}
+    assert all(abs(value) > 1e-5 for value in parts.values()), parts
+    assert line["student.loss"] == pytest.approx(sum(parts.values()), rel=1e-4)
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(networks, photos, tmp_path):
+    stage = AutoencoderConfig(perceptual="none", perceptual_weight=0)
+    results = []
+    for batch_size, accumulation in ((4, 1), (1, 4)):
+        output = tmp_path / str(batch_size)
+        config = make_config(
+            networks, photos, output, stage, batch_size=batch_size,
+            gradient_accumulation_steps=accumulation,
+        )  # fmt: skip
+        Trainer(config).train()
+        results.append(trained_tensors(output, "autoencoder", 3))
+    for name, tensor in results[0].items():
+        torch.testing.assert_close(results[1][name], tensor, atol=2e-5, rtol=1e-3)
+
+
+def test_validation_writes_a_picture_and_figures(networks, photos, tmp_path):
+    validation = ValidationConfig(
+        str(photos), every_steps=2, num_images=2, crop_px=64, timesteps=(1, 800)
+    )
+    stage = distillation(adapter_rank=0, tavsd_weight=0)
+    config = make_config(
+        networks, photos, tmp_path / "run", stage, validation=validation, ema_decay=0.9,
+        trackers=("tensorboard",),
+    )  # fmt: skip
+    trainer = Trainer(config)
+    model = trainer.train()
+    names = sorted(p.name for p in (tmp_path / "run" / "samples").iterdir())
+    assert names == ["step_00000002.png", "step_00000003.png"]
+    with Image.open(tmp_path / "run" / "samples" / names[-1]) as grid:
+        assert grid.size[0] == 64 * 5  # LQ, bicubic, two timesteps, HQ
+    assert set(trainer.metrics) == {"bicubic", "t=1", "t=800"}
+    assert trainer.metrics["bicubic"]["psnr_y"] > 10
+    assert "| bicubic |" in (model / "README.md").read_text()
+    assert list((tmp_path / "run").rglob("events.out.tfevents*"))
+    average = load_file(tmp_path / "run" / "checkpoints" / "step_00000003" / "average.safetensors")
+    exported = load_checkpoint(model).unet.state_dict()
+    torch.testing.assert_close(exported["conv_in.weight"], average["unet.conv_in.weight"])
+
+
+def test_ctrl_c_saves_and_the_next_run_goes_on(networks, photos, tmp_path):
+    stage = AutoencoderConfig(perceptual="lpips", perceptual_weight=0.1)
+    config = make_config(networks, photos, tmp_path / "run", stage, steps=6, save_every=100)
+    calls = []
+
+    def interrupted(pred, target):
+        calls.append(1)
+        if len(calls) == 3:
+            signal.raise_signal(signal.SIGINT)
+        return mse_per_sample(pred, target)
+
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(config, perceptual=interrupted).train()
+    assert (tmp_path / "run" / "checkpoints" / "step_00000003").is_dir()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    Trainer(config, perceptual=mse_per_sample).train()
+    assert [line["step"] for line in read_log(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), 1e6])
+def test_a_loss_gone_wrong_stops_with_the_state_before_it(bad, networks, photos, tmp_path):
+    stage = AutoencoderConfig(perceptual="lpips", perceptual_weight=1.0)
+    config = make_config(networks, photos, tmp_path / "run", stage, steps=30, save_every=100)
+    calls = []
+
+    def breaking(pred, target):
+        calls.append(1)
+        return mse_per_sample(pred, target) * (bad if len(calls) == 25 else 1)
+
+    with pytest.raises(TrainingError, match=r"step 24, samples \[48, 49\] \(.+\.png"):
+        Trainer(config, perceptual=breaking).train()
+    saved = tmp_path / "run" / "checkpoints" / "failed_00000024"
+    assert json.loads((saved / "progress.json").read_text())["step"] == 24
+    assert all(t.isfinite().all() for t in load_file(saved / "autoencoder.safetensors").values())
+
+
+def test_old_checkpoints_are_pruned(networks, photos, tmp_path):
+    stage = AutoencoderConfig(perceptual="none", perceptual_weight=0)
+    config = make_config(networks, photos, tmp_path / "run", stage, steps=5, save_every=1)
+    Trainer(config).train()
+    names = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
+    assert names == ["step_00000004", "step_00000005"]
+
+
+def test_a_finished_run_is_exported_again_and_a_longer_one_goes_on(networks, photos, tmp_path):
+    stage = AutoencoderConfig(perceptual="none", perceptual_weight=0)
+    config = make_config(networks, photos, tmp_path / "run", stage)
+    model = Trainer(config).train()
+    shutil.rmtree(model)
+    assert Trainer(config).train() == model
+    assert model.is_dir()
+    Trainer(dataclasses.replace(config, steps=5)).train()
+    assert [line["step"] for line in read_log(tmp_path / "run")] == [1, 2, 3, 4, 5]
+
+
+def test_broken_photos_are_skipped_and_counted(networks, photos, tmp_path):
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    (folder / "broken.png").write_bytes((folder / "0.png").read_bytes()[:300])
+    stage = AutoencoderConfig(perceptual="none", perceptual_weight=0)
+    config = make_config(networks, folder, tmp_path / "run", stage, steps=5)
+    trainer = Trainer(config)
+    trainer.train()
+    assert trainer.num_skipped > 0
+    assert "broken.png" in (tmp_path / "run" / "log.jsonl").read_text()
+
+
+def test_another_runs_folder_is_refused(networks, photos, tmp_path):
+    stage = AutoencoderConfig(perceptual="none", perceptual_weight=0)
+    config = make_config(networks, photos, tmp_path / "run", stage)
+    Trainer(config)
+    with pytest.raises(TADSRError, match=r"differs in seed, stage\.l1_weight"):
+        Trainer(
+            dataclasses.replace(config, seed=1, stage=dataclasses.replace(stage, l1_weight=2.0))
+        )
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("mine")
+    with pytest.raises(TADSRError, match="other files"):
+        Trainer(dataclasses.replace(config, output=str(tmp_path / "other")))
+    assert [p.name for p in (tmp_path / "other").iterdir()] == ["thesis.txt"]
+
+
+def test_what_cannot_work_is_refused_before_the_first_step(official, networks, photos, tmp_path):
+    def build(model, stage, **changes):
+        return Trainer(make_config(model, photos, tmp_path / "run", stage, **changes))
+
+    wrong = tmp_path / "v-prediction"
+    shutil.copytree(official, wrong)
+    path = wrong / "scheduler" / "scheduler_config.json"
+    scheduler = json.loads(path.read_text()) | {"prediction_type": "v_prediction"}
+    path.write_text(json.dumps(scheduler))
+    with pytest.raises(CheckpointError, match="epsilon"):
+        build(wrong, distillation())
+    with pytest.raises(CheckpointError, match="epsilon"):
+        build(networks, distillation(adapter_rank=0, teacher=str(wrong)))
+    with pytest.raises(ValueError, match="multiple of 8"):
+        build(official, distillation(), data=DataConfig(str(photos), crop_px=36, num_workers=0))
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(ValueError, match="empty"):
+        build(official, distillation(), data=DataConfig(str(empty), crop_px=32))
+    with pytest.raises(ValueError, match=r"stage\.teacher"):
+        build(networks, distillation(adapter_rank=0))
+    with pytest.raises(ValueError, match="share their latents"):
+        build(networks, distillation(adapter_rank=0, teacher=str(official)))
+    with pytest.raises(ValueError, match="prompt must be one of"):
+        build(
+            networks,
+            distillation(adapter_rank=0, tavsd_weight=0),
+            data=DataConfig(str(photos), crop_px=32, prompt="a cat"),
+        )
+    with pytest.raises(ValueError, match="adapter_rank"):
+        build(official, distillation(adapter_rank=8))
+    with pytest.raises(TADSRError, match=r"tadsr\[train\]"):
+        build(official, DistillationConfig())
+    assert not (tmp_path / "run").exists()
