@@ -1,4 +1,4 @@
-"""The command line: `tadsr upscale`, `tadsr info` and `tadsr convert`.
+"""The command line: upscale, evaluate, train, degrade, info and convert.
 
 Nothing here imports torch until a command runs, so that help and version answer at once.
 """
@@ -11,6 +11,7 @@ import typer
 
 from tadsr import __version__
 from tadsr.cli.checkpoints import CONVERT_HELP, INFO_HELP, convert, info
+from tadsr.cli.degrade import DEGRADE_HELP, degrade
 from tadsr.cli.evaluate import EVALUATE_HELP, evaluate
 from tadsr.cli.suggestions import SuggestingCommand, SuggestingGroup
 from tadsr.cli.train import TRAIN_HELP, train
@@ -25,6 +26,8 @@ Examples:
   tadsr upscale photo.jpg                  writes photo_x4.png
   tadsr upscale photos/ sharp/             a folder and its sub-folders
   tadsr info tadsr-tiny                    what a model is made of
+  tadsr evaluate results/ --hq originals/  figures and a plot
+  tadsr train --config recipe.yaml         a model of your own
   tadsr COMMAND --help                     all options of a command
 """
 
@@ -42,6 +45,7 @@ app.command("upscale", cls=SuggestingCommand, help=UPSCALE_HELP, no_args_is_help
 app.command("info", cls=SuggestingCommand, help=INFO_HELP)(info)
 app.command("convert", cls=SuggestingCommand, help=CONVERT_HELP)(convert)
 app.command("evaluate", cls=SuggestingCommand, help=EVALUATE_HELP, no_args_is_help=True)(evaluate)
+app.command("degrade", cls=SuggestingCommand, help=DEGRADE_HELP, no_args_is_help=True)(degrade)
 app.command("train", cls=SuggestingCommand, help=TRAIN_HELP, no_args_is_help=True)(train)
 
 

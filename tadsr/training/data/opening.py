@@ -17,6 +17,8 @@ from tadsr.training.data.listed import (
     list_folder,
     read_list,
 )
+from tadsr.training.data.photos import find_photos
+from tadsr.training.data.streamed import HUB_ID, HubStream, ShardStream, StreamedData
 
 _PREFETCH_BATCHES = 4
 
@@ -82,7 +84,7 @@ class TrainingData:
             del iterator, loader
 
 
-def open_data(config: DataConfig, *, seed: int) -> TrainingData:
+def open_data(config: DataConfig, *, seed: int) -> TrainingData | StreamedData:
     """List or open what a run trains on.
 
     Args:
@@ -95,15 +97,32 @@ def open_data(config: DataConfig, *, seed: int) -> TrainingData:
     Raises:
         ValueError: Nothing usable is there, HQ and LQ are swapped or do not match, or a caption
             file is malformed.
+        DataError: A stream's library is not installed.
     """
     kind = _detect_kind(config) if config.kind == "auto" else config.kind
-    if kind == "list":
-        return TrainingData(read_list(config), config, seed)
-    return TrainingData(list_folder(config), config, seed)
+    if kind == "pairs" and config.lq is None:
+        raise ValueError("data.lq must name the folder of LQ partners for kind 'pairs'")
+    if kind in ("huggingface", "webdataset"):
+        if config.lq is not None or config.captions is not None:
+            raise ValueError(
+                f"data.lq and data.captions must be left out for kind {kind!r}: a stream carries "
+                "its captions (data.caption_column), and is degraded on the fly"
+            )
+        source = HubStream(config) if kind == "huggingface" else ShardStream(config)
+        return StreamedData(source, config, seed)
+    records = read_list(config) if kind == "list" else list_folder(config)
+    return TrainingData(records, config, seed)
 
 
 def _detect_kind(config: DataConfig) -> str:
     path = Path(config.source)
+    if path.is_dir():
+        has_shards = any(path.glob("*.tar")) and not find_photos(path)
+        return "webdataset" if has_shards else "folder"
     if path.suffix == ".txt":
         return "list"
+    if config.source.endswith(".tar"):
+        return "webdataset"
+    if HUB_ID.fullmatch(config.source) and not path.exists():
+        return "huggingface"
     return "folder"

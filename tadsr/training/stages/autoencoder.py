@@ -97,7 +97,8 @@ class AutoencoderStage(Stage):
         crops: list[Tensor] = []
         while sum(map(len, crops)) < SCALING_CROPS:
             crops.append(next(batches).hq.to(self.runtime.device))
-        factor = measure_scaling_factor(self.checkpoint.vae.eval(), crops)
+        with self.runtime.autocast():
+            factor = measure_scaling_factor(self.checkpoint.vae.eval(), crops)
         self.checkpoint.vae.register_to_config(scaling_factor=factor)
 
 

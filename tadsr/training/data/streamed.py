@@ -1,0 +1,301 @@
+"""Sources that are read as they come: data sets on the hub, and WebDataset shards."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import io
+import itertools
+import json
+import re
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple, Protocol, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from tadsr.errors import DataError
+from tadsr.image_io import decode_image
+from tadsr.training.data.batch import Batch, Sample, collate
+from tadsr.training.data.config import DataConfig
+from tadsr.training.data.photos import SUFFIXES, UnusablePhotoError, make_sample, to_uint8
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+"""How data sets on the hub are named."""
+_BATCHES_AHEAD = 4
+_LOOK_AHEAD = 32
+"""Photographs of a stream, encoded, among which an unusable one finds its substitute."""
+_CAPTION_SUFFIX = "txt"
+
+Item = TypeVar("Item")
+
+
+class RawPhoto(NamedTuple):
+    """An encoded photograph of a stream."""
+
+    encoded: bytes
+    """An image file's content."""
+    caption: str | None
+    """What it shows, or None."""
+    name: str
+    """What errors call it."""
+
+
+class PhotoStream(Protocol):
+    """A source that can only be read from its beginning."""
+
+    description: str
+    """What it is, in a few words."""
+
+    def read(self, seed: int, epoch: int) -> Iterator[RawPhoto]:
+        """Yield every photograph once, in an order that seed and epoch decide."""
+
+
+class HubStream:
+    """A data set of the Hugging Face hub, or a local folder of images or parquet files.
+
+    Args:
+        config: Source, split, columns and shuffle buffer.
+
+    Raises:
+        DataError: The library `datasets` is not installed.
+        ValueError: The data set or its columns do not exist.
+    """
+
+    def __init__(self, config: DataConfig) -> None:
+        datasets = _import_library("datasets")
+        self.config = config
+        path = Path(config.source)
+        try:
+            if path.is_dir():
+                parquet = sorted(map(str, path.rglob("*.parquet")))
+                kind = {"path": "parquet", "data_files": {config.split: parquet}}
+                if not parquet:
+                    kind = {"path": "imagefolder", "data_dir": str(path)}
+            else:
+                kind = {"path": config.source}
+            dataset = datasets.load_dataset(**kind, split=config.split, streaming=True)
+            columns = dataset.column_names or list(next(iter(dataset)))
+        except Exception as error:  # the library raises many types
+            raise ValueError(
+                f"data.source must be a data set that can be read, but {config.source} (split "
+                f"{config.split}) cannot: {error}"
+            ) from error
+        wanted = {config.image_column, config.caption_column} - {None}
+        if not wanted <= set(columns):
+            raise ValueError(
+                f"data.image_column and data.caption_column must be among the columns "
+                f"{', '.join(columns)}, got {', '.join(sorted(wanted))}"
+            )
+        # Undecoded, so that one broken image does not end the stream.
+        image = datasets.Image(decode=False)
+        self.dataset = dataset.cast_column(config.image_column, image)
+        self.description = f"the data set {path.name if path.is_dir() else config.source}"
+
+    def read(self, seed: int, epoch: int) -> Iterator[RawPhoto]:
+        """Yield every photograph once, in an order that seed and epoch decide."""
+        config = self.config
+        shuffled = self.dataset.shuffle(seed=_mix(seed, epoch), buffer_size=config.shuffle_buffer)
+        for number, row in enumerate(shuffled):
+            image = row[config.image_column]
+            encoded = image.get("bytes")
+            if encoded is None and image.get("path"):
+                encoded = Path(image["path"]).read_bytes()
+            caption = row[config.caption_column] if config.caption_column else None
+            name = image.get("path") or f"row {number} of epoch {epoch}"
+            yield RawPhoto(encoded or b"", caption, name)
+
+
+class ShardStream:
+    """WebDataset shards: tar files whose members belong together by their stem.
+
+    Args:
+        config: Source (a file, a pattern with braces, or a folder), caption suffix and buffer.
+
+    Raises:
+        DataError: The library `webdataset` is not installed.
+        ValueError: There is no shard.
+    """
+
+    def __init__(self, config: DataConfig) -> None:
+        self.webdataset = _import_library("webdataset")
+        self.config = config
+        path = Path(config.source)
+        if path.is_dir():
+            self.shards = sorted(map(str, path.glob("*.tar")))
+        else:
+            self.shards = list(importlib.import_module("braceexpand").braceexpand(config.source))
+        missing = [s for s in self.shards if "://" not in s and not Path(s).is_file()]
+        if missing or not self.shards:
+            raise ValueError(
+                f"data.source must name WebDataset shards that exist, got {config.source}"
+                + (f"; missing: {missing[:3]}" if missing else "")
+            )
+        self.description = f"{len(self.shards)} shards of {path.name}"
+
+    def read(self, seed: int, epoch: int) -> Iterator[RawPhoto]:
+        """Yield every photograph once, in an order that seed and epoch decide."""
+        rng = np.random.default_rng([seed, epoch])
+        shards = [self.shards[i] for i in rng.permutation(len(self.shards))]
+        dataset = self.webdataset.WebDataset(
+            shards,
+            shardshuffle=False,
+            nodesplitter=_keep_all,
+            workersplitter=_keep_all,
+            handler=self.webdataset.warn_and_continue,
+        )
+        return shuffle_buffered(self._parse(dataset), self.config.shuffle_buffer, rng)
+
+    def _parse(self, dataset: Iterable[dict]) -> Iterator[RawPhoto]:
+        suffix = self.config.caption_column or _CAPTION_SUFFIX
+        for row in dataset:
+            images = [k for k in row if f".{k.rpartition('.')[2].lower()}" in SUFFIXES]
+            if not images:
+                continue
+            caption = row.get(suffix)
+            if isinstance(caption, bytes):
+                caption = caption.decode("utf-8", errors="replace").strip()
+            elif "json" in row:
+                caption = json.loads(row["json"]).get("caption")
+            name = f"{Path(str(row.get('__url__', ''))).name}/{row['__key__']}"
+            yield RawPhoto(row[images[0]], caption, name)
+
+
+class StreamedData:
+    """Samples of a stream, made by threads while the network computes.
+
+    Sample i is made of the first usable photograph at or after the stream's i-th. Each process
+    reads the whole stream and makes its share; resuming reads, but does not decode, what was used.
+
+    Args:
+        source: The stream.
+        config: How samples are made.
+        seed: The run's seed.
+    """
+
+    def __init__(self, source: PhotoStream, config: DataConfig, seed: int) -> None:
+        self.source = source
+        self.config = config
+        self.seed = seed
+        self.description = source.description
+
+    def prompts(self) -> tuple[str, ...] | None:
+        """Return None: a stream's captions are not known beforehand."""
+        return None if self.config.caption_column else (self.config.prompt,)
+
+    def batches(
+        self,
+        *,
+        batch_size: int,
+        first_sample: int = 0,
+        rank: int = 0,
+        num_processes: int = 1,
+        pin_memory: bool = False,
+    ) -> Generator[Batch, None, None]:
+        """Yield batches without end, as `TrainingData.batches` does."""
+        windows = _look_ahead(self._endless(), _LOOK_AHEAD)
+        numbered = itertools.islice(enumerate(windows), first_sample, None)
+        # Process r takes batch r of each round of batches.
+        mine = (
+            pair
+            for pair in numbered
+            if (pair[0] - first_sample) // batch_size % num_processes == rank
+        )
+        pending: deque[Future[Sample]] = deque()
+        with ThreadPoolExecutor(max(1, self.config.num_workers)) as pool:
+            try:
+                while True:
+                    while len(pending) < batch_size * _BATCHES_AHEAD:
+                        index, window = next(mine)
+                        pending.append(pool.submit(self._make, index, window))
+                    batch = collate([pending.popleft().result() for _ in range(batch_size)])
+                    yield batch.pin_memory() if pin_memory else batch
+            finally:
+                for future in pending:
+                    future.cancel()
+
+    def _endless(self) -> Iterator[RawPhoto]:
+        for epoch in itertools.count():
+            is_empty = True
+            for photo in self.source.read(self.seed, epoch):
+                is_empty = False
+                yield photo
+            if is_empty:
+                raise DataError(f"{self.description} must hold photographs, but gave none")
+
+    def _make(self, index: int, window: tuple[RawPhoto, ...]) -> Sample:
+        """Make sample `index` of the first usable photograph of a window."""
+        rng = np.random.default_rng([self.seed, index])
+        skipped: list[str] = []
+        for raw in window:
+            try:
+                photo = _decode(raw.encoded)
+                sample = make_sample(photo, None, raw.caption, self.config, rng)
+            except Exception as error:  # damaged data makes decoders raise nearly anything
+                reason = str(error) if isinstance(error, UnusablePhotoError) else repr(error)
+                skipped.append(f"{raw.name}: {reason}")
+            else:
+                return dataclasses.replace(
+                    sample, index=index, name=raw.name, skipped=tuple(skipped)
+                )
+        raise DataError(
+            f"{len(skipped)} photographs in a row could not be used, the last one: {skipped[-1]}"
+        )
+
+
+def shuffle_buffered(
+    items: Iterable[Item], buffer_size: int, rng: np.random.Generator
+) -> Iterator[Item]:
+    """Yield items in an order that is random within a buffer.
+
+    Args:
+        items: What comes.
+        buffer_size: Items that are held back to choose among, at least 1.
+        rng: Source of the choices.
+    """
+    buffer: list[Item] = []
+    for item in items:
+        if len(buffer) < buffer_size:
+            buffer.append(item)
+            continue
+        place = int(rng.integers(buffer_size))
+        chosen, buffer[place] = buffer[place], item
+        yield chosen
+    for place in rng.permutation(len(buffer)):
+        yield buffer[int(place)]
+
+
+def _look_ahead(items: Iterator[Item], length: int) -> Iterator[tuple[Item, ...]]:
+    """Yield each item with the `length` − 1 items after it."""
+    window = deque(itertools.islice(items, length))
+    while window:
+        yield tuple(window)
+        window.popleft()
+        window.extend(itertools.islice(items, 1))
+
+
+def _decode(encoded: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(encoded)) as image:
+        return to_uint8(decode_image(image).rgb)
+
+
+def _mix(seed: int, epoch: int) -> int:
+    return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
+
+
+def _keep_all(sources: Iterable[Item]) -> Iterable[Item]:
+    """Leave shards to every process and worker; the batches are shared out instead."""
+    return sources
+
+
+def _import_library(name: str):
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise DataError(
+            f"this data source needs the library {name}, which does not import ({error}); "
+            "install it with pip install 'tadsr[data]'"
+        ) from error

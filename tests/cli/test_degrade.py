@@ -1,0 +1,103 @@
+"""`tadsr degrade`: pairs that can be made again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    (folder / "sub").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, size in (("a.png", (66, 50)), ("b.jpg", (40, 40)), ("sub/a.png", (32, 48))):
+        coarse = Image.fromarray(rng.integers(0, 256, (5, 5, 3), np.uint8))
+        coarse.resize(size, Image.Resampling.BICUBIC).save(folder / name)
+    return folder
+
+
+def records(folder):
+    lines = (folder / "degradations.jsonl").read_text().splitlines()
+    return {record["hq"]: record for record in map(json.loads, lines)}
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return np.array(image)
+
+
+def test_every_photo_gets_a_partner_and_a_record(tadsr, photos, tmp_path):
+    result = tadsr("degrade", photos, tmp_path / "lq")
+    assert "3 written, 0 skipped, 0 failed" in result.output
+    found = records(tmp_path / "lq")
+    assert set(found) == {"a.png", "b.jpg", "sub/a.png"}
+    assert found["a.png"]["lq_size"] == [16, 12]
+    for record in found.values():
+        image = pixels(tmp_path / "lq" / record["lq"])
+        assert list(image.shape[1::-1]) == record["lq_size"]
+        assert record["preset"] == "realesrgan"
+
+
+def test_a_partner_depends_on_its_name_and_the_seed_alone(tadsr, photos, tmp_path):
+    tadsr("degrade", photos, tmp_path / "all")
+    (photos / "b.jpg").unlink()
+    tadsr("degrade", photos, tmp_path / "fewer")
+    assert (pixels(tmp_path / "all" / "a.png") == pixels(tmp_path / "fewer" / "a.png")).all()
+    tadsr("degrade", photos, tmp_path / "other", "--seed", 1)
+    assert (pixels(tmp_path / "all" / "a.png") != pixels(tmp_path / "other" / "a.png")).any()
+
+
+def test_records_can_be_replayed(tadsr, photos, tmp_path):
+    tadsr("degrade", photos, tmp_path / "one", "--seed", 5, "--scale", 2)
+    replay = tmp_path / "one" / "degradations.jsonl"
+    tadsr("degrade", photos, tmp_path / "two", "--replay", replay)
+    for name, record in records(tmp_path / "one").items():
+        again = records(tmp_path / "two")[name]
+        assert again["degradation"] == record["degradation"]
+        expect = pixels(tmp_path / "one" / record["lq"])
+        assert (pixels(tmp_path / "two" / again["lq"]) == expect).all()
+    replay.write_text("not a record\n")
+    assert "line 1" in tadsr("degrade", photos, tmp_path / "x", "--replay", replay, code=1).output
+
+
+def test_what_exists_stays_and_its_record_too(tadsr, photos, tmp_path):
+    tadsr("degrade", photos, tmp_path / "lq", "--preset", "bicubic")
+    before = records(tmp_path / "lq")
+    with (tmp_path / "lq" / "degradations.jsonl").open("a") as file:
+        file.write('{"hq": "a.p')  # as a killed run leaves it
+    shutil.copyfile(photos / "a.png", photos / "c.png")
+    result = tadsr("degrade", photos, tmp_path / "lq", "--preset", "bicubic")
+    assert "1 written, 3 skipped" in result.output
+    after = records(tmp_path / "lq")
+    assert set(after) == {*before, "c.png"}
+    assert all(after[name] == record for name, record in before.items())
+    result = tadsr("degrade", photos, tmp_path / "lq", "--overwrite")
+    assert "4 written" in result.output
+    assert records(tmp_path / "lq")["a.png"]["preset"] == "realesrgan"
+
+
+def test_broken_photos_are_reported_and_the_others_done(tadsr, photos, tmp_path):
+    (photos / "bad.png").write_bytes((photos / "a.png").read_bytes()[:60])
+    result = tadsr("degrade", photos, tmp_path / "lq", code=1)
+    assert "bad.png" in result.output
+    assert "3 written" in result.output
+    assert "bad.png" not in records(tmp_path / "lq")
+
+
+def test_photos_of_one_stem_do_not_replace_each_other(tadsr, photos, tmp_path):
+    shutil.copyfile(photos / "b.jpg", photos / "a.jpg")
+    tadsr("degrade", photos, tmp_path / "lq")
+    outputs = [record["lq"] for record in records(tmp_path / "lq").values()]
+    assert len(set(outputs)) == len(outputs) == 4
+
+
+def test_misuse_is_explained(tadsr, photos, tmp_path):
+    assert "found none" in tadsr("degrade", tmp_path / "no", tmp_path / "lq", code=2).output
+    assert "another folder" in tadsr("degrade", photos, photos, code=2).output
+    assert "must be a folder" in tadsr("degrade", photos, photos / "a.png", code=2).output
+    assert "--scale" in tadsr("degrade", photos, tmp_path / "lq", "--scale", 0, code=2).output

@@ -1,0 +1,241 @@
+"""Folders, pairs and lists: samples are functions of (configuration, seed, number)."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tadsr.errors import DataError
+from tadsr.training.data import DataConfig, find_photos, open_data
+
+CROP_PX = 32
+
+
+def take(data, count, **options):
+    batches = data.batches(**{"batch_size": 2} | options)
+    taken = [next(batches) for _ in range(count)]
+    batches.close()
+    return taken
+
+
+def same(a, b):
+    return (
+        a.indices.equal(b.indices)
+        and a.hq.equal(b.hq)
+        and a.lq.equal(b.lq)
+        and (a.prompts, a.names) == (b.prompts, b.names)
+    )
+
+
+@pytest.fixture
+def config(photos):
+    return DataConfig(str(photos), crop_px=CROP_PX, min_zoom=0.5, rotate=True, num_workers=0)
+
+
+def test_a_sample_depends_neither_on_workers_nor_on_the_batch(config):
+    one_by_one = take(open_data(config, seed=3), 8, batch_size=1)
+    settings = {f: getattr(config, f) for f in config.__dataclass_fields__}
+    with_workers = DataConfig(**settings | {"num_workers": 2, "cache_photos": True})
+    for b, batch in enumerate(take(open_data(with_workers, seed=3), 2, batch_size=4)):
+        for i in range(4):
+            single = one_by_one[4 * b + i]
+            assert batch.hq[i].equal(single.hq[0])
+            assert batch.lq[i].equal(single.lq[0])
+            assert batch.names[i] == single.names[0]
+    assert not same(one_by_one[0], take(open_data(config, seed=4), 1, batch_size=1)[0])
+
+
+def test_processes_share_the_samples_of_one_with_their_batches_together(config):
+    whole = take(open_data(config, seed=0), 3, batch_size=4)
+    shares = [
+        take(open_data(config, seed=0), 3, batch_size=2, rank=r, num_processes=2) for r in (0, 1)
+    ]
+    for step, batch in enumerate(whole):
+        joined = torch.cat([shares[0][step].hq, shares[1][step].hq])
+        assert joined.equal(batch.hq)
+        indices = torch.cat([shares[0][step].indices, shares[1][step].indices])
+        assert indices.equal(batch.indices)
+
+
+def test_resuming_gives_what_would_have_come(config):
+    unbroken = take(open_data(config, seed=0), 5)
+    resumed = take(open_data(config, seed=0), 3, first_sample=4)
+    assert all(same(a, b) for a, b in zip(unbroken[2:], resumed, strict=True))
+
+
+def test_an_epoch_shows_every_photo_once(config):
+    names = [b.names[0] for b in take(open_data(config, seed=0), 12, batch_size=1)]
+    epochs = [names[i : i + 4] for i in (0, 4, 8)]
+    assert all(len(set(epoch)) == 4 for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+def test_the_device_degrades_as_the_worker_does(config):
+    settings = {f: getattr(config, f) for f in config.__dataclass_fields__}
+    later = DataConfig(**settings | {"degrade_on": "device"})
+    pending = take(open_data(later, seed=0), 2)[1]
+    assert pending.lq is None
+    assert same(pending.to("cpu"), take(open_data(config, seed=0), 2)[1].to("cpu"))
+
+
+def test_crops_are_pieces_of_the_photo(photos):
+    config = DataConfig(str(photos), crop_px=CROP_PX, flip=False, num_workers=0)
+    batch = take(open_data(config, seed=0), 1, batch_size=1)[0]
+    with Image.open(batch.names[0]) as image:
+        photo = np.array(image)
+    crop = ((batch.hq[0] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+    windows = np.lib.stride_tricks.sliding_window_view(photo, (CROP_PX, CROP_PX, 3))
+    assert (windows.reshape(-1, CROP_PX, CROP_PX, 3) == crop).all((1, 2, 3)).any()
+
+
+def make_pairs(photos, folder, scale):
+    for path in find_photos(photos):
+        with Image.open(path) as image:
+            size = (image.width // scale, image.height // scale)
+            small = image.resize(size, Image.Resampling.BICUBIC)
+            folder.mkdir(exist_ok=True)
+            small.save(folder / path.name)
+    return folder
+
+
+def test_pairs_are_cut_at_the_same_place(photos, tmp_path):
+    lq = make_pairs(photos, tmp_path / "lq", 4)
+    config = DataConfig(
+        str(photos), kind="pairs", lq=str(lq), crop_px=CROP_PX, rotate=True, num_workers=0
+    )
+    for batch in take(open_data(config, seed=0), 4):
+        down = torch.nn.functional.interpolate(batch.hq, scale_factor=0.25, mode="area")
+        lq_down = torch.nn.functional.interpolate(batch.lq, scale_factor=0.25, mode="area")
+        error = (down - lq_down).abs().mean()
+        shuffled = (down - lq_down.roll(1, 0)).abs().mean()
+        assert error < 0.25 * shuffled
+    assert open_data(config, seed=0).description == f"4 pairs in {photos.name}"
+
+
+def test_swapped_or_missing_partners_are_refused(photos, tmp_path):
+    lq = make_pairs(photos, tmp_path / "lq", 4)
+    with pytest.raises(ValueError, match="swap"):
+        open_data(DataConfig(str(lq), lq=str(photos), crop_px=CROP_PX), seed=0)
+    (lq / "2.png").unlink()
+    with pytest.raises(ValueError, match=r"1 have none, first \['2'\]"):
+        open_data(DataConfig(str(photos), lq=str(lq), crop_px=CROP_PX), seed=0)
+
+
+def test_the_published_list_carries_pairs_and_tags(photos, tmp_path):
+    blurred = tmp_path / "blurred photos"
+    blurred.mkdir()
+    lines = []
+    for path in find_photos(photos):
+        with Image.open(path) as image:
+            small = image.resize((image.width // 4, image.height // 4))
+            small.resize(image.size, Image.Resampling.BICUBIC).save(blurred / path.name)
+        lines.append((path, blurred / path.name, "a cat, grass"))
+    listed = tmp_path / "pairs.txt"
+    listed.write_text("\n".join("\t".join(map(str, line)) for line in lines))
+    data = open_data(DataConfig(str(listed), crop_px=CROP_PX, num_workers=0), seed=0)
+    batch = take(data, 1)[0]
+    assert batch.prompts == ("a cat, grass",) * 2
+    assert data.prompts() == ("a cat, grass",)
+    assert (batch.hq - batch.lq).abs().mean() > 0.01
+    listed.write_text("\n".join(f"{lq}\t{hq}\ttags" for hq, lq, _ in lines))
+    with pytest.raises(ValueError, match=r"columns of .*pairs\.txt must be HQ first.*4 of 4"):
+        open_data(DataConfig(str(listed), crop_px=CROP_PX), seed=0)
+    listed.write_text("one_word\n")
+    with pytest.raises(ValueError, match="line 1"):
+        open_data(DataConfig(str(listed), crop_px=CROP_PX), seed=0)
+    listed.write_text("\n")
+    with pytest.raises(ValueError, match="empty"):
+        open_data(DataConfig(str(listed), crop_px=CROP_PX), seed=0)
+
+
+def test_captions_come_from_sidecars_lists_or_one_prompt(photos, tmp_path):
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    (folder / "0.txt").write_text("a red house\n")
+    shared = {"source": str(folder), "crop_px": CROP_PX, "num_workers": 0, "prompt": "photo"}
+    data = open_data(DataConfig(**shared, captions="sidecar"), seed=0)
+    assert data.prompts() == ("a red house", "photo")
+    captions = {}
+    for batch in take(data, 2):
+        captions |= dict(zip(batch.names, batch.prompts, strict=True))
+    assert {p.rpartition("/")[2]: c for p, c in captions.items()}["0.png"] == "a red house"
+    listed = tmp_path / "captions.tsv"
+    listed.write_text("1.png\ta tree\n")
+    data = open_data(DataConfig(**shared, captions=str(listed)), seed=0)
+    assert data.prompts() == ("a tree", "photo")
+    dropped = DataConfig(**shared, captions=str(listed), prompt_dropout=1.0)
+    assert {p for b in take(open_data(dropped, seed=0), 2) for p in b.prompts} == {""}
+    listed.write_text("no tab\n")
+    with pytest.raises(ValueError, match="line 1"):
+        open_data(DataConfig(**shared, captions=str(listed)), seed=0)
+
+
+def test_unusable_photos_are_replaced_and_named(photos, tmp_path):
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    (folder / "broken.png").write_bytes((folder / "0.png").read_bytes()[:400])
+    Image.new("RGB", (16, 200)).save(folder / "small.png")
+    config = DataConfig(str(folder), crop_px=CROP_PX, num_workers=1)
+    batches = take(open_data(config, seed=0), 6, batch_size=1)
+    reasons = " ".join(r for b in batches for r in b.skipped)
+    assert "broken.png" in reasons
+    assert f"small.png: must be at least {CROP_PX} px a side, got 16×200" in reasons
+    assert all("broken" not in name and "small" not in name for b in batches for name in b.names)
+    again = take(open_data(config, seed=0), 6, batch_size=1)
+    assert all(same(a, b) for a, b in zip(batches, again, strict=True))
+
+
+def test_a_folder_of_unusable_photos_ends_with_the_reason(tmp_path):
+    for i in range(3):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.png")
+    data = open_data(DataConfig(str(tmp_path), crop_px=CROP_PX, num_workers=0), seed=0)
+    with pytest.raises(DataError, match="in a row"):
+        take(data, 1)
+
+
+def test_oriented_and_sixteen_bit_photos_are_read_as_they_look(tmp_path):
+    ramp = np.tile(np.linspace(0, 65535, 48).astype(np.uint16), (40, 1))
+    Image.fromarray(ramp).save(tmp_path / "wide.png")
+    config = DataConfig(str(tmp_path), crop_px=40, flip=False, num_workers=0)
+    hq = take(open_data(config, seed=0), 1, batch_size=1)[0].hq
+    assert hq[0, 0, 0].diff().min() > 0
+    assert hq.abs().max() <= 1
+    (tmp_path / "wide.png").unlink()
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGB", (64, 32), "red").save(tmp_path / "turned.jpg", exif=turned)
+    batch = take(open_data(DataConfig(str(tmp_path), crop_px=32, num_workers=0), seed=0), 1)[0]
+    assert batch.hq.shape == (2, 3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"crop_px": 12},
+        {"crop_px": 40, "scale": 3},
+        {"min_zoom": 0},
+        {"degradation": "blur"},
+        {"degrade_on": "gpu"},
+        {"bicubic_probability": 2},
+        {"prompt_dropout": -1},
+        {"kind": "zip"},
+        {"num_workers": -1},
+        {"shuffle_buffer": 0},
+    ],
+)
+def test_settings_out_of_range_are_refused(changes):
+    with pytest.raises(ValueError, match="must be"):
+        DataConfig("photos", **changes)
+
+
+def test_nothing_to_train_on_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="empty"):
+        open_data(DataConfig(str(tmp_path)), seed=0)
+    with pytest.raises(ValueError, match="folder of photographs"):
+        open_data(DataConfig(str(tmp_path / "missing")), seed=0)
+    with pytest.raises(ValueError, match=r"data\.lq must name"):
+        open_data(DataConfig(str(tmp_path), kind="pairs"), seed=0)
