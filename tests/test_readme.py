@@ -72,3 +72,24 @@ def test_files_and_links_exist():
     assert targets
     for target in targets:
         assert (ROOT / target).exists(), target
+
+
+def test_the_training_guides_python_code_runs(checkout, monkeypatch):
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    photo = checkout / "examples" / "photos" / "lighthouse.jpg"
+    shutil.copy(ROOT / "examples" / "photos" / "lighthouse.jpg", photo)
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(compile(block, "training.md", "exec"), {})
+    assert (checkout / "runs" / "smoke" / "model" / "model_index.json").is_file()
+
+
+def test_the_training_guide_names_recipes_and_fields_that_exist():
+    from tadsr.training import load_recipe
+
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8") + README
+    paths = set(re.findall(r"examples/recipes/[\w/.]+\.yaml", text))
+    assert len(paths) >= 5
+    for path in paths:
+        load_recipe(ROOT / path)

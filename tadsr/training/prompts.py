@@ -37,20 +37,29 @@ class PromptEncoder:
         self.device = device
         self.cache = cache
         self.memory: OrderedDict[str, Tensor] = OrderedDict()
+        self.known: tuple[str, ...] = ()
         # Another text encoder's cache in the same folder must not be mistaken for this one's.
         self.identity = "" if self.text_encoder is None else _identify(self.text_encoder)
 
     def check(self, prompts: Sequence[str]) -> None:
-        """Raise ValueError unless every prompt can be embedded."""
+        """Take the prompts that will come; raise ValueError unless each can be embedded."""
+        self.known = tuple(dict.fromkeys(prompts))
         if self.text_encoder is None:
             self.prompt_embeddings(list(prompts))
+
+    def start(self, device: torch.device) -> None:
+        """Embed the prompts that will come, and let the text encoder leave the device again."""
+        self.device = device
+        if self.text_encoder is not None:
+            self(self.known[:MEMORY_ENTRIES] or ("",))
+            self.text_encoder.to("cpu")
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str]) -> Tensor:
         """Return embeddings of B prompts, (B, L, D), float32; ValueError for an unknown one."""
         if self.text_encoder is None:
             return self.prompt_embeddings(list(prompts)).detach().float().to(self.device)
-        return torch.stack([self._embed(prompt) for prompt in prompts]).to(self.device)
+        return torch.stack([self._embed(prompt).to(self.device) for prompt in prompts])
 
     def _embed(self, prompt: str) -> Tensor:
         if prompt in self.memory:
@@ -80,11 +89,6 @@ class PromptEncoder:
             return_tensors="pt",
         )
         return self.text_encoder(tokens.input_ids.to(self.device))[0][0].float()  # [L, D]
-
-    def release(self) -> None:
-        """Move the text encoder off an accelerator; it comes back when a new prompt needs it."""
-        if self.text_encoder is not None:
-            self.text_encoder.to("cpu")
 
     def _path(self, prompt: str) -> Path | None:
         if self.cache is None:

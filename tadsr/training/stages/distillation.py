@@ -119,9 +119,9 @@ class DistillationStage(Stage):
     def start(self, runtime: Runtime) -> None:
         """Take the place of computation."""
         super().start(runtime)
-        self.prompts.device = runtime.device
+        self.prompts.start(runtime.device)
         if self.teacher_prompts is not None:
-            self.teacher_prompts.device = runtime.device
+            self.teacher_prompts.start(runtime.device)
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
         """Raise ValueError unless student and teacher can embed the prompts they will get."""

@@ -69,7 +69,7 @@ class TeacherStage(Stage):
     def start(self, runtime: Runtime) -> None:
         """Take the place of computation."""
         super().start(runtime)
-        self.prompts.device = runtime.device
+        self.prompts.start(runtime.device)
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
         """Raise ValueError unless samples' prompts and the degraded one can be embedded."""
