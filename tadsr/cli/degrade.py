@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import traceback
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from tadsr.cli.plan import INPUT_SUFFIXES
+from tadsr.cli.plan import Job, plan_jobs
 from tadsr.cli.reporting import (
     READABLE_ERRORS,
     DebugOption,
@@ -24,6 +25,8 @@ from tadsr.cli.reporting import (
 )
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from tadsr.training.degradation import DegradationParams
 
 DEGRADE_HELP = """Write low-quality copies of photographs, to train or to measure on.
@@ -47,9 +50,9 @@ class _Request:
     preset: str
     scale: int
     seed: int
-    suffix: str
     overwrite: bool
     quiet: bool
+    debug: bool
     replay: dict[str, dict[str, Any]] | None
 
 
@@ -64,11 +67,13 @@ def degrade(
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Another one: other LQ.")] = 0,
     replay: Annotated[
         str | None,
-        typer.Option("--replay", metavar="FILE", help=f"Do again what a {RECORDS} says."),
+        typer.Option(
+            "--replay", metavar="FILE", help=f"Do as a {RECORDS} says, not as preset, scale, seed."
+        ),
     ] = None,
     format: Annotated[
         Literal["png", "webp", "jpg"],
-        typer.Option("--format", "-f", help="Of the outputs; jpg adds losses of its own."),
+        typer.Option("--format", "-f", help="Of the outputs; jpg and webp lose some more."),
     ] = "png",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace outputs that exist.")
@@ -79,59 +84,60 @@ def degrade(
     """Run `tadsr degrade`."""
     check_range("--scale", scale, 1, 64, "4 is what TADSR restores")
     check_range("--seed", seed, 0, 2**63 - 1, "any number will do")
-    photos, folder = _find(Path(source)), Path(output)
+    folder = Path(output)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"OUTPUT must be a folder, but {output} is a file")
-    if not photos:
-        raise UsageError(f"INPUT must be a photograph or a folder of some, found none at {source}")
-    if (
-        folder.resolve()
-        == (photos[0][0].parent if Path(source).is_file() else Path(source)).resolve()
-    ):
-        raise UsageError("OUTPUT must be another folder than INPUT's, or photographs were replaced")
     with readable_errors(debug):
+        jobs = plan_jobs([source], f"{output}{os.sep}", format=format, scale=scale)
         silence_libraries(debug)
         records = None if replay is None else dict(_read_records(Path(replay), strict=True))
-        request = _Request(preset, scale, seed, f".{format}", overwrite, quiet, records)
-        failures = _degrade_all(photos, folder, request)
+        request = _Request(preset, scale, seed, overwrite, quiet, debug, records)
+        failures = _degrade_all(_name_jobs(jobs, Path(source)), folder, request)
     for failure in failures:
         typer.echo(f"Error: {failure}", err=True)
     if failures:
         raise typer.Exit(1)
 
 
-def _find(source: Path) -> list[tuple[Path, str]]:
-    """Return photographs with their names relative to the source, sorted."""
-    if source.is_file():
-        return [(source, source.name)]
-    found = sorted(p for p in source.rglob("*") if p.suffix.lower() in INPUT_SUFFIXES)
-    return [(p, p.relative_to(source).as_posix()) for p in found]
+def _name_jobs(jobs: Sequence[Job], source: Path) -> dict[str, Job]:
+    """Key jobs by their photograph's name relative to the source, the same on every system."""
+    root = source if source.is_dir() else source.parent
+    return {job.source.relative_to(root).as_posix(): job for job in jobs}
 
 
-def _degrade_all(photos: list[tuple[Path, str]], folder: Path, request: _Request) -> list[str]:
+def _degrade_all(jobs: dict[str, Job], folder: Path, request: _Request) -> list[str]:
     from tqdm import tqdm
 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / RECORDS
     records = dict(_read_records(path, strict=False))
-    targets = _name_targets([name for _, name in photos], request.suffix)
+    _write_records(path, records)  # whole again, should a run have been killed while adding a line
     failures, num_written, num_skipped = [], 0, 0
     hidden = True if request.quiet else None  # None: a bar on a terminal only
-    with path.open("a", encoding="utf-8") as log, tqdm(photos, unit="image", disable=hidden) as bar:
-        for source, name in bar:
-            target = folder / targets[name]
-            if target.exists() and not request.overwrite:
+    with (
+        path.open("a", encoding="utf-8") as log,
+        tqdm(jobs.items(), unit="image", disable=hidden) as bar,
+    ):
+        for name, job in bar:
+            # A partner keeps its name when a photograph of the same stem comes to lie beside it.
+            known = folder / records[name]["lq"] if name in records else job.target
+            if known.exists() and not request.overwrite:
                 num_skipped += 1
                 continue
             try:
-                record = _degrade_one(source, name, target, targets[name], request)
-            except READABLE_ERRORS as error:
-                failures.append(f"{source}: {str(error).removeprefix(f'{source}: ')}")
+                record, image = _degrade_one(name, job, folder, request)
+                # The line first, so that a run that is killed leaves no picture without one.
+                log.write(json.dumps(record) + "\n")
+                log.flush()
+                _write(image, job.target, request)
+            # torch raises RuntimeError where memory runs out, among other things.
+            except (*READABLE_ERRORS, RuntimeError, MemoryError) as error:
+                if request.debug:
+                    typer.echo(traceback.format_exc(), err=True)
+                message = str(error) or type(error).__name__
+                failures.append(f"{job.source}: {message.removeprefix(f'{job.source}: ')}")
                 continue
-            # Written line by line, so that a run that is stopped knows what it has done.
             records[name] = record
-            log.write(json.dumps(record) + "\n")
-            log.flush()
             num_written += 1
     _write_records(path, records)
     if not request.quiet:
@@ -139,45 +145,37 @@ def _degrade_all(photos: list[tuple[Path, str]], folder: Path, request: _Request
     return failures
 
 
-def _name_targets(names: list[str], suffix: str) -> dict[str, str]:
-    """Name the outputs after the photographs; those that would collide keep their suffix."""
-    stems: dict[str, list[str]] = {}
-    for name in names:
-        stems.setdefault(str(Path(name).with_suffix("")), []).append(name)
-    return {
-        name: f"{stem if len(group) == 1 else name}{suffix}"
-        for stem, group in stems.items()
-        for name in group
-    }
-
-
 def _degrade_one(
-    source: Path, name: str, target: Path, target_name: str, request: _Request
-) -> dict[str, Any]:
-    from tadsr.image_io import decode_image, encode_image, read_image, write_image
+    name: str, job: Job, folder: Path, request: _Request
+) -> tuple[dict[str, Any], Image.Image]:
+    from tadsr.image_io import decode_image, encode_image, read_image
     from tadsr.training.degradation import apply_degradation
 
-    image = read_image(source)
-    rgb = decode_image(image).rgb
-    params = _choose(name, request)
+    rgb = decode_image(read_image(job.source)).rgb
+    origin, params = _choose(name, request)
     lq = apply_degradation(rgb[None] * 2 - 1, params)[0] / 2 + 0.5
     # Without the photograph's metadata: the LQ is upright, RGB, and another picture.
     plain = decode_image((rgb * 255).round().byte().permute(1, 2, 0).numpy())
-    result = encode_image(lq, None, plain, "pil")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_image(result, target, overwrite=request.overwrite)
-    return {
+    record = {
         "hq": name,
-        "lq": Path(target_name).as_posix(),
+        "lq": job.target.relative_to(folder).as_posix(),
         "hq_size": [rgb.shape[-1], rgb.shape[-2]],
         "lq_size": [lq.shape[-1], lq.shape[-2]],
-        "preset": None if request.replay is not None else request.preset,
-        "seed": None if request.replay is not None else request.seed,
+        **origin,
         "degradation": params.to_dict(),
     }
+    return record, encode_image(lq, None, plain, "pil")
 
 
-def _choose(name: str, request: _Request) -> DegradationParams:
+def _write(image: Image.Image, target: Path, request: _Request) -> None:
+    from tadsr.image_io import write_image
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_image(image, target, overwrite=request.overwrite)
+
+
+def _choose(name: str, request: _Request) -> tuple[dict[str, Any], DegradationParams]:
+    """Return where a degradation is from, and the degradation."""
     import numpy as np
 
     from tadsr.training.degradation import PRESETS, DegradationParams, sample_degradation
@@ -185,13 +183,16 @@ def _choose(name: str, request: _Request) -> DegradationParams:
     if request.replay is None:
         digest = hashlib.sha256(name.encode()).digest()
         rng = np.random.default_rng([request.seed, int.from_bytes(digest[:8], "big")])
-        return sample_degradation(rng, PRESETS[request.preset], scale=request.scale)
+        params = sample_degradation(rng, PRESETS[request.preset], scale=request.scale)
+        return {"preset": request.preset, "seed": request.seed}, params
     if name not in request.replay:
         raise ValueError("the replayed file must have a line of this image, but has none")
+    record = request.replay[name]
     try:
-        return DegradationParams.from_dict(request.replay[name]["degradation"])
+        params = DegradationParams.from_dict(record["degradation"])
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"the replayed line must hold a degradation: {error!r}") from error
+    return {"preset": record.get("preset"), "seed": record.get("seed")}, params
 
 
 def _read_records(path: Path, *, strict: bool) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -201,7 +202,7 @@ def _read_records(path: Path, *, strict: bool) -> Iterator[tuple[str, dict[str, 
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
             record = json.loads(line)
-            name = record["hq"]
+            name, _ = record["hq"], record["lq"]
         except (ValueError, KeyError, TypeError) as error:
             if strict:
                 raise ValueError(

@@ -85,8 +85,7 @@ class RunLog:
         self.path = folder / "log.jsonl"
         self.sums: dict[str, list[Tensor]] = {}
         self.started = time.monotonic()
-        self.num_steps = 0
-        self.last_step: int | None = None
+        self.last_step = 0
 
     def add(self, name: str, value: Tensor) -> None:
         """Take a scalar tensor into the mean of a name; the device is not waited for."""
@@ -100,11 +99,14 @@ class RunLog:
         reduced = accelerator.reduce(values, "mean").tolist()
         return dict(zip(names, reduced, strict=True))
 
+    def start_clock(self, step: int) -> None:
+        """Measure speed from this step on."""
+        self.started, self.last_step = time.monotonic(), step
+
     def speed(self, samples_per_step: int, step: int) -> dict[str, float]:
         """Return steps and images per second since the last call, and peak memory in GiB."""
         now = time.monotonic()
-        num_steps = step - (self.last_step or 0)
-        rate = num_steps / max(now - self.started, 1e-9)
+        rate = (step - self.last_step) / max(now - self.started, 1e-9)
         self.started, self.last_step = now, step
         figures = {"steps_per_second": rate, "images_per_second": rate * samples_per_step}
         return figures | {"peak_memory_gib": peak_memory_gib()}

@@ -126,6 +126,7 @@ class Trainer:
             num_processes=self.accelerator.num_processes,
             pin_memory=self.accelerator.device.type == "cuda",
         )
+        self.log.start_clock(self.step)
         try:
             with StopRequest() as stop, self._progress_bar() as bar:
                 while self.step < config.steps:

@@ -58,7 +58,7 @@ def test_records_can_be_replayed(tadsr, photos, tmp_path):
     tadsr("degrade", photos, tmp_path / "two", "--replay", replay)
     for name, record in records(tmp_path / "one").items():
         again = records(tmp_path / "two")[name]
-        assert again["degradation"] == record["degradation"]
+        assert again == record
         expect = pixels(tmp_path / "one" / record["lq"])
         assert (pixels(tmp_path / "two" / again["lq"]) == expect).all()
     replay.write_text("not a record\n")
@@ -81,6 +81,61 @@ def test_what_exists_stays_and_its_record_too(tadsr, photos, tmp_path):
     assert records(tmp_path / "lq")["a.png"]["preset"] == "realesrgan"
 
 
+def test_a_killed_run_goes_on_with_every_picture_recorded(tadsr, photos, tmp_path):
+    tadsr("degrade", photos, tmp_path / "lq")
+    whole = records(tmp_path / "lq")
+    path = tmp_path / "lq" / "degradations.jsonl"
+    # A line comes before its picture: it may be cut off, or be alone, at any line.
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:2]) + lines[2][:40])
+    for name in list(whole)[1:]:
+        (tmp_path / "lq" / whole[name]["lq"]).unlink()
+    assert "2 written, 1 skipped" in tadsr("degrade", photos, tmp_path / "lq").output
+    assert records(tmp_path / "lq") == whole
+
+
+def test_outputs_inside_the_input_and_hidden_files_are_no_photos(tadsr, photos):
+    (photos / "._a.png").write_bytes(b"of another system")
+    (photos / "folder.png").mkdir()
+    assert "3 written, 0 skipped, 0 failed" in tadsr("degrade", photos, photos / "lq").output
+    assert "0 written, 3 skipped, 0 failed" in tadsr("degrade", photos, photos / "lq").output
+
+
+def test_a_partner_keeps_its_name_when_photos_are_added(tadsr, photos, tmp_path):
+    tadsr("degrade", photos, tmp_path / "lq")
+    before = records(tmp_path / "lq")
+    shutil.copyfile(photos / "b.jpg", photos / "a.jpg")
+    assert "1 written, 3 skipped" in tadsr("degrade", photos, tmp_path / "lq").output
+    after = records(tmp_path / "lq")
+    assert after == {**before, "a.jpg": after["a.jpg"]}
+    assert after["a.jpg"]["lq"] != after["a.png"]["lq"]
+
+
+def test_alpha_16_bits_and_orientation_are_read(tadsr, tmp_path):
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    Image.new("RGBA", (24, 16), (200, 10, 10, 90)).save(folder / "alpha.png")
+    Image.fromarray(np.full((16, 24), 40000, np.uint16)).save(folder / "wide.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    Image.new("RGB", (24, 16)).save(folder / "turned.jpg", exif=exif)
+    tadsr("degrade", folder, tmp_path / "lq", "--preset", "bicubic")
+    sizes = {name: record["lq_size"] for name, record in records(tmp_path / "lq").items()}
+    assert sizes == {"alpha.png": [6, 4], "wide.png": [6, 4], "turned.jpg": [4, 6]}
+    assert pixels(tmp_path / "lq" / "wide.png")[0, 0].tolist() == [156] * 3
+    for name in ("alpha", "wide", "turned"):
+        with Image.open(tmp_path / "lq" / f"{name}.png") as image:
+            assert image.mode == "RGB"
+            assert not image.getexif()
+
+
+def test_a_photo_below_the_scale_is_reported(tadsr, photos, tmp_path):
+    Image.new("RGB", (3, 9)).save(photos / "tiny.png")
+    result = tadsr("degrade", photos, tmp_path / "lq", code=1)
+    assert "tiny.png: hq must be at least scale" in result.output
+    assert set(records(tmp_path / "lq")) == {"a.png", "b.jpg", "sub/a.png"}
+
+
 def test_broken_photos_are_reported_and_the_others_done(tadsr, photos, tmp_path):
     (photos / "bad.png").write_bytes((photos / "a.png").read_bytes()[:60])
     result = tadsr("degrade", photos, tmp_path / "lq", code=1)
@@ -97,7 +152,7 @@ def test_photos_of_one_stem_do_not_replace_each_other(tadsr, photos, tmp_path):
 
 
 def test_misuse_is_explained(tadsr, photos, tmp_path):
-    assert "found none" in tadsr("degrade", tmp_path / "no", tmp_path / "lq", code=2).output
-    assert "another folder" in tadsr("degrade", photos, photos, code=2).output
+    assert "does not exist" in tadsr("degrade", tmp_path / "no", tmp_path / "lq", code=2).output
+    assert "choose another" in tadsr("degrade", photos, photos, code=2).output
     assert "must be a folder" in tadsr("degrade", photos, photos / "a.png", code=2).output
     assert "--scale" in tadsr("degrade", photos, tmp_path / "lq", "--scale", 0, code=2).output

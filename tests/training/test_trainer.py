@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -41,6 +42,7 @@ def make_config(model, photos, output, stage, **changes):
         "batch_size": 2,
         "log_every": 1,
         "save_every": 2,
+        "device": "cpu",
     }
     return TrainingConfig(model=str(model), output=str(output), stage=stage, **settings | changes)
 
@@ -375,3 +377,30 @@ def test_what_cannot_work_is_refused_before_the_first_step(official, networks, p
     with pytest.raises(TADSRError, match=r"tadsr\[train\]"):
         build(official, DistillationConfig())
     assert not (tmp_path / "run").exists()
+
+
+def test_the_speed_of_a_continued_run_counts_its_own_steps(networks, photos, tmp_path):
+    stage = AutoencoderConfig(perceptual="none", perceptual_weight=0)
+    config = make_config(networks, photos, tmp_path / "run", stage)
+    Trainer(config).train()
+    trainer = Trainer(dataclasses.replace(config, steps=4))
+    trainer.log.start_clock(3)
+    time.sleep(0.2)
+    assert trainer.log.speed(samples_per_step=2, step=4)["images_per_second"] <= 2 / 0.2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_gpu_trains_in_every_precision(precision, official, photos, tmp_path):
+    """With accumulation and clipping, where one gradient scale serves two optimizers."""
+    config = make_config(
+        official, photos, tmp_path / "run", distillation(), precision=precision, device="auto",
+        gradient_accumulation_steps=2, gradient_checkpointing=True, channels_last=True,
+        data=DataConfig(str(photos), crop_px=64, num_workers=0, degrade_on="device"), steps=6,
+    )  # fmt: skip
+    trainer = Trainer(config)
+    assert trainer.accelerator.device.type == "cuda"
+    model = trainer.train()
+    lines = read_log(tmp_path / "run")
+    assert all(np.isfinite(line["student.loss"]) for line in lines)
+    assert TADSRPipeline.from_pretrained(model)(Image.open(photos / "0.png"), 300).size[0] == 448

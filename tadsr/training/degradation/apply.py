@@ -25,6 +25,9 @@ def apply_degradation(
 ) -> Tensor:
     """Degrade sharp images to the low-quality ones that a restorer is trained on.
 
+    The same parameters give the same images. Noise is drawn by seeded generators on the CPU and
+    then moved, so that it does not depend on the device.
+
     Args:
         hq: (B, 3, H, W), in [-1, 1]; each side at least `scale` px.
         params: One degradation per image, or one for all.
