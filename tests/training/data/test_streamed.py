@@ -21,6 +21,12 @@ NUM_PHOTOS = 8
 BROKEN = 3
 
 
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+    """The library waits five seconds for its threads whenever a data set ends; ours end often."""
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
+
+
 def encoded_photos(photos):
     """Eight photographs as files' contents; the fourth is cut off."""
     contents = [path.read_bytes() for path in find_photos(photos)] * 2
