@@ -280,14 +280,18 @@ class Trainer:
     def _step_optimizers(self) -> None:
         """Clip and step; with fp16, one scale serves all optimizers and changes after the last."""
         scaler = self.accelerator.scaler
-        for name, optimizer in self.optimizers.items():
+        # A network may have had no phase, such as a discriminator while latents are matched.
+        stepped = {
+            name: optimizer
+            for name, optimizer in self.optimizers.items()
+            if any(p.grad is not None for p in self.parameters[name])
+        }
+        for name, optimizer in stepped.items():
             if scaler is not None:
                 scaler.unscale_(optimizer.optimizer)
-            limit = self.stage.networks[name].optimizer.max_grad_norm
-            if any(p.grad is not None for p in self.parameters[name]):
-                norm = self._clip(name, limit)
-                self.log.add(f"{name}.grad_norm", norm)
-        for optimizer in self.optimizers.values():
+            norm = self._clip(name, self.stage.networks[name].optimizer.max_grad_norm)
+            self.log.add(f"{name}.grad_norm", norm)
+        for optimizer in stepped.values():
             if scaler is None:
                 optimizer.step()
             else:

@@ -174,7 +174,7 @@ SWITCHES = {
     "baseline": {"tae": False, "vsd_timestep": "uniform"},
     "fixed timestep": {"vsd_timestep": "fixed", "vsd_fixed": 300},
     "published grid": {"timestep_grid": 50, "timestep_range": (1, 999)},
-    "adversarial": {"gan_weight": 0.1},
+    "adversarial": {"gan_weight": 0.1, "latent_steps": 1},
     "copied fake score": {"fake_score_rank": 0},
     "with decoder": {"train_decoder": True},
     "chroma": {"chroma_mse_weight": TimestepRamp(1, 2), "plain_mse_weight": TimestepRamp(1, 0)},
