@@ -105,6 +105,19 @@ def test_the_stages_from_scratch_learn_and_hand_over(small_chain, networks, phot
     assert TADSRPipeline.from_pretrained(model)(image, 300).size == (448, 384)
 
 
+def test_an_encoder_is_fitted_to_a_decoder_that_stays(small_chain, networks, photos, tmp_path):
+    _, autoencoder, _ = small_chain
+    stage = AutoencoderConfig(perceptual="none", perceptual_weight=0, train_decoder=False)
+    config = make_config(
+        networks, photos, tmp_path / "run", stage, vae=str(autoencoder), steps=2
+    )  # fmt: skip
+    fitted, given = load_checkpoint(Trainer(config).train()).vae, load_checkpoint(autoencoder).vae
+    assert fitted.config.scaling_factor == given.config.scaling_factor
+    for name, tensor in given.decoder.state_dict().items():
+        torch.testing.assert_close(fitted.decoder.state_dict()[name], tensor, rtol=0, atol=0)
+    assert not fitted.encoder.conv_in.weight.equal(given.encoder.conv_in.weight)
+
+
 def test_distillation_changes_student_and_fake_score_and_nothing_else(official, photos, tmp_path):
     config = make_config(official, photos, tmp_path / "run", distillation(),
                          data=DataConfig(str(photos), crop_px=64, num_workers=0))  # fmt: skip

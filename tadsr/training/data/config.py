@@ -38,6 +38,9 @@ class DataConfig:
     """Name of a preset of `tadsr.training.degradation`."""
     bicubic_probability: float = 0.01
     """Probability of plain bicubic reduction in its place, in [0, 1] (published code: 1 %)."""
+    mild_probability: float = 0.0
+    """Probability of the preset "mild" in its place, in [0, 1]; with `bicubic_probability` at most
+    1 together."""
     degrade_on: Literal["worker", "device"] = "worker"
     """Where degradation is computed: in the worker processes, or by `Batch.to` on its device."""
     prompt: str = ""
@@ -75,9 +78,14 @@ class DataConfig:
             )
         if not 0 < self.min_zoom <= 1:
             raise ValueError(f"min_zoom must be in (0, 1], got {self.min_zoom}")
-        for name in ("bicubic_probability", "prompt_dropout"):
+        for name in ("bicubic_probability", "mild_probability", "prompt_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        if self.bicubic_probability + self.mild_probability > 1:
+            raise ValueError(
+                "bicubic_probability and mild_probability must be at most 1 together, got "
+                f"{self.bicubic_probability} and {self.mild_probability}"
+            )
         if self.degradation not in PRESETS:
             raise ValueError(
                 f"degradation must be one of {', '.join(PRESETS)}, got {self.degradation!r}"

@@ -13,12 +13,15 @@ from torch import Tensor
 from tadsr.image_io import decode_image, read_image
 from tadsr.training.data.batch import Sample, upsample_lq
 from tadsr.training.data.config import DataConfig
-from tadsr.training.degradation import PRESETS, apply_degradation, sample_degradation
+from tadsr.training.degradation import (
+    PRESETS,
+    DegradationConfig,
+    apply_degradation,
+    sample_degradation,
+)
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif")
 """What counts as a photograph in a folder."""
-
-_BICUBIC = PRESETS["bicubic"]
 
 
 def find_photos(folder: str | Path) -> list[Path]:
@@ -77,9 +80,7 @@ def make_sample(
     degradation = None
     if partner is None:
         hq = turn(_cut_zoomed(photo, config, rng))
-        is_bicubic = rng.random() < config.bicubic_probability
-        preset = _BICUBIC if is_bicubic else PRESETS[config.degradation]
-        degradation = sample_degradation(rng, preset, scale=config.scale)
+        degradation = sample_degradation(rng, _draw_preset(config, rng), scale=config.scale)
         lq = None
         if config.degrade_on == "worker":
             lq = apply_degradation(hq[None], degradation)
@@ -92,6 +93,15 @@ def make_sample(
     if rng.random() < config.prompt_dropout:
         prompt = ""
     return Sample(hq, lq, prompt, -1, degradation, "", ())
+
+
+def _draw_preset(config: DataConfig, rng: np.random.Generator) -> DegradationConfig:
+    share = rng.random()
+    if share < config.bicubic_probability:
+        return PRESETS["bicubic"]
+    if share < config.bicubic_probability + config.mild_probability:
+        return PRESETS["mild"]
+    return PRESETS[config.degradation]
 
 
 def _cut_zoomed(photo: np.ndarray, config: DataConfig, rng: np.random.Generator) -> Tensor:

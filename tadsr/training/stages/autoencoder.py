@@ -56,7 +56,9 @@ class AutoencoderStage(Stage):
         vae = checkpoint.vae
         neutralize_time_layers(vae)
         for name, parameter in vae.named_parameters():
-            parameter.requires_grad_("time_emb" not in name)
+            is_decoders = name.startswith(("decoder.", "post_quant_conv."))
+            is_trained = config.train_decoder or not is_decoders
+            parameter.requires_grad_(is_trained and "time_emb" not in name)
         self.networks = {"autoencoder": TrainedNetwork(_Autoencoder(vae), optimizer)}
         self.perceptual = perceptual
         if perceptual is None and config.perceptual_weight > 0:
@@ -93,7 +95,9 @@ class AutoencoderStage(Stage):
             return {"reconstruction": self.checkpoint.vae(hq, 0).float()}
 
     def finish(self, batches: Iterator[Batch]) -> None:
-        """Set the factor that gives latents unit variance."""
+        """Set the factor that gives latents unit variance, unless the decoder is a student's."""
+        if not self.config.train_decoder:
+            return
         crops: list[Tensor] = []
         while sum(map(len, crops)) < SCALING_CROPS:
             crops.append(next(batches).hq.to(self.runtime.device))

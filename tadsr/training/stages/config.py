@@ -89,6 +89,9 @@ class AutoencoderConfig:
     """Weight of the colour differences' mean squared error, at least 0."""
     kl_weight: float = 1e-6
     """Weight of the posterior's KL divergence, summed per item, at least 0."""
+    train_decoder: bool = True
+    """Whether the decoder is trained. False fits the encoder to a decoder that a student already
+    uses, and keeps its scale of latents, so that a teacher can be trained for that student."""
 
     def __post_init__(self) -> None:
         _check_kind(self, "autoencoder")

@@ -212,6 +212,27 @@ def test_oriented_and_sixteen_bit_photos_are_read_as_they_look(tmp_path):
     assert batch.hq.shape == (2, 3, 32, 32)
 
 
+def test_presets_come_in_their_shares(photos):
+    def drawn(**shares):
+        config = DataConfig(str(photos), crop_px=CROP_PX, num_workers=0, **shares)
+        batches = take(open_data(config, seed=0), 40, batch_size=1)
+        return [batch.lq for batch in batches]
+
+    bicubic, mild = (
+        drawn(bicubic_probability=1.0),
+        drawn(bicubic_probability=0.0, mild_probability=1.0),
+    )
+    mixed = drawn(bicubic_probability=0.3, mild_probability=0.4)
+    heavy = drawn(bicubic_probability=0.0)
+    origins = [
+        next(name for name, lqs in (("b", bicubic), ("m", mild), ("h", heavy)) if lqs[i].equal(lq))
+        for i, lq in enumerate(mixed)
+    ]
+    assert 4 <= origins.count("b") <= 20
+    assert 8 <= origins.count("m") <= 24
+    assert 4 <= origins.count("h") <= 20
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -221,6 +242,8 @@ def test_oriented_and_sixteen_bit_photos_are_read_as_they_look(tmp_path):
         {"degradation": "blur"},
         {"degrade_on": "gpu"},
         {"bicubic_probability": 2},
+        {"mild_probability": -1},
+        {"mild_probability": 0.6, "bicubic_probability": 0.5},
         {"prompt_dropout": -1},
         {"kind": "zip"},
         {"num_workers": -1},
