@@ -25,10 +25,31 @@ def adain_color_fix(image: Tensor, reference: Tensor) -> Tensor:
         ValueError: If the shapes differ, are not (B, 3, H, W) or hold no pixel.
     """
     _check_pair(image, reference)
-    image_mean, image_std = _mean_and_std(image.float())  # [B, 3, 1, 1]
-    reference_mean, reference_std = _mean_and_std(reference.float())
-    normalized = (image.float() - image_mean) / image_std
-    return (normalized * reference_std + reference_mean).to(image.dtype)
+    return match_moments(image, _moments(image), _moments(reference))
+
+
+def match_moments(
+    image: Tensor, moments: tuple[Tensor, Tensor], wanted: tuple[Tensor, Tensor]
+) -> Tensor:
+    """Turn channels of known mean and spread into channels of the wanted ones.
+
+    Args:
+        image: Image, or a part of one, (B, 3, H, W), any float dtype.
+        moments: Mean and unbiased variance of the whole image's channels, (B, 3) each.
+        wanted: Those of the reference.
+
+    Returns:
+        A tensor like `image`; computed in float32, not clamped.
+    """
+    mean, variance = (m.float()[..., None, None] for m in moments)  # [B, 3, 1, 1]
+    wanted_mean, wanted_variance = (m.float()[..., None, None] for m in wanted)
+    normalized = (image.float() - mean) / (variance + _VARIANCE_FLOOR).sqrt()
+    return (normalized * (wanted_variance + _VARIANCE_FLOOR).sqrt() + wanted_mean).to(image.dtype)
+
+
+def wavelet_reach_px(levels: int = 5) -> int:
+    """Return how far a pixel of `wavelet_color_fix` looks in each direction, in px."""
+    return 2**levels - 1
 
 
 def wavelet_color_fix(image: Tensor, reference: Tensor, levels: int = 5) -> Tensor:
@@ -97,11 +118,11 @@ def _check_pair(image: Tensor, reference: Tensor) -> None:
         )
 
 
-def _mean_and_std(x: Tensor) -> tuple[Tensor, Tensor]:
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     # A single pixel has no unbiased variance (0 / 0); its spread is 0.
     correction = min(1, x.shape[-2] * x.shape[-1] - 1)
-    variance, mean = torch.var_mean(x, dim=(-2, -1), correction=correction, keepdim=True)
-    return mean, (variance + _VARIANCE_FLOOR).sqrt()
+    variance, mean = torch.var_mean(x.float(), dim=(-2, -1), correction=correction)
+    return mean, variance
 
 
 def _blur(x: Tensor, distance_px: int) -> Tensor:

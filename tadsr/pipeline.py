@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
@@ -15,12 +15,23 @@ from torch import Tensor
 from tadsr.checkpoints import load_checkpoint, save_native
 from tadsr.color import COLOR_FIXES
 from tadsr.config import ColorFix, UpscaleSettings
-from tadsr.errors import TADSRError
-from tadsr.image_io import DecodedImage, decode_image, encode_image, pad_reflect, resize_bicubic
+from tadsr.image_io import (
+    DecodedImage,
+    StripCanvas,
+    check_streamable,
+    check_writable,
+    decode_image,
+    pad_reflect,
+    resize_bicubic,
+    resize_bicubic_rows,
+    write_strips,
+)
 from tadsr.models.adapters import AdapterSet, extract_adapters, fuse_adapters, has_adapters
 from tadsr.models.prompt_embeddings import PromptEmbeddings
 from tadsr.models.time_aware_vae import TimeAwareAutoencoderKL
 from tadsr.schedule import make_alphas_cumprod, residual_to_x0
+from tadsr.streaming import OneStep, Strip, choose_tiling, not_finite, upscale_in_strips
+from tadsr.tiling import TileSpec
 
 
 class TADSRPipeline(DiffusionPipeline):
@@ -144,8 +155,10 @@ class TADSRPipeline(DiffusionPipeline):
         prompt: str | Sequence[str] = "",
         color_fix: ColorFix = "adain",
         process_size: int = 512,
+        tiling: TileSpec | Literal["auto"] | None = "auto",
         generator: torch.Generator | None = None,
         output_type: str | None = None,
+        progress: Callable[[float], None] | None = None,
     ) -> Any:
         """Restore images and enlarge them.
 
@@ -158,9 +171,14 @@ class TADSRPipeline(DiffusionPipeline):
             prompt: What the picture shows, one for all or one per image; "" is neutral.
             color_fix: "adain", "wavelet" or "none".
             process_size: Smallest shorter side in px that the network works at; 0 for no limit.
+            tiling: "auto" computes large images in pieces, within the memory there is; a
+                `TileSpec` sets the pieces; None never does. Up to 2048 × 2048 px of output the
+                result is that of the whole.
             generator: Samples the encoder's posterior; None takes its mean, so that the same
                 input gives the same output.
             output_type: "pil", "np" or "pt"; None gives back what came in.
+            progress: Called often with the share of the work that is done, 0..1, where an image
+                is computed in pieces; may raise to cancel.
 
         Returns:
             An image of `round(scale × size)` px of the kind that came in, or a list of them for
@@ -191,22 +209,85 @@ class TADSRPipeline(DiffusionPipeline):
         # Images of a tensor batch share their size and go through the network together.
         groups = [range(len(images))] if is_batch else [range(i, i + 1) for i in range(len(images))]
         results = []
-        for group in groups:
+        for number, group in enumerate(groups):
             rows = list(group)
-            restored = self._upscale(
-                torch.stack([decoded[i].rgb for i in rows]),
+            step = OneStep(
+                self.vae,
+                self.unet,
+                self.alphas_cumprod,
                 timesteps[rows],
                 prompt_embeds[rows],
-                settings,
                 generator,
             )
-            for i, rgb in zip(rows, restored, strict=True):
-                alpha = self._upscale_alpha(decoded[i], settings)
-                results.append(encode_image(rgb, alpha, decoded[i], output_type))
+            canvases = [
+                StripCanvas(
+                    decoded[i], settings.output_size(*decoded[i].rgb.shape[-2:]), output_type
+                )
+                for i in rows
+            ]
+            rgb = torch.stack([decoded[i].rgb for i in rows])
+            share = _share_of(progress, number, len(groups))
+            for start, strip in self._strips(step, rgb, settings, tiling, share):
+                for canvas, i, colors in zip(canvases, rows, strip, strict=True):
+                    canvas.write(start, colors, _alpha_rows(decoded[i], settings, start, colors))
+            results += [canvas.image for canvas in canvases]
         self.maybe_free_model_hooks()
         if is_batch and isinstance(results[0], Tensor):
             return torch.stack(results)
         return results if is_list or is_batch else results[0]
+
+    @torch.no_grad()
+    def upscale_to_file(
+        self,
+        image: Any,
+        path: str | Path,
+        timestep: int = 500,
+        *,
+        scale: float = 4,
+        prompt: str = "",
+        color_fix: ColorFix = "adain",
+        process_size: int = 512,
+        tiling: TileSpec | Literal["auto"] | None = "auto",
+        generator: torch.Generator | None = None,
+        overwrite: bool = True,
+        progress: Callable[[float], None] | None = None,
+    ) -> None:
+        """Restore and enlarge one image into a file that is written strip by strip.
+
+        For results that are larger than memory; small ones work as well.
+
+        Args:
+            image: As for a call, but one image.
+            path: PNG or TIFF (with the library tifffile), by its suffix.
+            timestep: As for a call.
+            scale: As for a call.
+            prompt: As for a call.
+            color_fix: As for a call.
+            process_size: As for a call.
+            tiling: As for a call.
+            generator: As for a call.
+            overwrite: Whether an existing file may be replaced.
+            progress: As for a call.
+
+        Raises:
+            TypeError: An argument is of the wrong type.
+            ValueError: An argument is out of range.
+            TADSRError: The result is not finite, or the file cannot be written; an existing one
+                is left as it was.
+        """
+        settings = UpscaleSettings(scale, color_fix, process_size)
+        check_streamable(path)
+        decoded = decode_image(image)
+        size = settings.output_size(*decoded.rgb.shape[-2:])
+        check_writable(path, overwrite=overwrite, size=size[::-1])
+        timesteps, embeds = self.check_timesteps(timestep, 1), self.encode_prompt([prompt])
+        step = OneStep(self.vae, self.unet, self.alphas_cumprod, timesteps, embeds, generator)
+        strips = (
+            (start, colors[0], _alpha_rows(decoded, settings, start, colors))
+            for start, colors in self._strips(step, decoded.rgb[None], settings, tiling, progress)
+        )
+        write_strips(strips, path, like=decoded, size=size, overwrite=overwrite)
+        self.maybe_free_model_hooks()
 
     @torch.no_grad()
     def restore(
@@ -249,9 +330,17 @@ class TADSRPipeline(DiffusionPipeline):
         return residual_to_x0(latents.to(dtype), residual, timesteps, self.alphas_cumprod)
 
     def decode_latents(self, pred_x0: Tensor) -> Tensor:
-        """Decode scaled latents to images (B, 3, H, W), clamped to [-1, 1]."""
+        """Decode scaled latents to images (B, 3, H, W), clamped to [-1, 1].
+
+        Raises:
+            TADSRError: The result is not finite.
+        """
         z = pred_x0.to(self.vae.dtype) / self.vae.config.scaling_factor
-        return self.vae.decode(z).sample.clamp(-1, 1)
+        image = self.vae.decode(z).sample
+        # Before the clamp, which would turn infinity into white.
+        if not torch.isfinite(image).all():
+            raise not_finite(self.unet.dtype)
+        return image.clamp(-1, 1)
 
     def encode_prompt(self, prompts: Sequence[str]) -> Tensor:
         """Return the embeddings of prompts; those of the empty prompt are kept.
@@ -349,36 +438,56 @@ class TADSRPipeline(DiffusionPipeline):
         )
         return self.text_encoder(tokens.input_ids.to(self._execution_device))[0]  # [B, L, D]
 
-    def _upscale(
+    def _strips(
         self,
+        step: OneStep,
         rgb: Tensor,
-        timesteps: Tensor,
-        prompt_embeds: Tensor,
         settings: UpscaleSettings,
-        generator: torch.Generator | None,
-    ) -> Tensor:
+        tiling: TileSpec | Literal["auto"] | None,
+        progress: Callable[[float], None] | None,
+    ) -> Iterator[Strip]:
+        """Restore images (B, 3, h, w) in [0, 1], in pieces or as a whole."""
+        spec = choose_tiling(tiling, step, rgb, settings)
+        if spec is not None:
+            yield from upscale_in_strips(step, rgb, settings, spec, progress)
+            return
+        yield 0, self._upscale(step, rgb, settings)
+        if progress is not None:
+            progress(1.0)
+
+    def _upscale(self, step: OneStep, rgb: Tensor, settings: UpscaleSettings) -> Tensor:
         """Restore images (B, 3, h, w) in [0, 1] at their output size, in [0, 1], float32."""
         height, width = rgb.shape[-2:]
         size = settings.network_size(height, width)
         reference = resize_bicubic(rgb.to(self._execution_device), size).clamp(0, 1)
         multiple = self.vae.downscale_factor
         padded = pad_reflect(reference, -size[0] % multiple, -size[1] % multiple)
-        restored = self.restore(padded * 2 - 1, timesteps, prompt_embeds, generator=generator)
+        restored = self.restore(
+            padded * 2 - 1, step.timesteps, step.prompt_embeds, generator=step.generator
+        )
         restored = restored[..., : size[0], : size[1]].float() / 2 + 0.5
-        if not torch.isfinite(restored).all():
-            raise TADSRError(
-                f"the result must be finite, got NaN or infinity at {self.unet.dtype}; load the "
-                "model with torch_dtype=torch.bfloat16 or torch.float32"
-            )
         fixed = COLOR_FIXES[settings.color_fix](restored, reference).clamp(0, 1)
         return resize_bicubic(fixed, settings.output_size(height, width)).clamp(0, 1)
 
-    def _upscale_alpha(self, decoded: DecodedImage, settings: UpscaleSettings) -> Tensor | None:
-        """Enlarge the alpha channel beside the colours, (1, H, W) in [0, 1]."""
-        if decoded.alpha is None:
-            return None
-        size = settings.output_size(*decoded.alpha.shape[-2:])
-        return resize_bicubic(decoded.alpha[None], size)[0].clamp(0, 1)
+
+def _alpha_rows(
+    decoded: DecodedImage, settings: UpscaleSettings, start: int, colors: Tensor
+) -> Tensor | None:
+    """Enlarge the alpha channel beside a strip of colours, (1, rows, W) in [0, 1]."""
+    if decoded.alpha is None:
+        return None
+    size = settings.output_size(*decoded.alpha.shape[-2:])
+    stop = start + colors.shape[-2]
+    return resize_bicubic_rows(decoded.alpha[None], size, start, stop)[0].clamp(0, 1)
+
+
+def _share_of(
+    progress: Callable[[float], None] | None, number: int, count: int
+) -> Callable[[float], None] | None:
+    """Return the progress of one of several images, as a part of the whole."""
+    if progress is None:
+        return None
+    return lambda share: progress((number + share) / count)
 
 
 def _whole_number(value: Any) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -97,6 +98,19 @@ def silence_libraries(debug: bool) -> None:
     for logging in (diffusers_logging, transformers_logging):
         logging.set_verbosity_error()
         logging.disable_progress_bar()
+
+
+def parse_bytes(text: str) -> int:
+    """Turn a size as people write it, such as "6GB", "500 MB" or "2GiB", into bytes.
+
+    Raises:
+        ValueError: It is no such size, or not above 0.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
+    if found is None or not float(found[1]):
+        raise ValueError(f"a size must be like 6GB, 500MB or 2GiB, got {text!r}")
+    power = " KMGT".index(found[2].upper() or " ")
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** power)
 
 
 def format_bytes(count: int) -> str:

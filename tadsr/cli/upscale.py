@@ -17,6 +17,7 @@ from tadsr.cli.reporting import (
     DebugOption,
     as_usage_errors,
     check_range,
+    parse_bytes,
     readable_errors,
     silence_libraries,
 )
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
     from tadsr.pipeline import TADSRPipeline
+    from tadsr.tiling.spec import TileSpec
+
+STREAMED_PIXELS = 2**26
+"""Results with more pixels are written strip by strip, where their format can."""
 
 UPSCALE_HELP = """Enlarge and restore images.
 
@@ -45,6 +50,7 @@ Examples:
   tadsr upscale photos/                    mirrors the tree into photos_x4/
   tadsr upscale photos/ sharp/ -t 900      into sharp/, more vivid
   tadsr upscale scan.tif out.tif -s 2      twice as large
+  tadsr upscale panorama.png large.png --max-memory 4GB
 
 Outputs that exist are skipped, so that a stopped run goes on where it was. A file that fails
 is reported at the end, after all others are done.
@@ -61,6 +67,7 @@ class _Request:
     timestep: int
     prompt: str
     seed: int | None
+    tiling: TileSpec | Literal["auto"] | None
     quality: int | None
     overwrite: bool
     debug: bool
@@ -124,6 +131,20 @@ def upscale(
         Literal["auto", "fp32", "fp16", "bf16"],
         typer.Option("--dtype", help="Precision; auto: fp16 on CUDA, else fp32."),
     ] = "auto",
+    tile: Annotated[
+        str,
+        typer.Option(
+            "--tile",
+            metavar="auto|off|PX",
+            help="Whether large images are computed in pieces; PX: how far a piece looks.",
+        ),
+    ] = "auto",
+    max_memory: Annotated[
+        str | None,
+        typer.Option(
+            "--max-memory", metavar="SIZE", help="Memory to stay within, such as 6GB or 500MB."
+        ),
+    ] = None,
     format: Annotated[
         Format | None,
         typer.Option("--format", "-f", help="Of outputs that are not named; png if left out."),
@@ -141,11 +162,12 @@ def upscale(
     """Run `tadsr upscale`."""
     with as_usage_errors():
         settings = UpscaleSettings(scale, color_fix, process_size)
+        tiling = _parse_tiling(tile, max_memory)
     check_range("--timestep", timestep, 0, 999, "small is faithful, large is vivid")
     check_range("--quality", quality, 1, 100, "small makes small files")
     # torch takes seeds of 64 bits.
     check_range("--seed", seed, 0, 2**63 - 1, "any number will do")
-    request = _Request(settings, timestep, prompt, seed, quality, overwrite, debug)
+    request = _Request(settings, timestep, prompt, seed, tiling, quality, overwrite, debug)
     with readable_errors(debug):
         jobs = plan_jobs(paths, output, format=format, scale=scale)
         for job in jobs:
@@ -178,6 +200,7 @@ def _upscale_all(
     with tqdm(jobs, unit="image", disable=hidden) as bar:
         for job in bar:
             bar.set_postfix_str(job.source.name)
+            progress = _ImageProgress(quiet)
             if job.target.exists() and not request.overwrite:
                 tally.num_skipped += 1
                 _say(
@@ -194,10 +217,11 @@ def _upscale_all(
             # first file: a run that has nothing to do loads nothing.
             pipe = pipe or load()
             with _collecting(job, tally, request.debug):
-                result = _run(pipe, image, job, request)
+                with progress:
+                    width, height = _run(pipe, image, job, request, progress)
                 tally.num_written += 1
                 seconds = time.perf_counter() - started
-                size = f"{result.width}×{result.height}"
+                size = f"{width}×{height}"
                 is_noise = quiet or not bar.disable
                 _say(bar, f"{job.source} -> {job.target} ({size}, {seconds:.1f} s)", is_noise)
     return tally
@@ -214,20 +238,76 @@ def _open(job: Job, request: _Request) -> Image.Image:
     return image
 
 
-def _run(pipe: TADSRPipeline, image: Image.Image, job: Job, request: _Request) -> Image.Image:
-    from tadsr.image_io import write_image
+def _run(
+    pipe: TADSRPipeline,
+    image: Image.Image,
+    job: Job,
+    request: _Request,
+    progress: Callable[[float], None],
+) -> tuple[int, int]:
+    """Upscale an image to its target and return the result's width and height."""
+    from tadsr.image_io import STREAMED_SUFFIXES, write_image
 
-    result = pipe(
-        image,
-        request.timestep,
-        scale=request.settings.scale,
-        prompt=request.prompt,
-        color_fix=request.settings.color_fix,
-        process_size=request.settings.process_size,
-        generator=_generator(request.seed),
-    )
-    write_image(result, job.target, quality=request.quality, overwrite=request.overwrite)
-    return result
+    settings = request.settings
+    options = {
+        "scale": settings.scale,
+        "prompt": request.prompt,
+        "color_fix": settings.color_fix,
+        "process_size": settings.process_size,
+        "tiling": request.tiling,
+        "generator": _generator(request.seed),
+        "progress": progress,
+    }
+    height, width = settings.output_size(image.height, image.width)
+    is_streamed = job.target.suffix.lower() in STREAMED_SUFFIXES
+    if height * width > STREAMED_PIXELS and is_streamed:
+        pipe.upscale_to_file(
+            image, job.target, request.timestep, overwrite=request.overwrite, **options
+        )
+    else:
+        result = pipe(image, request.timestep, **options)
+        write_image(result, job.target, quality=request.quality, overwrite=request.overwrite)
+    return width, height
+
+
+def _parse_tiling(tile: str, max_memory: str | None) -> TileSpec | Literal["auto"] | None:
+    """Turn `--tile` and `--max-memory` into the pipeline's `tiling`."""
+    if tile not in ("auto", "off") and not tile.isdecimal():
+        raise ValueError(f"--tile must be auto, off or a number of px, got {tile!r}")
+    if tile == "off" and max_memory is not None:
+        raise ValueError("--max-memory needs pieces; leave --tile off out")
+    if tile == "off":
+        return None
+    if tile == "auto" and max_memory is None:
+        return "auto"
+    from tadsr.tiling.spec import TileSpec
+
+    num_bytes = None if max_memory is None else parse_bytes(max_memory)
+    return TileSpec(max_memory=num_bytes, attention_px=None if tile == "auto" else int(tile))
+
+
+class _ImageProgress:
+    """A bar for one image, which comes only where an image takes a while."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._hidden = True if quiet else None
+        self._bar: tqdm | None = None
+
+    def __call__(self, share: float) -> None:
+        from tqdm import tqdm
+
+        if self._bar is None and share < 1:
+            form = "{l_bar}{bar}| {elapsed}<{remaining}"
+            self._bar = tqdm(total=1.0, delay=2, leave=False, disable=self._hidden, bar_format=form)
+        if self._bar is not None:
+            self._bar.update(share - self._bar.n)
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
 
 
 def _generator(seed: int | None) -> torch.Generator | None:
@@ -248,7 +328,7 @@ def _collecting(job: Job, tally: _Tally, debug: bool) -> Iterator[None]:
             typer.echo(traceback.format_exc(), err=True)
         message = str(error) or type(error).__name__
         if isinstance(error, MemoryError) or ("memory" in message and "alloc" in message):
-            message = f"{message.splitlines()[0]}; try a smaller --scale, --dtype or --device cpu"
+            message = f"{message.splitlines()[0]}; try --max-memory, a smaller --scale or --dtype"
         names = (str(job.source), str(job.target))
         is_named = message.startswith(names)
         tally.failures.append(message if is_named else f"{job.source}: {message}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,11 +29,54 @@ def resize_bicubic(x: Tensor, size: tuple[int, int]) -> Tensor:
         raise ValueError(f"size must be at least (1, 1) px, got {(height, width)}")
     if x.shape[-2:] == (height, width):
         return x
+    return _interpolate(x, (height, width)).to(x.dtype)
+
+
+def resize_bicubic_rows(x: Tensor, size: tuple[int, int], start: int, stop: int) -> Tensor:
+    """Return some rows of `resize_bicubic`, from the few input rows that they need.
+
+    Args:
+        x: Float tensor (B, C, H, W), any range.
+        size: New (height, width) in px of the whole.
+        start: First row of the result, 0..height − 1.
+        stop: Row after the last, start + 1..height.
+
+    Returns:
+        Rows (B, C, stop − start, width), within rounding those of the whole.
+    """
+    _check_nchw(x)
+    height = x.shape[-2]
+    if size == (height, x.shape[-1]):
+        return x[..., start:stop, :]
+    ratio = height / size[0]
+    # The filter widens where it shrinks; Pillow's positions and its cubic with a = −0.5.
+    stretch = max(1.0, ratio)
+    centers = (torch.arange(start, stop, dtype=torch.float64) + 0.5) * ratio
+    first = max(0, math.floor(centers[0].item() - 2 * stretch))
+    last = min(height, math.ceil(centers[-1].item() + 2 * stretch) + 1)
+    positions = torch.arange(first, last, dtype=torch.float64) + 0.5
+    weights = _cubic((positions - centers[:, None]) / stretch)
+    weights /= weights.sum(1, keepdim=True)
+    rows = _interpolate(x[..., first:last, :], (last - first, size[1]))
+    return torch.matmul(weights.to(rows), rows).to(x.dtype)
+
+
+def _interpolate(x: Tensor, size: tuple[int, int]) -> Tensor:
     wide = x if x.dtype == torch.float64 else x.float()
-    resized = F.interpolate(
-        wide, (height, width), mode="bicubic", antialias=True, align_corners=False
-    )
-    return resized.to(x.dtype)
+    options = {"mode": "bicubic", "antialias": True, "align_corners": False}
+    if 1 not in (wide.shape[-1], size[1]):
+        return F.interpolate(wide, size, **options)
+    # torch 2.13 enlarges a single column wrongly, so columns are resized as rows.
+    across = F.interpolate(wide, (wide.shape[-2], size[1]), **options)
+    return F.interpolate(across.mT.contiguous(), (size[1], size[0]), **options).mT.contiguous()
+
+
+def _cubic(distance: Tensor) -> Tensor:
+    """Weigh distances with Keys' cubic, a = −0.5."""
+    d = distance.abs()
+    near = (1.5 * d - 2.5) * d * d + 1
+    far = ((-0.5 * d + 2.5) * d - 4) * d + 2
+    return torch.where(d < 1, near, torch.where(d < 2, far, 0))
 
 
 def pad_reflect(x: Tensor, bottom: int, right: int) -> Tensor:
@@ -56,10 +101,24 @@ def pad_reflect(x: Tensor, bottom: int, right: int) -> Tensor:
     for dim, amount in ((-2, bottom), (-1, right)):
         if amount:
             side = x.shape[dim]
-            period = max(2 * (side - 1), 1)
-            index = torch.arange(side + amount, device=x.device) % period
-            x = x.index_select(dim, torch.minimum(index, period - index))
+            x = x.index_select(dim, reflect_index(0, side + amount, side).to(x.device))
     return x
+
+
+def reflect_index(start: int, stop: int, side: int) -> Tensor:
+    """Return where the positions start..stop of a side padded by reflection come from.
+
+    Args:
+        start: First position, at least 0.
+        stop: Position after the last; may lie beyond the side.
+        side: Length of the side in px, at least 1.
+
+    Returns:
+        Positions within the side, (stop − start,), int64.
+    """
+    period = max(2 * (side - 1), 1)
+    index = torch.arange(start, stop) % period
+    return torch.minimum(index, period - index)
 
 
 def _check_nchw(x: Tensor) -> None:

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from tadsr.cli.reporting import parse_bytes
 
 
 def files_under(folder) -> set[str]:
@@ -182,3 +186,52 @@ def test_a_result_that_is_not_finite_is_reported(upscale, photo, model_dir, tmp_
     result = tadsr("upscale", photo("photo.jpg"), "-m", "./nan", "--process-size", 0, code=1)
     assert "photo.jpg: the result must be finite" in result.stderr
     assert not Path("photo_x4.png").exists()
+
+
+def test_pieces_and_a_memory_limit_change_nothing_that_is_seen(upscale, photo):
+    path = photo("photo.png", size=(150, 140))
+    upscale(path, "whole.png", "--tile", "off")
+    upscale(path, "pieces.png", "--max-memory", "10MB")
+    upscale(path, "wide.png", "--tile", 128)
+    whole, pieces, wide = (
+        np.asarray(Image.open(f"{name}.png")).astype(int) for name in ("whole", "pieces", "wide")
+    )
+    assert np.abs(whole - pieces).max() <= 1
+    assert wide.shape == whole.shape
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--tile", "small"), "--tile must be auto, off or a number"),
+        (("--tile", 100), "multiple of 128"),
+        (("--max-memory", "much"), "a size must be like 6GB"),
+        (("--max-memory", "0GB"), "a size must be like 6GB"),
+        (("--max-memory", "1GB", "--tile", "off"), "needs pieces"),
+    ],
+)
+def test_pieces_that_make_no_sense_are_misuse(upscale, photo, options, message):
+    result = upscale(photo("photo.png"), *options, code=2)
+    assert message in result.stderr
+    assert files_under(".") == {"photo.png"}
+
+
+def test_very_large_results_are_written_in_strips(upscale, photo, monkeypatch):
+    path = photo("photo.png", size=(20, 30))
+    upscale(path, "whole.png")
+    monkeypatch.setattr(sys.modules["tadsr.cli.upscale"], "STREAMED_PIXELS", 1000)
+    for name in ("large.png", "large.tif"):
+        result = upscale(path, name)
+        assert f"{name} (80×120" in result.stdout
+        assert np.array_equal(np.asarray(Image.open(name)), np.asarray(Image.open("whole.png")))
+    upscale(path, "large.webp")  # which cannot be written in strips
+    assert read("large.webp") == ("WEBP", "RGB", (80, 120))
+    assert "skipped" in upscale(path, "-o", "large.png").stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("6GB", 6e9), ("1.5 MB", 1.5e6), ("2GiB", 2**31), ("500k", 5e5), ("7", 7), ("1TB", 1e12)],
+)
+def test_sizes_are_read_as_people_write_them(text, number):
+    assert parse_bytes(text) == number

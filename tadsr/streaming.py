@@ -1,0 +1,318 @@
+"""Large images: restored in bounded memory, and handed out in strips from top to bottom."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+
+from tadsr.color import match_moments, wavelet_color_fix, wavelet_reach_px
+from tadsr.config import UpscaleSettings
+from tadsr.errors import TADSRError
+from tadsr.image_io import pad_reflect, reflect_index, resize_bicubic_rows
+from tadsr.models.time_aware_vae import TimeAwareAutoencoderKL
+from tadsr.schedule import residual_to_x0
+from tadsr.tiling import (
+    Bands,
+    BandStorage,
+    ComputedActivation,
+    PlannedStorage,
+    StoredActivation,
+    TileSpec,
+    available_bytes,
+    check_unet,
+    is_out_of_memory,
+    predict_in_bands,
+    used_bytes,
+)
+from tadsr.tiling.spec import MIN_BAND_BYTES, WHOLE_ATTENTION_PIXELS
+from tadsr.tiling.statistics import ChannelStatistics
+
+BANDS_ON_CPU_PIXELS = 512 * 512
+"""Above this area of the output bands are faster than the whole on a CPU."""
+EAGER_MEMORY_FACTOR = 4
+"""Peak memory of the whole computation over what bands keep between layers, with a margin."""
+STRIP_PIXELS = 2**19
+"""Pixels of a strip that is handed out, about."""
+_SHARE_OF_AVAILABLE = 0.7
+_BANDS_AT_ONCE = 6
+"""Working sets that may be alive together, with what convolutions need inside."""
+_STRIP_BYTES = 8 * 12 * STRIP_PIXELS
+"""Copies of a strip while its colours are fixed."""
+_OUTPUT_BYTES_PER_PIXEL = 4
+"""Where the strips come together."""
+
+Strip = tuple[int, Tensor]
+"""First row, and (B, 3, rows, W) in [0, 1], float32."""
+Progress = Callable[[float], None]
+"""Told the share of the work that is done, 0..1; may raise to cancel."""
+
+
+@dataclass(frozen=True, eq=False)
+class OneStep:
+    """The networks and what conditions them.
+
+    Args:
+        vae: Time-aware autoencoder.
+        unet: One-step student.
+        alphas_cumprod: ᾱ, (T,).
+        timesteps: One per image, (B,), int64, on the device.
+        prompt_embeds: (B, L, D).
+        generator: Samples the posterior; None takes its mean.
+    """
+
+    vae: TimeAwareAutoencoderKL
+    unet: UNet2DConditionModel
+    alphas_cumprod: Tensor
+    timesteps: Tensor
+    prompt_embeds: Tensor
+    generator: torch.Generator | None = None
+
+
+def upscale_in_strips(
+    model: OneStep,
+    rgb: Tensor,
+    settings: UpscaleSettings,
+    spec: TileSpec,
+    progress: Progress | None = None,
+) -> Iterator[Strip]:
+    """Restore and enlarge images with the result of the untiled computation.
+
+    Args:
+        model: Networks and conditions, on one device.
+        rgb: Images, (B, 3, h, w), in [0, 1].
+        settings: Scale and colour fix; the size that the network works at must be the output's.
+        spec: Sizes of the pieces, and the memory to stay within.
+        progress: Called often with the share done.
+
+    Yields:
+        Strips from top to bottom. All computation but the colour fix is done before the first.
+
+    Raises:
+        TADSRError: The result is not finite at the model's precision, or no memory is left even
+            for the smallest pieces.
+    """
+    run = _Run(model, rgb, settings, progress)
+    restored = run.restore(spec)
+    try:
+        yield from run.strips(restored)
+    finally:
+        restored.free()
+
+
+def choose_tiling(
+    tiling: TileSpec | Literal["auto"] | None,
+    model: OneStep,
+    rgb: Tensor,
+    settings: UpscaleSettings,
+) -> TileSpec | None:
+    """Decide whether images are computed in pieces.
+
+    Args:
+        tiling: A choice, None for never, or "auto".
+        model: Networks and conditions.
+        rgb: Images, (B, 3, h, w).
+        settings: Scale and smallest size.
+
+    Returns:
+        The pieces' sizes, or None for the images as a whole.
+
+    Raises:
+        TypeError: `tiling` is none of these.
+        ValueError: Pieces are asked for and the UNet has other blocks than Stable Diffusion's.
+    """
+    if tiling is not None and tiling != "auto" and not isinstance(tiling, TileSpec):
+        raise TypeError(f'tiling must be "auto", None or a TileSpec, got {tiling!r}')
+    input_size = rgb.shape[-2:]
+    is_resized = settings.network_size(*input_size) != settings.output_size(*input_size)
+    if tiling is None or is_resized:
+        # What is enlarged for the network is small.
+        return None
+    if tiling == "auto":
+        if not _needs_bands(model, rgb, settings):
+            return None
+        tiling = TileSpec()
+    check_unet(model.unet)
+    return tiling
+
+
+def _needs_bands(model: OneStep, rgb: Tensor, settings: UpscaleSettings) -> bool:
+    height, width = settings.output_size(*rgb.shape[-2:])
+    device = model.timesteps.device
+    if device.type == "cpu":
+        # Exact all the same, and faster where a band fits the caches.
+        return height * width > BANDS_ON_CPU_PIXELS
+    if height * width > WHOLE_ATTENTION_PIXELS:
+        return True
+    plan = PlannedStorage(device)
+    _Run(model, rgb, settings, None).compute(Bands(plan, MIN_BAND_BYTES), 0)
+    return EAGER_MEMORY_FACTOR * plan.peak_bytes > available_bytes(device)
+
+
+class _Run:
+    """One pass over images; the reference is computed anew wherever it is needed."""
+
+    def __init__(
+        self,
+        model: OneStep,
+        rgb: Tensor,
+        settings: UpscaleSettings,
+        progress: Progress | None,
+    ) -> None:
+        self.model = model
+        self.device = model.timesteps.device
+        self.rgb = rgb.to(self.device)
+        self.settings = settings
+        self.progress = progress
+        self.size = settings.output_size(*rgb.shape[-2:])
+        factor = model.vae.downscale_factor
+        self.padded = tuple(side + -side % factor for side in self.size)
+        self.moments: tuple[ChannelStatistics, ChannelStatistics] | None = None
+
+    def restore(self, spec: TileSpec) -> StoredActivation:
+        """Return the restored images in [-1, 1] before the colour fix, at the output size."""
+        band_bytes = spec.band_bytes_on(self.device.type)
+        attention_px = spec.attention_px_for(*self.size)
+        work: list[int] = []
+        self.compute(Bands(PlannedStorage(self.device), band_bytes, work.append), attention_px)
+        total = sum(work)
+
+        def tick(multiplications: int) -> None:
+            nonlocal done
+            done += multiplications
+            if self.progress is not None:
+                self.progress(done / total)
+
+        while True:
+            done = 0
+
+            limit = self._buffer_bytes(spec, band_bytes)
+            host = int(_SHARE_OF_AVAILABLE * available_bytes(torch.device("cpu")))
+            storage = BandStorage(self.device, device_bytes=limit, host_bytes=host)
+            try:
+                return self.compute(Bands(storage, band_bytes, tick), attention_px)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if band_bytes <= MIN_BAND_BYTES:
+                    raise TADSRError(
+                        "memory must suffice for the model and some rows of the image, but ran "
+                        f"out at {spec}; use a smaller scale, a half-precision model, or the CPU"
+                    ) from error
+            smaller = max(MIN_BAND_BYTES, band_bytes // 4)
+            warnings.warn(
+                f"memory ran out with bands of {band_bytes} bytes; trying {smaller}, and half as "
+                "much kept between layers. A TileSpec with these values avoids the first try",
+                stacklevel=5,
+            )
+            band_bytes = smaller
+            spec = replace(spec, max_memory=max(1, (limit + used_bytes(self.device)) // 2))
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def strips(self, restored: StoredActivation) -> Iterator[Strip]:
+        """Apply the colour fix."""
+        height, width = self.size
+        rows = max(1, STRIP_PIXELS // width)
+        for start in range(0, height, rows):
+            stop = min(start + rows, height)
+            yield start, self._fix_color(restored, start, stop).clamp_(0, 1)
+
+    def _buffer_bytes(self, spec: TileSpec, band_bytes: int) -> int:
+        if spec.max_memory is None:
+            room = int(_SHARE_OF_AVAILABLE * available_bytes(self.device))
+        else:
+            room = spec.max_memory - used_bytes(self.device)
+        height, width = self.size
+        output = _OUTPUT_BYTES_PER_PIXEL * self.rgb.shape[0] * height * width
+        return max(0, room - output - _BANDS_AT_ONCE * band_bytes - _STRIP_BYTES)
+
+    def compute(self, bands: Bands, attention_px: int) -> StoredActivation:
+        """Run all networks; with a plan, count only."""
+        model, vae = self.model, self.model.vae
+        batch = self.rgb.shape[0]
+        dtype = vae.dtype
+        image = ComputedActivation((batch, 3, *self.padded), dtype, self._padded_rows)
+        latents = self._encode(bands, image)
+        prompts = model.prompt_embeds.to(model.unet.dtype)
+        latents = latents.to(model.unet.dtype)
+        side = attention_px // vae.downscale_factor
+        residual = predict_in_bands(
+            bands, model.unet, latents, model.timesteps, prompts, attention_side=side
+        )
+        pred_x0 = residual_to_x0(latents, residual, model.timesteps, model.alphas_cumprod)
+        del latents, residual
+        restored = bands.storage.allocate((batch, 3, *self.size), dtype)
+        restored.begin(with_statistics=False)
+        self.moments = (ChannelStatistics(batch, 3), ChannelStatistics(batch, 3))
+
+        def emit(start: int, rows: Tensor) -> None:
+            stop = min(start + rows.shape[2], self.size[0])
+            if stop <= start:
+                return
+            rows = rows[:, :, : stop - start, : self.size[1]]
+            if not torch.isfinite(rows).all():
+                raise not_finite(model.unet.dtype)
+            rows = rows.clamp(-1, 1)
+            restored.write(start, rows)
+            if self.settings.color_fix == "adain":
+                self.moments[0].add(rows.float() / 2 + 0.5)
+                self.moments[1].add(self._reference_rows(start, stop))
+
+        vae.decode_in_bands(bands, pred_x0.to(dtype) / vae.config.scaling_factor, emit)
+        return restored
+
+    def _encode(self, bands: Bands, image: ComputedActivation) -> Tensor:
+        vae, generator = self.model.vae, self.model.generator
+        posterior = vae.encode_in_bands(bands, image, self.model.timesteps).latent_dist
+        if bands.is_plan:
+            batch, _, height, width = image.shape
+            factor = vae.downscale_factor
+            shape = (batch, vae.config.latent_channels, height // factor, width // factor)
+            return torch.zeros(1, dtype=image.dtype, device=self.device).expand(shape)
+        latents = posterior.mode() if generator is None else posterior.sample(generator)
+        return latents * vae.config.scaling_factor
+
+    def _reference_rows(self, start: int, stop: int) -> Tensor:
+        """Return rows of the enlarged LQ, (B, 3, rows, W), in [0, 1], float32."""
+        return resize_bicubic_rows(self.rgb, self.size, start, stop).clamp(0, 1)
+
+    def _padded_rows(self, start: int, stop: int) -> Tensor:
+        """Return rows of what the encoder sees."""
+        index = reflect_index(start, stop, self.size[0])
+        first = int(index.min())
+        rows = self._reference_rows(first, int(index.max()) + 1)
+        if stop > self.size[0]:
+            rows = rows.index_select(2, (index - first).to(rows.device))
+        rows = pad_reflect(rows, 0, self.padded[1] - self.size[1])
+        return (rows * 2 - 1).to(self.model.vae.dtype)
+
+    def _fix_color(self, restored: StoredActivation, start: int, stop: int) -> Tensor:
+        def rows(first: int, last: int) -> Tensor:
+            return restored.read(first, last).float().div_(2).add_(0.5)
+
+        if self.settings.color_fix == "adain":
+            image, reference = (
+                (m.mean.to(self.device), m.variance(correction=1).to(self.device))
+                for m in self.moments
+            )
+            return match_moments(rows(start, stop), image, reference)
+        if self.settings.color_fix == "wavelet":
+            reach = wavelet_reach_px()
+            first, last = max(0, start - reach), min(self.size[0], stop + reach)
+            fixed = wavelet_color_fix(rows(first, last), self._reference_rows(first, last))
+            return fixed[:, :, start - first : stop - first]
+        return rows(start, stop)
+
+
+def not_finite(dtype: torch.dtype) -> TADSRError:
+    """Return the error for a result with NaN or infinity."""
+    return TADSRError(
+        f"the result must be finite, got NaN or infinity at {dtype}; load the model with "
+        "torch_dtype=torch.bfloat16 or torch.float32"
+    )

@@ -1,0 +1,89 @@
+"""Self-attention in windows: every position looks at what lies around it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows along one side that overlap by at least half, and whom each one serves.
+
+    A position is served by the window that it is most central in, so it sees at least a quarter of
+    a window in either direction, or up to the side's end.
+
+    Args:
+        length: Positions along the side.
+        size: Positions of a window; a side that is no longer has a single one.
+    """
+
+    length: int
+    size: int
+
+    @property
+    def side(self) -> int:
+        """Positions of each window."""
+        return min(self.size, self.length)
+
+    @property
+    def starts(self) -> list[int]:
+        """First position of each window, evenly spread."""
+        room = self.length - self.side
+        count = -(-room // max(1, self.side // 2)) + 1
+        return [round(i * room / max(1, count - 1)) for i in range(count)]
+
+    @property
+    def served(self) -> list[tuple[int, int]]:
+        """First position and the one after the last that each window serves; all, in order."""
+        middles = [(a + b + self.side) // 2 for a, b in pairwise(self.starts)]
+        return list(pairwise([0, *middles, self.length]))
+
+
+def attend_in_windows(
+    query: Callable[[int, int], Tensor],
+    key_value: Callable[[int, int], tuple[Tensor, Tensor]],
+    rows: Windows,
+    columns: Windows,
+    *,
+    heads: int,
+    scale: float,
+) -> Iterator[tuple[int, Tensor]]:
+    """Let every position attend to a window around it.
+
+    Args:
+        query: Returns queries of rows from start to stop, (B, C, rows, W).
+        key_value: Returns keys and values of such rows.
+        rows: Windows along the height.
+        columns: Windows along the width.
+        heads: Attention heads; C is a multiple.
+        scale: Factor of the scores.
+
+    Yields:
+        The first row and the result (B, C, rows, W) of bands that together are all rows.
+    """
+
+    def split(x: Tensor) -> Tensor:
+        # [B, heads, tokens, C / heads]; contiguous, or fused kernels would leave it to the plain.
+        return x.flatten(2).unflatten(1, (heads, -1)).transpose(2, 3).contiguous()
+
+    for top, (start, stop) in zip(rows.starts, rows.served, strict=True):
+        queries = query(start, stop)
+        keys, values = key_value(top, top + rows.side)
+        out = torch.empty_like(queries)
+        for left, (first, last) in zip(columns.starts, columns.served, strict=True):
+            window = (..., slice(left, left + columns.side))
+            attended = F.scaled_dot_product_attention(
+                split(queries[..., first:last]),
+                split(keys[window]),
+                split(values[window]),
+                scale=scale,
+            )
+            attended = attended.transpose(2, 3).flatten(1, 2)  # [B, C, tokens]
+            out[..., first:last] = attended.unflatten(2, (stop - start, last - first))
+        yield start, out

@@ -1,0 +1,87 @@
+"""Encoder and decoder in bands, equal to the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from diffusers.models.autoencoders.vae import Decoder, Encoder
+from torch import Tensor, nn
+
+from tadsr.tiling.layers import Bands, Source
+from tadsr.tiling.storage import Activation, StoredActivation
+
+
+def encode_in_bands(
+    bands: Bands, encoder: Encoder, image: Activation, temb: Tensor | None
+) -> StoredActivation:
+    """Run an autoencoder's encoder.
+
+    Args:
+        bands: Runs the layers.
+        encoder: Diffusers' encoder, or one with time in its ResNet blocks.
+        image: (B, 3, H, W), in [-1, 1]; H and W multiples of the factor.
+        temb: Time embedding, (B, E); None for an encoder without time.
+
+    Returns:
+        The moments before `quant_conv`, (B, 2·latent_channels, H/f, W/f).
+    """
+    h = bands.convolve(Source(image), encoder.conv_in)
+    for block in encoder.down_blocks:
+        for resnet in block.resnets:
+            h = _resnet(bands, resnet, h, temb)
+        for downsampler in block.downsamplers or ():
+            smaller = bands.convolve(Source(h), downsampler.conv, pad_end=downsampler.padding == 0)
+            h.free()
+            h = smaller
+    h = _mid_block(bands, encoder.mid_block, h, temb)
+    affine = h.statistics.affine(encoder.conv_norm_out)
+    moments = bands.convolve(Source(h, affine), encoder.conv_out)
+    h.free()
+    return moments
+
+
+def decode_in_bands(
+    bands: Bands, decoder: Decoder, z: Activation, emit: Callable[[int, Tensor], None]
+) -> None:
+    """Run an autoencoder's decoder.
+
+    Args:
+        bands: Runs the layers.
+        decoder: Diffusers' decoder.
+        z: Latents after `post_quant_conv`, (B, latent_channels, h, w).
+        emit: Receives bands of the image in order: the first row, and (B, 3, rows, W).
+    """
+    h = bands.convolve(Source(z), decoder.conv_in)
+    h = _mid_block(bands, decoder.mid_block, h, None)
+    for block in decoder.up_blocks:
+        for resnet in block.resnets:
+            h = _resnet(bands, resnet, h, None)
+        for upsampler in block.upsamplers or ():
+            size = (2 * h.shape[2], 2 * h.shape[3])
+            larger = bands.convolve(Source(h, enlarged=size), upsampler.conv)
+            h.free()
+            h = larger
+    affine = h.statistics.affine(decoder.conv_norm_out)
+    bands.convolve(Source(h, affine), decoder.conv_out, emit=emit)
+    h.free()
+
+
+def _mid_block(
+    bands: Bands, block: nn.Module, h: StoredActivation, temb: Tensor | None
+) -> StoredActivation:
+    first, *further = block.resnets
+    h = _resnet(bands, first, h, temb)
+    for attention, resnet in zip(block.attentions, further, strict=True):
+        if attention is not None:
+            h = bands.attend_globally(attention, h)
+        h = _resnet(bands, resnet, h, temb)
+    return h
+
+
+def _resnet(
+    bands: Bands, block: nn.Module, h: StoredActivation, temb: Tensor | None
+) -> StoredActivation:
+    out = bands.resnet(block, h, temb, in_place=True)
+    if out is not h:
+        h.free()
+    return out

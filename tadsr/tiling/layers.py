@@ -1,0 +1,266 @@
+"""Layers over a whole image, computed band by band with the result of the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from tadsr.tiling.storage import Activation, BandStorage, PlannedStorage, StoredActivation
+
+Affine = tuple[Tensor, Tensor]
+"""Factor and offset per channel, each (B, C, 1, 1), float32."""
+
+_WORKING_COPIES = 3
+"""Copies of a band that are alive at once in a layer: input, activated input, output."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a layer reads: an activation, normalised, activated or enlarged on the way.
+
+    Args:
+        activation: Where rows come from.
+        affine: Normalisation as factor and offset, followed by SiLU; None for neither.
+        enlarged: (H, W) after nearest enlargement by two; None for none.
+    """
+
+    activation: Activation
+    affine: Affine | None = None
+    enlarged: tuple[int, int] | None = None
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(B, C, H, W) as the layer sees it."""
+        return (*self.activation.shape[:2], *(self.enlarged or self.activation.shape[2:]))
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Return rows (B, C, stop − start, W), which may be changed in place."""
+        if self.enlarged is not None:
+            return self._read_enlarged(start, stop)
+        rows = self.activation.read(start, stop)
+        if self.affine is None:
+            return rows
+        factor, offset = self.affine
+        # In float32 where the weights are halves, as GroupNorm itself computes.
+        normalized = torch.addcmul(offset, rows.float(), factor)
+        return F.silu(normalized.to(rows.dtype), inplace=True)
+
+    def _read_enlarged(self, start: int, stop: int) -> Tensor:
+        first = start // 2
+        rows = self.activation.read(first, (stop - 1) // 2 + 1)
+        rows = F.interpolate(rows, scale_factor=2.0, mode="nearest")
+        return rows[:, :, start - 2 * first : stop - 2 * first, : self.enlarged[1]]
+
+
+class Bands:
+    """Runs layers over activations in bands of rows.
+
+    Args:
+        storage: Room for what the layers leave.
+        band_bytes: Working set of one band.
+        tick: Called after every band with its multiplications; may raise to cancel.
+
+    With a `PlannedStorage` the layers compute nothing, and report their work at once.
+    """
+
+    def __init__(
+        self,
+        storage: BandStorage,
+        band_bytes: int,
+        tick: Callable[[int], None] | None = None,
+    ) -> None:
+        self.storage = storage
+        self.band_bytes = band_bytes
+        self._tick = tick
+
+    def split(self, height: int, row_bytes: int, row_work: int) -> Iterator[tuple[int, int]]:
+        """Yield start and stop of bands, and report each when it is done.
+
+        Args:
+            height: Rows in all.
+            row_bytes: Bytes that a row of the layer's largest side needs.
+            row_work: Multiplications per row.
+        """
+        if self.is_plan:
+            self.report(height * row_work)
+            return
+        rows = max(1, self.band_bytes // (_WORKING_COPIES * row_bytes))
+        # Of equal size: a last band of one row would cost nearly as much as a whole one.
+        rows = -(-height // -(-height // rows))
+        for start in range(0, height, rows):
+            stop = min(start + rows, height)
+            yield start, stop
+            self.report((stop - start) * row_work)
+
+    @property
+    def is_plan(self) -> bool:
+        """Whether nothing is computed and only work and memory are counted."""
+        return isinstance(self.storage, PlannedStorage)
+
+    def report(self, multiplications: int) -> None:
+        """Report work done."""
+        if self._tick is not None:
+            self._tick(multiplications)
+
+    def convolve(
+        self,
+        source: Source,
+        conv: nn.Conv2d,
+        *,
+        pad_end: bool = False,
+        bias: Tensor | None = None,
+        residual: Source | None = None,
+        shortcut: nn.Conv2d | None = None,
+        target: StoredActivation | None = None,
+        emit: Callable[[int, Tensor], None] | None = None,
+    ) -> StoredActivation | None:
+        """Run a convolution with what surrounds it.
+
+        Args:
+            source: Its input.
+            conv: A convolution with stride 1 or 2, padded by zeros.
+            pad_end: Whether one row and column of zeros follow the input and none precede it, as
+                the autoencoder's down-sampling pads.
+            bias: Added per image and channel, (B, C_out).
+            residual: Added after the convolution, of the output's size.
+            shortcut: 1×1 convolution of the residual.
+            target: Overwritten in place of new memory; may be what `residual` reads.
+            emit: Receives each band, with its first row, in place of memory.
+
+        Returns:
+            The output with its statistics; None with `emit`.
+        """
+        batch, in_channels, height, width = source.shape
+        weight = _merged_weight(conv)
+        conv = getattr(conv, "base_layer", conv)
+        kernel, stride = conv.kernel_size[0], conv.stride[0]
+        before, after = (0, 1) if pad_end else (conv.padding[0], conv.padding[0])
+        out_height = (height + before + after - kernel) // stride + 1
+        out_width = (width + before + after - kernel) // stride + 1
+        out_channels = conv.out_channels
+        dtype = source.activation.dtype
+        if emit is None:
+            if target is None:
+                shape = (batch, out_channels, out_height, out_width)
+                target = self.storage.allocate(shape, dtype)
+            target.begin(with_statistics=True)
+        widest = max(stride * stride * in_channels, out_channels)
+        row_bytes = batch * widest * out_width * dtype.itemsize
+        row_work = batch * out_channels * out_width * in_channels * kernel * kernel
+        for start, stop in self.split(out_height, row_bytes, row_work):
+            first, last = start * stride - before, (stop - 1) * stride - before + kernel
+            rows = source.read(max(first, 0), min(last, height))
+            outside = (max(-first, 0), max(last - height, 0))
+            if any(outside) or pad_end:
+                rows = F.pad(rows, (0, after if pad_end else 0, *outside))
+            padding = (0, 0 if pad_end else before)
+            out = F.conv2d(rows, weight, conv.bias, conv.stride, padding)
+            del rows
+            if bias is not None:
+                out += bias[:, :, None, None]
+            if residual is not None:
+                kept = residual.read(start, stop)
+                out += kept if shortcut is None else shortcut(kept)
+            if emit is None:
+                target.write(start, out)
+            else:
+                emit(start, out)
+        return target if emit is None else None
+
+    def resnet(
+        self, block: ResnetBlock2D, x: Activation, temb: Tensor | None, *, in_place: bool = False
+    ) -> StoredActivation:
+        """Run a ResNet block.
+
+        Args:
+            block: With time added to the first convolution ("default"), as scale and shift of the
+                second normalisation ("scale_shift"), or without.
+            x: Its input, with statistics.
+            temb: Time embedding, (B, E).
+            in_place: Whether the input, which must be a stored one of the output's channels, is
+                overwritten.
+
+        Returns:
+            The output with its statistics.
+        """
+        bias = scale = shift = None
+        if block.time_emb_proj is not None and temb is not None:
+            time = block.time_emb_proj(block.nonlinearity(temb))
+            if block.time_embedding_norm == "scale_shift":
+                scale, shift = time.chunk(2, dim=1)
+            else:
+                bias = time
+        hidden = self.convolve(Source(x, x.statistics.affine(block.norm1)), block.conv1, bias=bias)
+        affine = hidden.statistics.affine(block.norm2, scale, shift)
+        out = self.convolve(
+            Source(hidden, affine),
+            block.conv2,
+            residual=Source(x),
+            shortcut=block.conv_shortcut,
+            target=x if in_place and block.conv_shortcut is None else None,
+        )
+        hidden.free()
+        return out
+
+    def attend_globally(self, attention: Attention, x: StoredActivation) -> StoredActivation:
+        """Run an autoencoder's attention with its normalisation and residual, in place.
+
+        Args:
+            attention: Every position attends to all others.
+            x: Its input, overwritten.
+        """
+        batch, channels, height, width = x.shape
+        affine = x.statistics.affine(attention.group_norm)
+        keys: list[Tensor] = []
+        values: list[Tensor] = []
+
+        def normalized(start: int, stop: int) -> Tensor:
+            rows = x.read(start, stop)
+            rows = torch.addcmul(affine[1], rows.float(), affine[0]).to(rows.dtype)
+            return rows.flatten(2).transpose(1, 2)  # [B, rows·W, C]
+
+        row_bytes = batch * channels * width * x.dtype.itemsize
+        row_work = batch * width * channels * channels
+        for start, stop in self.split(height, row_bytes, 2 * row_work):
+            tokens = normalized(start, stop)
+            keys.append(_split_heads(attention.to_k(tokens), attention.heads))
+            values.append(_split_heads(attention.to_v(tokens), attention.heads))
+        if not self.is_plan:
+            key, value = torch.cat(keys, dim=2), torch.cat(values, dim=2)
+            del keys, values
+        x.begin(with_statistics=True)
+        # Scores of a band may exist as a whole, where no fused attention takes these widths.
+        score_bytes = batch * width * height * width * 4
+        row_work = 2 * batch * width * channels * (channels + height * width)
+        for start, stop in self.split(height, max(row_bytes, score_bytes), row_work):
+            query = _split_heads(attention.to_q(normalized(start, stop)), attention.heads)
+            out = F.scaled_dot_product_attention(query, key, value, scale=attention.scale)
+            out = attention.to_out[0](out.transpose(1, 2).flatten(2))
+            out = out.transpose(1, 2).unflatten(2, (stop - start, width))
+            kept = x.read(start, stop)
+            out = out / attention.rescale_output_factor
+            if attention.residual_connection:
+                out += kept / attention.rescale_output_factor
+            x.write(start, out)
+        return x
+
+
+def _merged_weight(conv: nn.Module) -> Tensor:
+    """Return a convolution's kernel, with the adapters that PEFT keeps beside it."""
+    weight = conv.weight
+    if isinstance(conv, LoraLayer) and not (conv.merged or conv.disable_adapters):
+        for name in conv.active_adapters:
+            if name in conv.lora_A:
+                weight = weight + conv.get_delta_weight(name)
+    return weight
+
+
+def _split_heads(tokens: Tensor, heads: int) -> Tensor:
+    return tokens.unflatten(2, (heads, -1)).transpose(1, 2)  # [B, heads, N, C / heads]

@@ -1,0 +1,259 @@
+"""Whole images through the pipeline in pieces."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageCms
+
+from tadsr import TADSRError, TADSRPipeline
+from tadsr.image_io import resize_bicubic, resize_bicubic_rows
+from tadsr.tiling import BandStorage, TileSpec
+
+PHOTO = Path(__file__).parents[1] / "examples" / "photos" / "lighthouse.jpg"
+IN_PIECES = TileSpec(band_bytes=2**18, max_memory=1, attention_px=0)
+"""Small bands, and nothing kept in memory between layers."""
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return TADSRPipeline.from_pretrained("tadsr-tiny")
+
+
+@pytest.fixture(scope="module")
+def lq():
+    return Image.open(PHOTO).crop((150, 60, 191, 113))
+
+
+@pytest.mark.parametrize("scale", [4, 2.7])
+@pytest.mark.parametrize("color_fix", ["adain", "wavelet", "none"])
+def test_pieces_give_the_whole(pipe, lq, color_fix, scale):
+    options = {"color_fix": color_fix, "scale": scale, "process_size": 0, "output_type": "pt"}
+    whole = pipe(lq, 300, tiling=None, **options)
+    for tiling in (IN_PIECES, TileSpec(attention_px=0), TileSpec()):
+        found = pipe(lq, 300, tiling=tiling, **options)
+        torch.testing.assert_close(found, whole, rtol=0, atol=1e-4)
+
+
+@settings(max_examples=8)
+@given(st.integers(1, 30), st.integers(1, 30), st.sampled_from([1, 1.5, 4]))
+def test_pieces_give_the_whole_at_any_size(pipe, height, width, scale):
+    array = np.random.default_rng(height).integers(0, 256, (height, width, 4), np.uint8)
+    options = {"scale": scale, "process_size": 0}
+    whole = pipe(array, tiling=None, **options)
+    found = pipe(array, tiling=IN_PIECES, **options)
+    assert found.shape == whole.shape
+    # A value on the edge between two integers may fall either way.
+    assert np.abs(found.astype(int) - whole).max() <= 1
+
+
+def test_every_kind_comes_back_as_from_the_whole(pipe, lq):
+    lq = lq.crop((0, 0, 24, 20))
+    gray = lq.convert("L")
+    kinds = [
+        lq,
+        gray,
+        lq.convert("P"),
+        Image.merge("RGBA", (*lq.split(), gray)),
+        Image.fromarray(np.asarray(gray).astype(np.uint16) * 257),
+        np.asarray(lq),
+        np.asarray(gray).astype(np.float32) / 255,
+        torch.rand(3, 20, 24),
+        torch.rand(2, 3, 20, 24),
+    ]
+    for image in kinds:
+        whole = pipe(image, tiling=None, process_size=0)
+        found = pipe(image, tiling=IN_PIECES, process_size=0)
+        assert type(found) is type(whole)
+        if isinstance(whole, Image.Image):
+            assert found.mode == whole.mode
+            assert found.info.keys() == whole.info.keys()
+        a, b = (torch.as_tensor(np.asarray(x).astype(np.float64)) for x in (found, whole))
+        assert a.shape == b.shape
+        step = 1 if b.max() > 1 else 1e-4
+        assert (a - b).abs().max() <= (257 if b.max() > 255 else step)
+
+
+def test_a_seeded_posterior_is_that_of_the_whole(pipe, lq):
+    options = {"process_size": 0, "output_type": "pt"}
+    whole, found = (
+        pipe(lq, tiling=tiling, generator=torch.Generator().manual_seed(5), **options)
+        for tiling in (None, IN_PIECES)
+    )
+    torch.testing.assert_close(found, whole, rtol=0, atol=1e-4)
+
+
+def test_large_images_are_cut_without_being_asked(pipe, monkeypatch):
+    import tadsr.pipeline
+
+    chosen = []
+    original = tadsr.pipeline.upscale_in_strips
+
+    def noting(step, rgb, settings, spec, progress):
+        chosen.append(spec)
+        return original(step, rgb, settings, spec, progress)
+
+    monkeypatch.setattr(tadsr.pipeline, "upscale_in_strips", noting)
+    pipe(Image.new("RGB", (100, 100)))
+    assert not chosen  # 400 × 400 px, enlarged to 512
+    result = pipe(Image.new("RGB", (150, 130)))
+    assert result.size == (600, 520)
+    assert chosen[-1].attention_px_for(520, 600) == 0
+    assert chosen[-1].attention_px_for(2100, 2048) == 768
+    pipe(Image.new("RGB", (16, 520)), process_size=0, scale=1)
+    assert len(chosen) == 1
+
+
+def test_progress_rises_to_the_end_and_can_cancel(pipe, lq):
+    seen = []
+    pipe([lq, lq], tiling=IN_PIECES, process_size=0, progress=seen.append)
+    assert len(seen) > 100
+    assert seen == sorted(seen)
+    assert seen[0] < 0.05
+    assert seen[-1] == 1
+    assert any(0.49 < share < 0.51 for share in seen)
+
+    class CancelledError(Exception):
+        pass
+
+    def cancel(share):
+        if share > 0.3:
+            raise CancelledError
+
+    with pytest.raises(CancelledError):
+        pipe(lq, tiling=IN_PIECES, process_size=0, progress=cancel)
+
+
+def test_memory_that_runs_out_is_tried_again_in_smaller_pieces(pipe, lq, monkeypatch):
+    allocate = BandStorage.allocate
+    calls = []
+
+    def scarce(self, shape, dtype):
+        calls.append(shape)
+        if len(calls) == 12:
+            raise torch.OutOfMemoryError("out of memory")
+        return allocate(self, shape, dtype)
+
+    whole = pipe(lq, tiling=None, process_size=0, output_type="pt")
+    monkeypatch.setattr(BandStorage, "allocate", scarce)
+    spec = TileSpec(band_bytes=2**22, attention_px=0)
+    with pytest.warns(UserWarning, match="memory ran out") as record:
+        found = pipe(lq, tiling=spec, process_size=0, output_type="pt")
+    assert len(record) == 1
+    torch.testing.assert_close(found, whole, rtol=0, atol=1e-4)
+
+    def none_left(self, shape, dtype):
+        raise MemoryError
+
+    monkeypatch.setattr(BandStorage, "allocate", none_left)
+    warnings.simplefilter("ignore")
+    with pytest.raises(TADSRError, match="memory must suffice"):
+        pipe(lq, tiling=spec, process_size=0)
+
+
+def test_other_errors_are_not_taken_for_missing_memory(pipe, lq, monkeypatch):
+    def broken(self, shape, dtype):
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(BandStorage, "allocate", broken)
+    with pytest.raises(RuntimeError, match="something else"):
+        pipe(lq, tiling=IN_PIECES, process_size=0)
+
+
+def test_infinities_are_an_error_and_no_picture(lq):
+    pipe = TADSRPipeline.from_pretrained("tadsr-tiny")
+    with torch.no_grad():
+        pipe.vae.decoder.conv_out.bias.fill_(torch.inf)
+    for tiling in (None, IN_PIECES):
+        with pytest.raises(TADSRError, match="finite"):
+            pipe(lq, tiling=tiling, process_size=0)
+
+
+def test_what_is_no_tiling_is_refused(pipe, lq):
+    with pytest.raises(TypeError, match="tiling must be"):
+        pipe(lq, tiling=512)
+
+
+@given(
+    st.tuples(st.integers(1, 40), st.integers(1, 12)),
+    st.tuples(st.integers(1, 90), st.integers(1, 30)),
+    st.integers(1, 20),
+)
+def test_rows_of_a_resized_image_are_those_of_the_whole(size, new, rows):
+    x = torch.rand(1, 2, *size, generator=torch.Generator().manual_seed(size[0]))
+    whole = resize_bicubic(x, new)
+    found = torch.cat(
+        [resize_bicubic_rows(x, new, a, min(a + rows, new[0])) for a in range(0, new[0], rows)], 2
+    )
+    torch.testing.assert_close(found, whole, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize("kind", ["RGB", "RGBA", "L", "I;16", "rgb16"])
+def test_a_file_written_in_strips_holds_the_image(pipe, lq, tmp_path, suffix, kind, monkeypatch):
+    monkeypatch.setattr("tadsr.streaming.STRIP_PIXELS", 164 * 7)
+    image = lq
+    if kind == "RGBA":
+        image = Image.merge("RGBA", (*lq.split(), lq.convert("L")))
+    elif kind == "L":
+        image = lq.convert("L")
+    elif kind == "I;16":
+        image = Image.fromarray(np.asarray(lq.convert("L")).astype(np.uint16) * 250)
+    elif kind == "rgb16":
+        image = np.asarray(lq).astype(np.uint16) * 250
+    path = tmp_path / f"out{suffix}"
+    pipe.upscale_to_file(image, path, 300, tiling=IN_PIECES, process_size=0)
+    whole = pipe(image, 300, tiling=IN_PIECES, process_size=0)
+    if kind == "rgb16":
+        if suffix == ".png":  # Pillow reads 8 of the 16 bits
+            found, whole = np.asarray(Image.open(path)), whole >> 8
+        else:
+            found = tifffile.imread(path)
+    else:
+        with Image.open(path) as opened:
+            assert opened.mode == whole.mode
+            found = np.asarray(opened)
+    assert np.array_equal(found, np.asarray(whole))
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_file_written_in_strips_keeps_profile_exif_and_resolution(pipe, lq, tmp_path):
+    lq = lq.copy()
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    exif = Image.Exif()
+    exif[0x010F] = "Maker"
+    lq.info |= {"icc_profile": profile, "dpi": (300, 300), "exif": exif.tobytes()}
+    for name in ("out.png", "out.tif"):
+        pipe.upscale_to_file(lq, tmp_path / name, scale=1, process_size=0)
+        with Image.open(tmp_path / name) as found:
+            assert found.info["icc_profile"] == profile
+            assert found.info["dpi"] == pytest.approx((300, 300), abs=0.02)
+            if name == "out.png":
+                assert found.getexif()[0x010F] == "Maker"
+
+
+def test_a_failed_strip_leaves_nothing_and_the_old_file(pipe, lq, tmp_path):
+    path = tmp_path / "out.png"
+    path.write_bytes(b"old")
+
+    class CancelledError(Exception):
+        pass
+
+    def cancel(share):
+        raise CancelledError
+
+    with pytest.raises(CancelledError):
+        pipe.upscale_to_file(lq, path, tiling=IN_PIECES, process_size=0, progress=cancel)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(TADSRError, match="exists"):
+        pipe.upscale_to_file(lq, path, overwrite=False)
+    with pytest.raises(TADSRError, match="in strips"):
+        pipe.upscale_to_file(lq, tmp_path / "out.jpg")

@@ -1,0 +1,155 @@
+"""Networks computed in bands against the same networks as a whole."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tadsr import TADSRPipeline
+from tadsr.tiling import (
+    Bands,
+    BandStorage,
+    ComputedActivation,
+    PlannedStorage,
+    check_unet,
+    predict_in_bands,
+)
+
+CPU = torch.device("cpu")
+SMALLEST = 1  # bytes of a band: one row at a time
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return TADSRPipeline.from_pretrained("tadsr-tiny")
+
+
+def bands(band_bytes=SMALLEST, limit=None, tick=None):
+    return Bands(BandStorage(CPU, device_bytes=limit), band_bytes, tick)
+
+
+def rows_of(x):
+    return ComputedActivation(tuple(x.shape), x.dtype, lambda a, b: x[:, :, a:b].clone())
+
+
+def decoded(vae, z, bands):
+    parts = []
+    vae.decode_in_bands(bands, z, lambda start, rows: parts.append((start, rows)))
+    starts = [start for start, _ in parts]
+    assert starts == sorted(starts)
+    return torch.cat([rows for _, rows in parts], dim=2)
+
+
+def relative_error(result, whole):
+    return ((result - whole).norm() / whole.norm()).item()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("limit", [None, 0])
+@pytest.mark.parametrize("band_bytes", [SMALLEST, 30_000, 2**30])
+def test_the_autoencoder_with_attention_equals_the_whole(golden_pipeline, band_bytes, limit):
+    vae = golden_pipeline.vae
+    assert vae.config.mid_block_add_attention
+    image = torch.rand(2, 3, 72, 56) * 2 - 1
+    timesteps = torch.tensor([3, 900])
+    whole = vae.encode(image, timesteps).latent_dist
+    found = vae.encode_in_bands(bands(band_bytes, limit), rows_of(image), timesteps).latent_dist
+    assert relative_error(found.mean, whole.mean) < 1e-5
+    assert relative_error(found.std, whole.std) < 1e-5
+    z = torch.randn_like(whole.mean)
+    image = decoded(vae, z, bands(band_bytes, limit))
+    assert relative_error(image, vae.decode(z).sample) < 1e-5
+
+
+@torch.no_grad()
+@settings(max_examples=12)
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 999), st.integers(1, 200_000))
+def test_the_shipped_autoencoder_equals_the_whole_at_any_size(tiny, rows, columns, t, band_bytes):
+    vae = tiny.vae
+    image = torch.rand(1, 3, 4 * rows, 4 * columns) * 2 - 1
+    timesteps = torch.tensor([t])
+    whole = vae.encode(image, timesteps).latent_dist.mean
+    found = vae.encode_in_bands(bands(band_bytes), rows_of(image), timesteps).latent_dist.mean
+    assert relative_error(found, whole) < 1e-4
+    assert relative_error(decoded(vae, whole, bands(band_bytes)), vae.decode(whole).sample) < 1e-4
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(8, 8), (13, 7), (1, 9), (22, 18)])
+@pytest.mark.parametrize("name", ["tiny", "golden_pipeline", "unmerged_pipeline"])
+def test_the_unet_equals_the_whole_at_any_size(request, name, size):
+    pipe = request.getfixturevalue(name)
+    unet = pipe.unet
+    timesteps = torch.tensor([5, 700])
+    latents = torch.randn(2, unet.config.in_channels, *size)
+    prompts = pipe.encode_prompt(["", ""])
+    whole = unet(latents, timesteps, prompts).sample
+    for limit in (None, 0):
+        found = predict_in_bands(
+            bands(limit=limit), unet, latents, timesteps, prompts, attention_side=0
+        )
+        assert relative_error(found, whole) < 1e-5
+
+
+@torch.no_grad()
+def test_a_window_as_large_as_the_image_changes_nothing_and_a_smaller_one_little(tiny):
+    unet, prompts = tiny.unet, tiny.encode_prompt([""])
+    latents = torch.randn(1, 8, 64, 96)
+    timesteps = torch.tensor([400])
+    found = {
+        side: predict_in_bands(bands(2**20), unet, latents, timesteps, prompts, attention_side=side)
+        for side in (0, 96, 32)
+    }
+    assert found[0].equal(found[96])
+    assert 0 < relative_error(found[32], found[0]) < 0.05
+
+
+@torch.no_grad()
+def test_half_precision_is_as_close_as_the_whole(tiny):
+    pipe = TADSRPipeline.from_pretrained("tadsr-tiny", torch_dtype=torch.bfloat16)
+    image = torch.rand(1, 3, 64, 48) * 2 - 1
+    timesteps = torch.tensor([400])
+    exact = tiny.vae.encode(image, timesteps).latent_dist.mean
+    image = image.bfloat16()
+    whole = pipe.vae.encode(image, timesteps).latent_dist.mean.float()
+    found = pipe.vae.encode_in_bands(bands(), rows_of(image), timesteps).latent_dist.mean.float()
+    assert relative_error(found, exact) <= 2 * relative_error(whole, exact)
+
+
+@torch.no_grad()
+def test_a_plan_counts_the_work_that_is_then_done(tiny):
+    def run(bands, latents):
+        posterior = tiny.vae.encode_in_bands(bands, rows_of(image), timesteps)
+        predict_in_bands(
+            bands, tiny.unet, latents, timesteps, tiny.encode_prompt([""]), attention_side=16
+        )
+        tiny.vae.decode_in_bands(bands, latents, lambda start, rows: None)
+        return posterior
+
+    image, timesteps = torch.zeros(1, 3, 132, 96), torch.tensor([9])
+    latents = torch.zeros(1, 8, 33, 24)
+    planned, done = [], []
+    plan = PlannedStorage(CPU)
+    run(Bands(plan, 1, planned.append), latents)
+    run(bands(100_000, tick=done.append), latents)
+    assert sum(planned) == sum(done)
+    assert len(done) > len(planned)
+    # Two activations of the finest level are alive at once at least, all of it at most.
+    finest = 132 * 96 * 16 * 4
+    assert 2 * finest <= plan.peak_bytes <= 8 * finest
+
+
+def test_other_unets_are_refused():
+    unet = UNet2DConditionModel(
+        block_out_channels=(8, 8),
+        down_block_types=("DownBlock2D", "SimpleCrossAttnDownBlock2D"),
+        up_block_types=("SimpleCrossAttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=2,
+        cross_attention_dim=6,
+        attention_head_dim=2,
+    )
+    with pytest.raises(ValueError, match="SimpleCrossAttn"):
+        check_unet(unet)

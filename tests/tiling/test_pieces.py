@@ -1,0 +1,146 @@
+"""Statistics, storage and windows: the laws that the layers build on."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from tadsr.tiling import BandStorage, PlannedStorage, TileSpec
+from tadsr.tiling.attention import Windows, attend_in_windows
+from tadsr.tiling.statistics import ChannelStatistics
+from tadsr.tiling.storage import JoinedActivation
+
+CPU = torch.device("cpu")
+
+
+@given(
+    st.lists(st.integers(1, 9), min_size=1, max_size=6),
+    st.sampled_from([1, 2, 4, 8]),
+    st.floats(-200, 200),
+    st.booleans(),
+)
+def test_statistics_of_bands_make_the_whole_images_norm(bands, groups, offset, is_timed):
+    generator = torch.Generator().manual_seed(sum(bands))
+    x = torch.randn(2, 8, sum(bands), 5, generator=generator) + offset
+    norm = nn.GroupNorm(groups, 8)
+    nn.init.normal_(norm.weight, generator=generator)
+    nn.init.normal_(norm.bias, generator=generator)
+    statistics = ChannelStatistics(2, 8)
+    for band in x.split(bands, dim=2):
+        statistics.add(band)
+    scale, shift = torch.randn(2, 2, 8, generator=generator) if is_timed else (None, None)
+    factor, bias = statistics.affine(norm, scale, shift)
+    wanted = norm.double()(x.double())
+    if is_timed:
+        wanted = wanted * (1 + scale[..., None, None]) + shift[..., None, None]
+    torch.testing.assert_close((x * factor + bias).double(), wanted, rtol=1e-4, atol=2e-3)
+    torch.testing.assert_close(
+        statistics.variance(correction=1), x.double().var(dim=(2, 3)), rtol=1e-4, atol=1e-6
+    )
+
+
+def test_a_constant_channel_has_no_spread():
+    statistics = ChannelStatistics(1, 2)
+    statistics.add(torch.full((1, 2, 4, 4), 3.0))
+    statistics.add(torch.full((1, 2, 4, 4), 3.0))
+    assert statistics.variance().tolist() == [[0, 0]]
+    factor, offset = statistics.affine(nn.GroupNorm(2, 2))
+    torch.testing.assert_close(3 * factor + offset, torch.zeros(1, 2, 1, 1), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("limit", [None, 0])
+def test_what_is_written_in_bands_is_read_in_bands(dtype, limit):
+    storage = BandStorage(CPU, device_bytes=limit)
+    x = torch.randn(2, 3, 11, 7).to(dtype)
+    activation = storage.allocate((2, 3, 11, 7), dtype)
+    activation.begin(with_statistics=True)
+    for start in (0, 4, 8):
+        activation.write(start, x[:, :, start : start + 4])
+    for start, stop in ((0, 11), (3, 4), (5, 10)):
+        rows = activation.read(start, stop)
+        assert rows.is_contiguous()
+        assert rows.equal(x[:, :, start:stop])
+        rows.zero_()  # a copy: the next reader sees what was written
+    assert activation.statistics.count == 77
+    joined = JoinedActivation([activation, activation])
+    assert joined.read(2, 5).equal(torch.cat([x, x], 1)[:, :, 2:5])
+    assert joined.statistics.mean.shape == (2, 6)
+    assert (storage.spilled_bytes > 0) == (limit == 0)
+    activation.free()
+    activation.free()
+
+
+def test_memory_is_counted_and_given_back():
+    storage = BandStorage(CPU, device_bytes=4 * 100)
+    first = storage.allocate((1, 1, 10, 10), torch.float32)
+    second = storage.allocate((1, 1, 10, 10), torch.float32)
+    assert storage.spilled_bytes == 400
+    first.free()
+    storage.allocate((1, 1, 10, 10), torch.float32)
+    assert storage.spilled_bytes == 400
+    second.free()
+    plan = PlannedStorage(CPU)
+    first, second = (plan.allocate((1, 1, 1000, 1000), torch.float16) for _ in range(2))
+    first.free()
+    plan.allocate((1, 1, 500, 1000), torch.float16)
+    assert plan.peak_bytes == 4_000_000
+    with pytest.raises(RuntimeError, match="no content"):
+        second.read(0, 1)
+
+
+@given(st.integers(1, 300), st.integers(1, 120))
+def test_windows_serve_every_position_once_from_well_inside(length, size):
+    windows = Windows(length, size)
+    served = windows.served
+    assert served[0][0] == 0
+    assert served[-1][1] == length
+    assert all(a[1] == b[0] for a, b in pairwise(served))
+    for start, (first, last) in zip(windows.starts, served, strict=True):
+        assert start <= first < last <= start + windows.side <= length
+        margin = windows.side // 4 - 1
+        assert first == 0 or first - start >= margin
+        assert last == length or start + windows.side - last >= margin
+
+
+@pytest.mark.parametrize("side", [7, 8, 40])
+def test_attention_in_windows_is_attention_over_the_window(side):
+    query, key, value = torch.randn(3, 2, 6, 21, 13)
+    rows, columns = Windows(21, side), Windows(13, side)
+    found = torch.cat(
+        [
+            out
+            for _, out in attend_in_windows(
+                lambda a, b: query[:, :, a:b],
+                lambda a, b: (key[:, :, a:b], value[:, :, a:b]),
+                rows,
+                columns,
+                heads=3,
+                scale=0.5,
+            )
+        ],
+        dim=2,
+    )
+    y, x = 11, 12
+    top = next(t for t, (a, b) in zip(rows.starts, rows.served, strict=True) if a <= y < b)
+    left = next(t for t, (a, b) in zip(columns.starts, columns.served, strict=True) if a <= x < b)
+    place = (..., slice(top, top + rows.side), slice(left, left + columns.side))
+    keys, values = (t[place].flatten(2).unflatten(1, (3, 2)) for t in (key, value))
+    scores = torch.einsum("bhc,bhcn->bhn", query[:, :, y, x].unflatten(1, (3, 2)), keys) * 0.5
+    wanted = torch.einsum("bhn,bhcn->bhc", F.softmax(scores, -1), values).flatten(1)
+    torch.testing.assert_close(found[:, :, y, x], wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"band_bytes": 1000}, {"max_memory": 0}, {"attention_px": 100}, {"attention_px": -1}],
+)
+def test_sizes_out_of_range_are_refused(changes):
+    with pytest.raises(ValueError, match="must be"):
+        TileSpec(**changes)
