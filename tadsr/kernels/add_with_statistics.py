@@ -65,7 +65,11 @@ library.define(
 
 
 @torch.library.impl(library, "add_with_statistics", "CompositeExplicitAutograd")
-def _on_cpu(x: Tensor, *arguments: object) -> tuple[Tensor, Tensor]:
+def _run(x: Tensor, *arguments: object) -> tuple[Tensor, Tensor]:
+    if uses_triton((x,)):
+        from tadsr.kernels.gpu import add_with_statistics
+
+        return add_with_statistics.add_with_statistics(x, *arguments)
     total, statistics = reference(x, *arguments)
     return total.contiguous(memory_format=torch.channels_last), statistics
 

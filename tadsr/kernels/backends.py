@@ -23,7 +23,9 @@ library = torch.library.Library("tadsr", "FRAGMENT")
 
 
 def uses_triton(
-    tensors: Sequence[Tensor | None], backend: Backend | None, other_reasons: Sequence[str] = ()
+    tensors: Sequence[Tensor | None],
+    backend: Backend | None = None,
+    other_reasons: Sequence[str] = (),
 ) -> bool:
     """Decide whether a Triton kernel computes with these tensors.
 

@@ -43,7 +43,11 @@ library.define("geglu(Tensor x) -> Tensor")
 
 
 @torch.library.impl(library, "geglu", "CompositeExplicitAutograd")
-def _on_cpu(x: Tensor) -> Tensor:
+def _run(x: Tensor) -> Tensor:
+    if uses_triton((x,)):
+        from tadsr.kernels.gpu import geglu
+
+        return geglu.geglu(x)
     return reference(x)
 
 

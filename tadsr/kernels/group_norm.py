@@ -142,7 +142,11 @@ library.define(
 
 
 @torch.library.impl(library, "group_norm_silu", "CompositeExplicitAutograd")
-def _on_cpu(x: Tensor, *arguments: object) -> Tensor:
+def _run(x: Tensor, *arguments: object) -> Tensor:
+    if uses_triton((x,)):
+        from tadsr.kernels.gpu import group_norm
+
+        return group_norm.group_norm_silu(x, *arguments)
     return reference(x, *arguments).contiguous(memory_format=torch.channels_last)
 
 

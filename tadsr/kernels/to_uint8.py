@@ -48,7 +48,11 @@ library.define("to_uint8_nhwc(Tensor image) -> Tensor")
 
 
 @torch.library.impl(library, "to_uint8_nhwc", "CompositeExplicitAutograd")
-def _on_cpu(image: Tensor) -> Tensor:
+def _run(image: Tensor) -> Tensor:
+    if uses_triton((image,)):
+        from tadsr.kernels.gpu import images
+
+        return images.to_uint8_nhwc(image)
     return reference(image)
 
 
