@@ -82,10 +82,10 @@ def apply_kernel(
     shift_stride,
     positions,
     channels,
-    group_size,
     num_groups,
     eps,
     num_channel_blocks,
+    GROUP_SIZE: tl.constexpr,
     SILU: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
@@ -97,7 +97,7 @@ def apply_kernel(
     sample = tl.program_id(1).to(tl.int64)
     channel = block * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     is_channel = channel < channels
-    at = statistics + (sample * num_groups + channel // group_size) * 2
+    at = statistics + (sample * num_groups + channel // GROUP_SIZE) * 2
     mean = tl.load(at, mask=is_channel, other=0.0)
     variance = tl.load(at + 1, mask=is_channel, other=1.0)
     factor, offset = load_affine(
@@ -135,17 +135,17 @@ def whole_group_kernel(
     shift_stride,
     positions,
     channels,
-    group_size,
     eps,
     group_elements,
+    GROUP_SIZE: tl.constexpr,
     SILU: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
 ):
     """Measure and normalize one group of one sample, read once."""
     lane = tl.arange(0, BLOCK_CHANNELS)
-    channel = tl.program_id(0) * group_size + lane
-    is_channel = lane < group_size
+    channel = tl.program_id(0) * GROUP_SIZE + lane
+    is_channel = lane < GROUP_SIZE
     sample = tl.program_id(1).to(tl.int64)
     row = tl.arange(0, BLOCK_ROWS)
     mask = (row < positions)[:, None] & is_channel[None, :]
@@ -214,8 +214,9 @@ def plan_group_norm_silu(
         **per_channel("shift", shift),
         "positions": positions,
         "channels": channels,
-        "group_size": group_size,
         "eps": eps,
+        # A constant, so that the compiler knows how a group's first channel is aligned.
+        "GROUP_SIZE": group_size,
         "SILU": silu,
     }
     rows, block_channels = next_power_of_2(positions), next_power_of_2(group_size)

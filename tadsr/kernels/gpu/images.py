@@ -43,6 +43,16 @@ def to_byte(value):
 
 
 @triton.jit
+def row_offsets(position, stride_c, stride_w, CHANNELS: tl.constexpr, PACKED: tl.constexpr):
+    """Return where in its row each value of a result's row comes from."""
+    offset = position.to(tl.int64)
+    if not PACKED:
+        x, channel = (position // CHANNELS).to(tl.int64), (position % CHANNELS).to(tl.int64)
+        offset = x * stride_w + channel * stride_c
+    return offset
+
+
+@triton.jit
 def to_uint8_kernel(
     image,
     stride_b,
@@ -63,11 +73,7 @@ def to_uint8_kernel(
     sample = tl.program_id(1).to(tl.int64)
     mask = position < width * CHANNELS
     row = image + sample * stride_b + y * stride_h
-    if PACKED:
-        at = row + position
-    else:
-        x = (position // CHANNELS).to(tl.int64)
-        at = row + x * stride_w + (position % CHANNELS) * stride_c
+    at = row + row_offsets(position, stride_c, stride_w, CHANNELS, PACKED)
     value = to_byte(to_unit(tl.load(at, mask=mask, other=0.0)))
     start = (sample * height + y) * (width * CHANNELS)
     tl.store(result + start + position, value, mask=mask)
@@ -94,7 +100,7 @@ def color_moments_kernel(
     """Measure the channels of a chunk of rows, into columns of a table of 2·CHANNELS."""
     chunk = tl.program_id(0)
     sample = tl.program_id(1).to(tl.int64)
-    channel = tl.arange(0, PADDED_CHANNELS)
+    channel = tl.arange(0, PADDED_CHANNELS).to(tl.int64)
     is_channel = channel < CHANNELS
     mean = tl.zeros([BLOCK, PADDED_CHANNELS], tl.float32)
     deviation = tl.zeros([BLOCK, PADDED_CHANNELS], tl.float32)
@@ -110,8 +116,8 @@ def color_moments_kernel(
             mask = inside[:, None] & is_channel[None, :]
             value = to_unit(tl.load(at, mask=mask, other=0.0))
             mean, deviation, count = welford(value, inside, mean, deviation, count)
-    at = (sample * num_chunks + chunk) * (2 * CHANNELS) + FIRST_COLUMN + channel
-    store_chunk(mean, deviation, count, means, deviations, at, is_channel)
+    column = (sample * num_chunks + chunk) * (2 * CHANNELS) + FIRST_COLUMN + channel
+    store_chunk(mean, deviation, count, means, deviations, column, is_channel)
 
 
 @triton.jit
@@ -129,6 +135,7 @@ def adain_kernel(
     width,
     num_blocks,
     CHANNELS: tl.constexpr,
+    PACKED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Give a part of a row of pixels the wanted moments."""
@@ -136,9 +143,9 @@ def adain_kernel(
     position = (tl.program_id(0) % num_blocks) * BLOCK + tl.arange(0, BLOCK)
     sample = tl.program_id(1).to(tl.int64)
     mask = position < width * CHANNELS
-    x = (position // CHANNELS).to(tl.int64)
     channel = position % CHANNELS
-    at = image + sample * stride_b + y * stride_h + x * stride_w + channel * stride_c
+    row = image + sample * stride_b + y * stride_h
+    at = row + row_offsets(position, stride_c, stride_w, CHANNELS, PACKED)
     value = to_unit(tl.load(at, mask=mask, other=0.0))
     fixed = value
     for c in tl.static_range(CHANNELS):
@@ -228,7 +235,7 @@ def plan_to_uint8_nhwc(image: Tensor) -> tuple[Tensor, list[Launch]]:
         "width": width,
         **blocks,
         "CHANNELS": channels,
-        "PACKED": image.stride(1) == 1 and image.stride(3) == channels,
+        "PACKED": _is_packed(image),
     }
     grid = (height * blocks["num_blocks"], batch)
     return result, [Launch(to_uint8_kernel, grid, arguments, fuses_multiply_add=False)]
@@ -279,6 +286,7 @@ def plan_adain(image: Tensor, reference: Tensor) -> tuple[Tensor, list[Launch]]:
         "width": width,
         **blocks,
         "CHANNELS": channels,
+        "PACKED": _is_packed(image),
     }
     apply = Launch(adain_kernel, (height * blocks["num_blocks"], batch), arguments)
     return result, [*launches, merge, apply]
@@ -320,6 +328,11 @@ def plan_wavelet(image: Tensor, reference: Tensor, levels: int) -> tuple[Tensor,
 def _empty_bytes(image: Tensor) -> Tensor:
     batch, channels, height, width = image.shape
     return image.new_empty((batch, height, width, channels), dtype=torch.uint8)
+
+
+def _is_packed(image: Tensor) -> bool:
+    """Return whether rows lie in memory as in the result."""
+    return image.stride(1) == 1 and image.stride(3) == image.shape[1]
 
 
 def _strided(name: str, image: Tensor, prefix: str = "") -> dict[str, Any]:

@@ -71,8 +71,8 @@ def measure_kernel(
     lane = tl.arange(0, BLOCK_ROWS)
     start = sample * positions * channels
     if channel_bias is not None:
-        at = channel_bias + sample * channel_bias_stride + channel
-        bias = tl.load(at, mask=is_channel, other=0.0).to(tl.float32)[None, :]
+        bias_at = channel_bias + sample * channel_bias_stride + channel
+        bias = tl.load(bias_at, mask=is_channel, other=0.0).to(tl.float32)[None, :]
 
     mean = tl.zeros([BLOCK_ROWS, BLOCK_CHANNELS], tl.float32)
     deviation = tl.zeros([BLOCK_ROWS, BLOCK_CHANNELS], tl.float32)
@@ -106,10 +106,10 @@ def merge_kernel(
     statistics,
     positions,
     channels,
-    group_size,
     chunk_positions,
     num_chunks,
     group_elements,
+    GROUP_SIZE: tl.constexpr,
     BLOCK_CHUNKS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
 ):
@@ -117,12 +117,12 @@ def merge_kernel(
     group = tl.program_id(0)
     sample = tl.program_id(1).to(tl.int64)
     lane = tl.arange(0, BLOCK_CHANNELS)
-    is_channel = lane < group_size
-    channel = group * group_size + lane
+    is_channel = lane < GROUP_SIZE
+    channel = group * GROUP_SIZE + lane
     bias = tl.zeros([BLOCK_CHANNELS], tl.float32)
     if channel_bias is not None:
-        at = channel_bias + sample * channel_bias_stride + channel
-        bias = tl.load(at, mask=is_channel, other=0.0).to(tl.float32)
+        bias_at = channel_bias + sample * channel_bias_stride + channel
+        bias = tl.load(bias_at, mask=is_channel, other=0.0).to(tl.float32)
 
     total = tl.zeros([BLOCK_CHUNKS, BLOCK_CHANNELS], tl.float32)
     for chunk_start in range(0, num_chunks, BLOCK_CHUNKS):
@@ -144,9 +144,9 @@ def merge_kernel(
         within = tl.load(deviations + at, mask=mask, other=0.0)
         total += tl.where(mask, within + count[:, None] * between * between, 0.0)
     variance = tl.sum(tl.sum(total, axis=1), axis=0) / group_elements
-    at = statistics + (sample * tl.num_programs(0) + group) * 2
-    tl.store(at, group_mean)
-    tl.store(at + 1, variance)
+    result = statistics + (sample * tl.num_programs(0) + group) * 2
+    tl.store(result, group_mean)
+    tl.store(result + 1, variance)
 
 
 def plan_statistics(
@@ -232,10 +232,10 @@ def plan_merge(
             "statistics": statistics,
             "positions": positions,
             "channels": channels,
-            "group_size": group_size,
             "chunk_positions": chunk_positions,
             "num_chunks": chunks,
             "group_elements": float(positions * group_size),
+            "GROUP_SIZE": group_size,
             "BLOCK_CHUNKS": block_chunks,
             "BLOCK_CHANNELS": block_channels,
         },
