@@ -14,17 +14,18 @@ from tadsr.errors import ImageWriteError
 
 INPUT_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".jfif", ".jp2", ".webp", ".avif", ".tif", ".tiff", ".bmp"}
-    | {".ppm", ".pgm", ".pbm", ".pnm"}
+    | {".gif", ".apng", ".heic", ".heif", ".hif", ".ppm", ".pgm", ".pbm", ".pnm"}
 )
 """What a folder is searched for; a file that is named itself may have any suffix."""
 
 FORMAT_SUFFIXES = {
-    "png": (".png",),
+    "png": (".png", ".apng"),
     "jpg": (".jpg", ".jpeg"),
     "webp": (".webp",),
     "tiff": (".tiff", ".tif"),
     "avif": (".avif",),
     "bmp": (".bmp",),
+    "gif": (".gif",),
 }
 """Suffixes that an output file may have, by format; the first where we name it."""
 
@@ -145,7 +146,7 @@ def _is_folder_name(output: str, is_one_file: bool) -> bool:
     if _is_folder(output) or os.path.exists(output):
         return _is_folder(output)
     # What does not exist yet is a folder where only a folder makes sense.
-    known = INPUT_SUFFIXES.union(_OUTPUT_SUFFIXES, (".gif",))
+    known = INPUT_SUFFIXES.union(_OUTPUT_SUFFIXES)
     return not is_one_file and Path(output).suffix.lower() not in known
 
 

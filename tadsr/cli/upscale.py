@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from tqdm import tqdm
 
+    from tadsr.image_io import Animation, ArrayImage
     from tadsr.pipeline import TADSRPipeline
     from tadsr.tiling.spec import TileSpec
 
@@ -51,12 +53,15 @@ Examples:
   tadsr upscale photos/ sharp/ -t 900      into sharp/, more vivid
   tadsr upscale scan.tif out.tif -s 2      twice as large
   tadsr upscale panorama.png large.png --max-memory 4GB
+  tadsr upscale scan16.tif out.png         16 bit stay 16 bit
+  tadsr upscale clip.gif                   all frames, as APNG: clip_x4.png
 
 Outputs that exist are skipped, so that a stopped run goes on where it was. A file that fails
-is reported at the end, after all others are done.
+is reported at the end, after all others are done. Animations become APNG, WebP or GIF, by the
+output's name.
 """
 
-Format = Literal["png", "jpg", "webp", "tiff", "avif", "bmp"]
+Format = Literal["png", "jpg", "webp", "tiff", "avif", "bmp", "gif"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,7 @@ class _Request:
     tiling: TileSpec | Literal["auto"] | None
     quality: int | None
     overwrite: bool
+    strip: bool
     debug: bool
 
 
@@ -156,6 +162,12 @@ def upscale(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace outputs that exist.")
     ] = False,
+    strip: Annotated[
+        bool,
+        typer.Option(
+            "--strip", help="Drop EXIF, GPS, XMP and DPI; the ICC profile stays, for colours."
+        ),
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
     debug: DebugOption = False,
 ) -> None:
@@ -167,7 +179,7 @@ def upscale(
     check_range("--quality", quality, 1, 100, "small makes small files")
     # torch takes seeds of 64 bits.
     check_range("--seed", seed, 0, 2**63 - 1, "any number will do")
-    request = _Request(settings, timestep, prompt, seed, tiling, quality, overwrite, debug)
+    request = _Request(settings, timestep, prompt, seed, tiling, quality, overwrite, strip, debug)
     with readable_errors(debug):
         jobs = plan_jobs(paths, output, format=format, scale=scale)
         for job in jobs:
@@ -209,7 +221,7 @@ def _upscale_all(
                 continue
             started = time.perf_counter()
             image = None
-            with _collecting(job, tally, request.debug):
+            with _collecting(job, tally, request.debug), _noting(bar, quiet):
                 image = _open(job, request)
             if image is None:
                 continue
@@ -221,32 +233,49 @@ def _upscale_all(
                     width, height = _run(pipe, image, job, request, progress)
                 tally.num_written += 1
                 seconds = time.perf_counter() - started
-                size = f"{width}×{height}"
+                size = f"{width}×{height}{_frames_text(image)}"
                 is_noise = quiet or not bar.disable
                 _say(bar, f"{job.source} -> {job.target} ({size}, {seconds:.1f} s)", is_noise)
     return tally
 
 
-def _open(job: Job, request: _Request) -> Image.Image:
+def _open(job: Job, request: _Request) -> Image.Image | ArrayImage | Animation:
     """Read an image and check that its result can be written, before the long computation."""
-    from tadsr.image_io import check_writable, read_image
+    from tadsr.image_io import (
+        check_writable,
+        count_frames,
+        read_frames,
+        read_image,
+        strip_metadata,
+    )
 
-    image = read_image(job.source)
-    height, width = request.settings.output_size(image.height, image.width)
+    if count_frames(job.source) > 1:
+        image = read_frames(job.source)
+        image = image.strip_metadata() if request.strip else image
+        num_frames, has_alpha = len(image), image.has_alpha
+    else:
+        image = read_image(job.source)
+        image = strip_metadata(image) if request.strip else image
+        num_frames, has_alpha = 1, image.has_transparency_data
+    height, width = request.settings.output_size(image.size[1], image.size[0])
     job.target.parent.mkdir(parents=True, exist_ok=True)
-    check_writable(job.target, has_alpha=image.has_transparency_data, size=(width, height))
+    check_writable(job.target, has_alpha=has_alpha, size=(width, height), num_frames=num_frames)
     return image
+
+
+def _frames_text(image: object) -> str:
+    return f", {len(image)} frames" if hasattr(image, "durations_ms") else ""
 
 
 def _run(
     pipe: TADSRPipeline,
-    image: Image.Image,
+    image: Image.Image | ArrayImage | Animation,
     job: Job,
     request: _Request,
     progress: Callable[[float], None],
 ) -> tuple[int, int]:
     """Upscale an image to its target and return the result's width and height."""
-    from tadsr.image_io import STREAMED_SUFFIXES, write_image
+    from tadsr.image_io import STREAMED_SUFFIXES, Animation, write_image
 
     settings = request.settings
     options = {
@@ -258,6 +287,8 @@ def _run(
         "generator": _generator(request.seed),
         "progress": progress,
     }
+    if isinstance(image, Animation):
+        return _run_frames(pipe, image, job, request, options)
     height, width = settings.output_size(image.height, image.width)
     is_streamed = job.target.suffix.lower() in STREAMED_SUFFIXES
     if height * width > STREAMED_PIXELS and is_streamed:
@@ -268,6 +299,45 @@ def _run(
         result = pipe(image, request.timestep, **options)
         write_image(result, job.target, quality=request.quality, overwrite=request.overwrite)
     return width, height
+
+
+def _run_frames(
+    pipe: TADSRPipeline,
+    animation: Animation,
+    job: Job,
+    request: _Request,
+    options: dict[str, Any],
+) -> tuple[int, int]:
+    """Upscale an animation to its target and return the result's width and height."""
+    from tadsr.image_io import write_frames
+
+    progress = options["progress"]
+    size = (0, 0)
+
+    def results() -> Iterator[Image.Image]:
+        nonlocal size
+        for number, frame in enumerate(animation):
+            progress(number / len(animation))
+            own = {
+                # The same for each, so that a still scene does not flicker.
+                "generator": _generator(request.seed),
+                "progress": lambda share, number=number: progress(
+                    (number + share) / len(animation)
+                ),
+            }
+            result = pipe(frame, request.timestep, **options | own)
+            size = result.size
+            yield result
+
+    write_frames(
+        results(),
+        job.target,
+        durations_ms=animation.durations_ms,
+        num_plays=animation.num_plays,
+        quality=request.quality,
+        overwrite=request.overwrite,
+    )
+    return size
 
 
 def _parse_tiling(tile: str, max_memory: str | None) -> TileSpec | Literal["auto"] | None:
@@ -315,6 +385,19 @@ def _generator(seed: int | None) -> torch.Generator | None:
     import torch
 
     return None if seed is None else torch.Generator().manual_seed(seed)
+
+
+@contextmanager
+def _noting(bar: tqdm, quiet: bool) -> Iterator[None]:
+    """Say what of a file is not read."""
+    from tadsr.errors import ImageReadWarning
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ImageReadWarning)
+        yield
+    for warning in caught:
+        if issubclass(warning.category, ImageReadWarning):
+            _say(bar, str(warning.message), quiet, err=True)
 
 
 @contextmanager

@@ -84,14 +84,14 @@ def check_writable(
         raise ImageWriteError(f"{path}: its folder is not writable; choose another")
     if os.path.lexists(path) and not overwrite:
         raise ImageWriteError(f"{path}: exists already; pass overwrite=True to replace it")
-    if has_alpha and format in _OPAQUE_FORMATS:
-        raise ImageWriteError(
-            f"{path}: {format} cannot hold an alpha channel; write PNG or WebP, or drop it first"
-        )
     if num_frames > 1 and format not in _ANIMATED_FORMATS:
         raise ImageWriteError(
             f"{path}: {format} cannot hold an animation of {num_frames} frames; write .png, "
             ".webp or .gif, or save the frame that you want by itself first"
+        )
+    if has_alpha and format in _OPAQUE_FORMATS:
+        raise ImageWriteError(
+            f"{path}: {format} cannot hold an alpha channel; write PNG or WebP, or drop it first"
         )
     limit = _LARGEST_SIDE_PX.get(format)
     if size and limit and max(size) > limit:

@@ -13,6 +13,7 @@ COLOR_KEYS = ("icc_profile", "gamma", "chromaticity")
 """Metadata that says what the pixels' values mean."""
 
 _INCH_CM = 2.54
+_SHAPE_DESCRIPTION = '{"shape"'  # where tifffile repeats the size
 # Tags of TIFF that say how pixels are stored, or hold them: a result has its own.
 _STORAGE_TAGS = frozenset(
     {254, 255, *range(256, 260), 262, 263, 264, 265, 266, 273, 277, 278, 279, 280, 281, 284}
@@ -66,6 +67,8 @@ def tidy_exif(exif: Image.Exif) -> bytes | None:
     for tag in exif:
         if tag not in _STORAGE_TAGS:
             tidy[tag] = exif[tag]
+    if str(tidy.get(ExifTags.Base.ImageDescription, "")).startswith(_SHAPE_DESCRIPTION):
+        del tidy[ExifTags.Base.ImageDescription]
     if ExifTags.Base.Orientation in tidy:
         tidy[ExifTags.Base.Orientation] = 1
     if ExifTags.IFD.GPSInfo in tidy:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from tadsr.errors import ImageReadError
+from tadsr.errors import ImageReadError, ImageReadWarning
 from tadsr.image_io.array_image import ArrayImage, check_unit, read_16bit, read_tiff
 from tadsr.image_io.codec import unreadable
 from tadsr.image_io.metadata import exif_dpi, kept_metadata, tidy_exif
@@ -107,7 +107,9 @@ def _read(image: Image.Image, path: Path) -> Image.Image | ArrayImage:
         way_out = "split the file for the others" if is_paged else "read_frames has them all"
         kind = "pages" if is_paged else "frames"
         warnings.warn(
-            f"{path} holds {count} {kind}, of which the first is read; {way_out}", stacklevel=3
+            f"{path} holds {count} {kind}, of which the first is read; {way_out}",
+            ImageReadWarning,
+            stacklevel=3,
         )
     is_tiff = image.format == "TIFF"
     tags = getattr(image, "tag_v2", {})
