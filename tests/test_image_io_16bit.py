@@ -187,6 +187,29 @@ def test_compressed_gray_tiff(compression, tmp_path):
     np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "a.tif")), np.asarray(image))
 
 
+def test_lzw_colors(tmp_path):
+    """LZW, the commonest compression of scans, which tifffile alone cannot read."""
+    pixels = _noise16(5, 60, 3)
+    bits, free = "", 0
+    for byte in pixels.tobytes():
+        if free == 0:
+            bits, free = bits + f"{256:09b}", 250  # a new table, before its codes get longer
+        bits, free = bits + f"{byte:09b}", free - 1
+    bits += f"{257:09b}"
+    packed = bytes(int(bits[i : i + 8].ljust(8, "0"), 2) for i in range(0, len(bits), 8))
+    entries = [(256, 3, 1, 60), (257, 3, 1, 5), (258, 3, 3, 8), (259, 3, 1, 5), (262, 3, 1, 2)]
+    entries += [(273, 4, 1, 14), (277, 3, 1, 3), (278, 3, 1, 5), (279, 4, 1, len(packed))]
+    packed += bytes(len(packed) % 2)
+    (tmp_path / "lzw.tif").write_bytes(
+        struct.pack("<2sHIHHH", b"II", 42, 14 + len(packed), 16, 16, 16)
+        + packed
+        + struct.pack("<H", len(entries))
+        + b"".join(struct.pack("<HHII", *entry) for entry in entries)
+        + bytes(4)
+    )
+    np.testing.assert_array_equal(read_image(tmp_path / "lzw.tif").pixels, pixels)
+
+
 def test_planes_apart(tmp_path):
     pixels = _noise16(40, 50, 3)
     path = tmp_path / "a.tif"
@@ -255,7 +278,8 @@ def test_float_tiff(channels, tmp_path):
 @pytest.mark.parametrize("value", [-0.1, 1.5, float("nan")])
 def test_float_tiff_beyond_white_is_refused(value, channels, tmp_path):
     pixels = np.full((4, 4, channels), value, np.float32).squeeze()
-    tifffile.imwrite(tmp_path / "hdr.tif", pixels)
+    photometric = "rgb" if channels == 3 else "minisblack"
+    tifffile.imwrite(tmp_path / "hdr.tif", pixels, photometric=photometric)
     with pytest.raises(ImageReadError, match=r"hdr\.tif: float pixels must be from 0 .* to 1"):
         read_image(tmp_path / "hdr.tif")
 

@@ -38,7 +38,6 @@ _LARGEST_SIDE_PX = {"JPEG": 65500, "WEBP": 16383, "GIF": 65535}
 # What fits the one segment that holds it.
 _JPEG_EXIF_BYTES = 65533
 _JPEG_XMP_BYTES = 65504
-_XMP_TAG = 700
 _GIF_OPAQUE_COLORS = 255
 _FILE_MODES = {
     "PNG": ("1", "L", "LA", "I;16", "P", "RGB", "RGBA"),
@@ -151,7 +150,12 @@ def write_image(
             if isinstance(image, ArrayImage):
                 _write_array(image, file, format)
             else:
-                image.save(file, format=format, **save_options(image, format, quality))
+                options = save_options(image, format, quality)
+                image.save(file, format=format, **options)
+                if format == "TIFF":
+                    from tadsr.image_io.tiff import attach_metadata
+
+                    attach_metadata(file, kept_metadata(image.info, icc_space(image.mode)))
         except Exception as error:
             raise ImageWriteError(f"{path}: cannot be written as {format}: {error!r}") from error
 
@@ -297,9 +301,6 @@ def save_options(image: Image.Image, format: str, quality: int | None) -> dict[s
     elif format == "TIFF":
         if features.check_codec("libtiff"):
             options["compression"] = "tiff_lzw"
-        if "xmp" in options:
-            exif = Image.Exif()
-            exif.load(options.get("exif", b""))
-            exif[_XMP_TAG] = options["xmp"]
-            options["exif"] = exif.tobytes()
+        # EXIF is put in afterwards: Pillow's saver fails at parts of it.
+        options.pop("exif", None)
     return options

@@ -14,13 +14,14 @@ COLOR_KEYS = ("icc_profile", "gamma", "chromaticity")
 
 _INCH_CM = 2.54
 _SHAPE_DESCRIPTION = '{"shape"'  # where tifffile repeats the size
-# Tags of TIFF that say how pixels are stored, or hold them: a result has its own.
-_STORAGE_TAGS = frozenset(
+STORAGE_TAGS = frozenset(
     {254, 255, *range(256, 260), 262, 263, 264, 265, 266, 273, 277, 278, 279, 280, 281, 284}
     | {288, 289, 290, 291, 292, 293, 297, 301, 317, 318, 319, 320, 321, 322, 323, 324, 325, 330}
     | {332, 334, 336, 338, 339, 340, 341, 342, 347, *range(512, 522), *range(529, 533), 700}
     | {33723, 34377, 34675, 37724}
 )
+"""Tags of TIFF that say how pixels are stored, or hold them: a result has its own."""
+
 _XMP_ORIENTATION = re.compile(rb"""(tiff:Orientation(?:=["']|>))\s*[0-9]\s*(?=["'<])""")
 _XMP_STALE = re.compile(
     rb"""\s(?:tiff:Image(?:Width|Length)|exif:Pixel[XY]Dimension)=(?:"[^"]*"|'[^']*')"""
@@ -45,16 +46,26 @@ def kept_metadata(info: Mapping[str, Any], icc_space: bytes) -> dict[str, Any]:
         kept["icc_profile"] = profile
     elif "srgb" not in info:  # both say more than a PNG's gamma
         kept |= {key: info[key] for key in ("gamma", "chromaticity") if key in info}
-    if isinstance(exif, bytes) and exif:
+    if isinstance(exif, bytes) and _is_sound(exif):
         kept["exif"] = exif
     if isinstance(dpi, tuple) and len(dpi) == 2:
         dpi = tuple(float(value) for value in dpi)
-        if all(math.isfinite(value) and value > 0 for value in dpi):
+        # Pillow says 1 for a TIFF that says nothing.
+        if all(math.isfinite(value) and value > 0 for value in dpi) and dpi != (1, 1):
             kept["dpi"] = dpi
     xmp = info.get("xmp") or info.get("XML:com.adobe.xmp")
     if xmp := tidy_xmp(xmp.encode() if isinstance(xmp, str) else xmp):
         kept["xmp"] = xmp
     return kept
+
+
+def _is_sound(exif: bytes) -> bool:
+    found = Image.Exif()
+    try:
+        found.load(exif)
+        return len(found) > 0 and bool(found.tobytes())
+    except Exception:  # damaged EXIF makes Pillow raise nearly anything
+        return False
 
 
 def tidy_exif(exif: Image.Exif) -> bytes | None:
@@ -65,7 +76,7 @@ def tidy_exif(exif: Image.Exif) -> bytes | None:
     tidy = Image.Exif()
     tidy.endian = exif.endian
     for tag in exif:
-        if tag not in _STORAGE_TAGS:
+        if tag not in STORAGE_TAGS:
             tidy[tag] = exif[tag]
     if str(tidy.get(ExifTags.Base.ImageDescription, "")).startswith(_SHAPE_DESCRIPTION):
         del tidy[ExifTags.Base.ImageDescription]
@@ -85,7 +96,7 @@ def tidy_exif(exif: Image.Exif) -> bytes | None:
 
 
 def tidy_xmp(packet: Any) -> bytes | None:
-    """Return an XMP packet with orientation 1, without sizes and thumbnails.
+    """Return an XMP packet with orientation 1 if any, without sizes and thumbnails.
 
     A packet that is not UTF-8, as all formats want it, is None: its orientation may be wrong.
     """
