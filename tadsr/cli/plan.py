@@ -20,12 +20,13 @@ from tadsr.folders.jobs import (
 )
 
 FORMAT_SUFFIXES = {
-    "png": (".png",),
+    "png": (".png", ".apng"),
     "jpg": (".jpg", ".jpeg"),
     "webp": (".webp",),
     "tiff": (".tiff", ".tif"),
     "avif": (".avif",),
     "bmp": (".bmp",),
+    "gif": (".gif",),
 }
 """Suffixes that an output file may have, by format; the first where we name it."""
 
@@ -122,7 +123,7 @@ def _is_folder_name(output: str, is_one_file: bool) -> bool:
     if _is_folder(output) or os.path.exists(output):
         return _is_folder(output)
     # What does not exist yet is a folder where only a folder makes sense.
-    known = INPUT_SUFFIXES.union(_OUTPUT_SUFFIXES, (".gif",))
+    known = INPUT_SUFFIXES.union(_OUTPUT_SUFFIXES)
     return not is_one_file and Path(output).suffix.lower() not in known
 
 

@@ -48,13 +48,16 @@ Examples:
   tadsr upscale photos/ sharp/ -t 900      into sharp/, more vivid
   tadsr upscale scan.tif out.tif -s 2      twice as large
   tadsr upscale panorama.png large.png --max-memory 4GB
+  tadsr upscale scan16.tif out.png         16 bit stay 16 bit
+  tadsr upscale clip.gif                   all frames, as APNG: clip_x4.png
 
 Outputs that exist are skipped, so that a stopped run goes on where it was. A run over several
 images writes tadsr-manifest.jsonl into the output folder: what was made of what, with which
 settings, and what failed. A file that fails is reported at the end, after all others are done.
+Animations become APNG, WebP or GIF, by the output's name.
 """
 
-Format = Literal["png", "jpg", "webp", "tiff", "avif", "bmp"]
+Format = Literal["png", "jpg", "webp", "tiff", "avif", "bmp", "gif"]
 
 
 @dataclass
@@ -146,6 +149,12 @@ def upscale(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace outputs that exist.")
     ] = False,
+    strip: Annotated[
+        bool,
+        typer.Option(
+            "--strip", help="Drop EXIF, GPS, XMP and DPI; the ICC profile stays, for colours."
+        ),
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
     debug: DebugOption = False,
 ) -> None:
@@ -159,7 +168,7 @@ def upscale(
     check_range("--seed", seed, 0, 2**63 - 1, "any number will do")
     if devices is not None and device != "auto":
         raise UsageError("--device and --devices must not both be given; leave one out")
-    request = FileRequest(settings, timestep, prompt, seed, tiling, quality, overwrite)
+    request = FileRequest(settings, timestep, prompt, seed, tiling, quality, overwrite, strip)
     with readable_errors(debug):
         jobs = plan_jobs(paths, output, format=format, scale=scale)
         for job in jobs:
@@ -221,7 +230,11 @@ def _upscale_all(
                     _say(bar, outcome.traceback, quiet=False, err=True)
             else:
                 tally.num_written += 1
+                if outcome.message:
+                    _say(bar, outcome.message, quiet, err=True)
                 size = f"{outcome.size[0]}×{outcome.size[1]}"
+                if outcome.num_frames > 1:
+                    size += f", {outcome.num_frames} frames"
                 line = f"{job.source} -> {job.target} ({size}, {outcome.seconds:.1f} s)"
                 _say(bar, line, quiet or not bar.disable)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 INPUT_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".jfif", ".jp2", ".webp", ".avif", ".tif", ".tiff", ".bmp"}
-    | {".ppm", ".pgm", ".pbm", ".pnm"}
+    | {".gif", ".apng", ".heic", ".heif", ".hif", ".ppm", ".pgm", ".pbm", ".pnm"}
 )
 """What a folder is searched for; a file that is named itself may have any suffix."""
 

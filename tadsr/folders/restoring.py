@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,8 +13,11 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
+    from tadsr.image_io import Animation, ArrayImage
     from tadsr.pipeline import TADSRPipeline
     from tadsr.tiling.spec import TileSpec
+
+    Picture = Image.Image | ArrayImage | Animation
 
 STREAMED_PIXELS = 2**26
 """Results with more pixels are written strip by strip, where their format can."""
@@ -38,10 +41,13 @@ class FileRequest:
     """1..100, of JPEG, WebP and AVIF; None for their defaults."""
     overwrite: bool = False
     """Whether results that exist are replaced."""
+    strip: bool = False
+    """Whether EXIF, GPS, XMP and DPI are dropped; the ICC profile stays."""
 
-    def output_size(self, image: Image.Image) -> tuple[int, int]:
-        """Return the result's width and height in px."""
-        height, width = self.settings.output_size(image.height, image.width)
+    def output_size(self, image: Picture) -> tuple[int, int]:
+        """Return the result's width and height in px, not yet turned by an EXIF orientation."""
+        width, height = image.size
+        height, width = self.settings.output_size(height, width)
         return width, height
 
     def described(self) -> dict[str, Any]:
@@ -56,10 +62,11 @@ class FileRequest:
             "seed": self.seed,
             "attention_px": None if spec is None or spec == "auto" else spec.attention_px,
             "quality": self.quality,
+            "strip": self.strip,
         }
 
 
-def read_input(job: Job, request: FileRequest) -> Image.Image:
+def read_input(job: Job, request: FileRequest) -> Picture:
     """Read an image and check that its result can be written, before the long computation.
 
     Args:
@@ -67,29 +74,41 @@ def read_input(job: Job, request: FileRequest) -> Image.Image:
         request: What will be done to it.
 
     Returns:
-        The image as its file has it.
+        The image as its file has it, all frames of an animation.
 
     Raises:
         TADSRError: The image cannot be read, or the result could not be written.
         OSError: The result's folder cannot be made.
     """
-    from tadsr.image_io import check_writable, read_image
-
-    image = read_image(job.source)
-    job.target.parent.mkdir(parents=True, exist_ok=True)
-    check_writable(
-        job.target, has_alpha=image.has_transparency_data, size=request.output_size(image)
+    from tadsr.image_io import (
+        check_writable,
+        count_frames,
+        read_frames,
+        read_image,
+        strip_metadata,
     )
+
+    if count_frames(job.source) > 1:
+        image = read_frames(job.source)
+        image = image.strip_metadata() if request.strip else image
+        num_frames, has_alpha = len(image), image.has_alpha
+    else:
+        image = read_image(job.source)
+        image = strip_metadata(image) if request.strip else image
+        num_frames, has_alpha = 1, image.has_transparency_data
+    job.target.parent.mkdir(parents=True, exist_ok=True)
+    size = request.output_size(image)
+    check_writable(job.target, has_alpha=has_alpha, size=size, num_frames=num_frames)
     return image
 
 
 def restore(
     pipe: TADSRPipeline,
-    image: Image.Image,
+    image: Picture,
     job: Job,
     request: FileRequest,
     progress: Callable[[float], None] | None = None,
-) -> Image.Image | None:
+) -> Image.Image | ArrayImage | None:
     """Restore and enlarge one image.
 
     Args:
@@ -100,12 +119,13 @@ def restore(
         progress: Told the share that is done, 0..1.
 
     Returns:
-        The result, for `write_result`; None where it is so large that it was written at once.
+        The result, for `write_result`; None where it was written at once, as animations are, and
+        results too large to be held.
 
     Raises:
         TADSRError: As the pipeline says.
     """
-    from tadsr.image_io import STREAMED_SUFFIXES
+    from tadsr.image_io import STREAMED_SUFFIXES, Animation
 
     settings = request.settings
     options = {
@@ -117,21 +137,52 @@ def restore(
         "generator": _generator(request.seed),
         "progress": progress,
     }
+    overwrite = request.overwrite or job.may_replace
+    if isinstance(image, Animation):
+        _restore_frames(pipe, image, job, request, options)
+        return None
     width, height = request.output_size(image)
     is_streamed = job.target.suffix.lower() in STREAMED_SUFFIXES
     if height * width > STREAMED_PIXELS and is_streamed:
-        pipe.upscale_to_file(
-            image,
-            job.target,
-            request.timestep,
-            overwrite=request.overwrite or job.may_replace,
-            **options,
-        )
+        pipe.upscale_to_file(image, job.target, request.timestep, overwrite=overwrite, **options)
         return None
     return pipe(image, request.timestep, **options)
 
 
-def write_result(result: Image.Image, job: Job, request: FileRequest) -> None:
+def _restore_frames(
+    pipe: TADSRPipeline,
+    animation: Animation,
+    job: Job,
+    request: FileRequest,
+    options: dict[str, Any],
+) -> None:
+    from tadsr.image_io import write_frames
+
+    progress = options["progress"] or (lambda share: None)
+
+    def results() -> Iterator[Image.Image]:
+        for number, frame in enumerate(animation):
+            progress(number / len(animation))
+            own = {
+                # The same for each, so that a still scene does not flicker.
+                "generator": _generator(request.seed),
+                "progress": lambda share, number=number: progress(
+                    (number + share) / len(animation)
+                ),
+            }
+            yield pipe(frame, request.timestep, **options | own)
+
+    write_frames(
+        results(),
+        job.target,
+        durations_ms=animation.durations_ms,
+        num_plays=animation.num_plays,
+        quality=request.quality,
+        overwrite=request.overwrite or job.may_replace,
+    )
+
+
+def write_result(result: Image.Image | ArrayImage, job: Job, request: FileRequest) -> None:
     """Write a result whole or not at all.
 
     Args:
