@@ -29,6 +29,7 @@ from tadsr.image_io import (
 from tadsr.models.adapters import AdapterSet, extract_adapters, fuse_adapters, has_adapters
 from tadsr.models.prompt_embeddings import PromptEmbeddings
 from tadsr.models.time_aware_vae import TimeAwareAutoencoderKL
+from tadsr.prompts import check_taggable, choose_prompts
 from tadsr.schedule import make_alphas_cumprod, residual_to_x0
 from tadsr.streaming import OneStep, Strip, choose_tiling, not_finite, upscale_in_strips
 from tadsr.tiling import TileSpec
@@ -89,6 +90,7 @@ class TADSRPipeline(DiffusionPipeline):
             config.beta_start, config.beta_end, config.beta_schedule, config.num_train_timesteps
         )
         self._empty_prompt: tuple[Any, Tensor] | None = None
+        self.tagger: Callable[[Any], str] | None = None
 
     @classmethod
     def from_pretrained(
@@ -99,6 +101,7 @@ class TADSRPipeline(DiffusionPipeline):
         variant: str | None = None,
         torch_dtype: torch.dtype | None = None,
         merge_adapters: bool = True,
+        tagger: str | Path | Callable[[Any], str] | None = None,
         revision: str | None = None,
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
@@ -114,6 +117,9 @@ class TADSRPipeline(DiffusionPipeline):
             torch_dtype: Type of the weights in memory; None for float32.
             merge_adapters: Whether LoRA matrices are added into the weights; False keeps them
                 apart as PEFT layers (slower, for training and conversion).
+            tagger: What writes the prompt of an image that none is given for: a callable from a
+                PIL image to a text, "dape" for the published tagger beside the checkpoint, or a
+                folder or hub id that holds it. None leaves such prompts empty.
             revision: Branch, tag or commit on the hub.
             cache_dir: Folder for downloads instead of huggingface-hub's own.
             local_files_only: Use only what is already downloaded.
@@ -124,19 +130,23 @@ class TADSRPipeline(DiffusionPipeline):
 
         Raises:
             CheckpointError: The checkpoint is missing, damaged, unsafe or does not fit.
+            ValueError: A tagger is given, but the model has no text encoder to read its prompts.
         """
+        hub = {
+            "revision": revision,
+            "cache_dir": cache_dir,
+            "local_files_only": local_files_only,
+            "token": token,
+        }
         checkpoint = load_checkpoint(
             source,
             adapter=adapter,
             variant=variant,
             torch_dtype=torch_dtype or torch.float32,
             merge_adapters=merge_adapters,
-            revision=revision,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            token=token,
+            **hub,
         )
-        return cls(
+        pipe = cls(
             vae=checkpoint.vae,
             unet=checkpoint.unet,
             scheduler=checkpoint.scheduler,
@@ -144,6 +154,13 @@ class TADSRPipeline(DiffusionPipeline):
             tokenizer=checkpoint.tokenizer,
             prompt_embeddings=checkpoint.prompt_embeddings,
         )
+        if tagger is not None:
+            # Only here: it brings further networks with it.
+            from tadsr.checkpoints.tagger import open_tagger
+
+            check_taggable(pipe.text_encoder)
+            pipe.tagger = open_tagger(tagger, source, **hub)
+        return pipe
 
     @torch.no_grad()
     def __call__(
@@ -152,7 +169,7 @@ class TADSRPipeline(DiffusionPipeline):
         timestep: int | Sequence[int] = 500,
         *,
         scale: float = 4,
-        prompt: str | Sequence[str] = "",
+        prompt: str | Sequence[str] | None = None,
         color_fix: ColorFix = "adain",
         process_size: int = 512,
         tiling: TileSpec | Literal["auto"] | None = "auto",
@@ -168,7 +185,8 @@ class TADSRPipeline(DiffusionPipeline):
                 (B, 3, H, W).
             timestep: 0..999, one for all or one per image; small is faithful, large is vivid.
             scale: Output size over input size, any number ≥ 1; 1 restores at the given size.
-            prompt: What the picture shows, one for all or one per image; "" is neutral.
+            prompt: What the picture shows, one for all or one per image; "" is neutral. None
+                asks the tagger if there is one, and is "" otherwise.
             color_fix: "adain", "wavelet" or "none".
             process_size: Smallest shorter side in px that the network works at; 0 for no limit.
             tiling: "auto" computes large images in pieces, within the memory there is; a
@@ -200,11 +218,7 @@ class TADSRPipeline(DiffusionPipeline):
             raise ValueError("image must hold at least one image, got an empty list")
         decoded = [decode_image(item) for item in images]
         timesteps = self.check_timesteps(timestep, len(images))
-        prompts = list(prompt) if isinstance(prompt, list | tuple) else [prompt] * len(images)
-        if len(prompts) != len(images):
-            raise ValueError(
-                f"prompt must be one text or one per image ({len(images)}), got {len(prompts)}"
-            )
+        prompts = choose_prompts(prompt, decoded, self.tagger, self.text_encoder)
         prompt_embeds = self.encode_prompt(prompts)
         # Images of a tensor batch share their size and go through the network together.
         groups = [range(len(images))] if is_batch else [range(i, i + 1) for i in range(len(images))]
@@ -244,7 +258,7 @@ class TADSRPipeline(DiffusionPipeline):
         timestep: int = 500,
         *,
         scale: float = 4,
-        prompt: str = "",
+        prompt: str | None = None,
         color_fix: ColorFix = "adain",
         process_size: int = 512,
         tiling: TileSpec | Literal["auto"] | None = "auto",
@@ -280,7 +294,10 @@ class TADSRPipeline(DiffusionPipeline):
         decoded = decode_image(image)
         size = settings.output_size(*decoded.rgb.shape[-2:])
         check_writable(path, overwrite=overwrite, size=size[::-1])
-        timesteps, embeds = self.check_timesteps(timestep, 1), self.encode_prompt([prompt])
+        timesteps = self.check_timesteps(timestep, 1)
+        embeds = self.encode_prompt(
+            choose_prompts(prompt, [decoded], self.tagger, self.text_encoder)
+        )
         step = OneStep(self.vae, self.unet, self.alphas_cumprod, timesteps, embeds, generator)
         strips = (
             (start, colors[0], _alpha_rows(decoded, settings, start, colors))

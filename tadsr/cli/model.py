@@ -54,8 +54,9 @@ def load_model(
     adapter: str | None,
     device: torch.device,
     dtype: DtypeName,
-    prompt: str,
+    prompt: str | None,
     timestep: int,
+    tagger: str | None = None,
 ) -> TADSRPipeline:
     """Load a pipeline onto a device and check that it takes the prompt and the timestep.
 
@@ -64,8 +65,9 @@ def load_model(
         adapter: As in `TADSRPipeline.from_pretrained`.
         device: Where to.
         dtype: Type of the weights; "auto" for float16 on CUDA and float32 elsewhere.
-        prompt: Text for all images.
+        prompt: Text for all images, or None.
         timestep: Timestep for all images.
+        tagger: As in `TADSRPipeline.from_pretrained`.
 
     Returns:
         The pipeline.
@@ -76,9 +78,13 @@ def load_model(
     """
     if dtype == "auto":
         dtype = "fp16" if device.type == "cuda" else "fp32"
-    pipe = TADSRPipeline.from_pretrained(source, adapter=adapter, torch_dtype=DTYPES[dtype])
+    pipe = TADSRPipeline.from_pretrained(
+        source, adapter=adapter, torch_dtype=DTYPES[dtype], tagger=tagger
+    )
     pipe.to(device)
+    if isinstance(pipe.tagger, torch.nn.Module):
+        pipe.tagger.to(device)
     with as_usage_errors():
-        pipe.encode_prompt([prompt])
+        pipe.encode_prompt([prompt or ""])
         pipe.check_timesteps(timestep, 1)
     return pipe

@@ -65,7 +65,7 @@ class _Request:
 
     settings: UpscaleSettings
     timestep: int
-    prompt: str
+    prompt: str | None
     seed: int | None
     tiling: TileSpec | Literal["auto"] | None
     quality: int | None
@@ -101,9 +101,17 @@ def upscale(
         typer.Option("--scale", "-s", metavar="X", help="Output size over input size, from 1."),
     ] = 4,
     prompt: Annotated[
-        str,
+        str | None,
         typer.Option("--prompt", "-p", help="What the pictures show, if the model reads text."),
-    ] = "",
+    ] = None,
+    tagger: Annotated[
+        str | None,
+        typer.Option(
+            "--tagger",
+            metavar="dape|FOLDER",
+            help="Writes each picture's prompt; dape: the one beside the published model.",
+        ),
+    ] = None,
     color_fix: Annotated[
         ColorFix, typer.Option("--color-fix", help="How the input's colours are kept.")
     ] = "adain",
@@ -180,7 +188,13 @@ def upscale(
 
         def load() -> TADSRPipeline:
             return load_model(
-                model, adapter=adapter, device=place, dtype=dtype, prompt=prompt, timestep=timestep
+                model,
+                adapter=adapter,
+                device=place,
+                dtype=dtype,
+                prompt=prompt,
+                timestep=timestep,
+                tagger=tagger,
             )
 
         tally = _upscale_all(jobs, request, load, quiet)
