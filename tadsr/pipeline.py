@@ -13,6 +13,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from tadsr.checkpoints import load_checkpoint, save_native
+from tadsr.checkpoints.lora_files import read_lora
 from tadsr.color import COLOR_FIXES
 from tadsr.config import ColorFix, UpscaleSettings
 from tadsr.image_io import (
@@ -27,6 +28,7 @@ from tadsr.image_io import (
     write_strips,
 )
 from tadsr.models.adapters import AdapterSet, extract_adapters, fuse_adapters, has_adapters
+from tadsr.models.lora import merge_lora
 from tadsr.models.prompt_embeddings import PromptEmbeddings
 from tadsr.models.time_aware_vae import TimeAwareAutoencoderKL
 from tadsr.prompts import check_taggable, choose_prompts
@@ -444,6 +446,25 @@ class TADSRPipeline(DiffusionPipeline):
     def merge_adapters(self) -> None:
         """Add adapters that were kept apart into the weights; the result stays the same."""
         fuse_adapters(self.unet, self.vae)
+
+    def merge_lora(self, source: str | Path, *, scale: float = 1.0) -> None:
+        """Add another LoRA to the weights, for good: a style, a subject, a kind of picture.
+
+        Adapters that are kept apart stay so. To be without it again, load the model anew, or
+        merge it a second time with the negative `scale`, which undoes it within rounding.
+
+        Args:
+            source: A .safetensors file or a folder, of diffusers or PEFT, for the base model.
+            scale: Its strength; 1 is as trained.
+
+        Raises:
+            CheckpointError: It is missing, damaged, or does not fit; nothing is changed then.
+        """
+        products = read_lora(source, self.unet, self.text_encoder)
+        merge_lora(self.unet, products["unet"], scale)
+        if self.text_encoder is not None:
+            merge_lora(self.text_encoder, products["text_encoder"], scale)
+        self._empty_prompt = None
 
     def _encode_text(self, prompts: Sequence[str]) -> Tensor:
         tokens = self.tokenizer(
