@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from tadsr.image_io.codec import (
     unit_planes,
     unreadable,
 )
+from tadsr.whole_file import whole_file
 
 MAX_PIXELS = 178_956_970  # where Pillow itself refuses to open a file, by default
 # What can be written, if this build of Pillow can.
@@ -69,6 +69,8 @@ def read_image(path: str | os.PathLike[str], *, max_pixels: int | None = MAX_PIX
         raise ImageReadError(f"{path}: an image file must exist, found none; check the path")
     if os.path.isdir(path):
         raise ImageReadError(f"{path}: must be an image file, but is a folder; name a file in it")
+    if not os.path.isfile(path):  # a pipe would be waited for, for ever
+        raise ImageReadError(f"{path}: must be a file, but is a pipe or device; save it first")
     try:
         with Image.open(path) as image:
             _check_file_size(path, image.size, max_pixels)
@@ -171,18 +173,13 @@ def write_image(
     format = _file_format(Path(path), format)
     image = _fit_mode(image, format)
     options = _save_options(image, format, quality)
-    target = Path(os.path.realpath(path))  # a link stays, and what it points to is replaced
-    partial = target.with_name(f".tadsr-{uuid.uuid4().hex}{target.suffix}")
     try:
-        with open(partial, "x+b") as file:
+        with whole_file(path) as partial, open(partial, "x+b") as file:
             image.save(file, format=format, **options)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, target)
     except Exception as error:
         raise ImageWriteError(f"{path}: cannot be written as {format}: {error!r}") from error
-    finally:
-        partial.unlink(missing_ok=True)  # gone already after success; left by any failure
 
 
 @functools.cache

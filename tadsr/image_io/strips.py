@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import struct
-import uuid
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor
 from tadsr.errors import ImageWriteError
 from tadsr.image_io.codec import DecodedImage, encode_image, kept_metadata
 from tadsr.image_io.files import check_writable
+from tadsr.whole_file import whole_file
 
 STREAMED_SUFFIXES = (".png", ".tif", ".tiff")
 """What `write_strips` can write."""
@@ -62,19 +62,14 @@ def write_strips(
     channels = (1 if like.kind.is_gray else 3) + has_alpha
     dtype = np.dtype(np.uint16 if like.kind.is_16bit else np.uint8)
     metadata = kept_metadata(like.kind.info, b"GRAY" if like.kind.is_gray else b"RGB ")
-    target = Path(os.path.realpath(path))
-    partial = target.with_name(f".tadsr-{uuid.uuid4().hex}{target.suffix}")
     try:
-        with open(partial, "xb") as file:
+        with whole_file(path) as partial, open(partial, "xb") as file:
             rows = _encode(strips, like, channels)
             write(file, rows, (*size, channels), dtype, metadata)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, target)
     except OSError as error:
         raise ImageWriteError(f"{path}: cannot be written: {error!r}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def check_streamable(path: str | os.PathLike[str]) -> None:
