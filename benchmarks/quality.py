@@ -26,6 +26,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from tadsr import TADSRPipeline
 from tadsr.evaluation import evaluate_model, format_table, make_perceptual_metric, plot, write_json
+from tadsr.folders.jobs import INPUT_SUFFIXES
 from tadsr.metrics import make_metric
 from tadsr.training.degradation import PRESETS, apply_degradation, sample_degradation
 
@@ -38,16 +39,21 @@ GRID_NEIGHBOURS = (3, 12)
 """Frequencies beside a harmonic of the grid that count as its surroundings, in bins."""
 
 
+def images_in(folder: Path) -> list[Path]:
+    """Return the image files of a folder, by name."""
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in INPUT_SUFFIXES)
+
+
 def degrade(hq: Path, lq: Path, preset: str, seed: int) -> None:
     """Write an LQ partner of every photograph; the same seed gives the same files."""
-    for index, path in enumerate(sorted(hq.glob("*.png"))):
+    for index, path in enumerate(images_in(hq)):
         pixels = torch.from_numpy(np.asarray(Image.open(path).convert("RGB")).copy())
         image = pixels.permute(2, 0, 1)[None].float() / 127.5 - 1
         generator = np.random.default_rng([seed, index])
         params = sample_degradation(generator, PRESETS[preset], scale=SCALE)
         small = apply_degradation(image, params)[0].clamp(-1, 1)
         array = ((small + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
-        Image.fromarray(array).save(lq / path.name)
+        Image.fromarray(array).save(lq / f"{path.stem}.png")
 
 
 def grid_excess(folder: Path, period_px: int) -> float:
@@ -59,7 +65,7 @@ def grid_excess(folder: Path, period_px: int) -> float:
     worst = 0.0
     for axis in (0, 1):
         ratios: dict[int, list[float]] = {}
-        for path in sorted(folder.glob("*.png")):
+        for path in images_in(folder):
             y = np.asarray(Image.open(path).convert("L"), dtype=np.float64)
             lines = np.swapaxes(y, axis, 1)
             length = lines.shape[1] // period_px * period_px
@@ -80,19 +86,20 @@ def grid_excess(folder: Path, period_px: int) -> float:
 
 def draw_sheet(columns: dict[str, Path], path: Path) -> None:
     """Draw the crop of every picture that has most detail in the original, a column per method."""
-    names = sorted(p.name for p in columns["HQ"].glob("*.png"))
-    names = names[:: max(1, len(names) // SHEET_ROWS)][:SHEET_ROWS]
+    files = {label: images_in(folder) for label, folder in columns.items()}
+    count = len(files["HQ"])
+    rows = range(0, count, max(1, count // SHEET_ROWS))[:SHEET_ROWS]
     side = SHEET_CROP_PX
-    sheet = Image.new("RGB", (len(columns) * side, LABEL_PX + len(names) * side), "white")
+    sheet = Image.new("RGB", (len(columns) * side, LABEL_PX + len(rows) * side), "white")
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(LABEL_PX - 4)
     for column, label in enumerate(columns):
         draw.text((column * side + 4, 0), label, fill="black", font=font)
-    for row, name in enumerate(names):
-        hq = Image.open(columns["HQ"] / name).convert("RGB")
+    for row, number in enumerate(rows):
+        hq = Image.open(files["HQ"][number]).convert("RGB")
         box = busiest_box(hq, side)
-        for column, folder in enumerate(columns.values()):
-            image = Image.open(folder / name).convert("RGB")
+        for column, label in enumerate(columns):
+            image = Image.open(files[label][number]).convert("RGB")
             if image.size != hq.size:
                 image = image.resize(hq.size, Image.Resampling.NEAREST)
             sheet.paste(image.crop(box), (column * side, LABEL_PX + row * side))
@@ -112,7 +119,7 @@ def busiest_box(image: Image.Image, side: int) -> tuple[int, int, int, int]:
 def main() -> None:
     """Run the comparison and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--hq", type=Path, required=True, help="folder of PNG files")
+    parser.add_argument("--hq", type=Path, required=True, help="folder of originals")
     parser.add_argument("--lq", type=Path, help="their LQ partners; degraded here if left out")
     parser.add_argument("--other", action="append", default=[], metavar="NAME=FOLDER")
     parser.add_argument("--model", default="tadsr-tiny")
@@ -130,7 +137,7 @@ def main() -> None:
     others = {name: Path(folder) for name, _, folder in (o.partition("=") for o in args.other)}
     metrics = [make_metric(name, border_px=SCALE) for name in METRICS]
     if args.perceptual:
-        metrics.append(make_perceptual_metric(args.perceptual, args.device))
+        metrics.append(make_perceptual_metric(args.perceptual, device=args.device))
     pipe = TADSRPipeline.from_pretrained(args.model).to(args.device)
     with tempfile.TemporaryDirectory() as scratch:
         results, lq = Path(scratch, "results"), args.lq or Path(scratch, "lq")

@@ -93,3 +93,12 @@ def test_the_training_guide_names_recipes_and_fields_that_exist():
     assert len(paths) >= 5
     for path in paths:
         load_recipe(ROOT / path)
+
+
+@pytest.mark.slow
+def test_the_onnx_guides_python_code_runs(checkout):
+    text = (ROOT / "docs" / "onnx.md").read_text(encoding="utf-8")
+    for block in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        exec(compile(block, "onnx.md", "exec"), {})
+    with Image.open("onnx_x4.png") as image:
+        assert image.size == (128, 96)

@@ -71,9 +71,10 @@ def load_on(
     source: str,
     adapter: str | None,
     dtype: DtypeName,
-    prompt: str,
+    prompt: str | None,
     timestep: int,
     device: str | torch.device,
+    tagger: str | None = None,
 ) -> TADSRPipeline:
     """Load a pipeline as `load_model` does, with the device last, for `functools.partial`."""
     return load_model(
@@ -83,6 +84,7 @@ def load_on(
         dtype=dtype,
         prompt=prompt,
         timestep=timestep,
+        tagger=tagger,
     )
 
 
@@ -92,8 +94,9 @@ def load_model(
     adapter: str | None,
     device: torch.device,
     dtype: DtypeName,
-    prompt: str,
+    prompt: str | None,
     timestep: int,
+    tagger: str | None = None,
 ) -> TADSRPipeline:
     """Load a pipeline onto a device and check that it takes the prompt and the timestep.
 
@@ -102,8 +105,9 @@ def load_model(
         adapter: As in `TADSRPipeline.from_pretrained`.
         device: Where to.
         dtype: Type of the weights; "auto" for float16 on CUDA and float32 elsewhere.
-        prompt: Text for all images.
+        prompt: Text for all images, or None.
         timestep: Timestep for all images.
+        tagger: As in `TADSRPipeline.from_pretrained`.
 
     Returns:
         The pipeline.
@@ -114,9 +118,13 @@ def load_model(
     """
     if dtype == "auto":
         dtype = "fp16" if device.type == "cuda" else "fp32"
-    pipe = TADSRPipeline.from_pretrained(source, adapter=adapter, torch_dtype=DTYPES[dtype])
+    pipe = TADSRPipeline.from_pretrained(
+        source, adapter=adapter, torch_dtype=DTYPES[dtype], tagger=tagger
+    )
     pipe.to(device)
+    if isinstance(pipe.tagger, torch.nn.Module):
+        pipe.tagger.to(device)
     with as_usage_errors():
-        pipe.encode_prompt([prompt])
+        pipe.encode_prompt([prompt or ""])
         pipe.check_timesteps(timestep, 1)
     return pipe

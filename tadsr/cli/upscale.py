@@ -88,9 +88,17 @@ def upscale(
         typer.Option("--scale", "-s", metavar="X", help="Output size over input size, from 1."),
     ] = 4,
     prompt: Annotated[
-        str,
+        str | None,
         typer.Option("--prompt", "-p", help="What the pictures show, if the model reads text."),
-    ] = "",
+    ] = None,
+    tagger: Annotated[
+        str | None,
+        typer.Option(
+            "--tagger",
+            metavar="dape|FOLDER",
+            help="Writes each picture's prompt; dape: the one beside the published model.",
+        ),
+    ] = None,
     color_fix: Annotated[
         ColorFix, typer.Option("--color-fix", help="How the input's colours are kept.")
     ] = "adain",
@@ -178,8 +186,8 @@ def upscale(
 
         silence_libraries(debug)
         places = parse_devices(devices) if devices is not None else [choose_device(device)]
-        load = partial(load_on, model, adapter, dtype, prompt, timestep)
-        described = {"model": model, "adapter": adapter, "dtype": dtype}
+        load = partial(load_on, model, adapter, dtype, prompt, timestep, tagger=tagger)
+        described = {"model": model, "adapter": adapter, "dtype": dtype, "tagger": tagger}
         tally = _upscale_all(jobs, request, described, load, places, quiet=quiet, debug=debug)
     _report(tally, len(jobs), quiet)
     if tally.failures:

@@ -31,8 +31,8 @@ class FileRequest:
     """Scale, colour fix and smallest size."""
     timestep: int = 500
     """0..999; small is faithful, large is vivid."""
-    prompt: str = ""
-    """What the pictures show; "" is neutral."""
+    prompt: str | None = None
+    """What the pictures show; None asks the pipeline's tagger, or is "" without one."""
     seed: int | None = None
     """Samples the encoder's posterior, anew for each image; None takes its mean."""
     tiling: TileSpec | Literal["auto"] | None = "auto"

@@ -237,3 +237,10 @@ def test_very_large_results_are_written_in_strips(upscale, photo, monkeypatch):
 )
 def test_sizes_are_read_as_people_write_them(text, number):
     assert parse_bytes(text) == number
+
+
+def test_a_tagger_for_a_model_that_reads_no_text_is_refused(upscale, photo):
+    photo("photo.png")
+    result = upscale("photo.png", "a.png", "--tagger", "dape", code=1)
+    assert "this model has none" in result.stderr
+    assert not Path("a.png").exists()
