@@ -156,7 +156,7 @@ def _read_with_tifffile(path: Path, max_pixels: int | None) -> ArrayImage:
 def _open_heif(path: Path, head: bytes, max_pixels: int | None) -> Image.Image:
     if b"avif" in head[8:] or b"avis" in head[8:]:
         raise ImageReadError(
-            f"{path}: this Pillow cannot read AVIF, which 11.3 and later can: pip install -U pillow"
+            f"{path}: this build of Pillow cannot read AVIF, which pip's can: pip install -U pillow"
         )
     try:
         from pillow_heif import HeifImageFile
