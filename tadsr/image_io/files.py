@@ -110,8 +110,8 @@ def write_image(
     """Write an image file whole or not at all.
 
     ICC profile, EXIF, XMP and dpi are kept where the format has a place for them: BMP for dpi
-    alone, GIF for none, JPEG for EXIF and XMP of up to 64 kB each, others for all. PNG holds up to 16 bit, TIFF float
-    too; in other formats 16 bit are rounded to 8, and GIF has 256 colours.
+    alone, GIF for none, JPEG for EXIF and XMP of up to 64 kB each, others for all. PNG holds up
+    to 16 bit, TIFF float too; elsewhere 16 bit are rounded to 8, and GIF has 256 colours.
 
     Args:
         image: PIL image of any mode, or an `ArrayImage`.
