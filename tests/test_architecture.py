@@ -45,6 +45,12 @@ def test_the_pipeline_needs_neither_torchvision_nor_training():
     assert not [m for m in loaded if m.startswith(("torchvision", "cv2", "tadsr.training"))]
 
 
+def test_importing_the_kernels_loads_no_triton():
+    loaded = _run_python("import sys, tadsr.kernels; print(*sys.modules)").split()
+    assert "tadsr.kernels" in loaded
+    assert not {"triton", "diffusers", "PIL"} & set(loaded)
+
+
 def test_the_public_api_is_complete_and_resolves():
     assert tadsr.__all__ == sorted(tadsr.__all__)
     for name in ("TADSRError", "TADSRPipeline", "TimeAwareAutoencoderKL", "__version__"):

@@ -48,6 +48,44 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def parse_devices(names: str) -> list[str]:
+    """Turn "0,1" or "cuda:0,cpu" into devices that are there.
+
+    Args:
+        names: Names for `choose_device`, or the numbers of CUDA devices, with commas between.
+
+    Returns:
+        What torch calls them, in that order.
+
+    Raises:
+        UsageError: One of them is no device, or not there.
+    """
+    parts = [part.strip() for part in names.split(",")]
+    if not all(parts):
+        raise UsageError(f"--devices must be names with commas between, such as 0,1, got {names!r}")
+    named = [f"cuda:{part}" if part.isdecimal() else part for part in parts]
+    return [str(choose_device(name)) for name in named]
+
+
+def load_on(
+    source: str,
+    adapter: str | None,
+    dtype: DtypeName,
+    prompt: str,
+    timestep: int,
+    device: str | torch.device,
+) -> TADSRPipeline:
+    """Load a pipeline as `load_model` does, with the device last, for `functools.partial`."""
+    return load_model(
+        source,
+        adapter=adapter,
+        device=torch.device(device),
+        dtype=dtype,
+        prompt=prompt,
+        timestep=timestep,
+    )
+
+
 def load_model(
     source: str,
     *,

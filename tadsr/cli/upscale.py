@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import time
-import traceback
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from tadsr.cli.plan import Job, check_place, plan_jobs
+from tadsr.cli.plan import check_place, plan_jobs
 from tadsr.cli.reporting import (
-    READABLE_ERRORS,
     DebugOption,
+    UsageError,
     as_usage_errors,
     check_range,
     parse_bytes,
@@ -23,18 +20,16 @@ from tadsr.cli.reporting import (
     silence_libraries,
 )
 from tadsr.config import ColorFix, UpscaleSettings
+from tadsr.folders.jobs import Job
+from tadsr.folders.restoring import FileRequest
 
 if TYPE_CHECKING:
-    import torch
-    from PIL import Image
     from tqdm import tqdm
 
-    from tadsr.image_io import Animation, ArrayImage
-    from tadsr.pipeline import TADSRPipeline
+    from tadsr.folders.outcome import Outcome
+    from tadsr.folders.run import Report
+    from tadsr.folders.workers import Load
     from tadsr.tiling.spec import TileSpec
-
-STREAMED_PIXELS = 2**26
-"""Results with more pixels are written strip by strip, where their format can."""
 
 UPSCALE_HELP = """Enlarge and restore images.
 
@@ -56,27 +51,13 @@ Examples:
   tadsr upscale scan16.tif out.png         16 bit stay 16 bit
   tadsr upscale clip.gif                   all frames, as APNG: clip_x4.png
 
-Outputs that exist are skipped, so that a stopped run goes on where it was. A file that fails
-is reported at the end, after all others are done. Animations become APNG, WebP or GIF, by the
-output's name.
+Outputs that exist are skipped, so that a stopped run goes on where it was. A run over several
+images writes tadsr-manifest.jsonl into the output folder: what was made of what, with which
+settings, and what failed. A file that fails is reported at the end, after all others are done.
+Animations become APNG, WebP or GIF, by the output's name.
 """
 
 Format = Literal["png", "jpg", "webp", "tiff", "avif", "bmp", "gif"]
-
-
-@dataclass(frozen=True)
-class _Request:
-    """What is done to every image."""
-
-    settings: UpscaleSettings
-    timestep: int
-    prompt: str
-    seed: int | None
-    tiling: TileSpec | Literal["auto"] | None
-    quality: int | None
-    overwrite: bool
-    strip: bool
-    debug: bool
 
 
 @dataclass
@@ -133,6 +114,12 @@ def upscale(
     device: Annotated[
         str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")
     ] = "auto",
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            "--devices", metavar="A,B", help="Several at once, such as 0,1 for two CUDA devices."
+        ),
+    ] = None,
     dtype: Annotated[
         Literal["auto", "fp32", "fp16", "bf16"],
         typer.Option("--dtype", help="Precision; auto: fp16 on CUDA, else fp32."),
@@ -179,165 +166,79 @@ def upscale(
     check_range("--quality", quality, 1, 100, "small makes small files")
     # torch takes seeds of 64 bits.
     check_range("--seed", seed, 0, 2**63 - 1, "any number will do")
-    request = _Request(settings, timestep, prompt, seed, tiling, quality, overwrite, strip, debug)
+    if devices is not None and device != "auto":
+        raise UsageError("--device and --devices must not both be given; leave one out")
+    request = FileRequest(settings, timestep, prompt, seed, tiling, quality, overwrite, strip)
     with readable_errors(debug):
         jobs = plan_jobs(paths, output, format=format, scale=scale)
         for job in jobs:
             check_place(job.target)
 
-        from tadsr.cli.model import choose_device, load_model
+        from tadsr.cli.model import choose_device, load_on, parse_devices
 
         silence_libraries(debug)
-        place = choose_device(device)
-
-        def load() -> TADSRPipeline:
-            return load_model(
-                model, adapter=adapter, device=place, dtype=dtype, prompt=prompt, timestep=timestep
-            )
-
-        tally = _upscale_all(jobs, request, load, quiet)
+        places = parse_devices(devices) if devices is not None else [choose_device(device)]
+        load = partial(load_on, model, adapter, dtype, prompt, timestep)
+        described = {"model": model, "adapter": adapter, "dtype": dtype}
+        tally = _upscale_all(jobs, request, described, load, places, quiet=quiet, debug=debug)
     _report(tally, len(jobs), quiet)
     if tally.failures:
         raise typer.Exit(1)
 
 
 def _upscale_all(
-    jobs: Sequence[Job], request: _Request, load: Callable[[], TADSRPipeline], quiet: bool
+    jobs: Sequence[Job],
+    request: FileRequest,
+    described: dict[str, Any],
+    load: Load,
+    devices: Sequence[str],
+    *,
+    quiet: bool,
+    debug: bool,
 ) -> _Tally:
     from tqdm import tqdm
 
-    tally, pipe = _Tally(), None
+    from tadsr.folders.resume import upscale_files
+    from tadsr.folders.run import run_files
+
+    tally, progress = _Tally(), _Progress(quiet)
     # None: a bar on a terminal only.
     hidden = True if quiet or len(jobs) == 1 else None
-    with tqdm(jobs, unit="image", disable=hidden) as bar:
-        for job in bar:
+
+    def run(todo: list[Job], report: Report) -> None:
+        if len(devices) == 1:
+            here = partial(load, devices[0])
+            run_files(todo, request, here, report, progress.of)
+        else:
+            from tadsr.folders.workers import run_on_devices
+
+            run_on_devices(todo, request, load, devices, report)
+
+    with tqdm(total=len(jobs), unit="image", disable=hidden) as bar, progress:
+
+        def report(outcome: Outcome) -> None:
+            progress.close()
+            job = outcome.job
+            bar.update()
             bar.set_postfix_str(job.source.name)
-            progress = _ImageProgress(quiet)
-            if job.target.exists() and not request.overwrite:
+            if outcome.note:
+                _say(bar, outcome.note, quiet, err=True)
+            if outcome.status == "skipped":
                 tally.num_skipped += 1
-                _say(
-                    bar, f"{job.target}: exists, skipped; --overwrite replaces it", quiet, err=True
-                )
-                continue
-            started = time.perf_counter()
-            image = None
-            with _collecting(job, tally, request.debug), _noting(bar, quiet):
-                image = _open(job, request)
-            if image is None:
-                continue
-            # Outside: without a model there is no point in trying the next file. Not before the
-            # first file: a run that has nothing to do loads nothing.
-            pipe = pipe or load()
-            with _collecting(job, tally, request.debug):
-                with progress:
-                    width, height = _run(pipe, image, job, request, progress)
+                _say(bar, outcome.message, quiet, err=True)
+            elif outcome.status == "failed":
+                tally.failures.append(outcome.message)
+                if debug:
+                    _say(bar, outcome.traceback, quiet=False, err=True)
+            else:
                 tally.num_written += 1
-                seconds = time.perf_counter() - started
-                size = f"{width}×{height}{_frames_text(image)}"
-                is_noise = quiet or not bar.disable
-                _say(bar, f"{job.source} -> {job.target} ({size}, {seconds:.1f} s)", is_noise)
+                size = f"{outcome.size[0]}×{outcome.size[1]}"
+                size += f", {outcome.num_frames} frames" if outcome.num_frames > 1 else ""
+                line = f"{job.source} -> {job.target} ({size}, {outcome.seconds:.1f} s)"
+                _say(bar, line, quiet or not bar.disable)
+
+        upscale_files(jobs, request, described, run, report)
     return tally
-
-
-def _open(job: Job, request: _Request) -> Image.Image | ArrayImage | Animation:
-    """Read an image and check that its result can be written, before the long computation."""
-    from tadsr.image_io import (
-        check_writable,
-        count_frames,
-        read_frames,
-        read_image,
-        strip_metadata,
-    )
-
-    if count_frames(job.source) > 1:
-        image = read_frames(job.source)
-        image = image.strip_metadata() if request.strip else image
-        num_frames, has_alpha = len(image), image.has_alpha
-    else:
-        image = read_image(job.source)
-        image = strip_metadata(image) if request.strip else image
-        num_frames, has_alpha = 1, image.has_transparency_data
-    height, width = request.settings.output_size(image.size[1], image.size[0])
-    job.target.parent.mkdir(parents=True, exist_ok=True)
-    check_writable(job.target, has_alpha=has_alpha, size=(width, height), num_frames=num_frames)
-    return image
-
-
-def _frames_text(image: object) -> str:
-    return f", {len(image)} frames" if hasattr(image, "durations_ms") else ""
-
-
-def _run(
-    pipe: TADSRPipeline,
-    image: Image.Image | ArrayImage | Animation,
-    job: Job,
-    request: _Request,
-    progress: Callable[[float], None],
-) -> tuple[int, int]:
-    """Upscale an image to its target and return the result's width and height."""
-    from tadsr.image_io import STREAMED_SUFFIXES, Animation, write_image
-
-    settings = request.settings
-    options = {
-        "scale": settings.scale,
-        "prompt": request.prompt,
-        "color_fix": settings.color_fix,
-        "process_size": settings.process_size,
-        "tiling": request.tiling,
-        "generator": _generator(request.seed),
-        "progress": progress,
-    }
-    if isinstance(image, Animation):
-        return _run_frames(pipe, image, job, request, options)
-    height, width = settings.output_size(image.height, image.width)
-    is_streamed = job.target.suffix.lower() in STREAMED_SUFFIXES
-    if height * width > STREAMED_PIXELS and is_streamed:
-        pipe.upscale_to_file(
-            image, job.target, request.timestep, overwrite=request.overwrite, **options
-        )
-    else:
-        result = pipe(image, request.timestep, **options)
-        write_image(result, job.target, quality=request.quality, overwrite=request.overwrite)
-    return width, height
-
-
-def _run_frames(
-    pipe: TADSRPipeline,
-    animation: Animation,
-    job: Job,
-    request: _Request,
-    options: dict[str, Any],
-) -> tuple[int, int]:
-    """Upscale an animation to its target and return the result's width and height."""
-    from tadsr.image_io import write_frames
-
-    progress = options["progress"]
-    size = (0, 0)
-
-    def results() -> Iterator[Image.Image]:
-        nonlocal size
-        for number, frame in enumerate(animation):
-            progress(number / len(animation))
-            own = {
-                # The same for each, so that a still scene does not flicker.
-                "generator": _generator(request.seed),
-                "progress": lambda share, number=number: progress(
-                    (number + share) / len(animation)
-                ),
-            }
-            result = pipe(frame, request.timestep, **options | own)
-            size = result.size
-            yield result
-
-    write_frames(
-        results(),
-        job.target,
-        durations_ms=animation.durations_ms,
-        num_plays=animation.num_plays,
-        quality=request.quality,
-        overwrite=request.overwrite,
-    )
-    return size
 
 
 def _parse_tiling(tile: str, max_memory: str | None) -> TileSpec | Literal["auto"] | None:
@@ -356,14 +257,25 @@ def _parse_tiling(tile: str, max_memory: str | None) -> TileSpec | Literal["auto
     return TileSpec(max_memory=num_bytes, attention_px=None if tile == "auto" else int(tile))
 
 
-class _ImageProgress:
-    """A bar for one image, which comes only where an image takes a while."""
+class _Progress:
+    """A bar for the image at hand, which comes only where an image takes a while."""
 
     def __init__(self, quiet: bool) -> None:
         self._hidden = True if quiet else None
         self._bar: tqdm | None = None
 
-    def __call__(self, share: float) -> None:
+    def of(self, job: Job) -> Callable[[float], None]:
+        """Begin an image."""
+        self.close()
+        return self._advance
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.close()
+        self._bar = None
+
+    def _advance(self, share: float) -> None:
         from tqdm import tqdm
 
         if self._bar is None and share < 1:
@@ -376,45 +288,7 @@ class _ImageProgress:
         return None
 
     def __exit__(self, *error: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-
-def _generator(seed: int | None) -> torch.Generator | None:
-    """Start anew for each image, so that its result does not depend on the others."""
-    import torch
-
-    return None if seed is None else torch.Generator().manual_seed(seed)
-
-
-@contextmanager
-def _noting(bar: tqdm, quiet: bool) -> Iterator[None]:
-    """Say what of a file is not read."""
-    from tadsr.errors import ImageReadWarning
-
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", ImageReadWarning)
-        yield
-    for warning in caught:
-        if issubclass(warning.category, ImageReadWarning):
-            _say(bar, str(warning.message), quiet, err=True)
-
-
-@contextmanager
-def _collecting(job: Job, tally: _Tally, debug: bool) -> Iterator[None]:
-    """Note what goes wrong with one image, for the others to go on."""
-    try:
-        yield
-    # torch raises RuntimeError where memory runs out, among other things.
-    except (*READABLE_ERRORS, RuntimeError, MemoryError) as error:
-        if debug:
-            typer.echo(traceback.format_exc(), err=True)
-        message = str(error) or type(error).__name__
-        if isinstance(error, MemoryError) or ("memory" in message and "alloc" in message):
-            message = f"{message.splitlines()[0]}; try --max-memory, a smaller --scale or --dtype"
-        names = (str(job.source), str(job.target))
-        is_named = message.startswith(names)
-        tally.failures.append(message if is_named else f"{job.source}: {message}")
+        self.close()
 
 
 def _say(bar: tqdm, message: str, quiet: bool, *, err: bool = False) -> None:

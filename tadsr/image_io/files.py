@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from tadsr.image_io.array_image import ArrayImage
 from tadsr.image_io.codec import decode_image, encode_image, icc_space, unit_planes
 from tadsr.image_io.metadata import exif_with_dpi, kept_metadata
 from tadsr.image_io.png import PngWriter, metadata_chunks
+from tadsr.whole_file import whole_file
 
 # What can be written, if this build of Pillow can.
 _SUFFIXES = {
@@ -145,7 +145,7 @@ def write_image(
     )
     format = _file_format(Path(path), format)
     image = _fit_mode(image, format)
-    with whole_file(path) as file:
+    with open_whole(path) as file:
         try:
             if isinstance(image, ArrayImage):
                 _write_array(image, file, format)
@@ -161,8 +161,8 @@ def write_image(
 
 
 @contextmanager
-def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Open a file that appears under its name only when all is written.
+def open_whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Open an image file that appears under its name only when all is written.
 
     Args:
         path: The file; one that exists is replaced at the end, or stays at any failure.
@@ -173,18 +173,13 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     Raises:
         ImageWriteError: Writing fails.
     """
-    target = Path(os.path.realpath(path))  # a link stays, and what it points to is replaced
-    partial = target.with_name(f".tadsr-{uuid.uuid4().hex}{target.suffix}")
     try:
-        with open(partial, "x+b") as file:
+        with whole_file(path) as partial, open(partial, "x+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, target)
     except OSError as error:
         raise ImageWriteError(f"{path}: cannot be written: {error!r}") from error
-    finally:
-        partial.unlink(missing_ok=True)  # gone already after success; left by any failure
 
 
 def to_palette(image: Image.Image) -> Image.Image:

@@ -17,7 +17,8 @@ from tadsr.image_io.metadata import exif_dpi, kept_metadata, tidy_exif
 
 MAX_PIXELS = 178_956_970  # where Pillow itself refuses to open a file, by default
 # Files of several images of equal rank; others keep thumbnails and depth maps beside the first.
-_FORMATS_OF_SEVERAL = ("GIF", "PNG", "WEBP", "AVIF", "TIFF", "HEIF")
+ANIMATED_FORMATS = ("GIF", "PNG", "WEBP", "AVIF")
+_PAGED_FORMATS = ("TIFF", "HEIF")
 _PHOTOMETRIC_TAG = 262
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
@@ -58,6 +59,20 @@ def read_image(
         raise unreadable(path, error) from error
 
 
+def count_pages(path: str | os.PathLike[str]) -> int:
+    """Return the number of pages of a TIFF, or of images of a HEIC; else 1.
+
+    Raises:
+        ImageReadError: If the file is missing.
+    """
+    path = check_readable(path, None)
+    try:
+        with open_image(path, None) as image:
+            return getattr(image, "n_frames", 1) if image.format in _PAGED_FORMATS else 1
+    except Exception:
+        return 1  # `read_image` says what is wrong
+
+
 def check_readable(path: str | os.PathLike[str], max_pixels: int | None) -> Path:
     """Return the path of a file that exists, or raise as `read_image` does."""
     path = Path(path)
@@ -67,6 +82,8 @@ def check_readable(path: str | os.PathLike[str], max_pixels: int | None) -> Path
         raise ImageReadError(f"{path}: an image file must exist, found none; check the path")
     if os.path.isdir(path):
         raise ImageReadError(f"{path}: must be an image file, but is a folder; name a file in it")
+    if not os.path.isfile(path):  # a pipe would be waited for, for ever
+        raise ImageReadError(f"{path}: must be a file, but is a pipe or device; save it first")
     return path
 
 
@@ -102,8 +119,8 @@ class _NeedsTifffile(Exception):  # noqa: N818 - tells where to go on, no error
 def _read(image: Image.Image, path: Path) -> Image.Image | ArrayImage:
     """Load an opened image."""
     count = getattr(image, "n_frames", 1)
-    if count > 1 and image.format in _FORMATS_OF_SEVERAL:
-        is_paged = image.format in ("TIFF", "HEIF")
+    is_paged = image.format in _PAGED_FORMATS
+    if count > 1 and (is_paged or image.format in ANIMATED_FORMATS):
         way_out = "split the file for the others" if is_paged else "read_frames has them all"
         kind = "pages" if is_paged else "frames"
         warnings.warn(

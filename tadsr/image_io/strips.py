@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tadsr.errors import ImageWriteError
 from tadsr.image_io.codec import DecodedImage, encode_image
-from tadsr.image_io.files import check_writable, whole_file
+from tadsr.image_io.files import check_writable, open_whole
 from tadsr.image_io.metadata import kept_metadata
 from tadsr.image_io.png import PngWriter
 
@@ -54,7 +54,7 @@ def write_strips(
     dtype = np.dtype(np.uint16 if like.kind.is_16bit else np.uint8)
     metadata = kept_metadata(like.kind.info, b"GRAY" if like.kind.is_gray else b"RGB ")
     rows = _encode(strips, like, channels)
-    with whole_file(path) as file:
+    with open_whole(path) as file:
         if path.suffix.lower() == ".png":
             PngWriter(file, (*size, channels), dtype, metadata).write_image(rows)
         else:

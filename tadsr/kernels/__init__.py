@@ -1,0 +1,25 @@
+"""Fused operations for GPUs, in Triton, each with a plain-torch reference that runs anywhere.
+
+Images and activations are NCHW in shape and NHWC (`torch.channels_last`) in memory. Triton is
+imported when a kernel first runs; without it, without a GPU or where gradients are recorded, the
+references compute the same.
+"""
+
+from tadsr.kernels.add_with_statistics import add_with_statistics
+from tadsr.kernels.backends import Backend
+from tadsr.kernels.color import adain_color_fix_uint8, wavelet_color_fix_uint8
+from tadsr.kernels.geglu import geglu
+from tadsr.kernels.group_norm import group_norm_silu
+from tadsr.kernels.resize import resize_bicubic_like_pillow
+from tadsr.kernels.to_uint8 import to_uint8_nhwc
+
+__all__ = [
+    "Backend",
+    "adain_color_fix_uint8",
+    "add_with_statistics",
+    "geglu",
+    "group_norm_silu",
+    "resize_bicubic_like_pillow",
+    "to_uint8_nhwc",
+    "wavelet_color_fix_uint8",
+]

@@ -1,0 +1,242 @@
+"""Mean and variance of groups of channels: chunks of positions, merged after Chan.
+
+Every lane of a block follows Welford's recurrence over its own positions, so nothing is lost where
+the mean is much larger than the spread; lanes, chunks and channels are then merged exactly.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from tadsr.kernels.gpu.launch import (
+    Launch,
+    ceil_divide,
+    choose_tile,
+    count_processors,
+    next_power_of_2,
+    per_channel,
+)
+
+MEASURED_ELEMENTS = 4096
+"""Elements of a block: 16 for each thread of 8 warps."""
+PROGRAMS_PER_PROCESSOR = 4
+MERGED_ELEMENTS = 2048
+
+
+@triton.jit
+def welford(value, inside, mean, deviation, count):
+    """Take one more value into each lane's mean and squared deviation; `inside` is per row."""
+    count += inside.to(tl.float32)
+    difference = tl.where(inside[:, None], value - mean, 0.0)
+    mean += difference * (1.0 / tl.maximum(count, 1.0))[:, None]
+    deviation += difference * (value - mean)
+    return mean, deviation, count
+
+
+@triton.jit
+def store_chunk(mean, deviation, count, means, deviations, at, mask):
+    """Merge the lanes of each column and store the chunk's mean and squared deviation."""
+    weight = count[:, None]
+    chunk_mean = tl.sum(mean * weight, axis=0) / tl.sum(count, axis=0)
+    between = mean - chunk_mean[None, :]
+    chunk_deviation = tl.sum(deviation + weight * between * between, axis=0)
+    tl.store(means + at, chunk_mean, mask=mask)
+    tl.store(deviations + at, chunk_deviation, mask=mask)
+
+
+@triton.jit
+def measure_kernel(
+    x,
+    residual,
+    total,
+    channel_bias,
+    channel_bias_stride,
+    means,
+    deviations,
+    positions,
+    channels,
+    chunk_positions,
+    num_chunks,
+    num_channel_blocks,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+):
+    """Measure each channel of a chunk of x, or of x + channel_bias + residual, which is stored."""
+    chunk = tl.program_id(0) // num_channel_blocks
+    block = tl.program_id(0) % num_channel_blocks
+    sample = tl.program_id(1).to(tl.int64)
+    channel = block * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    is_channel = channel < channels
+    lane = tl.arange(0, BLOCK_ROWS)
+    start = sample * positions * channels
+    if channel_bias is not None:
+        bias_at = channel_bias + sample * channel_bias_stride + channel
+        bias = tl.load(bias_at, mask=is_channel, other=0.0).to(tl.float32)[None, :]
+
+    mean = tl.zeros([BLOCK_ROWS, BLOCK_CHANNELS], tl.float32)
+    deviation = tl.zeros([BLOCK_ROWS, BLOCK_CHANNELS], tl.float32)
+    count = tl.zeros([BLOCK_ROWS], tl.float32)
+    first = chunk * chunk_positions
+    stop = tl.minimum(first + chunk_positions, positions)
+    for row_start in range(first, stop, BLOCK_ROWS):
+        row = row_start + lane
+        inside = row < stop
+        mask = inside[:, None] & is_channel[None, :]
+        offset = start + row.to(tl.int64)[:, None] * channels + channel[None, :]
+        value = tl.load(x + offset, mask=mask, other=0.0).to(tl.float32)
+        if residual is not None:
+            if channel_bias is not None:
+                value += bias
+            value += tl.load(residual + offset, mask=mask, other=0.0).to(tl.float32)
+            rounded = value.to(total.dtype.element_ty)
+            tl.store(total + offset, rounded, mask=mask)
+            value = rounded.to(tl.float32)  # what the GroupNorm will read
+        mean, deviation, count = welford(value, inside, mean, deviation, count)
+    at = (sample * num_chunks + chunk) * channels + channel
+    store_chunk(mean, deviation, count, means, deviations, at, is_channel)
+
+
+@triton.jit
+def merge_kernel(
+    means,
+    deviations,
+    channel_bias,
+    channel_bias_stride,
+    statistics,
+    positions,
+    channels,
+    chunk_positions,
+    num_chunks,
+    group_elements,
+    GROUP_SIZE: tl.constexpr,
+    BLOCK_CHUNKS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+):
+    """Merge chunks and channels to one group's mean and biased variance."""
+    group = tl.program_id(0)
+    sample = tl.program_id(1).to(tl.int64)
+    lane = tl.arange(0, BLOCK_CHANNELS)
+    is_channel = lane < GROUP_SIZE
+    channel = group * GROUP_SIZE + lane
+    bias = tl.zeros([BLOCK_CHANNELS], tl.float32)
+    if channel_bias is not None:
+        bias_at = channel_bias + sample * channel_bias_stride + channel
+        bias = tl.load(bias_at, mask=is_channel, other=0.0).to(tl.float32)
+
+    total = tl.zeros([BLOCK_CHUNKS, BLOCK_CHANNELS], tl.float32)
+    for chunk_start in range(0, num_chunks, BLOCK_CHUNKS):
+        chunk = chunk_start + tl.arange(0, BLOCK_CHUNKS)
+        mask = (chunk < num_chunks)[:, None] & is_channel[None, :]
+        count = tl.minimum(chunk_positions, positions - chunk * chunk_positions).to(tl.float32)
+        at = (sample * num_chunks + chunk)[:, None] * channels + channel[None, :]
+        mean = tl.load(means + at, mask=mask, other=0.0) + bias[None, :]
+        total += tl.where(mask, mean * count[:, None], 0.0)
+    group_mean = tl.sum(tl.sum(total, axis=1), axis=0) / group_elements
+
+    total = tl.zeros([BLOCK_CHUNKS, BLOCK_CHANNELS], tl.float32)
+    for chunk_start in range(0, num_chunks, BLOCK_CHUNKS):
+        chunk = chunk_start + tl.arange(0, BLOCK_CHUNKS)
+        mask = (chunk < num_chunks)[:, None] & is_channel[None, :]
+        count = tl.minimum(chunk_positions, positions - chunk * chunk_positions).to(tl.float32)
+        at = (sample * num_chunks + chunk)[:, None] * channels + channel[None, :]
+        between = tl.load(means + at, mask=mask, other=0.0) + bias[None, :] - group_mean
+        within = tl.load(deviations + at, mask=mask, other=0.0)
+        total += tl.where(mask, within + count[:, None] * between * between, 0.0)
+    variance = tl.sum(tl.sum(total, axis=1), axis=0) / group_elements
+    result = statistics + (sample * tl.num_programs(0) + group) * 2
+    tl.store(result, group_mean)
+    tl.store(result + 1, variance)
+
+
+def plan_statistics(
+    x: Tensor,
+    num_groups: int,
+    channel_bias: Tensor | None,
+    residual: Tensor | None = None,
+    total: Tensor | None = None,
+) -> tuple[Tensor, list[Launch]]:
+    """Plan the statistics of x + channel_bias, and of + residual where one is given.
+
+    Args:
+        x: Activations (B, C, H, W) in NHWC memory.
+        num_groups: Groups of channels.
+        channel_bias: (C,), (1, C), (B, C) or None.
+        residual: Like `x`, or None.
+        total: Receives the sum with the residual.
+
+    Returns:
+        Mean and biased variance, (B, num_groups, 2), float32, and the launches that fill them.
+    """
+    batch, channels, height, width = x.shape
+    positions = height * width
+    rows, block_channels = choose_tile(channels, MEASURED_ELEMENTS)
+    channel_blocks = ceil_divide(channels, block_channels)
+    wanted = PROGRAMS_PER_PROCESSOR * count_processors(x.device)
+    chunks = min(ceil_divide(wanted, channel_blocks * batch), ceil_divide(positions, rows))
+    chunk_positions = rows * ceil_divide(positions, rows * chunks)
+    chunks = ceil_divide(positions, chunk_positions)
+    means, deviations = x.new_empty((2, batch, chunks, channels), dtype=torch.float32)
+    # Without a residual the bias only moves the means, which costs nothing when merging.
+    if residual is None:
+        bias_when_measuring, bias_when_merging = None, channel_bias
+    else:
+        bias_when_measuring, bias_when_merging = channel_bias, None
+    measure = Launch(
+        measure_kernel,
+        (chunks * channel_blocks, batch),
+        {
+            "x": x,
+            "residual": residual,
+            "total": total,
+            **per_channel("channel_bias", bias_when_measuring),
+            "means": means,
+            "deviations": deviations,
+            "positions": positions,
+            "channels": channels,
+            "chunk_positions": chunk_positions,
+            "num_chunks": chunks,
+            "num_channel_blocks": channel_blocks,
+            "BLOCK_ROWS": rows,
+            "BLOCK_CHANNELS": block_channels,
+        },
+        num_warps=8,
+    )
+    statistics, merge = plan_merge(
+        means, deviations, num_groups, positions, chunk_positions, bias_when_merging
+    )
+    return statistics, [measure, merge]
+
+
+def plan_merge(
+    means: Tensor,
+    deviations: Tensor,
+    num_groups: int,
+    positions: int,
+    chunk_positions: int,
+    channel_bias: Tensor | None = None,
+) -> tuple[Tensor, Launch]:
+    """Plan the merging of chunks, (B, chunks, C) each, to (B, num_groups, 2)."""
+    batch, chunks, channels = means.shape
+    group_size = channels // num_groups
+    block_channels = next_power_of_2(group_size)
+    block_chunks = min(next_power_of_2(chunks), max(1, MERGED_ELEMENTS // block_channels))
+    statistics = means.new_empty((batch, num_groups, 2))
+    return statistics, Launch(
+        merge_kernel,
+        (num_groups, batch),
+        {
+            "means": means,
+            "deviations": deviations,
+            **per_channel("channel_bias", channel_bias),
+            "statistics": statistics,
+            "positions": positions,
+            "channels": channels,
+            "chunk_positions": chunk_positions,
+            "num_chunks": chunks,
+            "group_elements": float(positions * group_size),
+            "GROUP_SIZE": group_size,
+            "BLOCK_CHUNKS": block_chunks,
+            "BLOCK_CHANNELS": block_channels,
+        },
+    )

@@ -1,0 +1,155 @@
+"""GroupNorm with everything around it in a ResNet block: bias before, modulation and SiLU after."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tadsr.kernels.backends import Backend, library, uses_triton
+from tadsr.kernels.per_channel import check_activations, check_per_channel, over_positions
+
+
+def group_norm_silu(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    *,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    silu: bool = True,
+    channel_bias: Tensor | None = None,
+    statistics: Tensor | None = None,
+    backend: Backend | None = None,
+) -> Tensor:
+    """Normalize groups of channels, modulate and activate.
+
+    y = SiLU(GroupNorm(x + channel_bias)·(1 + scale) + shift), with statistics in float32. Values
+    "per channel" are (C,), (1, C) or (B, C), of any float dtype.
+
+    Args:
+        x: Activations, (B, C, H, W), fastest in `torch.channels_last`.
+        num_groups: Groups of neighbouring channels; divides C.
+        weight: Factor per channel after the normalization; None for 1.
+        bias: Offset per channel after the normalization; None for 0.
+        eps: Added to the variance.
+        scale: Modulation's factor minus 1, per channel or per position (B, C, H, W); None for 0.
+            A kernel exists per channel only.
+        shift: Modulation's offset, likewise.
+        silu: Whether SiLU ends it.
+        channel_bias: Added to `x` first, per channel, such as the preceding convolution's bias;
+            None for 0.
+        statistics: Mean and biased variance of each group of x + channel_bias,
+            (B, num_groups, 2), float32, as `add_with_statistics` returns them; None computes them.
+        backend: "triton" or "reference"; None takes Triton where it can run.
+
+    Returns:
+        A tensor like `x`; in `torch.channels_last` from the kernel.
+
+    Raises:
+        TypeError: `x` is not a float tensor.
+        ValueError: A shape does not fit, or the chosen backend cannot run.
+
+    Source: Wu and He, Group Normalization (2018).
+    """
+    check_activations("x", x)
+    batch, channels = x.shape[:2]
+    check_num_groups(num_groups, channels)
+    for name, values in (("weight", weight), ("bias", bias), ("channel_bias", channel_bias)):
+        check_per_channel(name, values, batch, channels)
+    reasons = []
+    for name, values in (("scale", scale), ("shift", shift)):
+        if values is not None and values.ndim == 4:
+            reasons = ["scale or shift are per position"]
+            if values.shape != x.shape:
+                raise ValueError(
+                    f"{name} must have x's shape {tuple(x.shape)} or be per channel, "
+                    f"got {tuple(values.shape)}"
+                )
+        else:
+            check_per_channel(name, values, batch, channels)
+    if statistics is not None and statistics.shape != (batch, num_groups, 2):
+        raise ValueError(
+            f"statistics must be {(batch, num_groups, 2)}, got {tuple(statistics.shape)}"
+        )
+    tensors = (x, weight, bias, scale, shift, channel_bias, statistics)
+    run = torch.ops.tadsr.group_norm_silu if uses_triton(tensors, backend, reasons) else reference
+    return run(x, num_groups, weight, bias, eps, scale, shift, silu, channel_bias, statistics)
+
+
+def reference(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    silu: bool = True,
+    channel_bias: Tensor | None = None,
+    statistics: Tensor | None = None,
+) -> Tensor:
+    """Compute `group_norm_silu` with torch's own operations, in x's dtype as torch does."""
+    if channel_bias is not None:
+        x = x + over_positions(channel_bias).to(x.dtype)
+    is_shared = all(values is None or values.ndim == 1 for values in (weight, bias))
+    if is_shared and statistics is None:
+        weight, bias = (None if v is None else v.to(x.dtype) for v in (weight, bias))
+        y = F.group_norm(x, num_groups, weight, bias, eps)
+    else:
+        y = _normalize(x, num_groups, eps, statistics)
+        if weight is not None:
+            y = y * over_positions(weight).to(x.dtype)
+        if bias is not None:
+            y = y + over_positions(bias).to(x.dtype)
+    if scale is not None:
+        y = y * (1 + over_positions(scale).to(x.dtype))
+    if shift is not None:
+        y = y + over_positions(shift).to(x.dtype)
+    return F.silu(y) if silu else y
+
+
+def reference_statistics(x: Tensor, num_groups: int) -> Tensor:
+    """Return mean and biased variance of each group, (B, num_groups, 2), float32."""
+    variance, mean = torch.var_mean(x.float().reshape(x.shape[0], num_groups, -1), -1, correction=0)
+    return torch.stack([mean, variance], dim=-1)
+
+
+def check_num_groups(num_groups: int, channels: int) -> None:
+    """Check that groups divide channels.
+
+    Raises:
+        ValueError: They do not.
+    """
+    if num_groups < 1 or channels % num_groups:
+        raise ValueError(f"num_groups must divide the {channels} channels, got {num_groups}")
+
+
+def _normalize(x: Tensor, num_groups: int, eps: float, statistics: Tensor | None) -> Tensor:
+    if statistics is None:
+        return F.group_norm(x, num_groups, eps=eps)
+    mean, variance = statistics.repeat_interleave(x.shape[1] // num_groups, dim=1).unbind(-1)
+    deviation = (variance + eps).sqrt()
+    return ((x.float() - over_positions(mean)) / over_positions(deviation)).to(x.dtype)
+
+
+library.define(
+    "group_norm_silu(Tensor x, int num_groups, Tensor? weight, Tensor? bias, float eps, "
+    "Tensor? scale, Tensor? shift, bool silu, Tensor? channel_bias, Tensor? statistics) -> Tensor"
+)
+
+
+@torch.library.impl(library, "group_norm_silu", "CompositeExplicitAutograd")
+def _run(x: Tensor, *arguments: object) -> Tensor:
+    if uses_triton((x,)):
+        from tadsr.kernels.gpu import group_norm
+
+        return group_norm.group_norm_silu(x, *arguments)
+    return reference(x, *arguments).contiguous(memory_format=torch.channels_last)
+
+
+@torch.library.register_fake("tadsr::group_norm_silu", lib=library)
+def _fake(x: Tensor, *arguments: object) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.channels_last)
