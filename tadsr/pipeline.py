@@ -182,9 +182,9 @@ class TADSRPipeline(DiffusionPipeline):
         """Restore images and enlarge them.
 
         Args:
-            image: One image or a list of them: PIL of any mode, uint8 or uint16 array (H, W) or
-                (H, W, 1|3|4), float array or tensor (3, H, W) in [0, 1], or a tensor batch
-                (B, 3, H, W).
+            image: One image or a list of them: PIL of any mode, what `read_image` gives, uint8 or
+                uint16 array (H, W) or (H, W, 1|3|4), float array or tensor (3, H, W) in [0, 1],
+                or a tensor batch (B, 3, H, W).
             timestep: 0..999, one for all or one per image; small is faithful, large is vivid.
             scale: Output size over input size, any number ≥ 1; 1 restores at the given size.
             prompt: What the picture shows, one for all or one per image; "" is neutral. None
@@ -274,7 +274,7 @@ class TADSRPipeline(DiffusionPipeline):
 
         Args:
             image: As for a call, but one image.
-            path: PNG or TIFF (with the library tifffile), by its suffix.
+            path: PNG or TIFF, by its suffix; 16 bit if the image is.
             timestep: As for a call.
             scale: As for a call.
             prompt: As for a call.

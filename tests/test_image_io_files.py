@@ -10,7 +10,14 @@ import pytest
 from PIL import ExifTags, Image, ImageCms, features
 
 from tadsr.errors import ImageReadError, ImageWriteError
-from tadsr.image_io import check_writable, decode_image, encode_image, read_image, write_image
+from tadsr.image_io import (
+    check_writable,
+    decode_image,
+    encode_image,
+    files,
+    read_image,
+    write_image,
+)
 
 SRGB_ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 SUFFIXES = [".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"]
@@ -284,6 +291,22 @@ def test_unwritable_places(name, options, message, tmp_path):
             call(tmp_path / name, **options)
     assert sorted(tmp_path.iterdir()) == before
     assert (tmp_path / "taken.png").read_text() == "precious"
+
+
+def test_pillow_without_avif_is_told(tmp_path, monkeypatch):
+    head = b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf"
+    (tmp_path / "a.avif").write_bytes(head + bytes(100))
+    Image.init()
+    monkeypatch.delitem(Image.SAVE, "AVIF", raising=False)
+    monkeypatch.setattr(Image, "ID", [name for name in Image.ID if name != "AVIF"])
+    files._writable_suffixes.cache_clear()
+    try:
+        with pytest.raises(ImageWriteError, match=r"cannot write AVIF.* pip install -U pillow"):
+            check_writable(tmp_path / "b.avif")
+        with pytest.raises(ImageReadError, match=r"cannot read AVIF.* pip install -U pillow"):
+            read_image(tmp_path / "a.avif")
+    finally:
+        files._writable_suffixes.cache_clear()
 
 
 def test_check_writable_writes_nothing(tmp_path):

@@ -6,7 +6,14 @@ import pytest
 from PIL import Image, ImageCms, ImageDraw
 
 from tadsr.errors import ImageReadError, ImageWriteError
-from tadsr.image_io import Animation, count_frames, read_frames, write_frames, write_image
+from tadsr.image_io import (
+    Animation,
+    count_frames,
+    count_pages,
+    read_frames,
+    write_frames,
+    write_image,
+)
 
 SRGB_ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 DURATIONS = (50.0, 120.0, 200.0)
@@ -39,7 +46,7 @@ def test_frames_durations_and_plays_come_back(suffix, mode, num_plays, tmp_path)
     animation = read_frames(path)
     assert (animation.size, animation.durations_ms) == ((16, 12), DURATIONS)
     assert animation.num_plays == num_plays
-    assert animation.has_alpha == (mode == "RGBA")
+    assert animation.has_transparency_data == (mode == "RGBA")
     assert len(animation) == count_frames(path) == 3
     tolerance = 8 if suffix == ".webp" else 0  # colour at half the resolution
     for _ in range(2):  # it can be read again
@@ -185,6 +192,7 @@ def test_pages_of_a_tiff_are_no_frames(tmp_path):
     frames = _frames()
     frames[0].save(tmp_path / "a.tif", save_all=True, append_images=frames[1:])
     assert count_frames(tmp_path / "a.tif") == 1
+    assert count_pages(tmp_path / "a.tif") == 3
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

@@ -229,6 +229,8 @@ def _upscale_all(
             job = outcome.job
             bar.update()
             bar.set_postfix_str(job.source.name)
+            if outcome.note:
+                _say(bar, outcome.note, quiet, err=True)
             if outcome.status == "skipped":
                 tally.num_skipped += 1
                 _say(bar, outcome.message, quiet, err=True)
@@ -238,11 +240,8 @@ def _upscale_all(
                     _say(bar, outcome.traceback, quiet=False, err=True)
             else:
                 tally.num_written += 1
-                if outcome.message:
-                    _say(bar, outcome.message, quiet, err=True)
                 size = f"{outcome.size[0]}×{outcome.size[1]}"
-                if outcome.num_frames > 1:
-                    size += f", {outcome.num_frames} frames"
+                size += f", {outcome.num_frames} frames" if outcome.num_frames > 1 else ""
                 line = f"{job.source} -> {job.target} ({size}, {outcome.seconds:.1f} s)"
                 _say(bar, line, quiet or not bar.disable)
 

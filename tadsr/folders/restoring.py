@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from tadsr.config import UpscaleSettings
 from tadsr.folders.jobs import Job
@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from tadsr.pipeline import TADSRPipeline
     from tadsr.tiling.spec import TileSpec
 
-    Picture = Image.Image | ArrayImage | Animation
-
+    SourceImage: TypeAlias = Image.Image | ArrayImage | Animation
 STREAMED_PIXELS = 2**26
 """Results with more pixels are written strip by strip, where their format can."""
 
@@ -42,12 +41,11 @@ class FileRequest:
     overwrite: bool = False
     """Whether results that exist are replaced."""
     strip: bool = False
-    """Whether EXIF, GPS, XMP and DPI are dropped; the ICC profile stays."""
+    """Whether metadata is dropped, but for the ICC profile."""
 
-    def output_size(self, image: Picture) -> tuple[int, int]:
-        """Return the result's width and height in px, not yet turned by an EXIF orientation."""
-        width, height = image.size
-        height, width = self.settings.output_size(height, width)
+    def output_size(self, image: SourceImage) -> tuple[int, int]:
+        """Return the result's width and height in px."""
+        height, width = self.settings.output_size(image.size[1], image.size[0])
         return width, height
 
     def described(self) -> dict[str, Any]:
@@ -66,7 +64,7 @@ class FileRequest:
         }
 
 
-def read_input(job: Job, request: FileRequest) -> Picture:
+def read_input(job: Job, request: FileRequest) -> SourceImage:
     """Read an image and check that its result can be written, before the long computation.
 
     Args:
@@ -74,7 +72,7 @@ def read_input(job: Job, request: FileRequest) -> Picture:
         request: What will be done to it.
 
     Returns:
-        The image as its file has it, all frames of an animation.
+        The image as its file has it, or the animation.
 
     Raises:
         TADSRError: The image cannot be read, or the result could not be written.
@@ -88,23 +86,38 @@ def read_input(job: Job, request: FileRequest) -> Picture:
         strip_metadata,
     )
 
-    if count_frames(job.source) > 1:
-        image = read_frames(job.source)
-        image = image.strip_metadata() if request.strip else image
-        num_frames, has_alpha = len(image), image.has_alpha
-    else:
-        image = read_image(job.source)
-        image = strip_metadata(image) if request.strip else image
-        num_frames, has_alpha = 1, image.has_transparency_data
+    is_animated = count_frames(job.source) > 1
+    image = read_frames(job.source) if is_animated else read_image(job.source)
+    if request.strip:
+        image = image.strip_metadata() if is_animated else strip_metadata(image)
     job.target.parent.mkdir(parents=True, exist_ok=True)
-    size = request.output_size(image)
-    check_writable(job.target, has_alpha=has_alpha, size=size, num_frames=num_frames)
+    check_writable(
+        job.target,
+        has_alpha=image.has_transparency_data,
+        size=request.output_size(image),
+        num_frames=num_frames(image),
+    )
     return image
+
+
+def num_frames(image: SourceImage) -> int:
+    """Return the number of frames of an animation, 1 for a still image."""
+    return len(getattr(image, "durations_ms", (0,)))
+
+
+def note_about(job: Job) -> str:
+    """Return what of a file is not read, or nothing."""
+    from tadsr.image_io import count_pages
+
+    count = count_pages(job.source)
+    if count == 1:
+        return ""
+    return f"{job.source} holds {count} pages, of which the first is taken; split it for the others"
 
 
 def restore(
     pipe: TADSRPipeline,
-    image: Picture,
+    image: SourceImage,
     job: Job,
     request: FileRequest,
     progress: Callable[[float], None] | None = None,
@@ -119,13 +132,13 @@ def restore(
         progress: Told the share that is done, 0..1.
 
     Returns:
-        The result, for `write_result`; None where it was written at once, as animations are, and
-        results too large to be held.
+        The result, for `write_result`; None where it was written at once, as animations are and
+        what is very large.
 
     Raises:
         TADSRError: As the pipeline says.
     """
-    from tadsr.image_io import STREAMED_SUFFIXES, Animation
+    from tadsr.image_io import STREAMED_SUFFIXES
 
     settings = request.settings
     options = {
@@ -137,14 +150,19 @@ def restore(
         "generator": _generator(request.seed),
         "progress": progress,
     }
-    overwrite = request.overwrite or job.may_replace
-    if isinstance(image, Animation):
+    if num_frames(image) > 1:
         _restore_frames(pipe, image, job, request, options)
         return None
     width, height = request.output_size(image)
     is_streamed = job.target.suffix.lower() in STREAMED_SUFFIXES
     if height * width > STREAMED_PIXELS and is_streamed:
-        pipe.upscale_to_file(image, job.target, request.timestep, overwrite=overwrite, **options)
+        pipe.upscale_to_file(
+            image,
+            job.target,
+            request.timestep,
+            overwrite=request.overwrite or job.may_replace,
+            **options,
+        )
         return None
     return pipe(image, request.timestep, **options)
 
@@ -156,21 +174,17 @@ def _restore_frames(
     request: FileRequest,
     options: dict[str, Any],
 ) -> None:
+    """Restore an animation into its file."""
     from tadsr.image_io import write_frames
 
-    progress = options["progress"] or (lambda share: None)
+    progress = options.pop("progress") or (lambda share: None)
 
     def results() -> Iterator[Image.Image]:
         for number, frame in enumerate(animation):
             progress(number / len(animation))
-            own = {
-                # The same for each, so that a still scene does not flicker.
-                "generator": _generator(request.seed),
-                "progress": lambda share, number=number: progress(
-                    (number + share) / len(animation)
-                ),
-            }
-            yield pipe(frame, request.timestep, **options | own)
+            # The same for each frame, so that a still scene does not flicker.
+            options["generator"] = _generator(request.seed)
+            yield pipe(frame, request.timestep, **options)
 
     write_frames(
         results(),
@@ -180,6 +194,7 @@ def _restore_frames(
         quality=request.quality,
         overwrite=request.overwrite or job.may_replace,
     )
+    progress(1.0)
 
 
 def write_result(result: Image.Image | ArrayImage, job: Job, request: FileRequest) -> None:

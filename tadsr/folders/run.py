@@ -7,7 +7,6 @@ import queue
 import threading
 import time
 import traceback
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,16 +14,23 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tadsr.errors import ImageReadWarning, ImageWriteError, TADSRError
+from tadsr.errors import ImageWriteError, TADSRError
 from tadsr.folders.jobs import Job
 from tadsr.folders.manifest import fingerprint
 from tadsr.folders.outcome import Outcome
-from tadsr.folders.restoring import FileRequest, read_input, restore, write_result
+from tadsr.folders.restoring import (
+    FileRequest,
+    note_about,
+    num_frames,
+    read_input,
+    restore,
+    write_result,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from tadsr.folders.restoring import Picture
+    from tadsr.folders.restoring import SourceImage
     from tadsr.image_io import ArrayImage
     from tadsr.pipeline import TADSRPipeline
 
@@ -49,7 +55,7 @@ class _Item:
     """An image on its way."""
 
     job: Job
-    image: Picture | None = None
+    image: SourceImage | None = None
     error: BaseException | None = None
     seconds: float = 0.0
     about: dict[str, Any] = field(default_factory=dict)
@@ -104,7 +110,7 @@ def run_files(
                     continue
                 item.seconds += time.perf_counter() - started
                 width, height = request.output_size(item.image)
-                item.about |= {"size": (width, height), "num_frames": _count_frames(item.image)}
+                item.about["size"] = (width, height)
                 item.image = None
                 pending.append((item, writer.submit(_write, result, item, request)))
                 if width * height > _ALONE_PIXELS:
@@ -172,13 +178,10 @@ def _read(job: Job, request: FileRequest) -> _Item:
     item = _Item(job)
     with _timed(item):
         try:
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always", ImageReadWarning)
-                item.image = read_input(job, request)
-            notes = [str(w.message) for w in caught if issubclass(w.category, ImageReadWarning)]
-            item.about["message"] = "\n".join(notes)
+            item.image = read_input(job, request)
+            about = {"num_frames": num_frames(item.image), "note": note_about(job)}
             size, digest = fingerprint(job.source)
-            item.about |= {"source_bytes": size, "source_sha256": digest}
+            item.about = {"source_bytes": size, "source_sha256": digest, **about}
         # All of them: the thread must live on, and what is no failure is raised by the run.
         except BaseException as error:
             item.error = error
@@ -205,19 +208,15 @@ def _report_written(pending: deque[tuple[_Item, Future]], report: Report, num_le
 def _report_failure(item: _Item, error: BaseException | None, report: Report) -> None:
     if not isinstance(error, FAILURES):
         raise error
+    about = {**item.about, "size": None}
     message = explain(item.job, error)
-    about = {**item.about, "size": None, "message": message}
     trace = "".join(traceback.format_exception(error))
-    report(Outcome(item.job, "failed", item.seconds, traceback=trace, **about))
+    report(Outcome(item.job, "failed", item.seconds, message=message, traceback=trace, **about))
     if _is_disk_full(error):
         raise ImageWriteError(
             f"{item.job.target}: no space is left to write to; free some and run the same "
             "command again, which goes on from here"
         ) from error
-
-
-def _count_frames(image: Picture) -> int:
-    return len(image) if hasattr(image, "durations_ms") else 1
 
 
 def _is_disk_full(error: BaseException | None) -> bool:

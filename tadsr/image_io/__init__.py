@@ -14,7 +14,7 @@ from tadsr.image_io.codec import (
 )
 from tadsr.image_io.files import check_writable, write_image
 from tadsr.image_io.frames import Animation, count_frames, read_frames, write_frames
-from tadsr.image_io.reading import MAX_PIXELS, read_image
+from tadsr.image_io.reading import MAX_PIXELS, count_pages, read_image
 from tadsr.image_io.strips import STREAMED_SUFFIXES, check_streamable, write_strips
 from tadsr.image_io.tensors import (
     pad_reflect,
@@ -37,6 +37,7 @@ __all__ = [
     "check_streamable",
     "check_writable",
     "count_frames",
+    "count_pages",
     "decode_image",
     "encode_image",
     "pad_reflect",

@@ -109,9 +109,9 @@ def write_image(
 ) -> None:
     """Write an image file whole or not at all.
 
-    ICC profile, EXIF, XMP and dpi are kept where the format has a place for them: all but BMP and
-    GIF have, and a JPEG for EXIF and XMP of up to 64 kB each. PNG holds up to 16 bit, TIFF float
-    too; in other formats 16 bit are rounded to 8, and GIF has 256 colours.
+    ICC profile, EXIF, XMP and dpi are kept where the format has a place for them: BMP for dpi
+    alone, GIF for none, JPEG for EXIF and XMP of up to 64 kB each, others for all. PNG holds up
+    to 16 bit, TIFF float too; elsewhere 16 bit are rounded to 8, and GIF has 256 colours.
 
     Args:
         image: PIL image of any mode, or an `ArrayImage`.
@@ -162,7 +162,7 @@ def write_image(
 
 @contextmanager
 def open_whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Open a file that appears under its name only when all is written.
+    """Open an image file that appears under its name only when all is written.
 
     Args:
         path: The file; one that exists is replaced at the end, or stays at any failure.
@@ -235,8 +235,8 @@ def _file_format(path: Path, format: str | None) -> str:
         known = " ".join(_writable_suffixes())
         if suffix.lower() in _SUFFIXES:
             raise ImageWriteError(
-                f"{path}: this Pillow cannot write {_SUFFIXES[suffix.lower()]}, which 11.3 and "
-                f"later can: pip install -U pillow; or use one of {known}"
+                f"{path}: this build of Pillow cannot write {_SUFFIXES[suffix.lower()]}, which "
+                f"pip's can: pip install -U pillow; or use one of {known}"
             )
         raise ImageWriteError(f"{path}: cannot write {suffix or 'no suffix'!r}; use one of {known}")
     return found
@@ -281,7 +281,7 @@ def save_options(image: Image.Image, format: str, quality: int | None) -> dict[s
         options |= {"quality": quality or 95, "subsampling": 0}
         for key, limit in (("exif", _JPEG_EXIF_BYTES), ("xmp", _JPEG_XMP_BYTES)):
             if len(options.get(key, b"")) > limit:
-                del options[key]
+                options[key] = b""
     elif format in ("WEBP", "AVIF"):
         options["quality"] = quality or 90
         if "dpi" in options:

@@ -17,7 +17,8 @@ from tadsr.image_io.metadata import exif_dpi, kept_metadata, tidy_exif
 
 MAX_PIXELS = 178_956_970  # where Pillow itself refuses to open a file, by default
 # Files of several images of equal rank; others keep thumbnails and depth maps beside the first.
-_FORMATS_OF_SEVERAL = ("GIF", "PNG", "WEBP", "AVIF", "TIFF", "HEIF")
+ANIMATED_FORMATS = ("GIF", "PNG", "WEBP", "AVIF")
+_PAGED_FORMATS = ("TIFF", "HEIF")
 _PHOTOMETRIC_TAG = 262
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
@@ -56,6 +57,20 @@ def read_image(
         return _read_with_tifffile(path, max_pixels)
     except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
         raise unreadable(path, error) from error
+
+
+def count_pages(path: str | os.PathLike[str]) -> int:
+    """Return the number of pages of a TIFF, or of images of a HEIC; else 1.
+
+    Raises:
+        ImageReadError: If the file is missing.
+    """
+    path = check_readable(path, None)
+    try:
+        with open_image(path, None) as image:
+            return getattr(image, "n_frames", 1) if image.format in _PAGED_FORMATS else 1
+    except Exception:
+        return 1  # `read_image` says what is wrong
 
 
 def check_readable(path: str | os.PathLike[str], max_pixels: int | None) -> Path:
@@ -104,8 +119,8 @@ class _NeedsTifffile(Exception):  # noqa: N818 - tells where to go on, no error
 def _read(image: Image.Image, path: Path) -> Image.Image | ArrayImage:
     """Load an opened image."""
     count = getattr(image, "n_frames", 1)
-    if count > 1 and image.format in _FORMATS_OF_SEVERAL:
-        is_paged = image.format in ("TIFF", "HEIF")
+    is_paged = image.format in _PAGED_FORMATS
+    if count > 1 and (is_paged or image.format in ANIMATED_FORMATS):
         way_out = "split the file for the others" if is_paged else "read_frames has them all"
         kind = "pages" if is_paged else "frames"
         warnings.warn(
@@ -158,7 +173,7 @@ def _read_with_tifffile(path: Path, max_pixels: int | None) -> ArrayImage:
 def _open_heif(path: Path, head: bytes, max_pixels: int | None) -> Image.Image:
     if b"avif" in head[8:] or b"avis" in head[8:]:
         raise ImageReadError(
-            f"{path}: this Pillow cannot read AVIF, which 11.3 and later can: pip install -U pillow"
+            f"{path}: this build of Pillow cannot read AVIF, which pip's can: pip install -U pillow"
         )
     try:
         from pillow_heif import HeifImageFile

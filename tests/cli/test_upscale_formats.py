@@ -67,8 +67,7 @@ def test_16_bit_stay_16_bit(upscale, scan, name):
 @pytest.mark.parametrize("is_streamed", [False, True])
 def test_strip(upscale, scan, name, is_streamed, monkeypatch):
     if is_streamed:
-        # By its name: `tadsr.cli.upscale` is the command inside.
-        monkeypatch.setattr(sys.modules["tadsr.folders.restoring"], "STREAMED_PIXELS", 1)
+        monkeypatch.setattr("tadsr.folders.restoring.STREAMED_PIXELS", 1)
     upscale(scan, name, "--strip")
     with Image.open(name) as opened:
         opened.load()
@@ -130,7 +129,7 @@ def test_further_pages_are_named(upscale, tmp_path):
             writer.write(np.full((5, 6, 3), value, np.uint8), photometric="rgb")
     result = upscale("scan.tif")
     assert result.stderr == (
-        "scan.tif holds 2 pages, of which the first is read; split the file for the others\n"
+        "scan.tif holds 2 pages, of which the first is taken; split it for the others\n"
     )
     assert upscale("scan.tif", "--overwrite", "--quiet").output == ""
 
