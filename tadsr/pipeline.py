@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
@@ -12,8 +12,7 @@ from diffusers import DiffusionPipeline, UNet2DConditionModel
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
-from tadsr.checkpoints import load_checkpoint, save_native
-from tadsr.checkpoints.lora_files import read_lora
+from tadsr.checkpoints import load_checkpoint
 from tadsr.color import COLOR_FIXES
 from tadsr.config import ColorFix, UpscaleSettings
 from tadsr.image_io import (
@@ -27,17 +26,16 @@ from tadsr.image_io import (
     resize_bicubic_rows,
     write_strips,
 )
-from tadsr.models.adapters import AdapterSet, extract_adapters, fuse_adapters, has_adapters
-from tadsr.models.lora import merge_lora
 from tadsr.models.prompt_embeddings import PromptEmbeddings
 from tadsr.models.time_aware_vae import TimeAwareAutoencoderKL
+from tadsr.pipeline_weights import PipelineWeights
 from tadsr.prompts import check_taggable, choose_prompts
 from tadsr.schedule import make_alphas_cumprod, residual_to_x0
 from tadsr.streaming import OneStep, Strip, choose_tiling, not_finite, upscale_in_strips
 from tadsr.tiling import TileSpec
 
 
-class TADSRPipeline(DiffusionPipeline):
+class TADSRPipeline(PipelineWeights, DiffusionPipeline):
     """Restore and enlarge photographs in one diffusion step, with a timestep as the knob.
 
     Args:
@@ -93,6 +91,7 @@ class TADSRPipeline(DiffusionPipeline):
         )
         self._empty_prompt: tuple[Any, Tensor] | None = None
         self.tagger: Callable[[Any], str] | None = None
+        self.metadata: Mapping[str, Any] = {}
 
     @classmethod
     def from_pretrained(
@@ -156,6 +155,7 @@ class TADSRPipeline(DiffusionPipeline):
             tokenizer=checkpoint.tokenizer,
             prompt_embeddings=checkpoint.prompt_embeddings,
         )
+        pipe.metadata = checkpoint.metadata
         if tagger is not None:
             # Only here: it brings further networks with it.
             from tadsr.checkpoints.tagger import open_tagger
@@ -409,62 +409,6 @@ class TADSRPipeline(DiffusionPipeline):
                     "large makes it vivid"
                 )
         return torch.tensor(whole, dtype=torch.int64, device=self._execution_device)
-
-    def save_pretrained(
-        self,
-        save_directory: str | Path,
-        *,
-        variant: str | None = None,
-        torch_dtype: torch.dtype | None = None,
-        overwrite: bool = False,
-    ) -> None:
-        """Write the pipeline as a diffusers folder of safetensors, all or nothing.
-
-        Args:
-            save_directory: Folder to create.
-            variant: Variant in the weight files' names, such as "fp16".
-            torch_dtype: Type the weights are written in; None for their own.
-            overwrite: Whether an existing folder is replaced.
-
-        Raises:
-            CheckpointError: The folder exists or cannot be written.
-        """
-        save_native(
-            save_directory,
-            **self.components,
-            adapters=self.adapters,
-            variant=variant,
-            dtype=torch_dtype,
-            overwrite=overwrite,
-        )
-
-    @property
-    def adapters(self) -> AdapterSet | None:
-        """The LoRA adapters kept apart from the weights, or None when merged."""
-        return extract_adapters(self.unet, self.vae) if has_adapters(self.unet) else None
-
-    def merge_adapters(self) -> None:
-        """Add adapters that were kept apart into the weights; the result stays the same."""
-        fuse_adapters(self.unet, self.vae)
-
-    def merge_lora(self, source: str | Path, *, scale: float = 1.0) -> None:
-        """Add another LoRA to the weights, for good: a style, a subject, a kind of picture.
-
-        Adapters that are kept apart stay so. To be without it again, load the model anew, or
-        merge it a second time with the negative `scale`, which undoes it within rounding.
-
-        Args:
-            source: A .safetensors file or a folder, of diffusers or PEFT, for the base model.
-            scale: Its strength; 1 is as trained.
-
-        Raises:
-            CheckpointError: It is missing, damaged, or does not fit; nothing is changed then.
-        """
-        products = read_lora(source, self.unet, self.text_encoder)
-        merge_lora(self.unet, products["unet"], scale)
-        if self.text_encoder is not None:
-            merge_lora(self.text_encoder, products["text_encoder"], scale)
-        self._empty_prompt = None
 
     def _encode_text(self, prompts: Sequence[str]) -> Tensor:
         tokens = self.tokenizer(

@@ -1,9 +1,10 @@
-"""Download checkpoints from the Hugging Face hub; the only code that uses the network."""
+"""Download from the Hugging Face hub and publish to it; the only code that uses the network."""
 
 from __future__ import annotations
 
 import glob
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
 from huggingface_hub import HfApi, constants, snapshot_download
@@ -11,6 +12,7 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HFValidationError,
     LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -117,6 +119,66 @@ def download(
         return Path(snapshot_download(repo_id, allow_patterns=patterns, token=token, **where))
     except Exception as error:  # as above
         raise _explain(repo_id, revision, error) from error
+
+
+def publish(
+    repo_id: str,
+    write: Callable[[Path], object],
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    commit_message: str | None = None,
+    token: str | bool | None = None,
+) -> str:
+    """Upload a folder to a hub repository, in one commit; the repository is made if it is new.
+
+    Args:
+        repo_id: "owner/name".
+        write: Fills the folder at a path that does not exist yet; called once the hub has agreed.
+        private: Whether a new repository is private; None for the owner's default.
+        revision: Branch that exists; None for the main one.
+        commit_message: None for a plain one.
+        token: Access token; None for the stored one.
+
+    Returns:
+        The commit's address.
+
+    Raises:
+        CheckpointError: The hub refuses, cannot be reached, or the folder cannot be written.
+    """
+    api = HfApi(token=token)
+    try:
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    except Exception as error:  # each HTTP library raises its own types
+        raise _explain_publishing(repo_id, revision, error) from error
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "model"
+        write(folder)
+        try:
+            commit = api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                revision=revision,
+                commit_message=commit_message or "Upload a TADSR model",
+            )
+        except Exception as error:  # as above
+            raise _explain_publishing(repo_id, revision, error) from error
+    return str(commit.commit_url)
+
+
+def _explain_publishing(repo_id: str, revision: str | None, error: Exception) -> CheckpointError:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, HFValidationError):
+        reason = f"cannot be: {_short(error)}; name it 'owner/name'"
+    elif isinstance(error, LocalTokenNotFoundError) or status == 401:
+        reason = "needs a login: `hf auth login` with a token that may write, or give token="
+    elif status == 403:
+        reason = "is not yours to write to: use a token that may, or another owner's name"
+    elif isinstance(error, RevisionNotFoundError):
+        reason = f"has no branch {revision!r}: make it first or leave revision out"
+    else:
+        reason = f"could not be written ({_short(error)}): nothing was published, try again"
+    return CheckpointError(f"the repository {repo_id} on the hub {reason}")
 
 
 def _require(names: Sequence[str], files: Sequence[str]) -> list[str]:

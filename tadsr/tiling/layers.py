@@ -12,6 +12,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from tadsr.tiling.offloading import weights_in_place
 from tadsr.tiling.storage import Activation, BandStorage, PlannedStorage, StoredActivation
 
 Affine = tuple[Tensor, Tensor]
@@ -138,8 +139,10 @@ class Bands:
             The output with its statistics; None with `emit`.
         """
         batch, in_channels, height, width = source.shape
-        weight = _merged_weight(conv)
-        conv = getattr(conv, "base_layer", conv)
+        base = getattr(conv, "base_layer", conv)
+        with weights_in_place(base):
+            weight, offset = _merged_weight(conv), base.bias
+        conv = base
         kernel, stride = conv.kernel_size[0], conv.stride[0]
         before, after = (0, 1) if pad_end else (conv.padding[0], conv.padding[0])
         out_height = (height + before + after - kernel) // stride + 1
@@ -161,7 +164,7 @@ class Bands:
             if any(outside) or pad_end:
                 rows = F.pad(rows, (0, after if pad_end else 0, *outside))
             padding = (0, 0 if pad_end else before)
-            out = F.conv2d(rows, weight, conv.bias, conv.stride, padding)
+            out = F.conv2d(rows, weight, offset, conv.stride, padding)
             del rows
             if bias is not None:
                 out += bias[:, :, None, None]

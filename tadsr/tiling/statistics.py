@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from tadsr.tiling.offloading import weights_in_place
+
 
 class ChannelStatistics:
     """Mean and sum of squared deviations of each channel, merged without loss.
@@ -71,8 +73,9 @@ class ChannelStatistics:
         mean = mean.expand_as(means).reshape(batch, channels)
         factor, offset = inverse, -mean * inverse
         if norm.affine:
-            weight = norm.weight.double()
-            factor, offset = factor * weight, offset * weight + norm.bias.double()
+            with weights_in_place(norm):
+                weight, bias = norm.weight.double(), norm.bias.double()
+            factor, offset = factor * weight, offset * weight + bias
         if scale is not None:
             factor, offset = factor * (1 + scale.double()), offset * (1 + scale.double())
         if shift is not None:

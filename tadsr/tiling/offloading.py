@@ -1,0 +1,26 @@
+"""Weights that accelerate keeps elsewhere and brings to a layer only while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+
+@contextmanager
+def weights_in_place(layer: nn.Module) -> Iterator[None]:
+    """Have a layer's own weights at hand without running the layer.
+
+    Args:
+        layer: Any layer; one without accelerate's hook is left alone.
+    """
+    hook = getattr(layer, "_hf_hook", None)
+    if hook is None:
+        yield
+        return
+    hook.pre_forward(layer)
+    try:
+        yield
+    finally:
+        hook.post_forward(layer, None)

@@ -1,0 +1,67 @@
+"""Diffusers' ways to keep weights off the device; without an accelerator, on the CPU.
+
+accelerate's own hook of `enable_sequential_cpu_offload` cannot bring weights to the CPU (it loses
+their class), so that here a hook with its interface does.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
+from torch import nn
+
+from tadsr import TADSRPipeline
+from tadsr.tiling import TileSpec
+
+PIECES = [None, TileSpec()]
+
+
+@pytest.fixture
+def pipe(golden_dir):
+    return TADSRPipeline.from_pretrained(golden_dir / "base", adapter=golden_dir / "tadsr.pkl")
+
+
+def photo():
+    return np.random.default_rng(0).integers(0, 256, (24, 20, 3), np.uint8)
+
+
+class OnlyWhileRunning(ModelHook):
+    """Keep a layer's own weights on the meta device, except while it runs."""
+
+    execution_device = torch.device("cpu")
+
+    def init_hook(self, module: nn.Module) -> nn.Module:
+        self.kept: dict[str, nn.Parameter | None] = dict(module._parameters)
+        self.post_forward(module, None)
+        return module
+
+    def pre_forward(self, module: nn.Module, *args, **kwargs):
+        module._parameters.update(self.kept)
+        return args, kwargs
+
+    def post_forward(self, module: nn.Module, output):
+        for name, kept in self.kept.items():
+            if kept is not None:
+                module._parameters[name] = nn.Parameter(kept.to("meta"), False)
+        return output
+
+
+@pytest.mark.parametrize("tiling", PIECES, ids=["whole", "bands"])
+def test_whole_networks_come_and_go(pipe, tiling):
+    expected = pipe(photo(), tiling=tiling, process_size=0)
+    pipe.enable_model_cpu_offload(device="cpu")
+    assert all(hasattr(model, "_hf_hook") for model in (pipe.vae, pipe.unet, pipe.text_encoder))
+    for _ in range(2):  # networks go back after a call
+        np.testing.assert_array_equal(pipe(photo(), tiling=tiling, process_size=0), expected)
+
+
+@pytest.mark.parametrize("tiling", PIECES, ids=["whole", "bands"])
+def test_weights_may_be_there_only_while_their_layer_runs(pipe, tiling):
+    expected = pipe(photo(), tiling=tiling, process_size=0)
+    for model in (pipe.vae, pipe.unet, pipe.text_encoder):
+        for layer in list(model.modules()):
+            add_hook_to_module(layer, OnlyWhileRunning())
+        assert {p.device.type for p in model.parameters()} == {"meta"}
+    np.testing.assert_array_equal(pipe(photo(), tiling=tiling, process_size=0), expected)
