@@ -16,21 +16,27 @@ from tadsr.checkpoints import load_checkpoint, save_native
 from tadsr.color import COLOR_FIXES
 from tadsr.config import ColorFix, UpscaleSettings
 from tadsr.image_io import (
-    DecodedImage,
-    StripCanvas,
     check_streamable,
     check_writable,
     decode_image,
     pad_reflect,
     resize_bicubic,
-    resize_bicubic_rows,
     write_strips,
 )
 from tadsr.models.adapters import AdapterSet, extract_adapters, fuse_adapters, has_adapters
 from tadsr.models.prompt_embeddings import PromptEmbeddings
 from tadsr.models.time_aware_vae import TimeAwareAutoencoderKL
 from tadsr.schedule import make_alphas_cumprod, residual_to_x0
-from tadsr.streaming import OneStep, Strip, choose_tiling, not_finite, upscale_in_strips
+from tadsr.streaming import (
+    OneStep,
+    Strip,
+    alpha_rows,
+    assemble_images,
+    choose_tiling,
+    group_timesteps,
+    not_finite,
+    upscale_in_strips,
+)
 from tadsr.tiling import TileSpec
 
 
@@ -219,22 +225,60 @@ class TADSRPipeline(DiffusionPipeline):
                 prompt_embeds[rows],
                 generator,
             )
-            canvases = [
-                StripCanvas(
-                    decoded[i], settings.output_size(*decoded[i].rgb.shape[-2:]), output_type
-                )
-                for i in rows
-            ]
-            rgb = torch.stack([decoded[i].rgb for i in rows])
             share = _share_of(progress, number, len(groups))
-            for start, strip in self._strips(step, rgb, settings, tiling, share):
-                for canvas, i, colors in zip(canvases, rows, strip, strict=True):
-                    canvas.write(start, colors, _alpha_rows(decoded[i], settings, start, colors))
-            results += [canvas.image for canvas in canvases]
+            rgb = torch.stack([decoded[i].rgb for i in rows])
+            strips = self._strips(step, rgb, settings, tiling, share)
+            results += assemble_images(strips, [decoded[i] for i in rows], settings, output_type)
         self.maybe_free_model_hooks()
         if is_batch and isinstance(results[0], Tensor):
             return torch.stack(results)
         return results if is_list or is_batch else results[0]
+
+    @torch.no_grad()
+    def sweep(
+        self,
+        image: Any,
+        timesteps: Sequence[int] = (1, 100, 300, 500, 700, 900),
+        *,
+        prompt: str = "",
+        tiling: TileSpec | Literal["auto"] | None = "auto",
+        output_type: str | None = None,
+        progress: Callable[[float], None] | None = None,
+        **settings: Any,
+    ) -> list[Any]:
+        """Restore one image at several timesteps; what does not depend on them is done once.
+
+        Args:
+            image: As for a call, but one image.
+            timesteps: At least one; as for a call.
+            prompt: As for a call.
+            tiling: As for a call.
+            output_type: As for a call.
+            progress: As for a call.
+            **settings: `scale`, `color_fix` and `process_size`, as for a call.
+
+        Returns:
+            An image per timestep, as a call with it gives.
+
+        Raises:
+            TypeError: An argument is of the wrong type.
+            ValueError: An argument is out of range, or there is no timestep.
+            TADSRError: The result is not finite at the model's precision.
+        """
+        settings = UpscaleSettings(**settings)
+        decoded = decode_image(image)
+        checked = self.check_timesteps(list(timesteps), len(timesteps))
+        embeds = self.encode_prompt([prompt])
+        groups = group_timesteps(checked, settings.network_size(*decoded.rgb.shape[-2:]))
+        results = []
+        for number, group in enumerate(groups):
+            batch = embeds.expand(len(group), -1, -1)
+            step = OneStep(self.vae, self.unet, self.alphas_cumprod, group, batch)
+            share = _share_of(progress, number, len(groups))
+            strips = self._strips(step, decoded.rgb[None], settings, tiling, share)
+            results += assemble_images(strips, [decoded] * len(group), settings, output_type)
+        self.maybe_free_model_hooks()
+        return results
 
     @torch.no_grad()
     def upscale_to_file(
@@ -283,7 +327,7 @@ class TADSRPipeline(DiffusionPipeline):
         timesteps, embeds = self.check_timesteps(timestep, 1), self.encode_prompt([prompt])
         step = OneStep(self.vae, self.unet, self.alphas_cumprod, timesteps, embeds, generator)
         strips = (
-            (start, colors[0], _alpha_rows(decoded, settings, start, colors))
+            (start, colors[0], alpha_rows(decoded, settings, start, colors))
             for start, colors in self._strips(step, decoded.rgb[None], settings, tiling, progress)
         )
         write_strips(strips, path, like=decoded, size=size, overwrite=overwrite)
@@ -461,6 +505,7 @@ class TADSRPipeline(DiffusionPipeline):
         size = settings.network_size(height, width)
         reference = resize_bicubic(rgb.to(self._execution_device), size).clamp(0, 1)
         multiple = self.vae.downscale_factor
+        reference = reference.expand(len(step.prompt_embeds), -1, -1, -1)
         padded = pad_reflect(reference, -size[0] % multiple, -size[1] % multiple)
         restored = self.restore(
             padded * 2 - 1, step.timesteps, step.prompt_embeds, generator=step.generator
@@ -468,17 +513,6 @@ class TADSRPipeline(DiffusionPipeline):
         restored = restored[..., : size[0], : size[1]].float() / 2 + 0.5
         fixed = COLOR_FIXES[settings.color_fix](restored, reference).clamp(0, 1)
         return resize_bicubic(fixed, settings.output_size(height, width)).clamp(0, 1)
-
-
-def _alpha_rows(
-    decoded: DecodedImage, settings: UpscaleSettings, start: int, colors: Tensor
-) -> Tensor | None:
-    """Enlarge the alpha channel beside a strip of colours, (1, rows, W) in [0, 1]."""
-    if decoded.alpha is None:
-        return None
-    size = settings.output_size(*decoded.alpha.shape[-2:])
-    stop = start + colors.shape[-2]
-    return resize_bicubic_rows(decoded.alpha[None], size, start, stop)[0].clamp(0, 1)
 
 
 def _share_of(
