@@ -14,8 +14,16 @@ from torch import Tensor
 
 from tadsr.checkpoints import load_checkpoint, save_native
 from tadsr.color import COLOR_FIXES
+from tadsr.conditioning import (
+    TimestepField,
+    TimestepLike,
+    TimestepMap,
+    predict_at,
+    read_timestep_maps,
+)
 from tadsr.config import ColorFix, UpscaleSettings
 from tadsr.image_io import (
+    DecodedImage,
     check_streamable,
     check_writable,
     decode_image,
@@ -155,7 +163,7 @@ class TADSRPipeline(DiffusionPipeline):
     def __call__(
         self,
         image: Any,
-        timestep: int | Sequence[int] = 500,
+        timestep: TimestepLike | Sequence[TimestepLike] = 500,
         *,
         scale: float = 4,
         prompt: str | Sequence[str] = "",
@@ -173,6 +181,8 @@ class TADSRPipeline(DiffusionPipeline):
                 (H, W, 1|3|4), float array or tensor (3, H, W) in [0, 1], or a tensor batch
                 (B, 3, H, W).
             timestep: 0..999, one for all or one per image; small is faithful, large is vivid.
+                Or a map of timesteps over the image: a `TimestepMap`, a grey PIL image or array
+                (H, W) of timesteps at any size, or regions as for `TimestepMap.from_regions`.
             scale: Output size over input size, any number ≥ 1; 1 restores at the given size.
             prompt: What the picture shows, one for all or one per image; "" is neutral.
             color_fix: "adain", "wavelet" or "none".
@@ -205,7 +215,7 @@ class TADSRPipeline(DiffusionPipeline):
         if not images:
             raise ValueError("image must hold at least one image, got an empty list")
         decoded = [decode_image(item) for item in images]
-        timesteps = self.check_timesteps(timestep, len(images))
+        timesteps = self._read_timesteps(timestep, decoded)
         prompts = list(prompt) if isinstance(prompt, list | tuple) else [prompt] * len(images)
         if len(prompts) != len(images):
             raise ValueError(
@@ -285,7 +295,7 @@ class TADSRPipeline(DiffusionPipeline):
         self,
         image: Any,
         path: str | Path,
-        timestep: int = 500,
+        timestep: TimestepLike = 500,
         *,
         scale: float = 4,
         prompt: str = "",
@@ -324,7 +334,7 @@ class TADSRPipeline(DiffusionPipeline):
         decoded = decode_image(image)
         size = settings.output_size(*decoded.rgb.shape[-2:])
         check_writable(path, overwrite=overwrite, size=size[::-1])
-        timesteps, embeds = self.check_timesteps(timestep, 1), self.encode_prompt([prompt])
+        timesteps, embeds = self._read_timesteps(timestep, [decoded]), self.encode_prompt([prompt])
         step = OneStep(self.vae, self.unet, self.alphas_cumprod, timesteps, embeds, generator)
         strips = (
             (start, colors[0], alpha_rows(decoded, settings, start, colors))
@@ -337,7 +347,7 @@ class TADSRPipeline(DiffusionPipeline):
     def restore(
         self,
         lq: Tensor,
-        timesteps: Tensor,
+        timesteps: Tensor | TimestepField,
         prompt_embeds: Tensor,
         *,
         generator: torch.Generator | None = None,
@@ -347,7 +357,7 @@ class TADSRPipeline(DiffusionPipeline):
         Args:
             lq: LQ images at output resolution, (B, 3, H, W), in [-1, 1]; H and W multiples of
                 `vae.downscale_factor`.
-            timesteps: One timestep per image, (B,), int64.
+            timesteps: One timestep per image, (B,), int64, or a map per image.
             prompt_embeds: Prompt embeddings, (B, L, D).
             generator: Samples the posterior; None takes its mean.
 
@@ -356,8 +366,12 @@ class TADSRPipeline(DiffusionPipeline):
 
         Source: TADSR (arXiv 2508.16557), one-step inference.
         """
-        latents = self.encode_latents(lq, timesteps, generator=generator)
-        return self.decode_latents(self.predict_x0(latents, timesteps, prompt_embeds))
+
+        def predict(timesteps: Tensor) -> Tensor:
+            latents = self.encode_latents(lq, timesteps, generator=generator)
+            return self.predict_x0(latents, timesteps, prompt_embeds)
+
+        return self.decode_latents(predict_at(timesteps, predict, generator))
 
     def encode_latents(
         self, lq: Tensor, timesteps: Tensor, *, generator: torch.Generator | None = None
@@ -435,6 +449,22 @@ class TADSRPipeline(DiffusionPipeline):
                 )
         return torch.tensor(whole, dtype=torch.int64, device=self._execution_device)
 
+    def _read_timesteps(
+        self, timestep: Any, decoded: Sequence[DecodedImage]
+    ) -> Tensor | TimestepField:
+        """Turn what a user gives into one timestep per image, or into one per position."""
+        sizes = [tuple(image.rgb.shape[-2:]) for image in decoded]
+        entries = read_timestep_maps(timestep, sizes, len(self.alphas_cumprod) - 1)
+        if entries is None:
+            return self.check_timesteps(timestep, len(decoded))
+        maps = (
+            entry
+            if isinstance(entry, TimestepMap)
+            else TimestepMap.constant(self.check_timesteps(entry, 1).item())
+            for entry in entries
+        )
+        return TimestepField(tuple(maps), self._execution_device)
+
     def save_pretrained(
         self,
         save_directory: str | Path,
@@ -507,8 +537,9 @@ class TADSRPipeline(DiffusionPipeline):
         multiple = self.vae.downscale_factor
         reference = reference.expand(len(step.prompt_embeds), -1, -1, -1)
         padded = pad_reflect(reference, -size[0] % multiple, -size[1] % multiple)
+        timesteps = step.timesteps_for(size, tuple(padded.shape[-2:]))
         restored = self.restore(
-            padded * 2 - 1, step.timesteps, step.prompt_embeds, generator=step.generator
+            padded * 2 - 1, timesteps, step.prompt_embeds, generator=step.generator
         )
         restored = restored[..., : size[0], : size[1]].float() / 2 + 0.5
         fixed = COLOR_FIXES[settings.color_fix](restored, reference).clamp(0, 1)

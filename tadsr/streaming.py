@@ -12,6 +12,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from tadsr.color import match_moments, wavelet_color_fix, wavelet_reach_px
+from tadsr.conditioning import TimestepField, predict_at
 from tadsr.config import UpscaleSettings
 from tadsr.errors import TADSRError
 from tadsr.image_io import (
@@ -71,7 +72,7 @@ class OneStep:
         vae: Time-aware autoencoder.
         unet: One-step student.
         alphas_cumprod: ᾱ, (T,).
-        timesteps: One per image, (B,), int64, on the device.
+        timesteps: One per image, (B,), int64, on the device; or a map per image.
         prompt_embeds: (B, L, D).
         generator: Samples the posterior; None takes its mean.
     """
@@ -79,9 +80,17 @@ class OneStep:
     vae: TimeAwareAutoencoderKL
     unet: UNet2DConditionModel
     alphas_cumprod: Tensor
-    timesteps: Tensor
+    timesteps: Tensor | TimestepField
     prompt_embeds: Tensor
     generator: torch.Generator | None = None
+
+    def timesteps_for(
+        self, size: tuple[int, int], padded: tuple[int, int]
+    ) -> Tensor | TimestepField:
+        """Return the timesteps for images of a (height, width) that were padded to another."""
+        if isinstance(self.timesteps, TimestepField):
+            return self.timesteps.padded(size, padded)
+        return self.timesteps
 
 
 def upscale_in_strips(
@@ -302,15 +311,18 @@ class _Run:
         batch = self.rgb.shape[0]
         dtype = vae.dtype
         image = ComputedActivation((batch, 3, *self.padded), dtype, self._padded_rows)
-        latents = self._encode(bands, image)
         prompts = model.prompt_embeds.to(model.unet.dtype)
-        latents = latents.to(model.unet.dtype)
         side = attention_px // vae.downscale_factor
-        residual = predict_in_bands(
-            bands, model.unet, latents, model.timesteps, prompts, attention_side=side
-        )
-        pred_x0 = residual_to_x0(latents, residual, model.timesteps, model.alphas_cumprod)
-        del latents, residual
+
+        def predict(timesteps: Tensor) -> Tensor:
+            latents = self._encode(bands, image, timesteps).to(model.unet.dtype)
+            residual = predict_in_bands(
+                bands, model.unet, latents, timesteps, prompts, attention_side=side
+            )
+            return residual_to_x0(latents, residual, timesteps, model.alphas_cumprod)
+
+        timesteps = model.timesteps_for(self.size, self.padded)
+        pred_x0 = predict_at(timesteps, predict, model.generator)
         restored = bands.storage.allocate((batch, 3, *self.size), dtype)
         restored.begin(with_statistics=False)
         self.moments = (ChannelStatistics(batch, 3), ChannelStatistics(batch, 3))
@@ -331,9 +343,9 @@ class _Run:
         vae.decode_in_bands(bands, pred_x0.to(dtype) / vae.config.scaling_factor, emit)
         return restored
 
-    def _encode(self, bands: Bands, image: ComputedActivation) -> Tensor:
+    def _encode(self, bands: Bands, image: ComputedActivation, timesteps: Tensor) -> Tensor:
         vae, generator = self.model.vae, self.model.generator
-        posterior = vae.encode_in_bands(bands, image, self.model.timesteps).latent_dist
+        posterior = vae.encode_in_bands(bands, image, timesteps).latent_dist
         if bands.is_plan:
             batch, _, height, width = image.shape
             factor = vae.downscale_factor

@@ -6,7 +6,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -21,6 +21,12 @@ from tadsr.cli.reporting import (
     readable_errors,
     silence_libraries,
 )
+from tadsr.cli.timestep_maps import (
+    TimestepMapOption,
+    TimestepRangeOption,
+    parse_timestep_range,
+    read_timestep_map,
+)
 from tadsr.config import ColorFix, UpscaleSettings
 
 if TYPE_CHECKING:
@@ -28,6 +34,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from tqdm import tqdm
 
+    from tadsr.conditioning import TimestepLike
     from tadsr.pipeline import TADSRPipeline
     from tadsr.tiling.spec import TileSpec
 
@@ -50,6 +57,7 @@ Examples:
   tadsr upscale photos/                    mirrors the tree into photos_x4/
   tadsr upscale photos/ sharp/ -t 900      into sharp/, more vivid
   tadsr upscale scan.tif out.tif -s 2      twice as large
+  tadsr upscale photo.jpg --timestep-map mask.png --timestep-range 50:800
   tadsr upscale panorama.png large.png --max-memory 4GB
 
 Outputs that exist are skipped, so that a stopped run goes on where it was. A file that fails
@@ -64,7 +72,7 @@ class _Request:
     """What is done to every image."""
 
     settings: UpscaleSettings
-    timestep: int
+    timestep: TimestepLike
     prompt: str
     seed: int | None
     tiling: TileSpec | Literal["auto"] | None
@@ -96,6 +104,8 @@ def upscale(
             "--timestep", "-t", metavar="0..999", help="Small is faithful, large is vivid."
         ),
     ] = 500,
+    timestep_map: TimestepMapOption = None,
+    timestep_range: TimestepRangeOption = None,
     scale: Annotated[
         float,
         typer.Option("--scale", "-s", metavar="X", help="Output size over input size, from 1."),
@@ -167,8 +177,12 @@ def upscale(
     check_range("--quality", quality, 1, 100, "small makes small files")
     # torch takes seeds of 64 bits.
     check_range("--seed", seed, 0, 2**63 - 1, "any number will do")
+    map_range = parse_timestep_range(timestep_map, timestep_range)
     request = _Request(settings, timestep, prompt, seed, tiling, quality, overwrite, debug)
     with readable_errors(debug):
+        if timestep_map is not None:
+            found, timestep = read_timestep_map(timestep_map, map_range)
+            request = replace(request, timestep=found)
         jobs = plan_jobs(paths, output, format=format, scale=scale)
         for job in jobs:
             check_place(job.target)

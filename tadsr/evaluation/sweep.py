@@ -43,7 +43,7 @@ class TimestepSweep:
     def bicubic(self) -> np.ndarray:
         """The LQ enlarged by bicubic, uint8, (H, W, 3)."""
         size = next(iter(self.results.values())).shape[:2]
-        pixels = torch.from_numpy(self.lq).permute(2, 0, 1)[None].float()
+        pixels = torch.tensor(self.lq).permute(2, 0, 1)[None].float()
         enlarged = resize_bicubic(pixels, size)[0].round().clamp(0, 255).byte()
         return enlarged.permute(1, 2, 0).contiguous().numpy()
 
