@@ -12,11 +12,19 @@ _EXPORTS = {
     "TADSRError": "tadsr.errors",
     "TADSRPipeline": "tadsr.pipeline",
     "TimeAwareAutoencoderKL": "tadsr.models.time_aware_vae",
+    "TimestepMap": "tadsr.conditioning",
 }
 
-__all__ = ["TADSRError", "TADSRPipeline", "TimeAwareAutoencoderKL", "__version__"]
+__all__ = [
+    "TADSRError",
+    "TADSRPipeline",
+    "TimeAwareAutoencoderKL",
+    "TimestepMap",
+    "__version__",
+]
 
 if TYPE_CHECKING:
+    from tadsr.conditioning import TimestepMap
     from tadsr.errors import TADSRError
     from tadsr.models.time_aware_vae import TimeAwareAutoencoderKL
     from tadsr.pipeline import TADSRPipeline

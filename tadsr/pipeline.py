@@ -14,16 +14,21 @@ from torch import Tensor
 
 from tadsr.checkpoints import load_checkpoint
 from tadsr.color import COLOR_FIXES
+from tadsr.conditioning import (
+    TimestepField,
+    TimestepLike,
+    TimestepMap,
+    predict_at,
+    read_timestep_maps,
+)
 from tadsr.config import ColorFix, UpscaleSettings
 from tadsr.image_io import (
     DecodedImage,
-    StripCanvas,
     check_streamable,
     check_writable,
     decode_image,
     pad_reflect,
     resize_bicubic,
-    resize_bicubic_rows,
     write_strips,
 )
 from tadsr.models.prompt_embeddings import PromptEmbeddings
@@ -31,7 +36,16 @@ from tadsr.models.time_aware_vae import TimeAwareAutoencoderKL
 from tadsr.pipeline_weights import PipelineWeights
 from tadsr.prompts import check_taggable, choose_prompts
 from tadsr.schedule import make_alphas_cumprod, residual_to_x0
-from tadsr.streaming import OneStep, Strip, choose_tiling, not_finite, upscale_in_strips
+from tadsr.streaming import (
+    OneStep,
+    Strip,
+    alpha_rows,
+    assemble_images,
+    choose_tiling,
+    group_timesteps,
+    not_finite,
+    upscale_in_strips,
+)
 from tadsr.tiling import TileSpec
 
 
@@ -168,7 +182,7 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
     def __call__(
         self,
         image: Any,
-        timestep: int | Sequence[int] = 500,
+        timestep: TimestepLike | Sequence[TimestepLike] = 500,
         *,
         scale: float = 4,
         prompt: str | Sequence[str] | None = None,
@@ -186,6 +200,8 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
                 uint16 array (H, W) or (H, W, 1|3|4), float array or tensor (3, H, W) in [0, 1],
                 or a tensor batch (B, 3, H, W).
             timestep: 0..999, one for all or one per image; small is faithful, large is vivid.
+                Or a map of timesteps over the image: a `TimestepMap`, a grey PIL image or array
+                (H, W) of timesteps at any size, or regions as for `TimestepMap.from_regions`.
             scale: Output size over input size, any number ≥ 1; 1 restores at the given size.
             prompt: What the picture shows, one for all or one per image; "" is neutral. None
                 asks the tagger if there is one, and is "" otherwise.
@@ -219,7 +235,7 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
         if not images:
             raise ValueError("image must hold at least one image, got an empty list")
         decoded = [decode_image(item) for item in images]
-        timesteps = self.check_timesteps(timestep, len(images))
+        timesteps = self._read_timesteps(timestep, decoded)
         prompts = choose_prompts(prompt, decoded, self.tagger, self.text_encoder)
         prompt_embeds = self.encode_prompt(prompts)
         # Images of a tensor batch share their size and go through the network together.
@@ -235,29 +251,67 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
                 prompt_embeds[rows],
                 generator,
             )
-            canvases = [
-                StripCanvas(
-                    decoded[i], settings.output_size(*decoded[i].rgb.shape[-2:]), output_type
-                )
-                for i in rows
-            ]
-            rgb = torch.stack([decoded[i].rgb for i in rows])
             share = _share_of(progress, number, len(groups))
-            for start, strip in self._strips(step, rgb, settings, tiling, share):
-                for canvas, i, colors in zip(canvases, rows, strip, strict=True):
-                    canvas.write(start, colors, _alpha_rows(decoded[i], settings, start, colors))
-            results += [canvas.image for canvas in canvases]
+            rgb = torch.stack([decoded[i].rgb for i in rows])
+            strips = self._strips(step, rgb, settings, tiling, share)
+            results += assemble_images(strips, [decoded[i] for i in rows], settings, output_type)
         self.maybe_free_model_hooks()
         if is_batch and isinstance(results[0], Tensor):
             return torch.stack(results)
         return results if is_list or is_batch else results[0]
 
     @torch.no_grad()
+    def sweep(
+        self,
+        image: Any,
+        timesteps: Sequence[int] = (1, 100, 300, 500, 700, 900),
+        *,
+        prompt: str = "",
+        tiling: TileSpec | Literal["auto"] | None = "auto",
+        output_type: str | None = None,
+        progress: Callable[[float], None] | None = None,
+        **settings: Any,
+    ) -> list[Any]:
+        """Restore one image at several timesteps; what does not depend on them is done once.
+
+        Args:
+            image: As for a call, but one image.
+            timesteps: At least one; as for a call.
+            prompt: As for a call.
+            tiling: As for a call.
+            output_type: As for a call.
+            progress: As for a call.
+            **settings: `scale`, `color_fix` and `process_size`, as for a call.
+
+        Returns:
+            An image per timestep, as a call with it gives.
+
+        Raises:
+            TypeError: An argument is of the wrong type.
+            ValueError: An argument is out of range, or there is no timestep.
+            TADSRError: The result is not finite at the model's precision.
+        """
+        settings = UpscaleSettings(**settings)
+        decoded = decode_image(image)
+        checked = self.check_timesteps(list(timesteps), len(timesteps))
+        embeds = self.encode_prompt([prompt])
+        groups = group_timesteps(checked, settings.network_size(*decoded.rgb.shape[-2:]))
+        results = []
+        for number, group in enumerate(groups):
+            batch = embeds.expand(len(group), -1, -1)
+            step = OneStep(self.vae, self.unet, self.alphas_cumprod, group, batch)
+            share = _share_of(progress, number, len(groups))
+            strips = self._strips(step, decoded.rgb[None], settings, tiling, share)
+            results += assemble_images(strips, [decoded] * len(group), settings, output_type)
+        self.maybe_free_model_hooks()
+        return results
+
+    @torch.no_grad()
     def upscale_to_file(
         self,
         image: Any,
         path: str | Path,
-        timestep: int = 500,
+        timestep: TimestepLike = 500,
         *,
         scale: float = 4,
         prompt: str | None = None,
@@ -296,13 +350,13 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
         decoded = decode_image(image)
         size = settings.output_size(*decoded.rgb.shape[-2:])
         check_writable(path, overwrite=overwrite, size=size[::-1])
-        timesteps = self.check_timesteps(timestep, 1)
+        timesteps = self._read_timesteps(timestep, [decoded])
         embeds = self.encode_prompt(
             choose_prompts(prompt, [decoded], self.tagger, self.text_encoder)
         )
         step = OneStep(self.vae, self.unet, self.alphas_cumprod, timesteps, embeds, generator)
         strips = (
-            (start, colors[0], _alpha_rows(decoded, settings, start, colors))
+            (start, colors[0], alpha_rows(decoded, settings, start, colors))
             for start, colors in self._strips(step, decoded.rgb[None], settings, tiling, progress)
         )
         write_strips(strips, path, like=decoded, size=size, overwrite=overwrite)
@@ -312,7 +366,7 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
     def restore(
         self,
         lq: Tensor,
-        timesteps: Tensor,
+        timesteps: Tensor | TimestepField,
         prompt_embeds: Tensor,
         *,
         generator: torch.Generator | None = None,
@@ -322,7 +376,7 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
         Args:
             lq: LQ images at output resolution, (B, 3, H, W), in [-1, 1]; H and W multiples of
                 `vae.downscale_factor`.
-            timesteps: One timestep per image, (B,), int64.
+            timesteps: One timestep per image, (B,), int64, or a map per image.
             prompt_embeds: Prompt embeddings, (B, L, D).
             generator: Samples the posterior; None takes its mean.
 
@@ -331,8 +385,12 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
 
         Source: TADSR (arXiv 2508.16557), one-step inference.
         """
-        latents = self.encode_latents(lq, timesteps, generator=generator)
-        return self.decode_latents(self.predict_x0(latents, timesteps, prompt_embeds))
+
+        def predict(timesteps: Tensor) -> Tensor:
+            latents = self.encode_latents(lq, timesteps, generator=generator)
+            return self.predict_x0(latents, timesteps, prompt_embeds)
+
+        return self.decode_latents(predict_at(timesteps, predict, generator))
 
     def encode_latents(
         self, lq: Tensor, timesteps: Tensor, *, generator: torch.Generator | None = None
@@ -410,6 +468,22 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
                 )
         return torch.tensor(whole, dtype=torch.int64, device=self._execution_device)
 
+    def _read_timesteps(
+        self, timestep: Any, decoded: Sequence[DecodedImage]
+    ) -> Tensor | TimestepField:
+        """Turn what a user gives into one timestep per image, or into one per position."""
+        sizes = [tuple(image.rgb.shape[-2:]) for image in decoded]
+        entries = read_timestep_maps(timestep, sizes, len(self.alphas_cumprod) - 1)
+        if entries is None:
+            return self.check_timesteps(timestep, len(decoded))
+        maps = (
+            entry
+            if isinstance(entry, TimestepMap)
+            else TimestepMap.constant(self.check_timesteps(entry, 1).item())
+            for entry in entries
+        )
+        return TimestepField(tuple(maps), self._execution_device)
+
     def _encode_text(self, prompts: Sequence[str]) -> Tensor:
         tokens = self.tokenizer(
             list(prompts),
@@ -443,24 +517,15 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
         size = settings.network_size(height, width)
         reference = resize_bicubic(rgb.to(self._execution_device), size).clamp(0, 1)
         multiple = self.vae.downscale_factor
+        reference = reference.expand(len(step.prompt_embeds), -1, -1, -1)
         padded = pad_reflect(reference, -size[0] % multiple, -size[1] % multiple)
+        timesteps = step.timesteps_for(size, tuple(padded.shape[-2:]))
         restored = self.restore(
-            padded * 2 - 1, step.timesteps, step.prompt_embeds, generator=step.generator
+            padded * 2 - 1, timesteps, step.prompt_embeds, generator=step.generator
         )
         restored = restored[..., : size[0], : size[1]].float() / 2 + 0.5
         fixed = COLOR_FIXES[settings.color_fix](restored, reference).clamp(0, 1)
         return resize_bicubic(fixed, settings.output_size(height, width)).clamp(0, 1)
-
-
-def _alpha_rows(
-    decoded: DecodedImage, settings: UpscaleSettings, start: int, colors: Tensor
-) -> Tensor | None:
-    """Enlarge the alpha channel beside a strip of colours, (1, rows, W) in [0, 1]."""
-    if decoded.alpha is None:
-        return None
-    size = settings.output_size(*decoded.alpha.shape[-2:])
-    stop = start + colors.shape[-2]
-    return resize_bicubic_rows(decoded.alpha[None], size, start, stop)[0].clamp(0, 1)
 
 
 def _share_of(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -12,9 +12,18 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from tadsr.color import match_moments, wavelet_color_fix, wavelet_reach_px
+from tadsr.conditioning import TimestepField, predict_at
 from tadsr.config import UpscaleSettings
 from tadsr.errors import TADSRError
-from tadsr.image_io import pad_reflect, reflect_index, resize_bicubic_rows
+from tadsr.image_io import (
+    DecodedImage,
+    ImageLike,
+    OutputType,
+    StripCanvas,
+    pad_reflect,
+    reflect_index,
+    resize_bicubic_rows,
+)
 from tadsr.models.time_aware_vae import TimeAwareAutoencoderKL
 from tadsr.schedule import residual_to_x0
 from tadsr.tiling import (
@@ -37,6 +46,8 @@ BANDS_ON_CPU_PIXELS = 512 * 512
 """Above this area of the output bands are faster than the whole on a CPU."""
 EAGER_MEMORY_FACTOR = 4
 """Peak memory of the whole computation over what bands keep between layers, with a margin."""
+TOGETHER_PIXELS = 2**20
+"""One image's timesteps go through an accelerator together up to this area of all results."""
 STRIP_PIXELS = 2**19
 """Pixels of a strip that is handed out, about."""
 _SHARE_OF_AVAILABLE = 0.7
@@ -61,7 +72,7 @@ class OneStep:
         vae: Time-aware autoencoder.
         unet: One-step student.
         alphas_cumprod: ᾱ, (T,).
-        timesteps: One per image, (B,), int64, on the device.
+        timesteps: One per image, (B,), int64, on the device; or a map per image.
         prompt_embeds: (B, L, D).
         generator: Samples the posterior; None takes its mean.
     """
@@ -69,9 +80,17 @@ class OneStep:
     vae: TimeAwareAutoencoderKL
     unet: UNet2DConditionModel
     alphas_cumprod: Tensor
-    timesteps: Tensor
+    timesteps: Tensor | TimestepField
     prompt_embeds: Tensor
     generator: torch.Generator | None = None
+
+    def timesteps_for(
+        self, size: tuple[int, int], padded: tuple[int, int]
+    ) -> Tensor | TimestepField:
+        """Return the timesteps for images of a (height, width) that were padded to another."""
+        if isinstance(self.timesteps, TimestepField):
+            return self.timesteps.padded(size, padded)
+        return self.timesteps
 
 
 def upscale_in_strips(
@@ -85,7 +104,7 @@ def upscale_in_strips(
 
     Args:
         model: Networks and conditions, on one device.
-        rgb: Images, (B, 3, h, w), in [0, 1].
+        rgb: Images, (B, 3, h, w), in [0, 1]; or one for all timesteps.
         settings: Scale and colour fix; the size that the network works at must be the output's.
         spec: Sizes of the pieces, and the memory to stay within.
         progress: Called often with the share done.
@@ -103,6 +122,39 @@ def upscale_in_strips(
         yield from run.strips(restored)
     finally:
         restored.free()
+
+
+def assemble_images(
+    strips: Iterable[Strip],
+    decoded: Sequence[DecodedImage],
+    settings: UpscaleSettings,
+    output_type: OutputType | None = None,
+) -> list[ImageLike]:
+    """Put strips together to images of the kinds that were decoded.
+
+    Args:
+        strips: Of B images, from top to bottom.
+        decoded: The B images that they were made from, of one size.
+        settings: Their scale.
+        output_type: As for `encode_image`.
+    """
+    size = settings.output_size(*decoded[0].rgb.shape[-2:])
+    canvases = [StripCanvas(image, size, output_type) for image in decoded]
+    for start, strip in strips:
+        for canvas, image, colors in zip(canvases, decoded, strip, strict=True):
+            canvas.write(start, colors, alpha_rows(image, settings, start, colors))
+    return [canvas.image for canvas in canvases]
+
+
+def alpha_rows(
+    decoded: DecodedImage, settings: UpscaleSettings, start: int, colors: Tensor
+) -> Tensor | None:
+    """Enlarge the alpha channel beside a strip of colours, (1, rows, W) in [0, 1]."""
+    if decoded.alpha is None:
+        return None
+    size = settings.output_size(*decoded.alpha.shape[-2:])
+    stop = start + colors.shape[-2]
+    return resize_bicubic_rows(decoded.alpha[None], size, start, stop)[0].clamp(0, 1)
 
 
 def choose_tiling(
@@ -141,6 +193,27 @@ def choose_tiling(
     return tiling
 
 
+def group_timesteps(timesteps: Tensor, size: tuple[int, int]) -> list[Tensor]:
+    """Divide the timesteps of one image into those that go through the networks together.
+
+    Args:
+        timesteps: (N,), on the device.
+        size: Height and width in px that the networks work at.
+
+    Returns:
+        The timesteps in their order, in parts.
+
+    Raises:
+        ValueError: There are none.
+    """
+    if not len(timesteps):
+        raise ValueError("timesteps must be at least one, got none")
+    # A CPU gains nothing by it.
+    is_cpu = timesteps.device.type == "cpu"
+    num_together = 1 if is_cpu else max(1, TOGETHER_PIXELS // (size[0] * size[1]))
+    return list(timesteps.split(num_together))
+
+
 def _needs_bands(model: OneStep, rgb: Tensor, settings: UpscaleSettings) -> bool:
     height, width = settings.output_size(*rgb.shape[-2:])
     device = model.timesteps.device
@@ -166,7 +239,7 @@ class _Run:
     ) -> None:
         self.model = model
         self.device = model.timesteps.device
-        self.rgb = rgb.to(self.device)
+        self.rgb = rgb.to(self.device).expand(len(model.prompt_embeds), -1, -1, -1)
         self.settings = settings
         self.progress = progress
         self.size = settings.output_size(*rgb.shape[-2:])
@@ -238,15 +311,18 @@ class _Run:
         batch = self.rgb.shape[0]
         dtype = vae.dtype
         image = ComputedActivation((batch, 3, *self.padded), dtype, self._padded_rows)
-        latents = self._encode(bands, image)
         prompts = model.prompt_embeds.to(model.unet.dtype)
-        latents = latents.to(model.unet.dtype)
         side = attention_px // vae.downscale_factor
-        residual = predict_in_bands(
-            bands, model.unet, latents, model.timesteps, prompts, attention_side=side
-        )
-        pred_x0 = residual_to_x0(latents, residual, model.timesteps, model.alphas_cumprod)
-        del latents, residual
+
+        def predict(timesteps: Tensor) -> Tensor:
+            latents = self._encode(bands, image, timesteps).to(model.unet.dtype)
+            residual = predict_in_bands(
+                bands, model.unet, latents, timesteps, prompts, attention_side=side
+            )
+            return residual_to_x0(latents, residual, timesteps, model.alphas_cumprod)
+
+        timesteps = model.timesteps_for(self.size, self.padded)
+        pred_x0 = predict_at(timesteps, predict, model.generator)
         restored = bands.storage.allocate((batch, 3, *self.size), dtype)
         restored.begin(with_statistics=False)
         self.moments = (ChannelStatistics(batch, 3), ChannelStatistics(batch, 3))
@@ -267,9 +343,9 @@ class _Run:
         vae.decode_in_bands(bands, pred_x0.to(dtype) / vae.config.scaling_factor, emit)
         return restored
 
-    def _encode(self, bands: Bands, image: ComputedActivation) -> Tensor:
+    def _encode(self, bands: Bands, image: ComputedActivation, timesteps: Tensor) -> Tensor:
         vae, generator = self.model.vae, self.model.generator
-        posterior = vae.encode_in_bands(bands, image, self.model.timesteps).latent_dist
+        posterior = vae.encode_in_bands(bands, image, timesteps).latent_dist
         if bands.is_plan:
             batch, _, height, width = image.shape
             factor = vae.downscale_factor

@@ -101,6 +101,29 @@ def test_the_training_guides_python_code_runs(checkout, monkeypatch):
     assert (checkout / "runs" / "smoke" / "model" / "model_index.json").is_file()
 
 
+def test_the_timestep_guides_code_runs(checkout):
+    text = (ROOT / "docs" / "timestep.md").read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)\)", text):
+        assert (ROOT / "docs" / target).exists(), target
+    # The photo is smaller here, and the network works at its size.
+    text = text.replace("384", "32").replace("80, 32, 256", "8, 32, 24").replace("32, 80", "32, 8")
+    text = re.sub(r"\b(timesteps?=)", r"process_size=0, \1", text)
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    exec(compile("\n".join(blocks), "timestep.md", "exec"), {})
+    Image.new("L", (3, 2), 255).save("mask.png")
+    Path("regions.json").write_text('{"default": 3}')
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    commands = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
+    assert len(commands) == 5
+    for command in commands:
+        options = ["--process-size", "0", "--overwrite"]
+        if command[1] == "compare":
+            shutil.copy("photo_sweep.png", "sheet.png")
+            options = []
+        result = CliRunner().invoke(app, [*command[1:], *options])
+        assert result.exit_code == 0, (command, result.output)
+
+
 def test_the_training_guide_names_recipes_and_fields_that_exist():
     from tadsr.training import load_recipe
 

@@ -1,4 +1,4 @@
-"""The command line: upscale, evaluate, train, degrade, info, convert and export.
+"""The command line: upscale, sweep, compare, evaluate, train, degrade, info, convert, export.
 
 Nothing here imports torch until a command runs, so that help and version answer at once.
 """
@@ -11,10 +11,12 @@ import typer
 
 from tadsr import __version__
 from tadsr.cli.checkpoints import CONVERT_HELP, INFO_HELP, convert, info
+from tadsr.cli.compare import COMPARE_HELP, compare
 from tadsr.cli.degrade import DEGRADE_HELP, degrade
 from tadsr.cli.evaluate import EVALUATE_HELP, evaluate
 from tadsr.cli.export import export
 from tadsr.cli.suggestions import SuggestingCommand, SuggestingGroup
+from tadsr.cli.sweep import SWEEP_HELP, sweep
 from tadsr.cli.train import TRAIN_HELP, train
 from tadsr.cli.upscale import UPSCALE_HELP, upscale
 
@@ -27,6 +29,8 @@ Examples:
   tadsr upscale photo.jpg                  writes photo_x4.png
   tadsr upscale photos/ sharp/             a folder and its sub-folders
   tadsr info tadsr-tiny                    what a model is made of
+  tadsr sweep photo.jpg                    one sheet of several timesteps
+  tadsr compare a.png b.png                where and how far two pictures differ
   tadsr evaluate results/ --hq originals/  figures and a plot
   tadsr train --config recipe.yaml         a model of your own
   tadsr COMMAND --help                     all options of a command
@@ -46,6 +50,8 @@ app.command("upscale", cls=SuggestingCommand, help=UPSCALE_HELP, no_args_is_help
 app.command("info", cls=SuggestingCommand, help=INFO_HELP)(info)
 app.command("convert", cls=SuggestingCommand, help=CONVERT_HELP)(convert)
 app.command("evaluate", cls=SuggestingCommand, help=EVALUATE_HELP, no_args_is_help=True)(evaluate)
+app.command("sweep", cls=SuggestingCommand, help=SWEEP_HELP, no_args_is_help=True)(sweep)
+app.command("compare", cls=SuggestingCommand, help=COMPARE_HELP, no_args_is_help=True)(compare)
 app.command("degrade", cls=SuggestingCommand, help=DEGRADE_HELP, no_args_is_help=True)(degrade)
 app.command("train", cls=SuggestingCommand, help=TRAIN_HELP, no_args_is_help=True)(train)
 app.add_typer(export, name="export")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -19,8 +19,15 @@ from tadsr.cli.reporting import (
     readable_errors,
     silence_libraries,
 )
+from tadsr.cli.timestep_maps import (
+    TimestepMapOption,
+    TimestepRangeOption,
+    parse_timestep_range,
+    read_timestep_map,
+)
 from tadsr.config import ColorFix, UpscaleSettings
 from tadsr.folders.jobs import Job
+from tadsr.folders.manifest import fingerprint
 from tadsr.folders.restoring import FileRequest
 
 if TYPE_CHECKING:
@@ -47,6 +54,7 @@ Examples:
   tadsr upscale photos/                    mirrors the tree into photos_x4/
   tadsr upscale photos/ sharp/ -t 900      into sharp/, more vivid
   tadsr upscale scan.tif out.tif -s 2      twice as large
+  tadsr upscale photo.jpg --timestep-map mask.png --timestep-range 50:800
   tadsr upscale panorama.png large.png --max-memory 4GB
   tadsr upscale scan16.tif out.png         16 bit stay 16 bit
   tadsr upscale clip.gif                   all frames, as APNG: clip_x4.png
@@ -83,6 +91,8 @@ def upscale(
             "--timestep", "-t", metavar="0..999", help="Small is faithful, large is vivid."
         ),
     ] = 500,
+    timestep_map: TimestepMapOption = None,
+    timestep_range: TimestepRangeOption = None,
     scale: Annotated[
         float,
         typer.Option("--scale", "-s", metavar="X", help="Output size over input size, from 1."),
@@ -176,8 +186,14 @@ def upscale(
     check_range("--seed", seed, 0, 2**63 - 1, "any number will do")
     if devices is not None and device != "auto":
         raise UsageError("--device and --devices must not both be given; leave one out")
+    map_range = parse_timestep_range(timestep_map, timestep_range)
     request = FileRequest(settings, timestep, prompt, seed, tiling, quality, overwrite, strip)
     with readable_errors(debug):
+        map_digest = None
+        if timestep_map is not None:
+            found, timestep = read_timestep_map(timestep_map, map_range)
+            request = replace(request, timestep=found)
+            map_digest = fingerprint(timestep_map)[1]
         jobs = plan_jobs(paths, output, format=format, scale=scale)
         for job in jobs:
             check_place(job.target)
@@ -188,6 +204,7 @@ def upscale(
         places = parse_devices(devices) if devices is not None else [choose_device(device)]
         load = partial(load_on, model, adapter, dtype, prompt, timestep, tagger=tagger)
         described = {"model": model, "adapter": adapter, "dtype": dtype, "tagger": tagger}
+        described |= {"timestep_map": map_digest, "timestep_range": map_range}
         tally = _upscale_all(jobs, request, described, load, places, quiet=quiet, debug=debug)
     _report(tally, len(jobs), quiet)
     if tally.failures:

@@ -10,10 +10,12 @@ from tadsr.evaluation.measure import (
 from tadsr.evaluation.pairing import match_images
 from tadsr.evaluation.plot import check_plot, plot
 from tadsr.evaluation.report import format_table, write_csv, write_json
+from tadsr.evaluation.sweep import TimestepSweep
 
 __all__ = [
     "Evaluation",
     "Row",
+    "TimestepSweep",
     "check_plot",
     "evaluate_model",
     "evaluate_pairs",

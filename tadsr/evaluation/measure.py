@@ -16,10 +16,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tadsr import __version__
+from tadsr.comparison import read_rgb8
 from tadsr.config import ColorFix, UpscaleSettings
 from tadsr.errors import TADSRError
 from tadsr.evaluation.pairing import match_images
-from tadsr.image_io import decode_image, read_image, resize_bicubic, write_image
+from tadsr.image_io import resize_bicubic, write_image
 from tadsr.metrics import Metric, default_metrics, describe_size, make_metric
 from tadsr.pipeline import TADSRPipeline
 from tadsr.training.perceptual import SqueezeNetDistance
@@ -234,11 +235,11 @@ class _Sample:
 
     @cached_property
     def hq(self) -> np.ndarray | None:
-        return _read(self.paths[HQ]) if HQ in self.paths else None
+        return read_rgb8(self.paths[HQ]) if HQ in self.paths else None
 
     @cached_property
     def lq(self) -> Tensor:
-        return _to_tensor(_read(self.paths[LQ]))
+        return _to_tensor(read_rgb8(self.paths[LQ]))
 
     @cached_property
     def scale(self) -> float:
@@ -340,7 +341,7 @@ def _describe_settings(folders: Mapping[str, Path], metrics: Sequence[Metric]) -
 
 def _read_output(name: str, sample: _Sample) -> np.ndarray:
     path = sample.paths[name]
-    image = _read(path)
+    image = read_rgb8(path)
     if sample.hq is not None and image.shape != sample.hq.shape:
         raise TADSRError(
             f"an output must have its original's size, got {describe_size(image)} ({path}) and "
@@ -363,11 +364,6 @@ def _saving(method: _Method, folder: Path) -> Callable[[_Sample], np.ndarray]:
         return image
 
     return produce
-
-
-def _read(path: Path) -> np.ndarray:
-    """Read a file as uint8 (H, W, 3), without its alpha."""
-    return _to_uint8(decode_image(read_image(path)).rgb[None])
 
 
 def _to_tensor(image: np.ndarray) -> Tensor:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
+    from tadsr.conditioning import TimestepLike
     from tadsr.image_io import Animation, ArrayImage
     from tadsr.pipeline import TADSRPipeline
     from tadsr.tiling.spec import TileSpec
@@ -28,8 +29,8 @@ class FileRequest:
 
     settings: UpscaleSettings = field(default_factory=UpscaleSettings)
     """Scale, colour fix and smallest size."""
-    timestep: int = 500
-    """0..999; small is faithful, large is vivid."""
+    timestep: TimestepLike = 500
+    """0..999; small is faithful, large is vivid; or a map of them over the image."""
     prompt: str | None = None
     """What the pictures show; None asks the pipeline's tagger, or is "" without one."""
     seed: int | None = None
@@ -52,7 +53,7 @@ class FileRequest:
         """Return what results depend on, as JSON's types."""
         spec = self.tiling
         return {
-            "timestep": self.timestep,
+            "timestep": self.timestep if isinstance(self.timestep, int) else "map",
             "scale": self.settings.scale,
             "color_fix": self.settings.color_fix,
             "process_size": self.settings.process_size,

@@ -1,0 +1,182 @@
+"""`tadsr sweep`: one photo at several timesteps, on one sheet."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from tadsr.cli.plan import check_place
+from tadsr.cli.reporting import (
+    DebugOption,
+    UsageError,
+    as_usage_errors,
+    check_range,
+    readable_errors,
+    silence_libraries,
+)
+from tadsr.config import ColorFix, UpscaleSettings
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tadsr.comparison import Box
+
+SWEEP_HELP = """Show one photo at several timesteps.
+
+\b
+Writes a labelled sheet: the input, bicubic and each timestep, and below each a
+part enlarged: where there is detail and the timesteps differ most, or --crop.
+With --hq, the original, it is shown as well, figures are printed, and the
+fidelity-realism curve is drawn beside the sheet (photo_sweep_curve.png).
+
+\b
+Examples:
+  tadsr sweep photo.jpg                    writes photo_sweep.png
+  tadsr sweep photo.jpg -o sheet.jpg -t 1,500,900
+  tadsr sweep small.png --hq original.png --plot curve.svg
+  tadsr sweep photo.jpg --crop 400,300,160,120
+"""
+
+
+def sweep(
+    photo: Annotated[Path, typer.Argument(metavar="IN", help="The photo.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="The sheet.")
+    ] = None,
+    timesteps: Annotated[
+        str, typer.Option("--timesteps", "-t", metavar="T,T,...", help="0..999 each.")
+    ] = "1,100,300,500,700,900",
+    hq: Annotated[Path | None, typer.Option("--hq", metavar="FILE", help="The original.")] = None,
+    crop: Annotated[
+        str | None,
+        typer.Option("--crop", metavar="X,Y,W,H", help="What is enlarged, in px of the result."),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="The curve: png, svg, pdf.")
+    ] = None,
+    width: Annotated[
+        int, typer.Option("--width", metavar="PX", help="Of each picture on the sheet.")
+    ] = 320,
+    scale: Annotated[
+        float, typer.Option("--scale", "-s", metavar="X", help="Output size over input size.")
+    ] = 4,
+    prompt: Annotated[
+        str, typer.Option("--prompt", "-p", help="What the picture shows, if the model reads text.")
+    ] = "",
+    color_fix: Annotated[
+        ColorFix, typer.Option("--color-fix", help="How the input's colours are kept.")
+    ] = "adain",
+    process_size: Annotated[
+        int,
+        typer.Option(
+            "--process-size", metavar="PX", help="Smallest side the network works at; 0: any."
+        ),
+    ] = 512,
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Built-in model, folder, or hub id owner/name.")
+    ] = "tadsr-tiny",
+    adapter: Annotated[
+        str | None,
+        typer.Option("--adapter", metavar="FILE", help="tadsr.pkl, if not in the model's folder."),
+    ] = None,
+    device: Annotated[
+        str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")
+    ] = "auto",
+    dtype: Annotated[
+        Literal["auto", "fp32", "fp16", "bf16"],
+        typer.Option("--dtype", help="Precision; auto: fp16 on CUDA, else fp32."),
+    ] = "auto",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files that exist.")
+    ] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Run `tadsr sweep`."""
+    with as_usage_errors():
+        settings = UpscaleSettings(scale, color_fix, process_size)
+        values = _parse_numbers("--timesteps", timesteps)
+        corner = None if crop is None else _parse_numbers("--crop", crop, count=4)
+    for value in values:
+        check_range("--timesteps", value, 0, 999, "small is faithful, large is vivid")
+    if len(set(values)) < len(values):
+        raise UsageError(f"--timesteps must be different numbers, got {timesteps}")
+    check_range("--width", width, 32, 8192, "large sheets show more")
+    if plot is not None and hq is None:
+        raise UsageError("--plot needs --hq, the original that fidelity is measured against")
+    target = output or photo.with_name(f"{photo.stem}_sweep.png")
+    if hq is not None and plot is None:
+        plot = target.with_name(f"{target.stem}_curve.png")
+    with readable_errors(debug):
+        for path in filter(None, (target, plot)):
+            check_place(path)
+            if path.exists() and not overwrite:
+                raise UsageError(f"{path} exists already; --overwrite replaces it")
+        from tadsr import evaluation
+        from tadsr.cli.model import choose_device, load_model
+        from tadsr.comparison import read_rgb8, to_rgb8
+        from tadsr.image_io import check_writable, write_image
+        from tadsr.metrics import default_metrics, make_metric
+
+        target.parent.mkdir(parents=True, exist_ok=True)
+        check_writable(target, overwrite=overwrite)
+        lq = read_rgb8(photo)
+        original = None if hq is None else read_rgb8(hq)
+        size = settings.output_size(*lq.shape[:2])
+        with as_usage_errors():
+            _check_original(original, size)
+            box = None if corner is None else _box_inside(corner, size)
+            metrics = [make_metric(name) for name in default_metrics(True)] if plot else []
+            if plot is not None:
+                evaluation.check_plot(metrics, plot)
+        silence_libraries(debug)
+        place = choose_device(device)
+        pipe = load_model(
+            model, adapter=adapter, device=place, dtype=dtype, prompt=prompt, timestep=max(values)
+        )
+        results = pipe.sweep(
+            lq, values, scale=scale, prompt=prompt, color_fix=color_fix, process_size=process_size
+        )
+        images = dict(zip(values, map(to_rgb8, results), strict=True))
+        found = evaluation.TimestepSweep(lq, images, original)
+        if plot is not None:
+            name = Path(model).resolve().name if os.path.isdir(model) else model
+            with as_usage_errors():
+                figures = found.measure(metrics, model_name=name)
+            typer.echo(evaluation.format_table(figures))
+            evaluation.plot(figures, plot)
+        write_image(found.draw(box, panel_px=width), target, overwrite=overwrite)
+        written = [str(path) for path in (target, plot) if path is not None]
+        typer.echo(f"{photo} -> {', '.join(written)}")
+
+
+def _parse_numbers(option: str, text: str, *, count: int | None = None) -> list[int]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts) or count not in (None, len(parts)):
+        wanted = "whole numbers" if count is None else f"{count} whole numbers"
+        raise ValueError(f"{option} must be {wanted} with commas between them, got {text!r}")
+    return [int(part) for part in parts]
+
+
+def _check_original(original: np.ndarray | None, size: tuple[int, int]) -> None:
+    if original is not None and original.shape[:2] != size:
+        height, width = original.shape[:2]
+        raise ValueError(
+            f"the original must have the result's size {size[1]}×{size[0]} px, got "
+            f"{width}×{height} px; crop it or choose another --scale"
+        )
+
+
+def _box_inside(corner: list[int], size: tuple[int, int]) -> Box:
+    from tadsr.comparison import Box
+
+    left, top, width, height = corner
+    box = Box(left, top, left + width, top + height)
+    if not (width and height) or box.right > size[1] or box.bottom > size[0]:
+        raise ValueError(
+            f"--crop must lie inside the result's {size[1]}×{size[0]} px and not be empty, got "
+            f"{','.join(map(str, corner))}"
+        )
+    return box

@@ -1,0 +1,85 @@
+"""Timestep maps on the command line: a mask with a range, or regions in a JSON file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tadsr.cli.reporting import UsageError, as_usage_errors
+
+if TYPE_CHECKING:
+    from tadsr.conditioning import TimestepMap
+
+TimestepMapOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--timestep-map",
+        metavar="FILE",
+        help="In place of -t: a grey image of timesteps, resized to each photo, or JSON regions.",
+    ),
+]
+TimestepRangeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--timestep-range", metavar="LO:HI", help="Timesteps of black and white in such an image."
+    ),
+]
+
+
+def parse_timestep_range(
+    timestep_map: Path | None, timestep_range: str | None
+) -> tuple[int, int] | None:
+    """Check the two options against each other.
+
+    Args:
+        timestep_map: The file.
+        timestep_range: Such as "50:800".
+
+    Returns:
+        The timesteps of black and of white, or None.
+
+    Raises:
+        UsageError: They do not fit, or the range is none.
+    """
+    if timestep_range is None:
+        return None
+    if timestep_map is None or timestep_map.suffix.lower() == ".json":
+        raise UsageError("--timestep-range needs --timestep-map with an image")
+    ends = timestep_range.split(":")
+    if len(ends) != 2 or not all(end.isdecimal() for end in ends):
+        raise UsageError(f"--timestep-range must be like 50:800, got {timestep_range!r}")
+    return int(ends[0]), int(ends[1])
+
+
+def read_timestep_map(
+    path: Path, timestep_range: tuple[int, int] | None
+) -> tuple[TimestepMap | dict[str, Any], int]:
+    """Read a map from its file.
+
+    Args:
+        path: A grey image, or JSON as for `TimestepMap.from_regions`.
+        timestep_range: Timesteps of black and white of an image; None for its own values.
+
+    Returns:
+        What the pipeline takes, and its largest timestep.
+
+    Raises:
+        UsageError: The file holds no map.
+        TADSRError: It is no image.
+        OSError: It cannot be read.
+    """
+    from tadsr.conditioning import TimestepMap, largest_timestep
+    from tadsr.image_io import read_image
+
+    with as_usage_errors():
+        try:
+            if path.suffix.lower() == ".json":
+                found = json.loads(path.read_text(encoding="utf-8"))
+            else:
+                found = TimestepMap.from_image(read_image(path), timestep_range)
+            return found, round(largest_timestep(found))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}: {error}") from error

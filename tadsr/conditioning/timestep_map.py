@@ -1,0 +1,356 @@
+"""The knob as a map: from images, arrays and regions, and at any resolution."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from numbers import Real
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+MAX_GAP = 250
+"""Knots are at most this far apart where a map has timesteps between them."""
+MIN_SHARE = 0.01
+"""Timesteps with less of the area than this get no knot of their own."""
+MAX_LEVELS = 8
+"""At most so many timesteps, those with the most area, get knots of their own."""
+_GRAY_MODES = {"1": 255, "L": 255, "I;16": 65535, "I;16L": 65535, "I;16B": 65535, "I": 65535}
+"""Modes of PIL that can be a map, and their white."""
+_ARRAY_WHITE = {np.dtype(bool): 1, np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}
+"""Of other integers there is no white; that of floats is 1."""
+
+
+TimestepLike: TypeAlias = (
+    "int | TimestepMap | Image.Image | np.ndarray | Tensor | Mapping[str, Any]"
+)
+"""What a user may give as the timestep of an image."""
+
+
+@dataclass(frozen=True, eq=False)
+class TimestepMap:
+    """The timestep of each place in an image, at any resolution."""
+
+    values: Tensor
+    """(h, w), float32, in 0..999; spread over the whole image, whatever its size."""
+
+    def __post_init__(self) -> None:
+        values = self.values
+        if not isinstance(values, Tensor) or values.dtype != torch.float32:
+            found = values.dtype if isinstance(values, Tensor) else type(values).__name__
+            raise TypeError(f"values of a timestep map must be a float32 tensor, got {found}")
+        if values.ndim != 2 or not values.numel():
+            raise ValueError(
+                "values of a timestep map must have the shape (height, width), no side 0, got "
+                f"{tuple(values.shape)}"
+            )
+        # NaN is not at least 0 either.
+        if not (values >= 0).all() or values.isinf().any():
+            raise ValueError("values of a timestep map must be finite and at least 0")
+
+    @classmethod
+    def constant(cls, timestep: float) -> TimestepMap:
+        """Return the map that is one timestep everywhere."""
+        return cls(torch.full((1, 1), float(timestep)))
+
+    @classmethod
+    def from_image(
+        cls,
+        image: Image.Image | np.ndarray | Tensor,
+        timestep_range: tuple[float, float] | None = None,
+    ) -> TimestepMap:
+        """Read a map from a grey image or an array.
+
+        Args:
+            image: Grey PIL image (mode L, I, I;16 or 1), or numbers (H, W) or (H, W, 1).
+            timestep_range: Timesteps of black and of white, which the values between are spread
+                over; white is 255 at 8 bits, 65535 at 16, 1 in float arrays. None takes the
+                values themselves as timesteps.
+
+        Raises:
+            TypeError: It is no image and no array of numbers.
+            ValueError: It has colours or another shape, a value is below 0 or not finite, or an
+                image is beyond its white where there is a range.
+        """
+        values, white = _gray_values(image)
+        if timestep_range is not None:
+            black, brightest = _numbers("timestep_range", timestep_range, 2)
+            if white is None:
+                raise TypeError(
+                    "an array that is spread over a timestep_range must be bool, uint8, uint16 or "
+                    "float; without a range its values are timesteps"
+                )
+            if not ((values >= 0) & (values <= white)).all():
+                raise ValueError(
+                    f"an array that is spread over a timestep_range must be in 0..{white}; "
+                    "without a range its values are timesteps"
+                )
+            values = black + values * ((brightest - black) / white)
+        return cls(torch.from_numpy(values.astype(np.float32)))
+
+    @classmethod
+    def from_regions(cls, regions: Mapping[str, Any], size: tuple[int, int]) -> TimestepMap:
+        """Draw a map of boxes.
+
+        Args:
+            regions: `{"default": timestep, "regions": [{"box": [x0, y0, x1, y1], "timestep":
+                timestep, "feather": px}]}`; boxes in px of the input image, later ones over
+                earlier ones; outside its box a region fades out over `feather` px (default 0).
+            size: Height and width of the input image in px.
+
+        Raises:
+            TypeError: Something is not of the wanted type.
+            ValueError: A key is missing or unknown, or a box is empty or outside the image.
+        """
+        default, boxes = _read_regions(regions)
+        height, width = size
+        values = torch.full(size, default)
+        y = torch.arange(height)[:, None] + 0.5
+        x = torch.arange(width) + 0.5
+        for number, ((left, top, right, bottom), timestep, feather) in enumerate(boxes):
+            if right > width or bottom > height:
+                raise ValueError(
+                    f"regions[{number}] box must lie inside the input's {width}×{height} px, got "
+                    f"{[left, top, right, bottom]}"
+                )
+            dx = torch.maximum(left - x, x - right).clamp(min=0)
+            dy = torch.maximum(top - y, y - bottom).clamp(min=0)
+            distance = torch.hypot(*torch.broadcast_tensors(dx, dy))
+            share = 1 - distance / feather if feather else (distance == 0).float()
+            values = torch.lerp(values, torch.tensor(timestep), share.clamp(0, 1))
+        return cls(values)
+
+    @cached_property
+    def knots(self) -> tuple[int, ...]:
+        """Whole timesteps, rising, that the networks run at; results between them are mixed.
+
+        Every timestep that holds 1 % of the area, and others where a map has timesteps in
+        between that are more than 250 away from the next.
+        """
+        levels, counts = self.values.round().unique(return_counts=True)
+        share = counts / counts.sum()
+        most = share.argsort(descending=True)[:MAX_LEVELS]
+        knots = levels[most[share[most] >= MIN_SHARE]].tolist()
+
+        def share_between(low: float, high: float) -> float:
+            return share[(levels > low) & (levels < high)].sum().item()
+
+        lowest, highest = levels[0].item(), levels[-1].item()
+        if not knots or share_between(-1, min(knots)) >= MIN_SHARE:
+            knots.append(lowest)
+        if share_between(max(knots), highest + 1) >= MIN_SHARE:
+            knots.append(highest)
+        knots = sorted({int(knot) for knot in knots})
+        for low, high in list(pairwise(knots)):
+            if high - low > MAX_GAP and share_between(low, high) >= MIN_SHARE:
+                steps = math.ceil((high - low) / MAX_GAP)
+                knots += [low + (high - low) * step // steps for step in range(1, steps)]
+        return tuple(sorted(knots))
+
+    def at(self, height: int, width: int, covered: tuple[float, float] = (1.0, 1.0)) -> Tensor:
+        """Return the map at a resolution.
+
+        Enlarged linearly; shrunk by a triangle over all values that a position covers, as
+        Pillow's bilinear filter does.
+
+        Args:
+            height: Number of rows.
+            width: Number of columns.
+            covered: Shares of the height and width that the image takes; what lies behind it
+                continues the map's edge.
+
+        Returns:
+            (height, width), float32.
+        """
+        rows = _resample(self.values, 0, height, covered[0])
+        return _resample(rows, 1, width, covered[1])
+
+    def weights(self, height: int, width: int, covered: tuple[float, float] = (1.0, 1.0)) -> Tensor:
+        """Return what each position takes of the result at each knot.
+
+        Args:
+            height: As for `at`.
+            width: As for `at`.
+            covered: As for `at`.
+
+        Returns:
+            (knots, height, width), float32, in [0, 1]; 1 in sum.
+        """
+        values = self.at(height, width, covered)
+        knots = torch.tensor(self.knots, dtype=torch.float32)
+        values = values.clamp(knots[0], knots[-1])
+        upper = torch.searchsorted(knots, values.contiguous()).clamp(1, max(1, len(knots) - 1))
+        if len(knots) == 1:
+            return torch.ones(1, height, width)
+        low, high = knots[upper - 1], knots[upper]
+        share = (values - low) / (high - low)
+        weights = torch.zeros(len(knots), height, width)
+        weights.scatter_(0, upper[None] - 1, (1 - share)[None])
+        return weights.scatter_(0, upper[None], share[None])
+
+
+def largest_timestep(timestep: TimestepMap | Mapping[str, Any]) -> float:
+    """Return the largest timestep of a map, or of regions, which are checked on the way.
+
+    Raises:
+        TypeError: As `TimestepMap.from_regions`.
+        ValueError: As `TimestepMap.from_regions`, but for the size of the image.
+    """
+    if isinstance(timestep, TimestepMap):
+        return float(timestep.values.max())
+    default, boxes = _read_regions(timestep)
+    return max([default, *(value for _, value, _ in boxes)])
+
+
+def read_timestep_maps(
+    timestep: TimestepLike | Sequence[TimestepLike],
+    sizes: Sequence[tuple[int, int]],
+    last_timestep: int,
+) -> list[TimestepMap | Any] | None:
+    """Find maps where a user gives timesteps.
+
+    Args:
+        timestep: A map for all images, or a list with one map or number per image. A map is a
+            `TimestepMap`, what `TimestepMap.from_image` takes, or regions as a dict.
+        sizes: Heights and widths of the images in px.
+        last_timestep: Of the model.
+
+    Returns:
+        A map, or a number as it came, per image; None where there is no map at all.
+
+    Raises:
+        TypeError: As the maps' constructors.
+        ValueError: As these, or the number of maps is wrong, or one is beyond the last timestep.
+    """
+    if _is_map(timestep):
+        entries = [timestep] * len(sizes)
+    elif isinstance(timestep, list | tuple) and any(map(_is_map, timestep)):
+        entries = list(timestep)
+    else:
+        return None
+    if len(entries) != len(sizes):
+        raise ValueError(
+            f"timestep must be one map, or a map or number per image ({len(sizes)}), got "
+            f"{len(entries)}"
+        )
+    read = [
+        _read_map(entry, size) if _is_map(entry) else entry
+        for entry, size in zip(entries, sizes, strict=True)
+    ]
+    for entry in read:
+        if isinstance(entry, TimestepMap) and largest_timestep(entry) > last_timestep:
+            raise ValueError(
+                f"a timestep map must be in 0..{last_timestep}, got one of up to "
+                f"{largest_timestep(entry):g}"
+            )
+    return read
+
+
+def _is_map(value: Any) -> bool:
+    is_grid = isinstance(value, np.ndarray | Tensor) and value.ndim > 1
+    return is_grid or isinstance(value, TimestepMap | Image.Image | Mapping)
+
+
+def _read_map(value: Any, size: tuple[int, int]) -> TimestepMap:
+    if isinstance(value, TimestepMap):
+        return value
+    if isinstance(value, Mapping):
+        return TimestepMap.from_regions(value, size)
+    return TimestepMap.from_image(value)
+
+
+def _gray_values(image: Any) -> tuple[np.ndarray, float | None]:
+    """Return values (H, W), float64, and what is white; None if that is not known."""
+    if isinstance(image, Image.Image):
+        if image.mode not in _GRAY_MODES:
+            raise ValueError(
+                f"a timestep map must be a grey image (mode L or I), got mode {image.mode}; "
+                'turn it grey with image.convert("L")'
+            )
+        white = _GRAY_MODES[image.mode]
+        values = np.asarray(image.convert("L") if image.mode == "1" else image)
+    else:
+        values = image.detach().cpu().numpy() if isinstance(image, Tensor) else image
+        if not isinstance(values, np.ndarray) or values.dtype.kind not in "buif":
+            found = getattr(values, "dtype", type(values).__name__)
+            raise TypeError(f"a timestep map must be a grey image or array of numbers, got {found}")
+        white = 1 if values.dtype.kind == "f" else _ARRAY_WHITE.get(values.dtype)
+        if values.ndim == 3 and values.shape[2] == 1:
+            values = values[..., 0]
+    if values.ndim != 2:
+        raise ValueError(f"a timestep map must have the shape (H, W), got {values.shape}")
+    return values.astype(np.float64), white
+
+
+def _resample(values: Tensor, dim: int, length: int, covered: float) -> Tensor:
+    """Resize a side of (h, w) so that it takes a share of a length."""
+    side = values.shape[dim]
+    ratio = side / (length * covered)
+    centers = (torch.arange(length, dtype=torch.float64) + 0.5) * ratio
+    centers = centers.clamp(0.5, side - 0.5)
+    stretch = max(1.0, ratio)
+    reach = math.ceil(stretch)
+    index = centers.floor().long()[:, None] + torch.arange(-reach, reach + 1)  # [length, taps]
+    weights = (1 - (index + 0.5 - centers[:, None]).abs() / stretch).clamp(min=0)
+    weights = weights * ((index >= 0) & (index < side))
+    weights = (weights / weights.sum(1, keepdim=True)).float()
+    index = index.clamp(0, side - 1)
+    shape = (-1, 1) if dim == 0 else (1, -1)
+    # Tap by tap: all at once would be as many copies.
+    return sum(
+        values.index_select(dim, index[:, tap]) * weights[:, tap].view(shape)
+        for tap in range(index.shape[1])
+    )
+
+
+def _read_regions(regions: Any) -> tuple[float, list[tuple[tuple[float, ...], float, float]]]:
+    """Return the default, and of each region its box, timestep and feather."""
+    _check_keys("a timestep map of regions", regions, {"default"}, {"regions"})
+    boxes = []
+    for number, region in enumerate(_sequence("regions", regions.get("regions", []))):
+        name = f"regions[{number}]"
+        _check_keys(name, region, {"box", "timestep"}, {"feather"})
+        left, top, right, bottom = box = _numbers(f"{name} box", region["box"], 4)
+        if not (left < right and top < bottom):
+            raise ValueError(
+                f"{name} box must be [x0, y0, x1, y1] with x0 < x1 and y0 < y1, got {list(box)}"
+            )
+        timestep = _number(f"{name} timestep", region["timestep"])
+        boxes.append((box, timestep, _number(f"{name} feather", region.get("feather", 0))))
+    return _number("default", regions["default"]), boxes
+
+
+def _check_keys(name: str, value: Any, required: set[str], optional: set[str]) -> None:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name} must be a mapping, got {type(value).__name__}")
+    if missing := required - value.keys():
+        raise ValueError(f"{name} must have {', '.join(sorted(missing))}, got {sorted(value)}")
+    if unknown := value.keys() - required - optional:
+        known = ", ".join(sorted(required | optional))
+        raise ValueError(f"{name} must have no keys but {known}, got {sorted(unknown)}")
+
+
+def _sequence(name: str, value: Any) -> Sequence[Any]:
+    if not isinstance(value, list | tuple):
+        raise TypeError(f"{name} must be a list, got {type(value).__name__}")
+    return value
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be finite and at least 0, got {value}")
+    return float(value)
+
+
+def _numbers(name: str, values: Any, count: int) -> tuple[float, ...]:
+    if len(_sequence(name, values)) != count:
+        raise ValueError(f"{name} must be {count} numbers, got {len(values)}")
+    return tuple(_number(name, value) for value in values)

@@ -1,0 +1,139 @@
+"""Maps of timesteps through the whole pipeline, as a whole and in pieces."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tadsr import TADSRPipeline, TimestepMap
+from tadsr.tiling import TileSpec
+
+PHOTO = Path(__file__).parents[1] / "examples" / "photos" / "lighthouse.jpg"
+IN_PIECES = TileSpec(band_bytes=2**18, max_memory=1, attention_px=0)
+HALVES_TOLERANCE = 0.35
+"""Of the distance between the two sides' own results, away from the border; 0.25 was measured in
+the sky, where they differ least. It comes through the decoder's GroupNorm, which sees the whole."""
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return TADSRPipeline.from_pretrained("tadsr-tiny")
+
+
+@pytest.fixture(scope="module")
+def lq():
+    return Image.open(PHOTO).crop((150, 60, 191, 113))
+
+
+def relative_error(found, expect):
+    return ((found - expect).norm() / expect.norm()).item()
+
+
+@settings(max_examples=10)
+@given(st.integers(0, 999), st.integers(1, 14), st.integers(1, 14), st.sampled_from([0, 40]))
+def test_a_constant_map_equals_the_integer(pipe, timestep, height, width, process_size):
+    image = torch.rand(3, height, width, generator=torch.Generator().manual_seed(timestep))
+    constant = np.full((3, 2), timestep)
+    options = {"process_size": process_size, "color_fix": "none"}
+    expect = pipe(image, timestep, tiling=None, **options)
+    for tiling in (None, IN_PIECES):
+        found = pipe(image, constant, tiling=tiling, **options)
+        assert relative_error(found, expect) < 1e-5
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_each_half_of_a_map_gives_its_own_result_away_from_the_border(pipe, axis):
+    lq = Image.open(PHOTO).crop((40, 60, 136, 156))
+    halves = np.repeat([[1], [900]], 48, axis=0)
+    options = {"process_size": 0, "output_type": "pt", "color_fix": "none"}
+    found = pipe(lq, halves if axis == 0 else halves.T, **options)
+    sides = [pipe(lq, t, **options) for t in (1, 900)]
+    for number, (own, other) in enumerate(zip(sides, reversed(sides), strict=True)):
+        far = slice(0, 128) if number == 0 else slice(256, 384)
+        part = (slice(None), far) if axis == 0 else (slice(None), slice(None), far)
+        distance = (own[part] - other[part]).norm()
+        assert (found[part] - own[part]).norm() < HALVES_TOLERANCE * distance
+        assert (found[part] - own[part]).square().mean().sqrt() < 1 / 255
+
+
+@pytest.mark.parametrize("scale", [2, 2.7])
+def test_pieces_give_the_whole(pipe, lq, scale):
+    lq = lq.crop((0, 0, 21, 25))
+    values = np.linspace(0, 999, 3 * 2).reshape(3, 2)
+    options = {"scale": scale, "process_size": 0, "output_type": "pt"}
+    whole = pipe(lq, values, tiling=None, **options)
+    found = pipe(lq, values, tiling=IN_PIECES, **options)
+    torch.testing.assert_close(found, whole, rtol=0, atol=1e-4)
+    assert (whole - pipe(lq, 500, tiling=None, **options)).abs().max() > 0.01
+
+
+def test_a_map_lies_where_it_should_whatever_the_padding_and_the_networks_size(pipe):
+    image = torch.rand(3, 15, 30)
+    regions = {"default": 900, "regions": [{"box": [0, 0, 15, 15], "timestep": 1}]}
+    mask = np.array([[1.0, 900.0]]).repeat(15, 1)
+    for options in ({"process_size": 0, "scale": 1}, {"process_size": 64, "scale": 2}):
+        boxes = pipe(image, regions, **options)
+        torch.testing.assert_close(boxes, pipe(image, mask, **options), rtol=0, atol=1e-4)
+
+
+def test_images_of_a_list_or_batch_have_a_map_each(pipe, lq):
+    lq = lq.crop((0, 0, 20, 16))
+    ramp = TimestepMap.from_image(np.arange(256, dtype=np.uint8)[None], (1, 999))
+    alone = [np.asarray(pipe(lq, t, process_size=0)).astype(int) for t in (ramp, 300)]
+    together = pipe([lq, lq, lq], [ramp, 300, ramp], process_size=0)
+    for found, expect in zip(together, (*alone, alone[0]), strict=True):
+        assert np.abs(np.asarray(found) - expect).max() <= 1
+    pixels = torch.from_numpy(np.asarray(lq).copy()).permute(2, 0, 1).float() / 255
+    batch = pipe(torch.stack([pixels, pixels]), [ramp, 300], process_size=0)
+    for found, expect in zip(batch, alone, strict=True):
+        assert np.abs(found.permute(1, 2, 0).numpy() * 255 - expect).max() <= 1
+    for found in pipe([lq, lq], ramp, process_size=0):
+        assert np.abs(np.asarray(found) - alone[0]).max() <= 1
+
+
+def test_a_file_in_strips_and_a_seed_go_with_a_map(pipe, lq, tmp_path):
+    lq = lq.crop((0, 0, 20, 16))
+    ramp = TimestepMap.from_image(np.arange(256, dtype=np.uint8)[None], (1, 999))
+    pipe.upscale_to_file(lq, tmp_path / "out.png", ramp, tiling=IN_PIECES, process_size=0)
+    expect = np.asarray(pipe(lq, ramp, process_size=0)).astype(int)
+    assert np.abs(np.asarray(Image.open(tmp_path / "out.png")) - expect).max() <= 1
+    seeded = [
+        np.asarray(pipe(lq, t, process_size=0, generator=torch.Generator().manual_seed(3)))
+        for t in (TimestepMap.constant(400), 400)
+    ]
+    assert np.abs(seeded[0].astype(int) - seeded[1]).max() <= 1
+
+
+def test_half_precision_is_close(lq):
+    lq = lq.crop((0, 0, 20, 16))
+    ramp = np.linspace(1, 999, 3)[None]
+    results = [
+        TADSRPipeline.from_pretrained("tadsr-tiny", torch_dtype=dtype)(
+            lq, ramp, process_size=0, output_type="pt"
+        )
+        for dtype in (torch.float32, torch.bfloat16)
+    ]
+    assert (results[0] - results[1]).abs().mean() < 0.02
+
+
+def test_wrong_maps_are_refused_before_any_work(pipe, lq, monkeypatch):
+    def fails(*args, **kwargs):
+        raise AssertionError("work began")
+
+    monkeypatch.setattr(type(pipe), "encode_prompt", fails)
+    for timestep, message in (
+        (np.full((2, 2), 1200), "0..999, got one of up to 1200"),
+        (Image.new("RGB", (2, 2)), "got mode RGB"),
+        ({"default": 1, "regions": [{"box": [0, 0, 50, 9], "timestep": 2}]}, "41×53 px"),
+        ([np.zeros((2, 2)), 3], r"per image \(1\), got 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pipe(lq, timestep)
+    with pytest.raises(TypeError, match="whole number"):
+        pipe([lq, lq], [np.zeros((2, 2)), "3"])
