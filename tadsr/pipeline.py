@@ -15,6 +15,7 @@ from torch import Tensor
 from tadsr.checkpoints import load_checkpoint, save_native
 from tadsr.color import COLOR_FIXES
 from tadsr.config import ColorFix, UpscaleSettings
+from tadsr.engine import EngineName, EnginePlan, OneStepEngine
 from tadsr.image_io import (
     DecodedImage,
     StripCanvas,
@@ -29,8 +30,8 @@ from tadsr.image_io import (
 from tadsr.models.adapters import AdapterSet, extract_adapters, fuse_adapters, has_adapters
 from tadsr.models.prompt_embeddings import PromptEmbeddings
 from tadsr.models.time_aware_vae import TimeAwareAutoencoderKL
-from tadsr.schedule import make_alphas_cumprod, residual_to_x0
-from tadsr.streaming import OneStep, Strip, choose_tiling, not_finite, upscale_in_strips
+from tadsr.schedule import make_alphas_cumprod
+from tadsr.streaming import OneStep, Strip, choose_tiling, upscale_in_strips
 from tadsr.tiling import TileSpec
 
 
@@ -89,6 +90,7 @@ class TADSRPipeline(DiffusionPipeline):
             config.beta_start, config.beta_end, config.beta_schedule, config.num_train_timesteps
         )
         self._empty_prompt: tuple[Any, Tensor] | None = None
+        self._engine = OneStepEngine(vae, unet, self.alphas_cumprod)
 
     @classmethod
     def from_pretrained(
@@ -99,6 +101,7 @@ class TADSRPipeline(DiffusionPipeline):
         variant: str | None = None,
         torch_dtype: torch.dtype | None = None,
         merge_adapters: bool = True,
+        engine: EngineName = "auto",
         revision: str | None = None,
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
@@ -114,6 +117,7 @@ class TADSRPipeline(DiffusionPipeline):
             torch_dtype: Type of the weights in memory; None for float32.
             merge_adapters: Whether LoRA matrices are added into the weights; False keeps them
                 apart as PEFT layers (slower, for training and conversion).
+            engine: How the networks are run; see `set_engine`.
             revision: Branch, tag or commit on the hub.
             cache_dir: Folder for downloads instead of huggingface-hub's own.
             local_files_only: Use only what is already downloaded.
@@ -136,7 +140,7 @@ class TADSRPipeline(DiffusionPipeline):
             local_files_only=local_files_only,
             token=token,
         )
-        return cls(
+        pipe = cls(
             vae=checkpoint.vae,
             unet=checkpoint.unet,
             scheduler=checkpoint.scheduler,
@@ -144,6 +148,32 @@ class TADSRPipeline(DiffusionPipeline):
             tokenizer=checkpoint.tokenizer,
             prompt_embeddings=checkpoint.prompt_embeddings,
         )
+        pipe.set_engine(engine)
+        return pipe
+
+    @property
+    def engine(self) -> OneStepEngine:
+        """What runs the networks that the pipeline holds now."""
+        engine = self._engine
+        if engine.vae is not self.vae or engine.unet is not self.unet:
+            self._engine = OneStepEngine(self.vae, self.unet, self.alphas_cumprod, engine.choice)
+        return self._engine
+
+    def set_engine(self, engine: EngineName | EnginePlan) -> None:
+        """Choose how the networks are run; the result is the same.
+
+        Args:
+            engine: "fused" (tadsr's own forward with fused kernels, folded weights and, on CUDA,
+                recorded graphs), "eager" (diffusers' modules as they are), "compile"
+                (torch.compile on them, slow at every new size), or "auto", the fastest that runs
+                the model without compiling. An `EnginePlan` is "fused" with these switches.
+
+        Raises:
+            ValueError: `engine` is none of these.
+        """
+        chosen = OneStepEngine(self.vae, self.unet, self.alphas_cumprod, engine)
+        self._engine.release()
+        self._engine = chosen
 
     @torch.no_grad()
     def __call__(
@@ -215,8 +245,8 @@ class TADSRPipeline(DiffusionPipeline):
                 self.vae,
                 self.unet,
                 self.alphas_cumprod,
-                timesteps[rows],
-                prompt_embeds[rows],
+                timesteps[group.start : group.stop],
+                prompt_embeds[group.start : group.stop],
                 generator,
             )
             canvases = [
@@ -312,22 +342,17 @@ class TADSRPipeline(DiffusionPipeline):
 
         Source: TADSR (arXiv 2508.16557), one-step inference.
         """
-        latents = self.encode_latents(lq, timesteps, generator=generator)
-        return self.decode_latents(self.predict_x0(latents, timesteps, prompt_embeds))
+        return self.engine.restore(lq, timesteps, prompt_embeds, generator=generator)
 
     def encode_latents(
         self, lq: Tensor, timesteps: Tensor, *, generator: torch.Generator | None = None
     ) -> Tensor:
         """Encode LQ images (B, 3, H, W) to scaled latents (B, C, H/f, W/f) at their timesteps."""
-        posterior = self.vae.encode(lq.to(self.vae.dtype), timesteps).latent_dist
-        latents = posterior.mode() if generator is None else posterior.sample(generator)
-        return latents * self.vae.config.scaling_factor
+        return self.engine.encode(lq, timesteps, generator=generator)
 
     def predict_x0(self, latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Tensor:
         """Take the student's one step on scaled latents (B, C, h, w)."""
-        dtype = self.unet.dtype
-        residual = self.unet(latents.to(dtype), timesteps, prompt_embeds.to(dtype)).sample
-        return residual_to_x0(latents.to(dtype), residual, timesteps, self.alphas_cumprod)
+        return self.engine.predict_x0(latents, timesteps, prompt_embeds)
 
     def decode_latents(self, pred_x0: Tensor) -> Tensor:
         """Decode scaled latents to images (B, 3, H, W), clamped to [-1, 1].
@@ -335,12 +360,7 @@ class TADSRPipeline(DiffusionPipeline):
         Raises:
             TADSRError: The result is not finite.
         """
-        z = pred_x0.to(self.vae.dtype) / self.vae.config.scaling_factor
-        image = self.vae.decode(z).sample
-        # Before the clamp, which would turn infinity into white.
-        if not torch.isfinite(image).all():
-            raise not_finite(self.unet.dtype)
-        return image.clamp(-1, 1)
+        return self.engine.decode(pred_x0)
 
     def encode_prompt(self, prompts: Sequence[str]) -> Tensor:
         """Return the embeddings of prompts; those of the empty prompt are kept.
@@ -462,12 +482,19 @@ class TADSRPipeline(DiffusionPipeline):
         reference = resize_bicubic(rgb.to(self._execution_device), size).clamp(0, 1)
         multiple = self.vae.downscale_factor
         padded = pad_reflect(reference, -size[0] % multiple, -size[1] % multiple)
-        restored = self.restore(
-            padded * 2 - 1, step.timesteps, step.prompt_embeds, generator=step.generator
+
+        def finish(restored: Tensor) -> Tensor:
+            restored = restored[..., : size[0], : size[1]].float() / 2 + 0.5
+            fixed = COLOR_FIXES[settings.color_fix](restored, reference).clamp(0, 1)
+            return resize_bicubic(fixed, settings.output_size(height, width)).clamp(0, 1)
+
+        return self.engine.restore(
+            padded * 2 - 1,
+            step.timesteps,
+            step.prompt_embeds,
+            generator=step.generator,
+            finish=finish,
         )
-        restored = restored[..., : size[0], : size[1]].float() / 2 + 0.5
-        fixed = COLOR_FIXES[settings.color_fix](restored, reference).clamp(0, 1)
-        return resize_bicubic(fixed, settings.output_size(height, width)).clamp(0, 1)
 
 
 def _alpha_rows(

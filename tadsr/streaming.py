@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tadsr.color import match_moments, wavelet_color_fix, wavelet_reach_px
 from tadsr.config import UpscaleSettings
-from tadsr.errors import TADSRError
+from tadsr.errors import TADSRError, not_finite
 from tadsr.image_io import pad_reflect, reflect_index, resize_bicubic_rows
 from tadsr.models.time_aware_vae import TimeAwareAutoencoderKL
 from tadsr.schedule import residual_to_x0
@@ -308,11 +308,3 @@ class _Run:
             fixed = wavelet_color_fix(rows(first, last), self._reference_rows(first, last))
             return fixed[:, :, start - first : stop - first]
         return rows(start, stop)
-
-
-def not_finite(dtype: torch.dtype) -> TADSRError:
-    """Return the error for a result with NaN or infinity."""
-    return TADSRError(
-        f"the result must be finite, got NaN or infinity at {dtype}; load the model with "
-        "torch_dtype=torch.bfloat16 or torch.float32"
-    )
