@@ -18,6 +18,7 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from tadsr.engine.normalization import group_norm_silu_in_pieces
 from tadsr.engine.plan import EnginePlan, FastestChoice
 from tadsr.engine.upsampling import transposed_weight
 from tadsr.kernels import add_with_statistics, geglu, group_norm_silu
@@ -63,6 +64,7 @@ class Layers:
         self.choice = FastestChoice()
         self._transposed: dict[nn.Module, Tensor] = {}
         self._summed_biases: dict[nn.Module, Tensor] = {}
+        self._scratch: Tensor | None = None
 
     def laid_out(self, x: Tensor) -> Tensor:
         """Bring an input into the plan's memory layout."""
@@ -96,6 +98,7 @@ class Layers:
         *,
         affine: tuple[Tensor, ...] | None = None,
         silu: bool = True,
+        in_place: bool = False,
     ) -> Tensor:
         """Run a GroupNorm and SiLU.
 
@@ -104,6 +107,10 @@ class Layers:
             x: Its input.
             affine: Weight and bias, (C,) or (B, C).
             silu: Whether SiLU follows.
+            in_place: Whether the input may be overwritten.
+
+        Returns:
+            Like the input's values, to be used before the next call.
         """
         weight, bias = affine or (norm.weight, norm.bias)
         if self.plan.fused_kernels:
@@ -115,6 +122,11 @@ class Layers:
                 silu=silu,
                 channel_bias=x.bias,
                 statistics=statistics,
+            )
+        if self._normalizes_in_pieces(x.values):
+            out = x.values if in_place else self._scratch_like(x.values)
+            return group_norm_silu_in_pieces(
+                x.values, norm.num_groups, weight, bias, norm.eps, silu=silu, out=out
             )
         if weight is None or weight.ndim == 1:
             weight, bias = (None if v is None else v.to(x.values.dtype) for v in (weight, bias))
@@ -140,7 +152,8 @@ class Layers:
         h = self.normalize(block.norm1, x)
         # One tensor is a bias with time in it, two are a modulated normalisation.
         h = self.convolve(block.conv1, h, condition[0] if len(condition) == 1 else None)
-        h = self.normalize(block.norm2, h, affine=condition if len(condition) == 2 else None)
+        affine = condition if len(condition) == 2 else None
+        h = self.normalize(block.norm2, h, affine=affine, in_place=True)
         h = self.convolve(block.conv2, h)
         residual = x.values
         if block.conv_shortcut is not None:
@@ -181,28 +194,23 @@ class Layers:
         self, layer: Transformer2DModel, x: Activation, prompt: PromptConditions
     ) -> Activation:
         """Run a transformer over the positions of a map, with its residual."""
-        height, width = x.values.shape[2:]
         tokens = _to_tokens(self.normalize(layer.norm, x, silu=False))
         tokens = _project(layer.proj_in, tokens, layer.proj_in.bias)
         for block in layer.transformer_blocks:
             tokens = self._transformer_block(block, tokens, prompt)
         if self.plan.fused_kernels:
-            out = Activation(
-                _to_map(_project(layer.proj_out, tokens), height, width), layer.proj_out.bias
-            )
+            out = Activation(_to_map(_project(layer.proj_out, tokens), x), layer.proj_out.bias)
         else:
             tokens = _project(layer.proj_out, tokens, layer.proj_out.bias)
-            out = Activation(_to_map(tokens, height, width))
+            out = Activation(self.laid_out(_to_map(tokens, x)))
         return self.add(out, x.values, layer.norm.num_groups)
 
     def attend_globally(self, layer: Attention, x: Activation) -> Activation:
         """Run an autoencoder's attention with its normalisation and residual."""
-        height, width = x.values.shape[2:]
         tokens = _to_tokens(self.normalize(layer.group_norm, x, silu=False))
         out = self._attend(layer, tokens, layer.to_k(tokens), layer.to_v(tokens))
-        return self.add(
-            Activation(_to_map(out, height, width)), x.values, layer.group_norm.num_groups
-        )
+        out = Activation(self.laid_out(_to_map(out, x)))
+        return self.add(out, x.values, layer.group_norm.num_groups)
 
     def _transformer_block(
         self, block: BasicTransformerBlock, tokens: Tensor, prompt: PromptConditions
@@ -245,6 +253,21 @@ class Layers:
         if query.dtype == torch.float32:
             del candidates["memory-efficient"]
         return self.choice.run(("attention", query.shape), candidates)
+
+    def _normalizes_in_pieces(self, x: Tensor) -> bool:
+        return (
+            self.plan.channels_last
+            and x.device.type == "cpu"
+            and x.is_contiguous(memory_format=torch.channels_last)
+        )
+
+    def _scratch_like(self, x: Tensor) -> Tensor:
+        """Return memory that was used before: a CPU takes longer to get pages than to fill them."""
+        if self._scratch is None or self._scratch.numel() < x.numel():
+            self._scratch = x.new_empty(x.numel())
+        batch, channels, height, width = x.shape
+        scratch = self._scratch[: x.numel()].view(batch, height, width, channels)
+        return scratch.permute(0, 3, 1, 2)
 
     def _attention_backends(
         self, without: SDPBackend | None = None
@@ -317,5 +340,5 @@ def _to_tokens(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).flatten(1, 2)  # [B, H·W, C], a view of channels_last
 
 
-def _to_map(tokens: Tensor, height: int, width: int) -> Tensor:
-    return tokens.unflatten(1, (height, width)).permute(0, 3, 1, 2)  # [B, C, H, W]
+def _to_map(tokens: Tensor, like: Activation) -> Tensor:
+    return tokens.unflatten(1, like.values.shape[2:]).permute(0, 3, 1, 2)  # [B, C, H, W]
