@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 
 from tadsr.cli.reporting import UsageError, as_usage_errors
+from tadsr.engine import EngineName
 from tadsr.pipeline import TADSRPipeline
 
 DtypeName = Literal["auto", "fp32", "fp16", "bf16"]
@@ -54,6 +55,7 @@ def load_model(
     adapter: str | None,
     device: torch.device,
     dtype: DtypeName,
+    engine: EngineName = "auto",
     prompt: str,
     timestep: int,
 ) -> TADSRPipeline:
@@ -64,6 +66,7 @@ def load_model(
         adapter: As in `TADSRPipeline.from_pretrained`.
         device: Where to.
         dtype: Type of the weights; "auto" for float16 on CUDA and float32 elsewhere.
+        engine: As in `TADSRPipeline.set_engine`.
         prompt: Text for all images.
         timestep: Timestep for all images.
 
@@ -76,7 +79,9 @@ def load_model(
     """
     if dtype == "auto":
         dtype = "fp16" if device.type == "cuda" else "fp32"
-    pipe = TADSRPipeline.from_pretrained(source, adapter=adapter, torch_dtype=DTYPES[dtype])
+    pipe = TADSRPipeline.from_pretrained(
+        source, adapter=adapter, torch_dtype=DTYPES[dtype], engine=engine
+    )
     pipe.to(device)
     with as_usage_errors():
         pipe.encode_prompt([prompt])

@@ -131,6 +131,10 @@ def upscale(
         Literal["auto", "fp32", "fp16", "bf16"],
         typer.Option("--dtype", help="Precision; auto: fp16 on CUDA, else fp32."),
     ] = "auto",
+    engine: Annotated[
+        Literal["auto", "fused", "eager", "compile"],
+        typer.Option("--engine", help="How the networks are run; auto is the fastest."),
+    ] = "auto",
     tile: Annotated[
         str,
         typer.Option(
@@ -180,7 +184,13 @@ def upscale(
 
         def load() -> TADSRPipeline:
             return load_model(
-                model, adapter=adapter, device=place, dtype=dtype, prompt=prompt, timestep=timestep
+                model,
+                adapter=adapter,
+                device=place,
+                dtype=dtype,
+                engine=engine,
+                prompt=prompt,
+                timestep=timestep,
             )
 
         tally = _upscale_all(jobs, request, load, quiet)
