@@ -1,110 +1,181 @@
-"""Measure restoration against bicubic on photographs degraded with fixed seeds.
+"""Measure restoration: the knob, other methods, artefacts at the latent grid, pictures to look at.
 
-python benchmarks/quality.py --photos kodak/ --timesteps 1 500 --out benchmarks/results/kodak.json
+Real pairs, with other methods' results beside:
 
-PSNR and SSIM of the Y channel (BT.601) with a border of `scale` px left out, and PSNR of RGB.
+    python benchmarks/quality.py --hq realsr/hq --lq realsr/lq --other OSEDiff=realsr/osediff \
+        --perceptual squeezenet10.safetensors --out benchmarks/results/realsr_cpu
+
+Photographs degraded with fixed seeds:
+
+    python benchmarks/quality.py --hq kodak/ --out benchmarks/results/kodak_cpu
+
+writes OUT.json, OUT.png (realism over fidelity) and, with --sheet, a contact sheet.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import time
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 from machine import describe_machine
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from tadsr import TADSRPipeline
-from tadsr.image_io import resize_bicubic
+from tadsr.evaluation import evaluate_model, format_table, make_perceptual_metric, plot, write_json
+from tadsr.folders.jobs import INPUT_SUFFIXES
 from tadsr.metrics import make_metric
 from tadsr.training.degradation import PRESETS, apply_degradation, sample_degradation
 
 SCALE = 4
-METRICS = ("psnr_y", "ssim_y", "psnr_rgb")
+METRICS = ("psnr_y", "ssim_y", "psnr_rgb", "detail")
+SHEET_CROP_PX = 160
+SHEET_ROWS = 8
+LABEL_PX = 16
+GRID_NEIGHBOURS = (3, 12)
+"""Frequencies beside a harmonic of the grid that count as its surroundings, in bins."""
 
 
-def to_tensor(image: Image.Image) -> torch.Tensor:
-    """Turn an RGB image into (1, 3, H, W) in [0, 1]."""
-    array = np.asarray(image.convert("RGB"))
-    return torch.from_numpy(array.copy()).permute(2, 0, 1)[None].float() / 255
+def images_in(folder: Path) -> list[Path]:
+    """Return the image files of a folder, by name."""
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in INPUT_SUFFIXES)
 
 
-def to_uint8(image: torch.Tensor) -> np.ndarray:
-    """Turn (1, 3, H, W) in [0, 1] into uint8 (H, W, 3)."""
-    return (image[0] * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+def degrade(hq: Path, lq: Path, preset: str, seed: int) -> None:
+    """Write an LQ partner of every photograph; the same seed gives the same files."""
+    for index, path in enumerate(images_in(hq)):
+        pixels = torch.from_numpy(np.asarray(Image.open(path).convert("RGB")).copy())
+        image = pixels.permute(2, 0, 1)[None].float() / 127.5 - 1
+        generator = np.random.default_rng([seed, index])
+        params = sample_degradation(generator, PRESETS[preset], scale=SCALE)
+        small = apply_degradation(image, params)[0].clamp(-1, 1)
+        array = ((small + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+        Image.fromarray(array).save(lq / f"{path.stem}.png")
+
+
+def grid_excess(folder: Path, period_px: int) -> float:
+    """Return how far the spectrum stands out at the grid's harmonics, the largest, in dB.
+
+    0 for a picture without a pattern; the mean power over all rows, columns and pictures, against
+    the frequencies beside it.
+    """
+    worst = 0.0
+    for axis in (0, 1):
+        ratios: dict[int, list[float]] = {}
+        for path in images_in(folder):
+            y = np.asarray(Image.open(path).convert("L"), dtype=np.float64)
+            lines = np.swapaxes(y, axis, 1)
+            length = lines.shape[1] // period_px * period_px
+            window = np.hanning(length)
+            power = (np.abs(np.fft.rfft(lines[:, :length] * window)) ** 2).mean(0)
+            for harmonic in range(1, period_px // 2):
+                center = harmonic * length // period_px
+                near, far = GRID_NEIGHBOURS
+                beside = [
+                    *power[center - far : center - near],
+                    *power[center + near : center + far],
+                ]
+                ratios.setdefault(harmonic, []).append(power[center] / np.median(beside))
+        for values in ratios.values():
+            worst = max(worst, 10 * float(np.log10(np.exp(np.mean(np.log(values))))))
+    return worst
+
+
+def draw_sheet(columns: dict[str, Path], path: Path) -> None:
+    """Draw the crop of every picture that has most detail in the original, a column per method."""
+    files = {label: images_in(folder) for label, folder in columns.items()}
+    count = len(files["HQ"])
+    rows = range(0, count, max(1, count // SHEET_ROWS))[:SHEET_ROWS]
+    side = SHEET_CROP_PX
+    sheet = Image.new("RGB", (len(columns) * side, LABEL_PX + len(rows) * side), "white")
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(LABEL_PX - 4)
+    for column, label in enumerate(columns):
+        draw.text((column * side + 4, 0), label, fill="black", font=font)
+    for row, number in enumerate(rows):
+        hq = Image.open(files["HQ"][number]).convert("RGB")
+        box = busiest_box(hq, side)
+        for column, label in enumerate(columns):
+            image = Image.open(files[label][number]).convert("RGB")
+            if image.size != hq.size:
+                image = image.resize(hq.size, Image.Resampling.NEAREST)
+            sheet.paste(image.crop(box), (column * side, LABEL_PX + row * side))
+    sheet.save(path, quality=90)
+
+
+def busiest_box(image: Image.Image, side: int) -> tuple[int, int, int, int]:
+    """Return the square with the strongest gradients."""
+    y = np.asarray(image.convert("L"), dtype=np.float64)
+    energy = np.abs(np.diff(y, axis=0))[:, 1:] + np.abs(np.diff(y, axis=1))[1:]
+    sums = np.pad(energy.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    blocks = sums[side:, side:] - sums[:-side, side:] - sums[side:, :-side] + sums[:-side, :-side]
+    top, left = np.unravel_index(blocks.argmax(), blocks.shape)
+    return int(left), int(top), int(left) + side, int(top) + side
 
 
 def main() -> None:
     """Run the comparison and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--photos", type=Path, required=True)
+    parser.add_argument("--hq", type=Path, required=True, help="folder of originals")
+    parser.add_argument("--lq", type=Path, help="their LQ partners; degraded here if left out")
+    parser.add_argument("--other", action="append", default=[], metavar="NAME=FOLDER")
     parser.add_argument("--model", default="tadsr-tiny")
-    parser.add_argument("--timesteps", type=int, nargs="+", default=[1, 100, 300, 500, 700, 900])
+    parser.add_argument(
+        "--timesteps", type=int, nargs="+", default=[1, 100, 200, 300, 500, 700, 900]
+    )
     parser.add_argument("--preset", default="realesrgan", choices=sorted(PRESETS))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--perceptual", type=Path, help="SqueezeNet weights")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--save", type=Path, help="folder for LQ, bicubic and restored pictures")
-    parser.add_argument("--out", type=Path, help="JSON file for the figures")
+    parser.add_argument("--sheet", type=Path, help="contact sheet to draw")
+    parser.add_argument("--out", type=Path, required=True, help="without suffix")
     args = parser.parse_args()
 
+    others = {name: Path(folder) for name, _, folder in (o.partition("=") for o in args.other)}
     metrics = [make_metric(name, border_px=SCALE) for name in METRICS]
+    if args.perceptual:
+        metrics.append(make_perceptual_metric(args.perceptual, device=args.device))
     pipe = TADSRPipeline.from_pretrained(args.model).to(args.device)
-    names = ["bicubic", *(f"t={t}" for t in args.timesteps)]
-    rows: dict[str, dict[str, dict[str, float]]] = {}
-    seconds: list[float] = []
-    for index, path in enumerate(sorted(args.photos.glob("*.png"))):
-        hq = to_tensor(Image.open(path))
-        params = sample_degradation(
-            np.random.default_rng([args.seed, index]), PRESETS[args.preset], scale=SCALE
+    with tempfile.TemporaryDirectory() as scratch:
+        results, lq = Path(scratch, "results"), args.lq or Path(scratch, "lq")
+        if args.lq is None:
+            lq.mkdir()
+            degrade(args.hq, lq, args.preset, args.seed)
+        evaluation = evaluate_model(
+            pipe,
+            lq,
+            args.hq,
+            timesteps=args.timesteps,
+            outputs=others,
+            metrics=metrics,
+            save=results,
+            model_name=Path(args.model).name,
         )
-        lq = (apply_degradation(hq * 2 - 1, params) / 2 + 0.5).clamp(0, 1)
-        lq = torch.from_numpy(to_uint8(lq).copy()).permute(2, 0, 1)[None].float() / 255
-        results = {"bicubic": to_uint8(resize_bicubic(lq, hq.shape[-2:]).clamp(0, 1))}
-        for t in args.timesteps:
-            started = time.perf_counter()
-            results[f"t={t}"] = to_uint8(pipe(lq.to(args.device), t, scale=SCALE).cpu())
-            seconds.append(time.perf_counter() - started)
-        reference = to_uint8(hq)
-        rows[path.name] = {
-            name: {metric.name: metric.measure(image, reference) for metric in metrics}
-            for name, image in results.items()
-        }
-        if args.save:
-            args.save.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(to_uint8(lq)).save(args.save / f"{path.stem}_lq.png")
-            for name, image in results.items():
-                Image.fromarray(image).save(args.save / f"{path.stem}_{name}.png")
-
-    means = {
-        n: {m: float(np.mean([row[n][m] for row in rows.values()])) for m in METRICS} for n in names
-    }
-    wins = {
-        n: {m: sum(row[n][m] > row["bicubic"][m] for row in rows.values()) for m in METRICS}
-        for n in names
-    }
-    print(f"{len(rows)} photos, preset {args.preset}, seed {args.seed}; mean (wins over bicubic)")
-    for n in names:
-        cells = "  ".join(f"{m} {means[n][m]:8.4f} ({wins[n][m]:2d})" for m in METRICS)
-        print(f"{n:>8}  {cells}")
-    print(f"median {np.median(seconds):.2f} s per photo of {tuple(hq.shape[-2:])} px output")
-    if args.out:
-        report = {
-            # The folder's name only: where it lay is of no use to a reader.
-            "photos": args.photos.resolve().name,
-            "settings": {
-                k: str(getattr(args, k)) for k in ("model", "timesteps", "preset", "seed")
-            },
-            "machine": describe_machine(),
-            "median_seconds": float(np.median(seconds)),
-            "means": means,
-            "wins_over_bicubic": wins,
-            "images": rows,
-        }
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_json(evaluation, args.out.with_suffix(".json"))
+        plot(evaluation, args.out.with_suffix(".png"))
+        folders = {"HQ": args.hq} | {p.name: p for p in sorted(results.iterdir())} | others
+        period = pipe.vae.downscale_factor
+        grid = {name: round(grid_excess(folder, period), 2) for name, folder in folders.items()}
+        if args.sheet:
+            shown = ["bicubic", *(f"t={t}" for t in sorted({*args.timesteps[::3]})), *others, "HQ"]
+            named = {"LQ": lq} | {name: folders[name] for name in shown}
+            draw_sheet(named, args.sheet)
+    print(format_table(evaluation))
+    print(f"excess at the grid of {period} px, dB: {grid}")
+    report = json.loads(args.out.with_suffix(".json").read_text(encoding="utf-8"))
+    degradation = None if args.lq else {"preset": args.preset, "seed": args.seed}
+    report |= {
+        "machine": describe_machine(),
+        "degradation": degradation,
+        "grid_period_px": period,
+        "grid_excess_db": grid,
+    }
+    text = json.dumps(report, indent=1, ensure_ascii=False)
+    args.out.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

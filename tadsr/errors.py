@@ -13,6 +13,10 @@ class ImageReadError(TADSRError):
     """An image file cannot be read: missing, broken, truncated or too large."""
 
 
+class ImageReadWarning(UserWarning):
+    """A file holds more images than the one that was read."""
+
+
 class ImageWriteError(TADSRError):
     """An image cannot be written: unwritable place, unknown format or existing file."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from numbers import Real
 from pathlib import Path
@@ -13,9 +14,16 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from tadsr.checkpoints import load_checkpoint, save_native
+from tadsr.checkpoints.lora_files import read_lora
 from tadsr.color import COLOR_FIXES
 from tadsr.config import ColorFix, UpscaleSettings
-from tadsr.engine import EngineName, EnginePlan, OneStepEngine
+from tadsr.engine import (
+    EngineName,
+    EnginePlan,
+    OneStepEngine,
+    batch_pixels,
+    same_size_ranges,
+)
 from tadsr.image_io import (
     DecodedImage,
     StripCanvas,
@@ -28,8 +36,10 @@ from tadsr.image_io import (
     write_strips,
 )
 from tadsr.models.adapters import AdapterSet, extract_adapters, fuse_adapters, has_adapters
+from tadsr.models.lora import merge_lora
 from tadsr.models.prompt_embeddings import PromptEmbeddings
 from tadsr.models.time_aware_vae import TimeAwareAutoencoderKL
+from tadsr.prompts import check_taggable, choose_prompts
 from tadsr.schedule import make_alphas_cumprod
 from tadsr.streaming import OneStep, Strip, choose_tiling, upscale_in_strips
 from tadsr.tiling import TileSpec
@@ -91,6 +101,7 @@ class TADSRPipeline(DiffusionPipeline):
         )
         self._empty_prompt: tuple[Any, Tensor] | None = None
         self._engine = OneStepEngine(vae, unet, self.alphas_cumprod)
+        self.tagger: Callable[[Any], str] | None = None
 
     @classmethod
     def from_pretrained(
@@ -101,6 +112,7 @@ class TADSRPipeline(DiffusionPipeline):
         variant: str | None = None,
         torch_dtype: torch.dtype | None = None,
         merge_adapters: bool = True,
+        tagger: str | Path | Callable[[Any], str] | None = None,
         engine: EngineName = "auto",
         revision: str | None = None,
         cache_dir: str | Path | None = None,
@@ -117,6 +129,9 @@ class TADSRPipeline(DiffusionPipeline):
             torch_dtype: Type of the weights in memory; None for float32.
             merge_adapters: Whether LoRA matrices are added into the weights; False keeps them
                 apart as PEFT layers (slower, for training and conversion).
+            tagger: What writes the prompt of an image that none is given for: a callable from a
+                PIL image to a text, "dape" for the published tagger beside the checkpoint, or a
+                folder or hub id that holds it. None leaves such prompts empty.
             engine: How the networks are run; see `set_engine`.
             revision: Branch, tag or commit on the hub.
             cache_dir: Folder for downloads instead of huggingface-hub's own.
@@ -128,17 +143,21 @@ class TADSRPipeline(DiffusionPipeline):
 
         Raises:
             CheckpointError: The checkpoint is missing, damaged, unsafe or does not fit.
+            ValueError: A tagger is given, but the model has no text encoder to read its prompts.
         """
+        hub = {
+            "revision": revision,
+            "cache_dir": cache_dir,
+            "local_files_only": local_files_only,
+            "token": token,
+        }
         checkpoint = load_checkpoint(
             source,
             adapter=adapter,
             variant=variant,
             torch_dtype=torch_dtype or torch.float32,
             merge_adapters=merge_adapters,
-            revision=revision,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            token=token,
+            **hub,
         )
         pipe = cls(
             vae=checkpoint.vae,
@@ -149,6 +168,12 @@ class TADSRPipeline(DiffusionPipeline):
             prompt_embeddings=checkpoint.prompt_embeddings,
         )
         pipe.set_engine(engine)
+        if tagger is not None:
+            # Only here: it brings further networks with it.
+            from tadsr.checkpoints.tagger import open_tagger
+
+            check_taggable(pipe.text_encoder)
+            pipe.tagger = open_tagger(tagger, source, **hub)
         return pipe
 
     @property
@@ -182,7 +207,7 @@ class TADSRPipeline(DiffusionPipeline):
         timestep: int | Sequence[int] = 500,
         *,
         scale: float = 4,
-        prompt: str | Sequence[str] = "",
+        prompt: str | Sequence[str] | None = None,
         color_fix: ColorFix = "adain",
         process_size: int = 512,
         tiling: TileSpec | Literal["auto"] | None = "auto",
@@ -193,12 +218,13 @@ class TADSRPipeline(DiffusionPipeline):
         """Restore images and enlarge them.
 
         Args:
-            image: One image or a list of them: PIL of any mode, uint8 or uint16 array (H, W) or
-                (H, W, 1|3|4), float array or tensor (3, H, W) in [0, 1], or a tensor batch
-                (B, 3, H, W).
+            image: One image or a list of them: PIL of any mode, what `read_image` gives, uint8 or
+                uint16 array (H, W) or (H, W, 1|3|4), float array or tensor (3, H, W) in [0, 1],
+                or a tensor batch (B, 3, H, W).
             timestep: 0..999, one for all or one per image; small is faithful, large is vivid.
             scale: Output size over input size, any number ≥ 1; 1 restores at the given size.
-            prompt: What the picture shows, one for all or one per image; "" is neutral.
+            prompt: What the picture shows, one for all or one per image; "" is neutral. None
+                asks the tagger if there is one, and is "" otherwise.
             color_fix: "adain", "wavelet" or "none".
             process_size: Smallest shorter side in px that the network works at; 0 for no limit.
             tiling: "auto" computes large images in pieces, within the memory there is; a
@@ -230,14 +256,11 @@ class TADSRPipeline(DiffusionPipeline):
             raise ValueError("image must hold at least one image, got an empty list")
         decoded = [decode_image(item) for item in images]
         timesteps = self.check_timesteps(timestep, len(images))
-        prompts = list(prompt) if isinstance(prompt, list | tuple) else [prompt] * len(images)
-        if len(prompts) != len(images):
-            raise ValueError(
-                f"prompt must be one text or one per image ({len(images)}), got {len(prompts)}"
-            )
+        prompts = choose_prompts(prompt, decoded, self.tagger, self.text_encoder)
         prompt_embeds = self.encode_prompt(prompts)
         # Images of a tensor batch share their size and go through the network together.
-        groups = [range(len(images))] if is_batch else [range(i, i + 1) for i in range(len(images))]
+        sizes = [tuple(item.rgb.shape[-2:]) for item in decoded]
+        groups = [range(len(images))] if is_batch else self._batches(sizes, settings, generator)
         results = []
         for number, group in enumerate(groups):
             rows = list(group)
@@ -274,7 +297,7 @@ class TADSRPipeline(DiffusionPipeline):
         timestep: int = 500,
         *,
         scale: float = 4,
-        prompt: str = "",
+        prompt: str | None = None,
         color_fix: ColorFix = "adain",
         process_size: int = 512,
         tiling: TileSpec | Literal["auto"] | None = "auto",
@@ -288,7 +311,7 @@ class TADSRPipeline(DiffusionPipeline):
 
         Args:
             image: As for a call, but one image.
-            path: PNG or TIFF (with the library tifffile), by its suffix.
+            path: PNG or TIFF, by its suffix; 16 bit if the image is.
             timestep: As for a call.
             scale: As for a call.
             prompt: As for a call.
@@ -310,7 +333,10 @@ class TADSRPipeline(DiffusionPipeline):
         decoded = decode_image(image)
         size = settings.output_size(*decoded.rgb.shape[-2:])
         check_writable(path, overwrite=overwrite, size=size[::-1])
-        timesteps, embeds = self.check_timesteps(timestep, 1), self.encode_prompt([prompt])
+        timesteps = self.check_timesteps(timestep, 1)
+        embeds = self.encode_prompt(
+            choose_prompts(prompt, [decoded], self.tagger, self.text_encoder)
+        )
         step = OneStep(self.vae, self.unet, self.alphas_cumprod, timesteps, embeds, generator)
         strips = (
             (start, colors[0], _alpha_rows(decoded, settings, start, colors))
@@ -448,6 +474,25 @@ class TADSRPipeline(DiffusionPipeline):
         """Add adapters that were kept apart into the weights; the result stays the same."""
         fuse_adapters(self.unet, self.vae)
 
+    def merge_lora(self, source: str | Path, *, scale: float = 1.0) -> None:
+        """Add another LoRA to the weights, for good: a style, a subject, a kind of picture.
+
+        Adapters that are kept apart stay so. To be without it again, load the model anew, or
+        merge it a second time with the negative `scale`, which undoes it within rounding.
+
+        Args:
+            source: A .safetensors file or a folder, of diffusers or PEFT, for the base model.
+            scale: Its strength; 1 is as trained.
+
+        Raises:
+            CheckpointError: It is missing, damaged, or does not fit; nothing is changed then.
+        """
+        products = read_lora(source, self.unet, self.text_encoder)
+        merge_lora(self.unet, products["unet"], scale)
+        if self.text_encoder is not None:
+            merge_lora(self.text_encoder, products["text_encoder"], scale)
+        self._empty_prompt = None
+
     def _encode_text(self, prompts: Sequence[str]) -> Tensor:
         tokens = self.tokenizer(
             list(prompts),
@@ -474,6 +519,20 @@ class TADSRPipeline(DiffusionPipeline):
         yield 0, self._upscale(step, rgb, settings)
         if progress is not None:
             progress(1.0)
+
+    def _batches(
+        self,
+        sizes: Sequence[tuple[int, int]],
+        settings: UpscaleSettings,
+        generator: torch.Generator | None,
+    ) -> list[range]:
+        """Group images of these sizes that go through the networks together."""
+        pixels = 0
+        if generator is None:
+            pixels = batch_pixels(self.vae, self._execution_device)
+        return same_size_ranges(
+            sizes, lambda size: pixels // math.prod(settings.network_size(*size))
+        )
 
     def _upscale(self, step: OneStep, rgb: Tensor, settings: UpscaleSettings) -> Tensor:
         """Restore images (B, 3, h, w) in [0, 1] at their output size, in [0, 1], float32."""

@@ -10,7 +10,14 @@ import pytest
 from PIL import ExifTags, Image, ImageCms, features
 
 from tadsr.errors import ImageReadError, ImageWriteError
-from tadsr.image_io import check_writable, decode_image, encode_image, read_image, write_image
+from tadsr.image_io import (
+    check_writable,
+    decode_image,
+    encode_image,
+    files,
+    read_image,
+    write_image,
+)
 
 SRGB_ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 SUFFIXES = [".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"]
@@ -57,7 +64,8 @@ def test_read_keeps_mode_and_pixels(mode, tmp_path):
 def test_read_image_outlives_the_file(tmp_path):
     frames = [Image.new("L", (4, 4), value) for value in (10, 200)]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    read = read_image(str(tmp_path / "a.gif"))
+    with pytest.warns(UserWarning, match=r"a\.gif holds 2 frames"):
+        read = read_image(str(tmp_path / "a.gif"))
     os.remove(tmp_path / "a.gif")
     assert decode_image(read).rgb.mean().item() == pytest.approx(10 / 255)
 
@@ -134,7 +142,7 @@ def test_bomb_warning_raised_as_an_error(tmp_path):
 # --- writing ---
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("suffix", [*SUFFIXES, ".gif"])
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "YCbCr", "HSV", "I;16", "I", "F"])
 def test_every_opaque_mode_in_every_format(mode, suffix, tmp_path):
     gray = Image.fromarray(np.full((16, 24), LIGHT_GRAY * 257, np.uint16))
@@ -148,7 +156,7 @@ def test_every_opaque_mode_in_every_format(mode, suffix, tmp_path):
     path = tmp_path / f"a{suffix}"
     write_image(image, path)
     with Image.open(path) as opened:
-        assert opened.format in ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "AVIF")
+        assert opened.format in ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "AVIF", "GIF")
     expected = decode_image(image).rgb.numpy()
     np.testing.assert_allclose(decode_image(read_image(path)).rgb.numpy(), expected, atol=0.012)
 
@@ -210,7 +218,9 @@ def test_profile_of_another_color_space_is_not_written(tmp_path):
 
 def test_oversized_exif_does_not_cost_the_picture(tmp_path):
     image = _noise()
-    image.info["exif"] = b"Exif\x00\x00" + bytes(70_000)
+    exif = Image.Exif()
+    exif[ExifTags.Base.ImageDescription] = "long " * 14_000
+    image.info["exif"] = exif.tobytes()
     write_image(image, tmp_path / "a.jpg")
     assert read_image(tmp_path / "a.jpg").size == image.size
 
@@ -262,7 +272,7 @@ def test_new_file_has_the_usual_permissions(tmp_path):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("a.gif", {}, r"\.png .*\.tiff"),
+        ("a.xcf", {}, r"\.png .*\.tiff"),
         ("a", {}, "no suffix"),
         ("a.png", {"format": "xcf"}, "xcf"),
         ("missing/a.png", {}, "create it first"),
@@ -281,6 +291,22 @@ def test_unwritable_places(name, options, message, tmp_path):
             call(tmp_path / name, **options)
     assert sorted(tmp_path.iterdir()) == before
     assert (tmp_path / "taken.png").read_text() == "precious"
+
+
+def test_pillow_without_avif_is_told(tmp_path, monkeypatch):
+    head = b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf"
+    (tmp_path / "a.avif").write_bytes(head + bytes(100))
+    Image.init()
+    monkeypatch.delitem(Image.SAVE, "AVIF", raising=False)
+    monkeypatch.setattr(Image, "ID", [name for name in Image.ID if name != "AVIF"])
+    files._writable_suffixes.cache_clear()
+    try:
+        with pytest.raises(ImageWriteError, match=r"cannot write AVIF.* pip install -U pillow"):
+            check_writable(tmp_path / "b.avif")
+        with pytest.raises(ImageReadError, match=r"cannot read AVIF.* pip install -U pillow"):
+            read_image(tmp_path / "a.avif")
+    finally:
+        files._writable_suffixes.cache_clear()
 
 
 def test_check_writable_writes_nothing(tmp_path):

@@ -7,11 +7,13 @@ import shlex
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
 from tadsr.cli import app
+from tadsr.image_io import ArrayImage, read_frames, read_image, write_frames, write_image
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -28,6 +30,10 @@ def checkout(tmp_path, monkeypatch):
     shutil.copy(photo, tmp_path / "photo.jpg")
     (tmp_path / "photos" / "holiday").mkdir(parents=True)
     shutil.copy(photo, tmp_path / "photos" / "holiday" / "one.jpg")
+    scan = np.asarray(Image.open(photo)).astype(np.uint16) * 257
+    write_image(ArrayImage(scan), tmp_path / "scan16.tif")
+    frames = [Image.new("RGB", (8, 6), color) for color in ("orange", "teal")]
+    write_frames(frames, tmp_path / "clip.gif", durations_ms=(100, 200))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -59,6 +65,8 @@ def test_the_shell_commands_run(checkout):
     assert Path("photo_x4.png").exists()
     assert Path("sharp.webp").exists()
     assert Path("sharp/holiday/one.jpg").exists()
+    assert isinstance(read_image("sharp.png"), ArrayImage)
+    assert len(read_frames("clip_x4.png")) == 2
 
 
 def test_the_first_command_upscales_a_photo_that_exists():
@@ -72,6 +80,14 @@ def test_files_and_links_exist():
     assert targets
     for target in targets:
         assert (ROOT / target).exists(), target
+
+
+def test_the_format_pages_python_code_runs(checkout):
+    text = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    exec(compile(block, "formats.md", "exec"), {})
+    assert read_image("sharp.png").pixels.dtype == np.uint16
+    assert read_frames("clip.webp").durations_ms == (100, 200)
 
 
 def test_the_training_guides_python_code_runs(checkout, monkeypatch):
@@ -93,3 +109,12 @@ def test_the_training_guide_names_recipes_and_fields_that_exist():
     assert len(paths) >= 5
     for path in paths:
         load_recipe(ROOT / path)
+
+
+@pytest.mark.slow
+def test_the_onnx_guides_python_code_runs(checkout):
+    text = (ROOT / "docs" / "onnx.md").read_text(encoding="utf-8")
+    for block in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        exec(compile(block, "onnx.md", "exec"), {})
+    with Image.open("onnx_x4.png") as image:
+        assert image.size == (128, 96)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,8 @@ from PIL import Image
 
 from tadsr import TADSRPipeline
 from tadsr.checkpoints import inspect_checkpoint
+from tadsr.checkpoints.detect import SUMS_NAME, check_sums
+from tadsr.errors import CheckpointError
 from tadsr.image_io import resize_bicubic
 from tadsr.training.degradation import PRESETS, apply_degradation, sample_degradation
 
@@ -28,6 +32,24 @@ def test_it_is_small_and_free():
     assert sum(c.num_bytes for c in info.components) <= MAX_BYTES
     assert info.licence == "apache-2.0"
     assert info.timestep_range == (0, 999)
+
+
+def test_its_files_are_checked(tmp_path):
+    place = Path(str(resources.files("tadsr"))) / "weights" / "tadsr-tiny"
+    folder = Path(shutil.copytree(place, tmp_path / "tadsr-tiny"))
+    listed = {line.split()[1] for line in (folder / SUMS_NAME).read_text().splitlines()}
+    files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    assert listed == files - {SUMS_NAME}
+    check_sums(folder)
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(CheckpointError, match="missing or damaged; reinstall tadsr"):
+        check_sums(folder)
+    weights.unlink()
+    with pytest.raises(CheckpointError, match="missing or damaged; reinstall tadsr"):
+        check_sums(folder)
 
 
 def test_it_restores_a_degraded_photo_better_than_bicubic(tiny, data_dir):

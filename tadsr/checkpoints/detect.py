@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import re
 from dataclasses import dataclass
 from importlib import resources
@@ -15,6 +16,7 @@ from tadsr.errors import CheckpointError
 EMBEDDED = ("tadsr-tiny",)
 """Checkpoints inside the installed package."""
 
+SUMS_NAME = "SHA256SUMS"
 PIPELINE_CLASS = "TADSRPipeline"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -32,6 +34,25 @@ class Location:
     kind: str
     folder: Path | None
     source: str
+
+
+def check_sums(folder: Path) -> None:
+    """Check the files of a checkpoint inside the package against the sums beside them.
+
+    Args:
+        folder: With SHA256SUMS, as `sha256sum` writes it.
+
+    Raises:
+        CheckpointError: A file is missing or differs.
+    """
+    for line in (folder / SUMS_NAME).read_text(encoding="utf-8").splitlines():
+        digest, name = line.split(maxsplit=1)
+        path = folder / name
+        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+            raise CheckpointError(
+                f"{path} must be the file that tadsr ships, but is missing or damaged; "
+                "reinstall tadsr"
+            )
 
 
 def locate(source: str | Path) -> Location:
@@ -54,6 +75,7 @@ def locate(source: str | Path) -> Location:
             raise CheckpointError(
                 f"{source!r} must be installed at {folder}, but is missing; reinstall tadsr"
             )
+        check_sums(folder)
         return Location("embedded", folder, name)
     path = Path(source).expanduser()
     if path.is_dir():

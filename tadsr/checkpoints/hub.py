@@ -65,6 +65,7 @@ def download(
     *,
     adapter: str | Path | None = None,
     variant: str | None = None,
+    names: Sequence[str] | None = None,
     revision: str | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
@@ -79,6 +80,7 @@ def download(
         repo_id: "owner/name".
         adapter: A local file, or a path within the repository; None for the usual one.
         variant: Weight files' variant, or None.
+        names: The files to fetch instead of a checkpoint's; all must be there.
         revision: Branch, tag or commit.
         cache_dir: The cache; None for the hub's usual place.
         local_files_only: Never connect.
@@ -103,7 +105,10 @@ def download(
     files = [sibling.rfilename for sibling in info.siblings or ()]
     inside = None if adapter is None or Path(adapter).exists() else str(adapter)
     try:
-        chosen = needed_files(files, variant=variant, adapter=inside)
+        if names is None:
+            chosen = needed_files(files, variant=variant, adapter=inside)
+        else:
+            chosen = _require(names, files)
     except CheckpointError as error:
         raise CheckpointError(f"{repo_id} on the hub: {error}") from error
     try:
@@ -112,6 +117,16 @@ def download(
         return Path(snapshot_download(repo_id, allow_patterns=patterns, token=token, **where))
     except Exception as error:  # as above
         raise _explain(repo_id, revision, error) from error
+
+
+def _require(names: Sequence[str], files: Sequence[str]) -> list[str]:
+    missing = [name for name in names if name not in files]
+    if missing:
+        raise CheckpointError(
+            f"it must hold {', '.join(names)}, but lacks {', '.join(missing)}; copy them into one "
+            "folder and give its path"
+        )
+    return list(names)
 
 
 def _from_cache(repo_id: str, where: dict[str, object], why: str) -> Path:

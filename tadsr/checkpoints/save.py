@@ -83,7 +83,7 @@ def save_native(
         metadata=metadata or {},
     )  # fmt: skip
     attached = _attached_adapters(checkpoint)
-    with _write_atomically(Path(folder), overwrite) as temporary:
+    with write_atomically(Path(folder), overwrite) as temporary:
         _write_components(checkpoint, NATIVE, temporary, variant, dtype)
         if attached is not None:
             save_adapters(attached, temporary / NATIVE.adapter_file)
@@ -144,7 +144,7 @@ def save_official(
             "the published format needs a text encoder and a tokenizer, but this checkpoint has "
             "prompt embeddings instead; save the native format"
         )
-    with _write_atomically(Path(folder), overwrite) as temporary:
+    with write_atomically(Path(folder), overwrite) as temporary:
         _write_components(checkpoint, OFFICIAL, temporary, None, dtype)
         save_adapters(attached, temporary / OFFICIAL.adapter_file)
     return Path(folder)
@@ -181,7 +181,7 @@ def convert_checkpoint(
     """
     if to not in ("native", "official"):
         raise ValueError(f"to must be 'native' or 'official', got {to!r}")
-    _check_target(Path(out), overwrite)  # before minutes of loading
+    check_target(Path(out), overwrite)  # before minutes of loading
     apart = keep_adapters or to == "official"
     checkpoint = load_checkpoint(
         source, adapter=adapter, torch_dtype=dtype or "auto", merge_adapters=not apart
@@ -289,7 +289,8 @@ def _write_json(path: Path, data: dict[str, Any]) -> None:
     path.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _check_target(folder: Path, overwrite: bool) -> None:
+def check_target(folder: Path, overwrite: bool) -> None:
+    """Raise CheckpointError unless a folder may be written: new, empty, or to be replaced."""
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(f"the target must be a folder, but {folder} is a file")
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
@@ -300,9 +301,9 @@ def _check_target(folder: Path, overwrite: bool) -> None:
 
 
 @contextmanager
-def _write_atomically(folder: Path, overwrite: bool) -> Iterator[Path]:
+def write_atomically(folder: Path, overwrite: bool) -> Iterator[Path]:
     """Yield a sibling folder to fill, which takes the target's place only if all went well."""
-    _check_target(folder, overwrite)
+    check_target(folder, overwrite)
     folder = folder.absolute()
     temporary = None
     try:

@@ -1,4 +1,4 @@
-"""The command line: upscale, evaluate, train, degrade, info and convert.
+"""The command line: upscale, evaluate, train, degrade, info, convert and export.
 
 Nothing here imports torch until a command runs, so that help and version answer at once.
 """
@@ -13,6 +13,7 @@ from tadsr import __version__
 from tadsr.cli.checkpoints import CONVERT_HELP, INFO_HELP, convert, info
 from tadsr.cli.degrade import DEGRADE_HELP, degrade
 from tadsr.cli.evaluate import EVALUATE_HELP, evaluate
+from tadsr.cli.export import export
 from tadsr.cli.suggestions import SuggestingCommand, SuggestingGroup
 from tadsr.cli.train import TRAIN_HELP, train
 from tadsr.cli.upscale import UPSCALE_HELP, upscale
@@ -47,6 +48,7 @@ app.command("convert", cls=SuggestingCommand, help=CONVERT_HELP)(convert)
 app.command("evaluate", cls=SuggestingCommand, help=EVALUATE_HELP, no_args_is_help=True)(evaluate)
 app.command("degrade", cls=SuggestingCommand, help=DEGRADE_HELP, no_args_is_help=True)(degrade)
 app.command("train", cls=SuggestingCommand, help=TRAIN_HELP, no_args_is_help=True)(train)
+app.add_typer(export, name="export")
 
 
 def _show_version(is_asked: bool) -> None:

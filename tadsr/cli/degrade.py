@@ -7,7 +7,6 @@ import json
 import os
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -23,6 +22,7 @@ from tadsr.cli.reporting import (
     readable_errors,
     silence_libraries,
 )
+from tadsr.whole_file import whole_file
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -213,11 +213,6 @@ def _read_records(path: Path, *, strict: bool) -> Iterator[tuple[str, dict[str, 
 
 
 def _write_records(path: Path, records: dict[str, dict[str, Any]]) -> None:
-    partial = path.with_suffix(".partial")
     text = "".join(json.dumps(records[name]) + "\n" for name in sorted(records))
-    try:
+    with whole_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)

@@ -49,15 +49,58 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def parse_devices(names: str) -> list[str]:
+    """Turn "0,1" or "cuda:0,cpu" into devices that are there.
+
+    Args:
+        names: Names for `choose_device`, or the numbers of CUDA devices, with commas between.
+
+    Returns:
+        What torch calls them, in that order.
+
+    Raises:
+        UsageError: One of them is no device, or not there.
+    """
+    parts = [part.strip() for part in names.split(",")]
+    if not all(parts):
+        raise UsageError(f"--devices must be names with commas between, such as 0,1, got {names!r}")
+    named = [f"cuda:{part}" if part.isdecimal() else part for part in parts]
+    return [str(choose_device(name)) for name in named]
+
+
+def load_on(
+    source: str,
+    adapter: str | None,
+    dtype: DtypeName,
+    prompt: str | None,
+    timestep: int,
+    device: str | torch.device,
+    tagger: str | None = None,
+    engine: EngineName = "auto",
+) -> TADSRPipeline:
+    """Load a pipeline as `load_model` does, with the device last, for `functools.partial`."""
+    return load_model(
+        source,
+        adapter=adapter,
+        device=torch.device(device),
+        dtype=dtype,
+        prompt=prompt,
+        timestep=timestep,
+        tagger=tagger,
+        engine=engine,
+    )
+
+
 def load_model(
     source: str,
     *,
     adapter: str | None,
     device: torch.device,
     dtype: DtypeName,
-    engine: EngineName = "auto",
-    prompt: str,
+    prompt: str | None,
     timestep: int,
+    tagger: str | None = None,
+    engine: EngineName = "auto",
 ) -> TADSRPipeline:
     """Load a pipeline onto a device and check that it takes the prompt and the timestep.
 
@@ -66,9 +109,10 @@ def load_model(
         adapter: As in `TADSRPipeline.from_pretrained`.
         device: Where to.
         dtype: Type of the weights; "auto" for float16 on CUDA and float32 elsewhere.
-        engine: As in `TADSRPipeline.set_engine`.
-        prompt: Text for all images.
+        prompt: Text for all images, or None.
         timestep: Timestep for all images.
+        tagger: As in `TADSRPipeline.from_pretrained`.
+        engine: As in `TADSRPipeline.set_engine`.
 
     Returns:
         The pipeline.
@@ -80,10 +124,12 @@ def load_model(
     if dtype == "auto":
         dtype = "fp16" if device.type == "cuda" else "fp32"
     pipe = TADSRPipeline.from_pretrained(
-        source, adapter=adapter, torch_dtype=DTYPES[dtype], engine=engine
+        source, adapter=adapter, torch_dtype=DTYPES[dtype], tagger=tagger, engine=engine
     )
     pipe.to(device)
+    if isinstance(pipe.tagger, torch.nn.Module):
+        pipe.tagger.to(device)
     with as_usage_errors():
-        pipe.encode_prompt([prompt])
+        pipe.encode_prompt([prompt or ""])
         pipe.check_timesteps(timestep, 1)
     return pipe

@@ -3,58 +3,34 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 
-from tadsr.cli.reporting import UsageError
+from tadsr.cli.reporting import UsageError, as_usage_errors
 from tadsr.errors import ImageWriteError
-
-INPUT_SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".jfif", ".jp2", ".webp", ".avif", ".tif", ".tiff", ".bmp"}
-    | {".ppm", ".pgm", ".pbm", ".pnm"}
+from tadsr.folders.jobs import (
+    INPUT_SUFFIXES,
+    Draft,
+    Job,
+    check_targets,
+    draft_folder,
+    name_targets,
 )
-"""What a folder is searched for; a file that is named itself may have any suffix."""
 
 FORMAT_SUFFIXES = {
-    "png": (".png",),
+    "png": (".png", ".apng"),
     "jpg": (".jpg", ".jpeg"),
     "webp": (".webp",),
     "tiff": (".tiff", ".tif"),
     "avif": (".avif",),
     "bmp": (".bmp",),
+    "gif": (".gif",),
 }
 """Suffixes that an output file may have, by format; the first where we name it."""
 
 _OUTPUT_SUFFIXES = tuple(suffix for group in FORMAT_SUFFIXES.values() for suffix in group)
-
-
-@dataclass(frozen=True)
-class Job:
-    """One image to upscale.
-
-    Args:
-        source: The file to read.
-        target: The file to write.
-    """
-
-    source: Path
-    target: Path
-
-
-@dataclass(frozen=True)
-class _Draft:
-    """A source whose target is known but for its name."""
-
-    source: Path
-    folder: Path
-    tag: str = ""
-
-    def target(self, suffix: str, *, is_distinct: bool = False) -> Path:
-        base = self.source.name if is_distinct else self.source.stem
-        return self.folder / f"{base}{self.tag}{suffix}"
 
 
 def plan_jobs(
@@ -84,8 +60,10 @@ def plan_jobs(
         _check_output_file(output, format, is_one_file)
         jobs = [Job(Path(inputs[0]), Path(output))]
     else:
-        jobs = _name_targets(_draft(inputs, output, scale), suffix)
-    _check_targets(jobs)
+        with as_usage_errors():
+            jobs = name_targets(_draft(inputs, output, scale), suffix)
+    with as_usage_errors():
+        check_targets(jobs)
     return jobs
 
 
@@ -145,7 +123,7 @@ def _is_folder_name(output: str, is_one_file: bool) -> bool:
     if _is_folder(output) or os.path.exists(output):
         return _is_folder(output)
     # What does not exist yet is a folder where only a folder makes sense.
-    known = INPUT_SUFFIXES.union(_OUTPUT_SUFFIXES, (".gif",))
+    known = INPUT_SUFFIXES.union(_OUTPUT_SUFFIXES)
     return not is_one_file and Path(output).suffix.lower() not in known
 
 
@@ -177,13 +155,15 @@ def _missing_hint(path: str) -> str:
     return f"but does not exist; {hint}"
 
 
-def _draft(inputs: Sequence[str], output: str | None, scale: float) -> list[_Draft]:
+def _draft(inputs: Sequence[str], output: str | None, scale: float) -> list[Draft]:
     tag = f"_x{scale:g}"
-    drafts: dict[Path, _Draft] = {}  # a file that is named twice is read once
+    # The folder that several results go to holds the run's manifest.
+    shared = Path(output) if output is not None and len(inputs) > 1 else None
+    drafts: dict[Path, Draft] = {}  # a file that is named twice is read once
     for path in map(Path, inputs):
         if not path.is_dir():
             folder = path.parent if output is None else Path(output)
-            found = [_Draft(path, folder, tag if output is None else "")]
+            found = [Draft(path, folder, tag if output is None else "", shared)]
         else:
             named = path if path.name not in ("", "..") else path.resolve()  # "." has no name
             if output is None:
@@ -191,63 +171,10 @@ def _draft(inputs: Sequence[str], output: str | None, scale: float) -> list[_Dra
             else:
                 # As with `cp -r`: of several folders each keeps its name.
                 root = Path(output) if len(inputs) == 1 else Path(output) / named.name
-            found = list(_draft_folder(path, root, Path(output) if output else root))
+            found = [
+                replace(draft, root=shared or draft.root)
+                for draft in draft_folder(path, root, Path(output) if output else root)
+            ]
         for draft in found:
             drafts.setdefault(draft.source.absolute(), draft)
     return list(drafts.values())
-
-
-def _draft_folder(folder: Path, root: Path, output: Path) -> Iterator[_Draft]:
-    """Mirror the images of a folder, without what an earlier run wrote inside it."""
-    if os.path.realpath(folder) == os.path.realpath(root):
-        raise UsageError(f"the output must not be the input folder {folder}; choose another")
-    own_output = os.path.realpath(output)
-    is_empty = True
-    for place, folders, files in os.walk(folder, onerror=_raise):
-        # Hidden ones hold no photographs: thumbnails and other systems' companions.
-        folders[:] = sorted(
-            name
-            for name in folders
-            if not name.startswith(".") and os.path.realpath(Path(place, name)) != own_output
-        )
-        for name in sorted(files):
-            if Path(name).suffix.lower() in INPUT_SUFFIXES and not name.startswith("."):
-                is_empty = False
-                yield _Draft(Path(place, name), root / Path(place).relative_to(folder))
-    if is_empty:
-        raise UsageError(
-            f"{folder} must hold images ({' '.join(sorted(INPUT_SUFFIXES))}), found none"
-        )
-
-
-def _raise(error: OSError) -> None:
-    raise error
-
-
-def _name_targets(drafts: Sequence[_Draft], suffix: str) -> list[Job]:
-    """Name each result after its source, with the source's suffix kept where two would clash."""
-
-    def key(draft: _Draft) -> str:
-        # Some file systems do not tell A.png from a.png.
-        return str(draft.target(suffix)).casefold()
-
-    counts = Counter(map(key, drafts))
-    return [Job(d.source, d.target(suffix, is_distinct=counts[key(d)] > 1)) for d in drafts]
-
-
-def _check_targets(jobs: Sequence[Job]) -> None:
-    sources = {os.path.realpath(job.source): job.source for job in jobs}
-    seen: dict[str, Job] = {}
-    for job in jobs:
-        target = os.path.realpath(job.target)
-        if target in sources:
-            raise UsageError(
-                f"the output of {job.source} would be {job.target}, which is an input; "
-                "choose another output"
-            )
-        if target in seen:
-            raise UsageError(
-                f"{seen[target].source} and {job.source} would both become {job.target}; "
-                "upscale them apart"
-            )
-        seen[target] = job

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import time
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from tadsr.cli.plan import Job, check_place, plan_jobs
+from tadsr.cli.plan import check_place, plan_jobs
 from tadsr.cli.reporting import (
-    READABLE_ERRORS,
     DebugOption,
+    UsageError,
     as_usage_errors,
     check_range,
     parse_bytes,
@@ -22,17 +20,16 @@ from tadsr.cli.reporting import (
     silence_libraries,
 )
 from tadsr.config import ColorFix, UpscaleSettings
+from tadsr.folders.jobs import Job
+from tadsr.folders.restoring import FileRequest
 
 if TYPE_CHECKING:
-    import torch
-    from PIL import Image
     from tqdm import tqdm
 
-    from tadsr.pipeline import TADSRPipeline
+    from tadsr.folders.outcome import Outcome
+    from tadsr.folders.run import Report
+    from tadsr.folders.workers import Load
     from tadsr.tiling.spec import TileSpec
-
-STREAMED_PIXELS = 2**26
-"""Results with more pixels are written strip by strip, where their format can."""
 
 UPSCALE_HELP = """Enlarge and restore images.
 
@@ -51,26 +48,16 @@ Examples:
   tadsr upscale photos/ sharp/ -t 900      into sharp/, more vivid
   tadsr upscale scan.tif out.tif -s 2      twice as large
   tadsr upscale panorama.png large.png --max-memory 4GB
+  tadsr upscale scan16.tif out.png         16 bit stay 16 bit
+  tadsr upscale clip.gif                   all frames, as APNG: clip_x4.png
 
-Outputs that exist are skipped, so that a stopped run goes on where it was. A file that fails
-is reported at the end, after all others are done.
+Outputs that exist are skipped, so that a stopped run goes on where it was. A run over several
+images writes tadsr-manifest.jsonl into the output folder: what was made of what, with which
+settings, and what failed. A file that fails is reported at the end, after all others are done.
+Animations become APNG, WebP or GIF, by the output's name.
 """
 
-Format = Literal["png", "jpg", "webp", "tiff", "avif", "bmp"]
-
-
-@dataclass(frozen=True)
-class _Request:
-    """What is done to every image."""
-
-    settings: UpscaleSettings
-    timestep: int
-    prompt: str
-    seed: int | None
-    tiling: TileSpec | Literal["auto"] | None
-    quality: int | None
-    overwrite: bool
-    debug: bool
+Format = Literal["png", "jpg", "webp", "tiff", "avif", "bmp", "gif"]
 
 
 @dataclass
@@ -101,9 +88,17 @@ def upscale(
         typer.Option("--scale", "-s", metavar="X", help="Output size over input size, from 1."),
     ] = 4,
     prompt: Annotated[
-        str,
+        str | None,
         typer.Option("--prompt", "-p", help="What the pictures show, if the model reads text."),
-    ] = "",
+    ] = None,
+    tagger: Annotated[
+        str | None,
+        typer.Option(
+            "--tagger",
+            metavar="dape|FOLDER",
+            help="Writes each picture's prompt; dape: the one beside the published model.",
+        ),
+    ] = None,
     color_fix: Annotated[
         ColorFix, typer.Option("--color-fix", help="How the input's colours are kept.")
     ] = "adain",
@@ -127,6 +122,12 @@ def upscale(
     device: Annotated[
         str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")
     ] = "auto",
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            "--devices", metavar="A,B", help="Several at once, such as 0,1 for two CUDA devices."
+        ),
+    ] = None,
     dtype: Annotated[
         Literal["auto", "fp32", "fp16", "bf16"],
         typer.Option("--dtype", help="Precision; auto: fp16 on CUDA, else fp32."),
@@ -160,6 +161,12 @@ def upscale(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace outputs that exist.")
     ] = False,
+    strip: Annotated[
+        bool,
+        typer.Option(
+            "--strip", help="Drop EXIF, GPS, XMP and DPI; the ICC profile stays, for colours."
+        ),
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
     debug: DebugOption = False,
 ) -> None:
@@ -171,113 +178,80 @@ def upscale(
     check_range("--quality", quality, 1, 100, "small makes small files")
     # torch takes seeds of 64 bits.
     check_range("--seed", seed, 0, 2**63 - 1, "any number will do")
-    request = _Request(settings, timestep, prompt, seed, tiling, quality, overwrite, debug)
+    if devices is not None and device != "auto":
+        raise UsageError("--device and --devices must not both be given; leave one out")
+    request = FileRequest(settings, timestep, prompt, seed, tiling, quality, overwrite, strip)
     with readable_errors(debug):
         jobs = plan_jobs(paths, output, format=format, scale=scale)
         for job in jobs:
             check_place(job.target)
 
-        from tadsr.cli.model import choose_device, load_model
+        from tadsr.cli.model import choose_device, load_on, parse_devices
 
         silence_libraries(debug)
-        place = choose_device(device)
-
-        def load() -> TADSRPipeline:
-            return load_model(
-                model,
-                adapter=adapter,
-                device=place,
-                dtype=dtype,
-                engine=engine,
-                prompt=prompt,
-                timestep=timestep,
-            )
-
-        tally = _upscale_all(jobs, request, load, quiet)
+        places = parse_devices(devices) if devices is not None else [choose_device(device)]
+        options = {"tagger": tagger, "engine": engine}
+        load = partial(load_on, model, adapter, dtype, prompt, timestep, **options)
+        described = {"model": model, "adapter": adapter, "dtype": dtype, "tagger": tagger}
+        tally = _upscale_all(jobs, request, described, load, places, quiet=quiet, debug=debug)
     _report(tally, len(jobs), quiet)
     if tally.failures:
         raise typer.Exit(1)
 
 
 def _upscale_all(
-    jobs: Sequence[Job], request: _Request, load: Callable[[], TADSRPipeline], quiet: bool
+    jobs: Sequence[Job],
+    request: FileRequest,
+    described: dict[str, Any],
+    load: Load,
+    devices: Sequence[str],
+    *,
+    quiet: bool,
+    debug: bool,
 ) -> _Tally:
     from tqdm import tqdm
 
-    tally, pipe = _Tally(), None
+    from tadsr.folders.resume import upscale_files
+    from tadsr.folders.run import run_files
+
+    tally, progress = _Tally(), _Progress(quiet)
     # None: a bar on a terminal only.
     hidden = True if quiet or len(jobs) == 1 else None
-    with tqdm(jobs, unit="image", disable=hidden) as bar:
-        for job in bar:
+
+    def run(todo: list[Job], report: Report) -> None:
+        if len(devices) == 1:
+            here = partial(load, devices[0])
+            run_files(todo, request, here, report, progress.of)
+        else:
+            from tadsr.folders.workers import run_on_devices
+
+            run_on_devices(todo, request, load, devices, report)
+
+    with tqdm(total=len(jobs), unit="image", disable=hidden) as bar, progress:
+
+        def report(outcome: Outcome) -> None:
+            progress.close()
+            job = outcome.job
+            bar.update()
             bar.set_postfix_str(job.source.name)
-            progress = _ImageProgress(quiet)
-            if job.target.exists() and not request.overwrite:
+            if outcome.note:
+                _say(bar, outcome.note, quiet, err=True)
+            if outcome.status == "skipped":
                 tally.num_skipped += 1
-                _say(
-                    bar, f"{job.target}: exists, skipped; --overwrite replaces it", quiet, err=True
-                )
-                continue
-            started = time.perf_counter()
-            image = None
-            with _collecting(job, tally, request.debug):
-                image = _open(job, request)
-            if image is None:
-                continue
-            # Outside: without a model there is no point in trying the next file. Not before the
-            # first file: a run that has nothing to do loads nothing.
-            pipe = pipe or load()
-            with _collecting(job, tally, request.debug):
-                with progress:
-                    width, height = _run(pipe, image, job, request, progress)
+                _say(bar, outcome.message, quiet, err=True)
+            elif outcome.status == "failed":
+                tally.failures.append(outcome.message)
+                if debug:
+                    _say(bar, outcome.traceback, quiet=False, err=True)
+            else:
                 tally.num_written += 1
-                seconds = time.perf_counter() - started
-                size = f"{width}×{height}"
-                is_noise = quiet or not bar.disable
-                _say(bar, f"{job.source} -> {job.target} ({size}, {seconds:.1f} s)", is_noise)
+                size = f"{outcome.size[0]}×{outcome.size[1]}"
+                size += f", {outcome.num_frames} frames" if outcome.num_frames > 1 else ""
+                line = f"{job.source} -> {job.target} ({size}, {outcome.seconds:.1f} s)"
+                _say(bar, line, quiet or not bar.disable)
+
+        upscale_files(jobs, request, described, run, report)
     return tally
-
-
-def _open(job: Job, request: _Request) -> Image.Image:
-    """Read an image and check that its result can be written, before the long computation."""
-    from tadsr.image_io import check_writable, read_image
-
-    image = read_image(job.source)
-    height, width = request.settings.output_size(image.height, image.width)
-    job.target.parent.mkdir(parents=True, exist_ok=True)
-    check_writable(job.target, has_alpha=image.has_transparency_data, size=(width, height))
-    return image
-
-
-def _run(
-    pipe: TADSRPipeline,
-    image: Image.Image,
-    job: Job,
-    request: _Request,
-    progress: Callable[[float], None],
-) -> tuple[int, int]:
-    """Upscale an image to its target and return the result's width and height."""
-    from tadsr.image_io import STREAMED_SUFFIXES, write_image
-
-    settings = request.settings
-    options = {
-        "scale": settings.scale,
-        "prompt": request.prompt,
-        "color_fix": settings.color_fix,
-        "process_size": settings.process_size,
-        "tiling": request.tiling,
-        "generator": _generator(request.seed),
-        "progress": progress,
-    }
-    height, width = settings.output_size(image.height, image.width)
-    is_streamed = job.target.suffix.lower() in STREAMED_SUFFIXES
-    if height * width > STREAMED_PIXELS and is_streamed:
-        pipe.upscale_to_file(
-            image, job.target, request.timestep, overwrite=request.overwrite, **options
-        )
-    else:
-        result = pipe(image, request.timestep, **options)
-        write_image(result, job.target, quality=request.quality, overwrite=request.overwrite)
-    return width, height
 
 
 def _parse_tiling(tile: str, max_memory: str | None) -> TileSpec | Literal["auto"] | None:
@@ -296,14 +270,25 @@ def _parse_tiling(tile: str, max_memory: str | None) -> TileSpec | Literal["auto
     return TileSpec(max_memory=num_bytes, attention_px=None if tile == "auto" else int(tile))
 
 
-class _ImageProgress:
-    """A bar for one image, which comes only where an image takes a while."""
+class _Progress:
+    """A bar for the image at hand, which comes only where an image takes a while."""
 
     def __init__(self, quiet: bool) -> None:
         self._hidden = True if quiet else None
         self._bar: tqdm | None = None
 
-    def __call__(self, share: float) -> None:
+    def of(self, job: Job) -> Callable[[float], None]:
+        """Begin an image."""
+        self.close()
+        return self._advance
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.close()
+        self._bar = None
+
+    def _advance(self, share: float) -> None:
         from tqdm import tqdm
 
         if self._bar is None and share < 1:
@@ -316,32 +301,7 @@ class _ImageProgress:
         return None
 
     def __exit__(self, *error: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-
-def _generator(seed: int | None) -> torch.Generator | None:
-    """Start anew for each image, so that its result does not depend on the others."""
-    import torch
-
-    return None if seed is None else torch.Generator().manual_seed(seed)
-
-
-@contextmanager
-def _collecting(job: Job, tally: _Tally, debug: bool) -> Iterator[None]:
-    """Note what goes wrong with one image, for the others to go on."""
-    try:
-        yield
-    # torch raises RuntimeError where memory runs out, among other things.
-    except (*READABLE_ERRORS, RuntimeError, MemoryError) as error:
-        if debug:
-            typer.echo(traceback.format_exc(), err=True)
-        message = str(error) or type(error).__name__
-        if isinstance(error, MemoryError) or ("memory" in message and "alloc" in message):
-            message = f"{message.splitlines()[0]}; try --max-memory, a smaller --scale or --dtype"
-        names = (str(job.source), str(job.target))
-        is_named = message.startswith(names)
-        tally.failures.append(message if is_named else f"{job.source}: {message}")
+        self.close()
 
 
 def _say(bar: tqdm, message: str, quiet: bool, *, err: bool = False) -> None:

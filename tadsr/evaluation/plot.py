@@ -9,8 +9,8 @@ from types import ModuleType
 
 from tadsr.errors import TADSRError
 from tadsr.evaluation.measure import HQ, Evaluation
-from tadsr.evaluation.report import whole_file
 from tadsr.metrics import Metric
+from tadsr.whole_file import whole_file
 
 FIDELITY = "psnr_y"
 _SUFFIXES = (".png", ".svg", ".pdf")

@@ -6,14 +6,12 @@ import csv
 import io
 import json
 import math
-import os
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from tadsr.evaluation.measure import Evaluation, Row
 from tadsr.metrics import Metric
+from tadsr.whole_file import whole_file
 
 _ARROWS = {True: " ↑", False: " ↓", None: ""}
 _JSON_NOTE = (
@@ -141,26 +139,3 @@ def _left_out(evaluation: Evaluation) -> Iterator[str]:
                     f"{row.name}, {metric.name}: {count} infinite (equal images) or undefined "
                     f"value{'s' * (count != 1)} left out of the mean"
                 )
-
-
-@contextmanager
-def whole_file(path: str | Path) -> Iterator[Path]:
-    """Give a temporary name beside a file, which it becomes if all goes well.
-
-    Args:
-        path: The file to be, replaced if it exists; folders on its way are made.
-
-    Yields:
-        The name to write to, with the file's suffix.
-
-    Raises:
-        OSError: The file or its folder cannot be written.
-    """
-    target = Path(os.path.realpath(path))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".tadsr-{uuid.uuid4().hex}{target.suffix}")
-    try:
-        yield partial
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)

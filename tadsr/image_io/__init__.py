@@ -1,5 +1,6 @@
 """Images in and out: the only room that knows ranges, alpha, 16 bit, EXIF and ICC."""
 
+from tadsr.image_io.array_image import ArrayImage
 from tadsr.image_io.canvas import StripCanvas
 from tadsr.image_io.codec import (
     OUTPUT_TYPES,
@@ -9,8 +10,11 @@ from tadsr.image_io.codec import (
     OutputType,
     decode_image,
     encode_image,
+    strip_metadata,
 )
-from tadsr.image_io.files import MAX_PIXELS, check_writable, read_image, write_image
+from tadsr.image_io.files import check_writable, write_image
+from tadsr.image_io.frames import Animation, count_frames, read_frames, write_frames
+from tadsr.image_io.reading import MAX_PIXELS, count_pages, read_image
 from tadsr.image_io.strips import STREAMED_SUFFIXES, check_streamable, write_strips
 from tadsr.image_io.tensors import (
     pad_reflect,
@@ -23,6 +27,8 @@ __all__ = [
     "MAX_PIXELS",
     "OUTPUT_TYPES",
     "STREAMED_SUFFIXES",
+    "Animation",
+    "ArrayImage",
     "DecodedImage",
     "ImageKind",
     "ImageLike",
@@ -30,13 +36,18 @@ __all__ = [
     "StripCanvas",
     "check_streamable",
     "check_writable",
+    "count_frames",
+    "count_pages",
     "decode_image",
     "encode_image",
     "pad_reflect",
+    "read_frames",
     "read_image",
     "reflect_index",
     "resize_bicubic",
     "resize_bicubic_rows",
+    "strip_metadata",
+    "write_frames",
     "write_image",
     "write_strips",
 ]

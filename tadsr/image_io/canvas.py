@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tadsr.image_io.array_image import ArrayImage
 from tadsr.image_io.codec import DecodedImage, ImageLike, OutputType, encode_image
 
 
@@ -42,6 +43,11 @@ class StripCanvas:
                 self._image = Image.new(strip.mode, (width, height))
                 self._image.info = strip.info
             self._image.paste(strip, (0, start))
+        elif isinstance(strip, ArrayImage):
+            if self._image is None:
+                shape = (height, width, strip.pixels.shape[2])
+                self._image = ArrayImage(np.empty(shape, strip.pixels.dtype), strip.info)
+            self._image.pixels[start : start + strip.height] = strip.pixels
         elif isinstance(strip, np.ndarray):
             if self._image is None:
                 self._image = np.empty((height, width, *strip.shape[2:]), strip.dtype)

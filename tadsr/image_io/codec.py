@@ -11,12 +11,14 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from tadsr.errors import ImageReadError
+from tadsr.image_io.array_image import ArrayImage
+from tadsr.image_io.metadata import COLOR_KEYS, exif_dpi, kept_metadata, tidy_exif
 
-ImageLike: TypeAlias = Image.Image | np.ndarray | Tensor
+ImageLike: TypeAlias = Image.Image | ArrayImage | np.ndarray | Tensor
 OutputType: TypeAlias = Literal["pil", "np", "pt"]
 OUTPUT_TYPES = ("pil", "np", "pt")
 _RANGE_SLACK = 1e-6  # rounding left by a caller's own arithmetic
@@ -56,16 +58,16 @@ class ImageKind:
     """What an image was before decoding, so that a result can be given back alike.
 
     Attributes:
-        container: "pil", "np" or "pt".
+        container: "pil", "np" or "pt"; "array" for an `ArrayImage`.
         is_gray: Whether it had one colour channel.
         mode: PIL mode to give back, alpha aside: "L", "RGB", "I;16", "I" or "F".
-        dtype: Of an array or tensor; None for PIL.
+        dtype: Of an array, `ArrayImage` or tensor; None for PIL.
         ndim: Of an array; 2 for (H, W), 3 for (H, W, C).
         device: Of a tensor; None otherwise.
-        info: Metadata that stays valid: `icc_profile`, `dpi`, `exif` without orientation.
+        info: Metadata that stays valid, see `kept_metadata`.
     """
 
-    container: OutputType
+    container: OutputType | Literal["array"]
     is_gray: bool = False
     mode: str = "RGB"
     dtype: Any = None
@@ -75,8 +77,9 @@ class ImageKind:
 
     @property
     def is_16bit(self) -> bool:
-        """Tell whether the image held 16 bit integers."""
-        return self.mode in ("I;16", "I") or self.dtype == np.uint16
+        """Tell whether the image held 16 bit integers, or is an `ArrayImage`."""
+        is_wide = self.mode in ("I;16", "I") or self.dtype == np.uint16
+        return is_wide or self.container == "array"
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +107,7 @@ def decode_image(image: ImageLike) -> DecodedImage:
               0..65535 and mode F 0..255; a CMYK image goes through its ICC profile if it has one;
             - an array (H, W), (H, W, 1), (H, W, 3) or RGBA (H, W, 4): uint8, uint16, or
               float16/32/64 in [0, 1];
+            - an `ArrayImage`, as `read_image` gives for 16 bit and float files;
             - a float tensor (3, H, W) in [0, 1], which stays on its device.
 
     Returns:
@@ -116,6 +120,8 @@ def decode_image(image: ImageLike) -> DecodedImage:
     """
     if isinstance(image, Image.Image):
         return _decode_pil(image)
+    if isinstance(image, ArrayImage):
+        return _decode_array_image(image)
     if isinstance(image, np.ndarray):
         return _decode_array(image)
     if isinstance(image, Tensor):
@@ -126,7 +132,7 @@ def decode_image(image: ImageLike) -> DecodedImage:
     elif isinstance(image, (str, os.PathLike)):
         hint = "; open the file with read_image first"
     raise TypeError(
-        "image must be a PIL image, a NumPy array or a torch tensor, "
+        "image must be a PIL image, an ArrayImage, a NumPy array or a torch tensor, "
         f"not {type(image).__name__}{hint}"
     )
 
@@ -179,6 +185,9 @@ def encode_image(
     if container == "pt":
         dtype = kind.dtype if output_type is None else torch.float32
         return rgb.expand(3, -1, -1).to(kind.device or rgb.device, dtype).contiguous()
+    if container == "array":
+        planes = rgb if alpha is None else torch.cat([rgb, alpha])
+        return ArrayImage(_to_bands(planes, kind.dtype), kind.info)
     if container == "np":
         return _encode_array(rgb, alpha, kind, same_layout=output_type is None)
     return _encode_pil(rgb, alpha, kind, wide=output_type is None)
@@ -187,7 +196,7 @@ def encode_image(
 def _decode_pil(image: Image.Image) -> DecodedImage:
     if 0 in image.size:
         raise ValueError(f"image must have no side of 0 px, got {image.width}×{image.height}")
-    image, exif = _load_upright(image)
+    image, exif, dpi = _load_upright(image)
     key = image.info.get("transparency")
     if image.mode in _WIDE_MODES:
         mode, white = _WIDE_MODES[image.mode]
@@ -204,28 +213,29 @@ def _decode_pil(image: Image.Image) -> DecodedImage:
         opaque = opaque.any(axis=-1) if opaque.ndim == 3 else opaque
         alpha = torch.from_numpy(opaque.astype(np.float32))[None]  # [1, H, W]
     is_gray = mode != "RGB"
-    info = kept_metadata(image.info | {"exif": exif}, b"GRAY" if is_gray else b"RGB ")
+    found = {"dpi": dpi} | image.info | {"exif": exif}
+    info = kept_metadata(found, b"GRAY" if is_gray else b"RGB ")
     return DecodedImage(rgb, alpha, ImageKind("pil", is_gray, mode, info=info))
 
 
-def _load_upright(image: Image.Image) -> tuple[Image.Image, bytes | None]:
-    """Return a loaded copy turned by its EXIF orientation, and its EXIF without what turned."""
+def _load_upright(
+    image: Image.Image,
+) -> tuple[Image.Image, bytes | None, tuple[float, float] | None]:
+    """Return a loaded copy turned by its EXIF orientation, its EXIF then, and the DPI in it."""
     try:
         image.load()
     except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
         raise unreadable(getattr(image, "filename", None) or "image", error) from error
     try:
         upright = ImageOps.exif_transpose(image)
-        exif = upright.getexif()
-        # The result has another size, and it is upright.
-        for tag in (ExifTags.Base.Orientation, ExifTags.Base.ImageWidth, ExifTags.Base.ImageLength):
-            exif.pop(tag, None)
-        if ExifTags.IFD.Exif in exif:
-            for tag in (ExifTags.Base.ExifImageWidth, ExifTags.Base.ExifImageHeight):
-                exif.get_ifd(ExifTags.IFD.Exif).pop(tag, None)
-        return upright, exif.tobytes() if len(exif) else None
     except Exception:  # damaged EXIF says nothing against the pixels
-        return image.copy(), None
+        return image.copy(), None, None
+    try:
+        # Of the given image: the upright one has lost the orientation, which is to be 1.
+        exif = image.getexif()
+        return upright, tidy_exif(exif), exif_dpi(exif)
+    except Exception:
+        return upright, None, None
 
 
 def _convert_to_base(image: Image.Image) -> Image.Image:
@@ -256,19 +266,13 @@ def icc_space(mode: str) -> bytes:
     return b"GRAY" if is_gray else b"RGB "
 
 
-def kept_metadata(info: Mapping[str, Any], icc_space: bytes) -> dict[str, Any]:
-    """Keep the metadata that is well-formed and fits the colour space."""
-    kept: dict[str, Any] = {}
-    profile, exif, dpi = (info.get(key) for key in ("icc_profile", "exif", "dpi"))
-    if isinstance(profile, bytes) and profile[16:20] == icc_space:
-        kept["icc_profile"] = profile
-    if isinstance(exif, bytes) and exif:
-        kept["exif"] = exif
-    if isinstance(dpi, tuple) and len(dpi) == 2:
-        dpi = tuple(float(value) for value in dpi)
-        if all(math.isfinite(value) and value > 0 for value in dpi):
-            kept["dpi"] = dpi
-    return kept
+def _decode_array_image(image: ArrayImage) -> DecodedImage:
+    white = _INTEGER_WHITE.get(image.pixels.dtype, 1.0)
+    rgb, alpha = _split_alpha(unit_planes(image.pixels, white, "a float image"))
+    mode, space = ("L", b"GRAY") if image.is_gray else ("RGB", b"RGB ")
+    info = kept_metadata(image.info, space)
+    kind = ImageKind("array", image.is_gray, mode, image.pixels.dtype, info=info)
+    return DecodedImage(rgb, alpha, kind)
 
 
 def _decode_array(array: np.ndarray) -> DecodedImage:
@@ -306,6 +310,24 @@ def _decode_tensor(tensor: Tensor) -> DecodedImage:
     rgb = _checked_unit(tensor.detach().to(torch.float32), 1.0, "a tensor image")
     kind = ImageKind("pt", dtype=tensor.dtype, device=tensor.device)
     return DecodedImage(rgb, None, kind)
+
+
+def strip_metadata(image: Image.Image | ArrayImage) -> Image.Image | ArrayImage:
+    """Return an upright copy that has no metadata but what its colours mean.
+
+    Args:
+        image: PIL image of any mode, or an `ArrayImage`.
+
+    Returns:
+        An image of the same kind with its ICC profile (and a PNG's gamma), without EXIF, XMP,
+        DPI and comments; transparency stays.
+    """
+    if isinstance(image, ArrayImage):
+        return ArrayImage(image.pixels, {k: v for k, v in image.info.items() if k in COLOR_KEYS})
+    upright = _load_upright(image)[0]
+    bare = upright.copy()
+    bare.info = {k: v for k, v in upright.info.items() if k in (*COLOR_KEYS, "transparency")}
+    return bare
 
 
 def unit_planes(bands: np.ndarray, white: float, what: str) -> Tensor:

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import functools
 import os
-import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, features
+from PIL import Image, PngImagePlugin, features
 
-from tadsr.errors import ImageReadError, ImageWriteError
-from tadsr.image_io.codec import (
-    decode_image,
-    encode_image,
-    icc_space,
-    kept_metadata,
-    unit_planes,
-    unreadable,
-)
+from tadsr.errors import ImageWriteError
+from tadsr.image_io.array_image import ArrayImage
+from tadsr.image_io.codec import decode_image, encode_image, icc_space, unit_planes
+from tadsr.image_io.metadata import exif_with_dpi, kept_metadata
+from tadsr.image_io.png import PngWriter, metadata_chunks
+from tadsr.whole_file import whole_file
 
-MAX_PIXELS = 178_956_970  # where Pillow itself refuses to open a file, by default
 # What can be written, if this build of Pillow can.
 _SUFFIXES = {
     ".png": "PNG",
+    ".apng": "PNG",
     ".jpg": "JPEG",
     ".jpeg": "JPEG",
     ".webp": "WEBP",
@@ -32,10 +30,15 @@ _SUFFIXES = {
     ".tiff": "TIFF",
     ".bmp": "BMP",
     ".avif": "AVIF",
+    ".gif": "GIF",
 }
 _OPAQUE_FORMATS = ("JPEG", "BMP")
-_LARGEST_SIDE_PX = {"JPEG": 65500, "WEBP": 16383}
+_ANIMATED_FORMATS = ("PNG", "WEBP", "GIF")
+_LARGEST_SIDE_PX = {"JPEG": 65500, "WEBP": 16383, "GIF": 65535}
+# What fits the one segment that holds it.
 _JPEG_EXIF_BYTES = 65533
+_JPEG_XMP_BYTES = 65504
+_GIF_OPAQUE_COLORS = 255
 _FILE_MODES = {
     "PNG": ("1", "L", "LA", "I;16", "P", "RGB", "RGBA"),
     "JPEG": ("L", "RGB", "CMYK"),
@@ -43,45 +46,8 @@ _FILE_MODES = {
     "TIFF": ("1", "L", "LA", "I;16", "I", "F", "P", "RGB", "RGBA", "CMYK"),
     "BMP": ("1", "L", "P", "RGB"),
     "AVIF": ("RGB", "RGBA"),
+    "GIF": (),
 }
-
-
-def read_image(path: str | os.PathLike[str], *, max_pixels: int | None = MAX_PIXELS) -> Image.Image:
-    """Read an image file whole; of several frames, the first.
-
-    Args:
-        path: The file.
-        max_pixels: Largest width × height, against decompression bombs; None for no limit but
-            Pillow's own, 2 × `PIL.Image.MAX_IMAGE_PIXELS`, which holds in any case.
-
-    Returns:
-        The image in the file's own mode, not yet turned by its EXIF orientation.
-
-    Raises:
-        ValueError: If `max_pixels` is below 1.
-        ImageReadError: If the file is missing, unreadable, no image, damaged, truncated, empty
-            or too large.
-    """
-    path = Path(path)
-    if max_pixels is not None and max_pixels < 1:
-        raise ValueError(f"max_pixels must be at least 1 or None, got {max_pixels}")
-    if not os.path.exists(path):  # Path.exists raises where a folder above is closed to us
-        raise ImageReadError(f"{path}: an image file must exist, found none; check the path")
-    if os.path.isdir(path):
-        raise ImageReadError(f"{path}: must be an image file, but is a folder; name a file in it")
-    try:
-        with Image.open(path) as image:
-            _check_file_size(path, image.size, max_pixels)
-            image.load()
-            return image.copy()  # a plain image, which needs the closed file no more
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageReadError(
-            f"{path}: {error} If you trust the file, raise PIL.Image.MAX_IMAGE_PIXELS"
-        ) from error
-    except ImageReadError:
-        raise
-    except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
-        raise unreadable(path, error) from error
 
 
 def check_writable(
@@ -91,6 +57,7 @@ def check_writable(
     format: str | None = None,
     has_alpha: bool = False,
     size: tuple[int, int] | None = None,
+    num_frames: int = 1,
 ) -> None:
     """Raise unless `write_image` could write such an image; writes nothing.
 
@@ -100,10 +67,12 @@ def check_writable(
         format: As for `write_image`.
         has_alpha: Whether the image will have an alpha channel.
         size: (width, height) in px that the image will have; None skips that check.
+        num_frames: More than 1 for an animation.
 
     Raises:
         ImageWriteError: If the folder is missing or not writable, the file exists and may not be
-            replaced, or the format is unknown, or cannot hold the alpha channel or the size.
+            replaced, or the format is unknown, or cannot hold the alpha channel, the size or
+            the frames.
     """
     path, format = Path(path), _file_format(Path(path), format)
     if not os.path.isdir(path.parent):
@@ -114,6 +83,11 @@ def check_writable(
         raise ImageWriteError(f"{path}: its folder is not writable; choose another")
     if os.path.lexists(path) and not overwrite:
         raise ImageWriteError(f"{path}: exists already; pass overwrite=True to replace it")
+    if num_frames > 1 and format not in _ANIMATED_FORMATS:
+        raise ImageWriteError(
+            f"{path}: {format} cannot hold an animation of {num_frames} frames; write .png, "
+            ".webp or .gif, or save the frame that you want by itself first"
+        )
     if has_alpha and format in _OPAQUE_FORMATS:
         raise ImageWriteError(
             f"{path}: {format} cannot hold an alpha channel; write PNG or WebP, or drop it first"
@@ -126,7 +100,7 @@ def check_writable(
 
 
 def write_image(
-    image: Image.Image,
+    image: Image.Image | ArrayImage,
     path: str | os.PathLike[str],
     *,
     format: str | None = None,
@@ -135,13 +109,14 @@ def write_image(
 ) -> None:
     """Write an image file whole or not at all.
 
-    ICC profile, EXIF and dpi are kept where the format has a place for them. A mode that the
-    format cannot hold is converted, so that 16 bit become 8 in JPEG, WebP, BMP and AVIF.
+    ICC profile, EXIF, XMP and dpi are kept where the format has a place for them: BMP for dpi
+    alone, GIF for none, JPEG for EXIF and XMP of up to 64 kB each, others for all. PNG holds up
+    to 16 bit, TIFF float too; elsewhere 16 bit are rounded to 8, and GIF has 256 colours.
 
     Args:
-        image: PIL image of any mode.
+        image: PIL image of any mode, or an `ArrayImage`.
         path: The file; its suffix chooses the format.
-        format: "PNG", "JPEG", "WebP", "TIFF", "BMP" or "AVIF", in place of the suffix's.
+        format: "PNG", "JPEG", "WebP", "TIFF", "BMP", "AVIF" or "GIF", in place of the suffix's.
         quality: 1 (small) to 100; None for 95 in JPEG, 90 in WebP and AVIF; others ignore it.
         overwrite: Whether an existing file may be replaced.
 
@@ -152,9 +127,9 @@ def write_image(
         ImageWriteError: If `check_writable` says so, or writing fails, which leaves any existing
             file as it was.
     """
-    if not isinstance(image, Image.Image):
+    if not isinstance(image, Image.Image | ArrayImage):
         raise TypeError(
-            f"image must be a PIL image, not {type(image).__name__}; "
+            f"image must be a PIL image or an ArrayImage, not {type(image).__name__}; "
             "encode_image(..., output_type='pil') gives one"
         )
     if quality is not None and (isinstance(quality, bool) or not isinstance(quality, int)):
@@ -170,19 +145,81 @@ def write_image(
     )
     format = _file_format(Path(path), format)
     image = _fit_mode(image, format)
-    options = _save_options(image, format, quality)
-    target = Path(os.path.realpath(path))  # a link stays, and what it points to is replaced
-    partial = target.with_name(f".tadsr-{uuid.uuid4().hex}{target.suffix}")
+    with open_whole(path) as file:
+        try:
+            if isinstance(image, ArrayImage):
+                _write_array(image, file, format)
+            else:
+                options = save_options(image, format, quality)
+                image.save(file, format=format, **options)
+                if format == "TIFF":
+                    from tadsr.image_io.tiff import attach_metadata
+
+                    attach_metadata(file, kept_metadata(image.info, icc_space(image.mode)))
+        except Exception as error:
+            raise ImageWriteError(f"{path}: cannot be written as {format}: {error!r}") from error
+
+
+@contextmanager
+def open_whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Open an image file that appears under its name only when all is written.
+
+    Args:
+        path: The file; one that exists is replaced at the end, or stays at any failure.
+
+    Yields:
+        The open file, for writing and reading.
+
+    Raises:
+        ImageWriteError: Writing fails.
+    """
     try:
-        with open(partial, "x+b") as file:
-            image.save(file, format=format, **options)
+        with whole_file(path) as partial, open(partial, "x+b") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, target)
-    except Exception as error:
-        raise ImageWriteError(f"{path}: cannot be written as {format}: {error!r}") from error
-    finally:
-        partial.unlink(missing_ok=True)  # gone already after success; left by any failure
+    except OSError as error:
+        raise ImageWriteError(f"{path}: cannot be written: {error!r}") from error
+
+
+def to_palette(image: Image.Image) -> Image.Image:
+    """Reduce an image to a palette with dithering, as a GIF needs it.
+
+    Args:
+        image: RGB or RGBA; more than half transparent becomes transparent, the rest opaque.
+
+    Returns:
+        Mode P with 255 colours, and `info["transparency"]` where anything is transparent.
+    """
+    colors = image.convert("RGB")
+    palette = colors.quantize(_GIF_OPAQUE_COLORS)
+    entries = palette.getpalette()[: 3 * _GIF_OPAQUE_COLORS]
+    # Filled up by the first colour, so that the last entry can be told apart from every colour.
+    entries = (entries + entries[:3] * 256)[: 3 * 256]
+    palette.putpalette(entries)
+    indices = np.array(colors.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG))
+    indices[indices == _GIF_OPAQUE_COLORS] = 0
+    is_transparent = image.has_transparency_data
+    if is_transparent:
+        indices[np.asarray(image.convert("RGBA"))[..., 3] < 128] = _GIF_OPAQUE_COLORS
+    reduced = Image.fromarray(indices)
+    reduced.putpalette(entries)
+    if is_transparent:
+        reduced.info["transparency"] = _GIF_OPAQUE_COLORS
+    return reduced
+
+
+def _write_array(image: ArrayImage, file: BinaryIO, format: str) -> None:
+    metadata = kept_metadata(image.info, b"GRAY" if image.is_gray else b"RGB ")
+    pixels = image.pixels
+    if format == "TIFF":
+        from tadsr.image_io.tiff import write_tiff
+
+        write_tiff(file, [pixels], pixels.shape, pixels.dtype, metadata)
+        return
+    if pixels.dtype.kind == "f":
+        pixels = np.floor(pixels * 65535 + 0.5).astype(np.uint16)
+    PngWriter(file, pixels.shape, pixels.dtype, metadata).write_image([pixels])
 
 
 @functools.cache
@@ -196,12 +233,29 @@ def _file_format(path: Path, format: str | None) -> str:
     found = _writable_suffixes().get(suffix.lower())
     if found is None:
         known = " ".join(_writable_suffixes())
+        if suffix.lower() in _SUFFIXES:
+            raise ImageWriteError(
+                f"{path}: this build of Pillow cannot write {_SUFFIXES[suffix.lower()]}, which "
+                f"pip's can: pip install -U pillow; or use one of {known}"
+            )
         raise ImageWriteError(f"{path}: cannot write {suffix or 'no suffix'!r}; use one of {known}")
     return found
 
 
-def _fit_mode(image: Image.Image, format: str) -> Image.Image:
+def _fit_mode(image: Image.Image | ArrayImage, format: str) -> Image.Image | ArrayImage:
     modes = _FILE_MODES[format]
+    if isinstance(image, ArrayImage):
+        if format in ("PNG", "TIFF"):
+            return image
+        decoded = decode_image(image)
+        image = encode_image(decoded.rgb, decoded.alpha, decoded, "pil")
+    if image.mode == "F" and format == "TIFF":
+        # In files white is 1, unlike in Pillow's mode F.
+        planes = unit_planes(np.asarray(image), 255.0, "an image of mode F")
+        return ArrayImage(planes.permute(1, 2, 0).numpy(), dict(image.info))
+    if format == "GIF":
+        decoded = decode_image(image)
+        return to_palette(encode_image(decoded.rgb, decoded.alpha, decoded, "pil"))
     if image.mode == "I" and "I;16" in modes and "I" not in modes:
         bands = np.asarray(image)
         unit_planes(bands, 65535.0, "an image of mode I")  # checks the range
@@ -219,28 +273,29 @@ def _fit_mode(image: Image.Image, format: str) -> Image.Image:
     return image.convert("RGB" if decoded.alpha is None else "RGBA")
 
 
-def _save_options(image: Image.Image, format: str, quality: int | None) -> dict[str, Any]:
+def save_options(image: Image.Image, format: str, quality: int | None) -> dict[str, Any]:
+    """Return what Pillow's saver of a format is told: quality and metadata."""
     # icc_profile=None overrules savers that look into image.info by themselves.
     options = {"icc_profile": None, **kept_metadata(image.info, icc_space(image.mode))}
     if format == "JPEG":
         options |= {"quality": quality or 95, "subsampling": 0}
-        if len(options.get("exif", b"")) > _JPEG_EXIF_BYTES:
-            del options["exif"]
+        for key, limit in (("exif", _JPEG_EXIF_BYTES), ("xmp", _JPEG_XMP_BYTES)):
+            if len(options.get(key, b"")) > limit:
+                options[key] = b""
     elif format in ("WEBP", "AVIF"):
         options["quality"] = quality or 90
+        if "dpi" in options:
+            options["exif"] = exif_with_dpi(options.get("exif"), options["dpi"])
     elif format == "PNG":
-        options["compress_level"] = 4
-    elif format == "TIFF" and features.check_codec("libtiff"):
-        options["compression"] = "tiff_lzw"
+        # Only what Pillow's saver would not write by itself.
+        chunks = PngImagePlugin.PngInfo()
+        own = {key: options[key] for key in ("gamma", "chromaticity", "xmp") if key in options}
+        for kind, data in metadata_chunks(own):
+            chunks.add(kind, data)
+        options |= {"compress_level": 4, "pnginfo": chunks}
+    elif format == "TIFF":
+        if features.check_codec("libtiff"):
+            options["compression"] = "tiff_lzw"
+        # EXIF is put in afterwards: Pillow's saver fails at parts of it.
+        options.pop("exif", None)
     return options
-
-
-def _check_file_size(path: Path, size: tuple[int, int], max_pixels: int | None) -> None:
-    width, height = size
-    if width * height == 0:
-        raise ImageReadError(f"{path}: must have no side of 0 px, got {width}×{height}")
-    if max_pixels is not None and width * height > max_pixels:
-        raise ImageReadError(
-            f"{path}: must have at most {max_pixels} pixels, got {width}×{height} = "
-            f"{width * height}; pass a larger max_pixels if you trust the file"
-        )

@@ -130,6 +130,13 @@ SERVER = """
 import http.server, threading
 class Hub(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
+        if "partial" in self.path:
+            body = b'{"id": "owner/partial", "siblings": [{"rfilename": "a.pth"}]}'
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+            return
         code = "GatedRepo" if "gated" in self.path else "RepoNotFound"
         self.send_response(403 if "gated" in self.path else 401)
         self.send_header("X-Error-Code", code)
@@ -145,6 +152,10 @@ import os, sys
 os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_address[1]}"
 from tadsr.checkpoints.hub import download
 from tadsr.errors import CheckpointError
+try:
+    download("owner/partial", names=["a.pth", "b.txt"], cache_dir=sys.argv[1])
+except CheckpointError as error:
+    print("owner/partial", error)
 for repo in ("owner/absent", "owner/gated", "owner/name"):
     try:
         print(repo, download(repo, cache_dir=sys.argv[1]))
@@ -171,6 +182,7 @@ def run_client(cache):
 
 def test_answers_of_the_hub_are_explained_and_silence_falls_back_to_the_cache(cache):
     answers = run_client(cache)
+    assert "but lacks b.txt" in answers["owner/partial"]
     assert "does not exist or is private" in answers["owner/absent"]
     assert "accept its terms" in answers["owner/gated"]
     assert answers["owner/name"].startswith(str(cache))

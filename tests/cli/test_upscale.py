@@ -13,8 +13,10 @@ from tadsr.cli.reporting import parse_bytes
 
 
 def files_under(folder) -> set[str]:
+    """Return the files of a folder, without those that every run over many images keeps."""
     folder = Path(folder)
-    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    return {name for name in found if "tadsr-manifest" not in name}
 
 
 def read(path) -> tuple[str, str, tuple[int, int]]:
@@ -228,7 +230,7 @@ def test_pieces_that_make_no_sense_are_misuse(upscale, photo, options, message):
 def test_very_large_results_are_written_in_strips(upscale, photo, monkeypatch):
     path = photo("photo.png", size=(20, 30))
     upscale(path, "whole.png")
-    monkeypatch.setattr(sys.modules["tadsr.cli.upscale"], "STREAMED_PIXELS", 1000)
+    monkeypatch.setattr(sys.modules["tadsr.folders.restoring"], "STREAMED_PIXELS", 1000)
     for name in ("large.png", "large.tif"):
         result = upscale(path, name)
         assert f"{name} (80×120" in result.stdout
@@ -244,3 +246,10 @@ def test_very_large_results_are_written_in_strips(upscale, photo, monkeypatch):
 )
 def test_sizes_are_read_as_people_write_them(text, number):
     assert parse_bytes(text) == number
+
+
+def test_a_tagger_for_a_model_that_reads_no_text_is_refused(upscale, photo):
+    photo("photo.png")
+    result = upscale("photo.png", "a.png", "--tagger", "dape", code=1)
+    assert "this model has none" in result.stderr
+    assert not Path("a.png").exists()

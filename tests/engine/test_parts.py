@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tadsr.engine import EnginePlan, choose_plan
+from tadsr import TADSRPipeline
+from tadsr.engine import EnginePlan, choose_plan, same_size_ranges
 from tadsr.engine.layers import Layers, attend_in_chunks
 from tadsr.engine.normalization import group_norm_silu_in_pieces
 from tadsr.engine.upsampling import transposed_weight
@@ -72,6 +75,36 @@ def test_the_scratch_grows_and_is_used_again():
     assert first.is_contiguous(memory_format=torch.channels_last)
     assert layers._scratch_like(small).data_ptr() == first.data_ptr()
     assert layers._scratch_like(torch.randn(3, 4, 5, 3)).shape == (3, 4, 5, 3)
+
+
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 2), st.integers(1, 2)), max_size=9),
+    limit=st.integers(0, 4),
+)
+def test_batches_are_neighbours_of_one_size(sizes, limit):
+    ranges = same_size_ranges(sizes, lambda size: limit)
+    assert [i for group in ranges for i in group] == list(range(len(sizes)))
+    for group in ranges:
+        assert 1 <= len(group) <= max(1, limit)
+        assert len({sizes[i] for i in group}) == 1
+    if limit == 4:
+        runs = 1 + sum(a != b for a, b in pairwise(sizes)) if sizes else 0
+        assert len(ranges) <= runs + len(sizes) // 4
+
+
+def test_a_list_in_batches_is_the_list_one_by_one(golden_dir, monkeypatch):
+    pipe = TADSRPipeline.from_pretrained(golden_dir / "base", adapter=golden_dir / "tadsr.pkl")
+    images = [*torch.rand(4, 3, 8, 12), torch.rand(3, 8, 8)]
+    timesteps = [5, 5, 900, 30, 5]
+    alone = [pipe(*each, process_size=0) for each in zip(images, timesteps, strict=True)]
+    monkeypatch.setattr("tadsr.pipeline.batch_pixels", lambda *_: 3 * 32 * 48)
+    calls = []
+    restore = pipe.engine.restore
+    pipe.engine.restore = lambda lq, *a, **k: calls.append(len(lq)) or restore(lq, *a, **k)
+    together = pipe(images, timesteps, process_size=0)
+    assert calls == [2, 2, 1]
+    for one, other in zip(alone, together, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
 
 
 def test_a_plan_is_checked_and_fits_the_device():

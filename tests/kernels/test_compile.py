@@ -187,6 +187,26 @@ def test_every_signature_compiles(capability, tmp_path):
         check_compiles(launch, capability, tmp_path)
 
 
+def test_extreme_shapes_compile(tmp_path):
+    # Arguments that are 1 become constants, those beyond 2^31 are 64-bit.
+    x = activations(2, 1)
+    arguments = (x, 2, None, None, 1e-6, None, None, True, None, None)
+    launches = [
+        *plan_group_norm_silu(*arguments, whole_group_elements=0)[1],
+        *plan_group_norm_silu(*arguments)[1],
+        *plan_add_with_statistics(x, x, None, 1)[2],
+        *plan_geglu(tensor(1, 2))[1],
+        *group_norm_launches(6400, 8),
+    ]
+    for height, width in ((1, 1), (1, 7), (7, 1), (40000, 40000)):
+        image = tensor(1, 3, height, width)
+        launches += plan_to_uint8_nhwc(image)[1]
+        launches += plan_adain(image, image)[1]
+        launches += plan_wavelet(image, image, 2)[1]
+    for launch in launches:
+        check_compiles(launch, 90, tmp_path)
+
+
 def test_activations_are_read_in_whole_vectors():
     for launch in group_norm_launches(320, 64, is_modulated=False):
         if "x" in launch.arguments:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -193,3 +196,11 @@ def test_a_tensor_on_the_cpu_takes_the_reference():
 def test_wrong_arguments_are_refused(call, error, match):
     with pytest.raises(error, match=match):
         call(torch.randn(2, 8, 3, 4))
+
+
+def test_the_code_in_the_guide_runs():
+    guide = (Path(__file__).parents[2] / "docs" / "kernels.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", guide, re.MULTILINE | re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "docs/kernels.md", "exec"), {})

@@ -118,7 +118,7 @@ def test_a_wrong_recipe_says_what_is_wrong_and_where(text, message, tmp_path):
         lambda: DistillationConfig(timestep_grid=1),
         lambda: DistillationConfig(timestep_range=(5, 1)),
         lambda: DistillationConfig(vsd_range=(0, 1000)),
-        lambda: DistillationConfig(tavsd_weight=-1),
+        lambda: DistillationConfig(vsd_lambda=-1),
         lambda: DistillationConfig(perceptual="none"),
         lambda: ValidationConfig(timesteps=(1000,)),
         lambda: ValidationConfig(num_images=0),

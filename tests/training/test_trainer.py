@@ -87,8 +87,8 @@ def test_the_stages_from_scratch_learn_and_hand_over(small_chain, networks, phot
     assert given.vae.config.scaling_factor != 0.18215
 
     stage = distillation(
-        adapter_rank=0, teacher=str(teacher), latent_steps=10, tavsd_weight=0.01,
-        train_decoder=True, **FEW_TEXTS,
+        adapter_rank=0, teacher=str(teacher), latent_steps=10, train_decoder=True,
+        tavsd_weight=TimestepRamp(0.01, 0.01), **FEW_TEXTS,
     )  # fmt: skip
     config = make_config(
         networks, photos, tmp_path / "run", stage, vae=str(autoencoder), steps=60, batch_size=4
@@ -182,7 +182,7 @@ def test_plain_stable_diffusion_is_a_starting_point(stable_diffusion, photos, tm
 
 SWITCHES = {
     "without TAE": {"tae": False},
-    "without TAVSD": {"tavsd_weight": 0.0},
+    "without TAVSD": {"tavsd_weight": TimestepRamp(0, 0)},
     "without blur": {"blur": False},
     "baseline": {"tae": False, "vsd_timestep": "uniform"},
     "fixed timestep": {"vsd_timestep": "fixed", "vsd_fixed": 300},
@@ -205,8 +205,8 @@ def test_every_switch_trains(name, small_chain, networks, photos, tmp_path):
     decoder = vae.decoder.conv_out.weight.detach().clone()
     trainer.train()
     line = read_log(tmp_path / "run")[-1]
-    assert ("student.tavsd" in line) == (stage.tavsd_weight > 0)
-    assert ("fake_score.loss" in line) == (stage.tavsd_weight > 0)
+    assert ("student.tavsd" in line) == (not stage.tavsd_weight.is_zero)
+    assert ("fake_score.loss" in line) == (not stage.tavsd_weight.is_zero)
     assert ("discriminator.loss" in line) == (stage.gan_weight > 0)
     assert decoder.equal(vae.decoder.conv_out.weight) != stage.train_decoder
     x = torch.rand(1, 3, 32, 32)
@@ -221,7 +221,7 @@ def test_every_weight_of_the_student_counts(small_chain, networks, photos, tmp_p
         adapter_rank=0,
         teacher=str(teacher),
         perceptual="lpips",
-        tavsd_weight=0.4,
+        tavsd_weight=TimestepRamp(0.4, 0.4),
         gan_weight=0.2,
         **{f"{name}_weight": TimestepRamp(value, value) for name, value in weights.items()},
         **FEW_TEXTS,
@@ -254,7 +254,7 @@ def test_validation_writes_a_picture_and_figures(networks, photos, tmp_path):
     validation = ValidationConfig(
         str(photos), every_steps=2, num_images=2, crop_px=64, timesteps=(1, 800)
     )
-    stage = distillation(adapter_rank=0, tavsd_weight=0)
+    stage = distillation(adapter_rank=0, tavsd_weight=TimestepRamp(0, 0))
     config = make_config(
         networks, photos, tmp_path / "run", stage, validation=validation, ema_decay=0.9,
         trackers=("tensorboard",),
@@ -382,7 +382,7 @@ def test_what_cannot_work_is_refused_before_the_first_step(official, networks, p
     with pytest.raises(ValueError, match="prompt must be one of"):
         build(
             networks,
-            distillation(adapter_rank=0, tavsd_weight=0),
+            distillation(adapter_rank=0, tavsd_weight=TimestepRamp(0, 0)),
             data=DataConfig(str(photos), crop_px=32, prompt="a cat"),
         )
     with pytest.raises(ValueError, match="adapter_rank"):

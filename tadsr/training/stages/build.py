@@ -62,7 +62,7 @@ def _build(config: TrainingConfig, cache: Path, perceptual: PerceptualDistance |
 
 
 def _load_teacher(model: str, stage: DistillationConfig) -> Checkpoint | None:
-    if stage.tavsd_weight == 0:
+    if stage.tavsd_weight.is_zero:
         return None
     if stage.teacher is not None:
         return load_base(stage.teacher)

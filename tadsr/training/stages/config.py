@@ -163,8 +163,9 @@ class DistillationConfig:
     """First steps that match the HQ's latents instead of images, so that a UNet trained from
     scratch finds the scale of its output before the decoder sees it; 0 to skip."""
 
-    tavsd_weight: float = 1.0
-    """Weight of variational score distillation, at least 0; 0 leaves it and its models out."""
+    tavsd_weight: TimestepRamp = TimestepRamp(1.0, 1.0)
+    """Weight of variational score distillation by t_s (method: 1 at every t_s); 0 at both ends
+    leaves it and its models out."""
     vsd_timestep: Literal["linked", "uniform", "fixed"] = "linked"
     """How t_v comes about: "linked" ⌊λ·t_s + γ⌋ (TAVSD), "uniform" from `vsd_range` (the paper's
     baseline), "fixed" at `vsd_fixed`."""
@@ -211,7 +212,7 @@ class DistillationConfig:
             raise ValueError(
                 f"vsd_timestep must be 'linked', 'uniform' or 'fixed', got {self.vsd_timestep!r}"
             )
-        _check_weights(self, ("tavsd_weight", "gan_weight", "vsd_lambda", "guidance"))
+        _check_weights(self, ("gan_weight", "vsd_lambda", "guidance"))
         _check_perceptual(self.perceptual, not self.perceptual_weight.is_zero)
 
 

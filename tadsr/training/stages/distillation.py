@@ -77,7 +77,7 @@ class DistillationStage(Stage):
         self.student = make_student(checkpoint, config, self.alphas_cumprod, seed)
         self.networks = {"student": TrainedNetwork(self.student, optimizer)}
         self.teacher: UNet2DConditionModel | None = None
-        if config.tavsd_weight > 0:
+        if not config.tavsd_weight.is_zero:
             self._add_teacher(teacher, seed)
         if config.gan_weight > 0:
             with torch.random.fork_rng(devices=[]):
@@ -145,8 +145,9 @@ class DistillationStage(Stage):
             losses = self._restoration_losses(restored, batch, timesteps)
             if self.teacher is not None:
                 tavsd = self._distillation_loss(restored.pred_x0, timesteps, batch, randomness)
-                losses["tavsd"] = tavsd
-                losses["loss"] = losses["loss"] + self.config.tavsd_weight * tavsd
+                weighted = self.config.tavsd_weight.at(timesteps) * tavsd
+                losses["tavsd"] = tavsd.mean()
+                losses["loss"] = losses["loss"] + weighted.mean()
             yield Phase("student", losses)
         if self.teacher is not None:
             yield Phase("fake_score", self._fake_score_loss(restored.pred_x0, batch, randomness))
@@ -238,9 +239,7 @@ class DistillationStage(Stage):
         )
         noise = randomness.normal("vsd noise", tuple(pred_x0.shape[1:]))
         fake_score = self._frozen_noise(embeds, adapters=True)
-        return vsd_loss(
-            pred_x0, noise, vsd_timesteps, self.alphas_cumprod, teacher, fake_score
-        ).mean()
+        return vsd_loss(pred_x0, noise, vsd_timesteps, self.alphas_cumprod, teacher, fake_score)
 
     def _frozen_noise(self, prompt_embeds: Tensor, *, adapters: bool):
         """Return the teacher's noise prediction, or with its adapters on the fake score's."""

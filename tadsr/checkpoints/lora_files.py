@@ -1,0 +1,192 @@
+"""Read LoRA files of other programs: diffusers, PEFT, and those named lora_unet_... ."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from tadsr.checkpoints.components import clip_common_name
+from tadsr.checkpoints.tensors import TensorReader, read_json
+from tadsr.errors import CheckpointError
+from tadsr.models.adapters import plain_state_dict
+from tadsr.models.lora import LoraProduct
+
+_FOLDER_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
+_PEFT_CONFIG = "adapter_config.json"
+_DIFFUSERS_METADATA = "lora_adapter_metadata"
+_FLAT_PREFIXES = {"lora_unet_": "unet", "lora_te_": "text_encoder"}
+_SIDE = re.compile(
+    r"(?P<module>.+?)\.(?:lora_(?P<peft>[AB])|lora[._](?P<way>down|up))(?:\.(?!weight$)\w+)?\.weight"
+)
+_PARTS = ("unet", "text_encoder")
+
+
+@dataclass
+class _Entry:
+    """What a file says about one module."""
+
+    sides: dict[str, Tensor] = field(default_factory=dict)
+    alpha: float | None = None
+
+
+def read_lora(
+    source: str | Path, unet: nn.Module, text_encoder: nn.Module | None
+) -> dict[str, list[LoraProduct]]:
+    """Read a LoRA and check that every tensor of it has a place in these models.
+
+    Args:
+        source: A .safetensors file, or a folder that holds pytorch_lora_weights.safetensors
+            (diffusers) or adapter_model.safetensors (PEFT).
+        unet: The student.
+        text_encoder: Its text encoder, or None.
+
+    Returns:
+        The products to add, by "unet" and "text_encoder".
+
+    Raises:
+        CheckpointError: The file is missing, damaged, no LoRA, or does not fit the models.
+    """
+    path = _find(Path(source).expanduser())
+    reader = TensorReader([path])
+    shapes = {"unet": _weight_shapes(unet, "unet")}
+    if text_encoder is not None:
+        shapes["text_encoder"] = _weight_shapes(text_encoder, "text_encoder")
+    entries, unknown = _collect(reader, shapes)
+    settings = _settings(path, reader.metadata)
+    products: dict[str, list[LoraProduct]] = {part: [] for part in _PARTS}
+    for (part, module), entry in entries.items():
+        if part not in shapes:
+            unknown.append(f"{part}.{module} (the model has no {part})")
+        elif set(entry.sides) != {"A", "B"}:
+            unknown.append(f"{part}.{module} (only one of its two matrices)")
+        elif module not in shapes[part]:
+            unknown.append(f"{part}.{module}")
+        elif not _fits(entry.sides, shapes[part][module][1]):
+            found = [tuple(entry.sides[side].shape) for side in "AB"]
+            unknown.append(f"{part}.{module} {found} for {tuple(shapes[part][module][1])}")
+        else:
+            a, b = entry.sides["A"], entry.sides["B"]
+            scaling = _scaling(settings.get(part, {}), module, entry.alpha, len(a))
+            products[part].append(LoraProduct(shapes[part][module][0], a, b, scaling))
+    if not entries and not unknown:
+        raise CheckpointError(f"{path} must be a LoRA for this model, but holds no LoRA")
+    if unknown:
+        raise CheckpointError(
+            f"{path} must be a LoRA for this model, but {len(unknown)} of its parts have no place "
+            f"in it ({'; '.join(unknown[:5])}); give one that was trained for the same base model "
+            "(SD 2.1-base), in diffusers' or PEFT's format and without DoRA"
+        )
+    return products
+
+
+def _find(source: Path) -> Path:
+    if source.is_dir():
+        for name in _FOLDER_FILES:
+            if (source / name).is_file():
+                return source / name
+        raise CheckpointError(f"{source} must hold {' or '.join(_FOLDER_FILES)}, but holds neither")
+    if source.suffix != ".safetensors":
+        raise CheckpointError(
+            f"a LoRA must be a .safetensors file or a folder with one, got {source}; pickles are "
+            "not read: save it again with diffusers or PEFT"
+        )
+    return source
+
+
+def _weight_shapes(model: nn.Module, part: str) -> dict[str, tuple[str, Any]]:
+    """Map modules, by the name that all files share, to their weights' names and shapes."""
+    shapes = {}
+    for name, tensor in plain_state_dict(model).items():
+        module, _, leaf = name.rpartition(".")
+        if leaf == "weight":
+            shapes[_common(part, module)] = (name, tensor.shape)
+    return shapes
+
+
+def _common(part: str, module: str) -> str:
+    return (clip_common_name(module) or "") if part == "text_encoder" else module
+
+
+def _collect(
+    reader: TensorReader, shapes: Mapping[str, Mapping[str, Any]]
+) -> tuple[dict[tuple[str, str], _Entry], list[str]]:
+    entries: dict[tuple[str, str], _Entry] = {}
+    unknown = []
+    flat = {
+        f"{prefix}{stem}{name.replace('.', '_')}": (part, name)
+        for prefix, part in _FLAT_PREFIXES.items()
+        for stem in (("", "text_model_") if part == "text_encoder" else ("",))
+        for name in shapes.get(part, ())
+    }
+    for name, tensor in reader.items():
+        match = _SIDE.fullmatch(name)
+        if match is None and not name.endswith(".alpha"):
+            unknown.append(name)
+            continue
+        place = _place(match["module"] if match else name.removesuffix(".alpha"), flat)
+        entry = entries.setdefault(place, _Entry())
+        if match is None:
+            entry.alpha = float(tensor)
+        else:
+            side = match["peft"] or {"down": "A", "up": "B"}[match["way"]]
+            entry.sides[side] = tensor
+    return entries, unknown
+
+
+def _place(module: str, flat: Mapping[str, tuple[str, str]]) -> tuple[str, str]:
+    """Tell which part and module a name in a file means; a bare name means the UNet's."""
+    if module in flat:
+        return flat[module]
+    module = module.removeprefix("base_model.model.")
+    for part in _PARTS:
+        if module.startswith(f"{part}."):
+            return part, _common(part, module.removeprefix(f"{part}."))
+    return "unet", module
+
+
+def _fits(sides: Mapping[str, Tensor], shape: Any) -> bool:
+    a, b = sides["A"], sides["B"]
+    return (
+        min(a.ndim, b.ndim, len(shape)) >= 2
+        and len(a) == b.flatten(1).shape[1]
+        and len(b) == shape[0]
+        and math.prod(a.shape[1:]) == math.prod(shape[1:])
+    )
+
+
+def _settings(path: Path, metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Return what the file, or the configuration beside it, says of each part's scaling."""
+    if _DIFFUSERS_METADATA in metadata:
+        try:
+            stated = dict(json.loads(metadata[_DIFFUSERS_METADATA]))
+        except ValueError as error:
+            raise CheckpointError(f"{path} has damaged metadata: {error}") from error
+        return {part: dict(_under(stated, part)) for part in _PARTS}
+    config = path.with_name(_PEFT_CONFIG)
+    if path.name == _FOLDER_FILES[1] and config.is_file():
+        return {"unet": read_json(config)}
+    return {}
+
+
+def _under(stated: Mapping[str, Any], part: str) -> Iterator[tuple[str, Any]]:
+    for name, value in stated.items():
+        if name.startswith(f"{part}."):
+            yield name.removeprefix(f"{part}."), value
+
+
+def _scaling(settings: Mapping[str, Any], module: str, alpha: float | None, rank: int) -> float:
+    """Return alpha over rank; 1 where a file does not say."""
+    if settings.get("use_dora"):
+        raise CheckpointError("a LoRA must be without DoRA, whose sizes need the base's norms")
+    if alpha is None:
+        patterns = settings.get("alpha_pattern") or {}
+        fitting = [v for k, v in patterns.items() if re.fullmatch(rf"(.*\.)?({k})", module)]
+        alpha = fitting[0] if fitting else settings.get("lora_alpha", rank)
+    return float(alpha) / (math.sqrt(rank) if settings.get("use_rslora") else rank)

@@ -1,0 +1,1 @@
+"""Runs over many files: planned, resumable, each image for itself."""

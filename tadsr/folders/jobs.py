@@ -1,0 +1,163 @@
+"""Which image file becomes which: paths only, no pixels."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+INPUT_SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".jfif", ".jp2", ".webp", ".avif", ".tif", ".tiff", ".bmp"}
+    | {".gif", ".apng", ".heic", ".heif", ".hif", ".ppm", ".pgm", ".pbm", ".pnm"}
+)
+"""What a folder is searched for; a file that is named itself may have any suffix."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image to upscale.
+
+    Args:
+        source: The file to read.
+        target: The file to write.
+        folder: Output folder of a run over many images, which holds its manifest; else None.
+        may_replace: Whether a `target` that exists is our own, damaged or of a try that ended
+            half-way, and is replaced in any case.
+    """
+
+    source: Path
+    target: Path
+    folder: Path | None = None
+    may_replace: bool = False
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A source whose target is known but for its name.
+
+    Args:
+        source: The file to read.
+        folder: Where its result goes.
+        tag: What follows the name's stem.
+        root: Output folder of the whole run, or None.
+    """
+
+    source: Path
+    folder: Path
+    tag: str = ""
+    root: Path | None = None
+
+    def target(self, suffix: str, *, is_distinct: bool = False) -> Path:
+        """Return the file to write, named with the source's suffix too if `is_distinct`."""
+        base = self.source.name if is_distinct else self.source.stem
+        return self.folder / f"{base}{self.tag}{suffix}"
+
+
+def mirror_folder(source: str | Path, target: str | Path, suffix: str = ".png") -> list[Job]:
+    """Plan to write every image of a folder to the same place of another.
+
+    Args:
+        source: Folder with images, at any depth; hidden files and folders are left out.
+        target: Folder of the results; it may lie inside `source` and is then not searched.
+        suffix: Of the results.
+
+    Returns:
+        One job per image, in the order of the names.
+
+    Raises:
+        ValueError: `source` is no folder or holds no image, or is `target` itself.
+    """
+    source, target = Path(source), Path(target)
+    if not source.is_dir():
+        raise ValueError(f"source must be a folder, got {source}; check the path")
+    jobs = name_targets(list(draft_folder(source, target, target)), suffix)
+    check_targets(jobs)
+    return jobs
+
+
+def draft_folder(folder: Path, root: Path, output: Path) -> Iterator[Draft]:
+    """Mirror the images of a folder, without what an earlier run wrote inside it.
+
+    Args:
+        folder: Searched at any depth.
+        root: Where the mirrored tree begins.
+        output: Not searched; `root` or a folder above it.
+
+    Yields:
+        One draft per image.
+
+    Raises:
+        ValueError: `root` is the folder itself, or no image is found.
+        OSError: A folder cannot be read.
+    """
+    if os.path.realpath(folder) == os.path.realpath(root):
+        raise ValueError(f"the output must not be the input folder {folder}; choose another")
+    own_output = os.path.realpath(output)
+    is_empty = True
+    for place, folders, files in os.walk(folder, onerror=_raise):
+        # Hidden ones hold no photographs: thumbnails and other systems' companions.
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".") and os.path.realpath(Path(place, name)) != own_output
+        )
+        for name in sorted(files):
+            if Path(name).suffix.lower() in INPUT_SUFFIXES and not name.startswith("."):
+                is_empty = False
+                path = Path(place, name)
+                yield Draft(path, root / Path(place).relative_to(folder), root=root)
+    if is_empty:
+        raise ValueError(
+            f"{folder} must hold images ({' '.join(sorted(INPUT_SUFFIXES))}), found none"
+        )
+
+
+def name_targets(drafts: Sequence[Draft], suffix: str) -> list[Job]:
+    """Name each result after its source, with the source's suffix kept where two would clash.
+
+    Args:
+        drafts: Sources and the folders of their results.
+        suffix: Of the results.
+
+    Returns:
+        One job per draft, in their order.
+    """
+
+    def key(draft: Draft) -> str:
+        # Some file systems do not tell A.png from a.png.
+        return str(draft.target(suffix)).casefold()
+
+    counts = Counter(map(key, drafts))
+    return [Job(d.source, d.target(suffix, is_distinct=counts[key(d)] > 1), d.root) for d in drafts]
+
+
+def check_targets(jobs: Sequence[Job]) -> None:
+    """Check that no result replaces an input or another result.
+
+    Args:
+        jobs: The whole run.
+
+    Raises:
+        ValueError: One does.
+    """
+    sources = {os.path.realpath(job.source): job.source for job in jobs}
+    seen: dict[str, Job] = {}
+    for job in jobs:
+        target = os.path.realpath(job.target)
+        if target in sources:
+            raise ValueError(
+                f"the output of {job.source} would be {job.target}, which is an input; "
+                "choose another output"
+            )
+        if target in seen:
+            raise ValueError(
+                f"{seen[target].source} and {job.source} would both become {job.target}; "
+                "upscale them apart"
+            )
+        seen[target] = job
+
+
+def _raise(error: OSError) -> None:
+    raise error

@@ -1,0 +1,221 @@
+"""One image from file to file, in three stages that a run overlaps: read, restore, write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from tadsr.config import UpscaleSettings
+from tadsr.folders.jobs import Job
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+    from tadsr.image_io import Animation, ArrayImage
+    from tadsr.pipeline import TADSRPipeline
+    from tadsr.tiling.spec import TileSpec
+
+    SourceImage: TypeAlias = Image.Image | ArrayImage | Animation
+STREAMED_PIXELS = 2**26
+"""Results with more pixels are written strip by strip, where their format can."""
+
+
+@dataclass(frozen=True)
+class FileRequest:
+    """What is done to every image of a run."""
+
+    settings: UpscaleSettings = field(default_factory=UpscaleSettings)
+    """Scale, colour fix and smallest size."""
+    timestep: int = 500
+    """0..999; small is faithful, large is vivid."""
+    prompt: str | None = None
+    """What the pictures show; None asks the pipeline's tagger, or is "" without one."""
+    seed: int | None = None
+    """Samples the encoder's posterior, anew for each image; None takes its mean."""
+    tiling: TileSpec | Literal["auto"] | None = "auto"
+    """As in a call of the pipeline."""
+    quality: int | None = None
+    """1..100, of JPEG, WebP and AVIF; None for their defaults."""
+    overwrite: bool = False
+    """Whether results that exist are replaced."""
+    strip: bool = False
+    """Whether metadata is dropped, but for the ICC profile."""
+
+    def output_size(self, image: SourceImage) -> tuple[int, int]:
+        """Return the result's width and height in px."""
+        height, width = self.settings.output_size(image.size[1], image.size[0])
+        return width, height
+
+    def described(self) -> dict[str, Any]:
+        """Return what results depend on, as JSON's types."""
+        spec = self.tiling
+        return {
+            "timestep": self.timestep,
+            "scale": self.settings.scale,
+            "color_fix": self.settings.color_fix,
+            "process_size": self.settings.process_size,
+            "prompt": self.prompt,
+            "seed": self.seed,
+            "attention_px": None if spec is None or spec == "auto" else spec.attention_px,
+            "quality": self.quality,
+            "strip": self.strip,
+        }
+
+
+def read_input(job: Job, request: FileRequest) -> SourceImage:
+    """Read an image and check that its result can be written, before the long computation.
+
+    Args:
+        job: Which image.
+        request: What will be done to it.
+
+    Returns:
+        The image as its file has it, or the animation.
+
+    Raises:
+        TADSRError: The image cannot be read, or the result could not be written.
+        OSError: The result's folder cannot be made.
+    """
+    from tadsr.image_io import (
+        check_writable,
+        count_frames,
+        read_frames,
+        read_image,
+        strip_metadata,
+    )
+
+    is_animated = count_frames(job.source) > 1
+    image = read_frames(job.source) if is_animated else read_image(job.source)
+    if request.strip:
+        image = image.strip_metadata() if is_animated else strip_metadata(image)
+    job.target.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(
+        job.target,
+        has_alpha=image.has_transparency_data,
+        size=request.output_size(image),
+        num_frames=num_frames(image),
+    )
+    return image
+
+
+def num_frames(image: SourceImage) -> int:
+    """Return the number of frames of an animation, 1 for a still image."""
+    return len(getattr(image, "durations_ms", (0,)))
+
+
+def note_about(job: Job) -> str:
+    """Return what of a file is not read, or nothing."""
+    from tadsr.image_io import count_pages
+
+    count = count_pages(job.source)
+    if count == 1:
+        return ""
+    return f"{job.source} holds {count} pages, of which the first is taken; split it for the others"
+
+
+def restore(
+    pipe: TADSRPipeline,
+    image: SourceImage,
+    job: Job,
+    request: FileRequest,
+    progress: Callable[[float], None] | None = None,
+) -> Image.Image | ArrayImage | None:
+    """Restore and enlarge one image.
+
+    Args:
+        pipe: The pipeline.
+        image: What `read_input` gave.
+        job: Which image.
+        request: What is done to it.
+        progress: Told the share that is done, 0..1.
+
+    Returns:
+        The result, for `write_result`; None where it was written at once, as animations are and
+        what is very large.
+
+    Raises:
+        TADSRError: As the pipeline says.
+    """
+    from tadsr.image_io import STREAMED_SUFFIXES
+
+    settings = request.settings
+    options = {
+        "scale": settings.scale,
+        "prompt": request.prompt,
+        "color_fix": settings.color_fix,
+        "process_size": settings.process_size,
+        "tiling": request.tiling,
+        "generator": _generator(request.seed),
+        "progress": progress,
+    }
+    if num_frames(image) > 1:
+        _restore_frames(pipe, image, job, request, options)
+        return None
+    width, height = request.output_size(image)
+    is_streamed = job.target.suffix.lower() in STREAMED_SUFFIXES
+    if height * width > STREAMED_PIXELS and is_streamed:
+        pipe.upscale_to_file(
+            image,
+            job.target,
+            request.timestep,
+            overwrite=request.overwrite or job.may_replace,
+            **options,
+        )
+        return None
+    return pipe(image, request.timestep, **options)
+
+
+def _restore_frames(
+    pipe: TADSRPipeline,
+    animation: Animation,
+    job: Job,
+    request: FileRequest,
+    options: dict[str, Any],
+) -> None:
+    """Restore an animation into its file."""
+    from tadsr.image_io import write_frames
+
+    progress = options.pop("progress") or (lambda share: None)
+
+    def results() -> Iterator[Image.Image]:
+        for number, frame in enumerate(animation):
+            progress(number / len(animation))
+            # The same for each frame, so that a still scene does not flicker.
+            options["generator"] = _generator(request.seed)
+            yield pipe(frame, request.timestep, **options)
+
+    write_frames(
+        results(),
+        job.target,
+        durations_ms=animation.durations_ms,
+        num_plays=animation.num_plays,
+        quality=request.quality,
+        overwrite=request.overwrite or job.may_replace,
+    )
+    progress(1.0)
+
+
+def write_result(result: Image.Image | ArrayImage, job: Job, request: FileRequest) -> None:
+    """Write a result whole or not at all.
+
+    Args:
+        result: What `restore` gave.
+        job: Which image.
+        request: Quality, and whether an existing file is replaced.
+
+    Raises:
+        ImageWriteError: It cannot be written.
+    """
+    from tadsr.image_io import write_image
+
+    overwrite = request.overwrite or job.may_replace
+    write_image(result, job.target, quality=request.quality, overwrite=overwrite)
+
+
+def _generator(seed: int | None) -> torch.Generator | None:
+    """Start anew for each image, so that its result does not depend on the others."""
+    import torch
+
+    return None if seed is None else torch.Generator().manual_seed(seed)

@@ -1,0 +1,113 @@
+"""Runs that go on where an earlier one stopped: what is done is checked and left alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from tadsr.folders.jobs import Job
+from tadsr.folders.manifest import Manifest, Record, is_changed
+from tadsr.folders.outcome import Outcome
+from tadsr.folders.restoring import FileRequest
+from tadsr.folders.run import Report
+
+Run = Callable[[list[Job], Report], None]
+"""Upscales files and reports each: `run_files`, `run_on_devices` or a cluster's way."""
+
+
+def upscale_files(
+    jobs: Sequence[Job],
+    request: FileRequest,
+    settings: Mapping[str, Any],
+    run: Run,
+    report: Report,
+) -> None:
+    """Upscale what is not done yet, and write down what was done.
+
+    A result that exists is left alone. One that a manifest knows is checked first, by its size in
+    bytes and its header; a damaged one is made anew.
+
+    Args:
+        jobs: Which files; those with a folder are written to its manifest.
+        request: What is done to each.
+        settings: What results depend on beside the request, such as the model; JSON's types.
+        run: How files are upscaled.
+        report: Told each outcome.
+
+    Raises:
+        TADSRError: Another run writes to a folder, or what `run` raises.
+        OSError: A manifest cannot be written.
+    """
+    with ExitStack() as stack:
+        described = {**request.described(), **settings}
+        manifests: dict[Path, Manifest] = {}
+        for folder in dict.fromkeys(job.folder for job in jobs if job.folder is not None):
+            manifests[folder] = stack.enter_context(Manifest(folder, described))
+            own = [job.target for job in jobs if job.folder == folder]
+            manifests[folder].remove_abandoned(own)
+        todo = []
+        for job in jobs:
+            manifest = manifests.get(job.folder) if job.folder else None
+            checked, reason = check_existing(job, request, manifest)
+            if reason is None:
+                todo.append(checked)
+            else:
+                report(Outcome(job, "skipped", message=reason))
+
+        def note(outcome: Outcome) -> None:
+            if outcome.job.folder is not None:
+                manifests[outcome.job.folder].add(outcome)
+            report(outcome)
+
+        if todo:
+            run(todo, note)
+
+
+def check_existing(
+    job: Job, request: FileRequest, manifest: Manifest | None
+) -> tuple[Job, str | None]:
+    """Decide whether an image is still to be done.
+
+    Args:
+        job: Which image.
+        request: What would be done.
+        manifest: Of the output folder, if there is one.
+
+    Returns:
+        The job, with leave to replace a damaged result; and why it is skipped, or None.
+    """
+    if request.overwrite or not os.path.lexists(job.target):
+        return job, None
+    record = manifest.find(job.target) if manifest else None
+    replaces = "--overwrite replaces it"
+    if manifest is None or record is None or record.error is not None:
+        return job, f"{job.target}: exists, skipped; {replaces}"
+    if not is_whole(job.target, record):
+        return replace(job, may_replace=True), None
+    if record.settings != manifest.settings:
+        reason = f"was made with other settings, which {manifest.path.name} names"
+        return job, f"{job.target}: exists, skipped, but {reason}; {replaces}"
+    if is_changed(record, job.source):
+        reason = f"{job.source} has changed since"
+        return job, f"{job.target}: exists, skipped, but {reason}; {replaces}"
+    return job, f"{job.target}: exists, skipped; {replaces}"
+
+
+def is_whole(path: Path, record: Record) -> bool:
+    """Return whether a result is what the run that made it left, by its size and its header."""
+    try:
+        if os.path.getsize(path) != record.target_bytes:
+            return False
+        with Image.open(path) as image:
+            return image.size == (record.width, record.height)
+    except UnidentifiedImageError:
+        # Pillow does not know every layout of a TIFF file.
+        return path.suffix.lower() in (".tif", ".tiff")
+    except OSError:
+        return False

@@ -1,0 +1,129 @@
+"""EXIF, ICC, DPI and XMP: what of it stays true for an image that is upright and enlarged."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from PIL import ExifTags, Image
+
+COLOR_KEYS = ("icc_profile", "gamma", "chromaticity")
+"""Metadata that says what the pixels' values mean."""
+
+_INCH_CM = 2.54
+_SHAPE_DESCRIPTION = '{"shape"'  # where tifffile repeats the size
+STORAGE_TAGS = frozenset(
+    {254, 255, *range(256, 260), 262, 263, 264, 265, 266, 273, 277, 278, 279, 280, 281, 284}
+    | {288, 289, 290, 291, 292, 293, 297, 301, 317, 318, 319, 320, 321, 322, 323, 324, 325, 330}
+    | {332, 334, 336, 338, 339, 340, 341, 342, 347, *range(512, 522), *range(529, 533), 700}
+    | {33723, 34377, 34675, 37724}
+)
+"""Tags of TIFF that say how pixels are stored, or hold them: a result has its own."""
+
+_XMP_ORIENTATION = re.compile(rb"""(tiff:Orientation(?:=["']|>))\s*[0-9]\s*(?=["'<])""")
+_XMP_STALE = re.compile(
+    rb"""\s(?:tiff:Image(?:Width|Length)|exif:Pixel[XY]Dimension)=(?:"[^"]*"|'[^']*')"""
+    rb"""|<(tiff:Image(?:Width|Length)|exif:Pixel[XY]Dimension|xmp:Thumbnails)>.*?</\1>""",
+    re.DOTALL,
+)
+
+
+def kept_metadata(info: Mapping[str, Any], icc_space: bytes) -> dict[str, Any]:
+    """Keep the metadata that is well-formed and fits the colour space.
+
+    Args:
+        info: As of a PIL image.
+        icc_space: Colour space that an ICC profile must name, such as b"RGB ".
+
+    Returns:
+        Of `icc_profile`, `exif`, `dpi`, `xmp`, `gamma` and `chromaticity` those that are there.
+    """
+    kept: dict[str, Any] = {}
+    profile, exif, dpi = (info.get(key) for key in ("icc_profile", "exif", "dpi"))
+    if isinstance(profile, bytes) and profile[16:20] == icc_space:
+        kept["icc_profile"] = profile
+    elif "srgb" not in info:  # both say more than a PNG's gamma
+        kept |= {key: info[key] for key in ("gamma", "chromaticity") if key in info}
+    if isinstance(exif, bytes) and _is_sound(exif):
+        kept["exif"] = exif
+    if isinstance(dpi, tuple) and len(dpi) == 2:
+        dpi = tuple(float(value) for value in dpi)
+        # Pillow says 1 for a TIFF that says nothing.
+        if all(math.isfinite(value) and value > 0 for value in dpi) and dpi != (1, 1):
+            kept["dpi"] = dpi
+    xmp = info.get("xmp") or info.get("XML:com.adobe.xmp")
+    if xmp := tidy_xmp(xmp.encode() if isinstance(xmp, str) else xmp):
+        kept["xmp"] = xmp
+    return kept
+
+
+def _is_sound(exif: bytes) -> bool:
+    found = Image.Exif()
+    try:
+        found.load(exif)
+        return len(found) > 0 and bool(found.tobytes())
+    except Exception:  # damaged EXIF makes Pillow raise nearly anything
+        return False
+
+
+def tidy_exif(exif: Image.Exif) -> bytes | None:
+    """Serialise the EXIF of an image that has been turned upright and will change its size.
+
+    An orientation becomes 1; sizes, thumbnails and how a TIFF stores its pixels go.
+    """
+    tidy = Image.Exif()
+    tidy.endian = exif.endian
+    for tag in exif:
+        if tag not in STORAGE_TAGS:
+            tidy[tag] = exif[tag]
+    if str(tidy.get(ExifTags.Base.ImageDescription, "")).startswith(_SHAPE_DESCRIPTION):
+        del tidy[ExifTags.Base.ImageDescription]
+    if ExifTags.Base.Orientation in tidy:
+        tidy[ExifTags.Base.Orientation] = 1
+    if ExifTags.IFD.GPSInfo in tidy:
+        tidy[ExifTags.IFD.GPSInfo] = dict(exif.get_ifd(ExifTags.IFD.GPSInfo))
+    if ExifTags.IFD.Exif in tidy:
+        photo = dict(exif.get_ifd(ExifTags.IFD.Exif))
+        for tag in (ExifTags.Base.ExifImageWidth, ExifTags.Base.ExifImageHeight):
+            photo.pop(tag, None)
+        if ExifTags.IFD.Interop in photo:
+            photo[ExifTags.IFD.Interop] = dict(exif.get_ifd(ExifTags.IFD.Interop))
+        tidy[ExifTags.IFD.Exif] = photo
+    # The thumbnail's directory is not among them.
+    return tidy.tobytes() if len(tidy) else None
+
+
+def tidy_xmp(packet: Any) -> bytes | None:
+    """Return an XMP packet with orientation 1 if any, without sizes and thumbnails.
+
+    A packet that is not UTF-8, as all formats want it, is None: its orientation may be wrong.
+    """
+    if not isinstance(packet, bytes) or not packet.strip(b"\0 \r\n"):
+        return None
+    try:
+        packet.decode()
+    except UnicodeDecodeError:
+        return None
+    return _XMP_STALE.sub(b"", _XMP_ORIENTATION.sub(rb"\g<1>1", packet))
+
+
+def exif_dpi(exif: Image.Exif) -> tuple[float, float] | None:
+    """Return the resolution that EXIF tells, horizontal and vertical, or None."""
+    base = ExifTags.Base
+    unit = {2: 1.0, 3: _INCH_CM}.get(exif.get(base.ResolutionUnit, 2))
+    values = [exif.get(tag) for tag in (base.XResolution, base.YResolution)]
+    if unit is None or None in values:
+        return None
+    return tuple(float(value) * unit for value in values)
+
+
+def exif_with_dpi(exif: bytes | None, dpi: tuple[float, float]) -> bytes:
+    """Put the resolution into EXIF, for formats that have no other place for it."""
+    found = Image.Exif()
+    found.load(exif or b"")
+    base = ExifTags.Base
+    found[base.XResolution], found[base.YResolution] = dpi
+    found[base.ResolutionUnit] = 2
+    return found.tobytes()

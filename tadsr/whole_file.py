@@ -1,0 +1,60 @@
+"""Files that appear whole or not at all: written under another name first, then renamed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+_PARTIAL = re.compile(r"\.tadsr-(?P<host>[0-9a-f]{8})-(?P<process>\d+)-[0-9a-f]{32}(\..*)?")
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary name beside a file, which it becomes if all goes well.
+
+    Args:
+        path: The file to be, replaced if it exists; a link stays, and what it points to is
+            replaced. Folders on its way are made.
+
+    Yields:
+        The name to write to, with the file's suffix.
+
+    Raises:
+        OSError: The file or its folder cannot be written.
+    """
+    target = Path(os.path.realpath(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    name = f".tadsr-{_host()}-{os.getpid()}-{uuid.uuid4().hex}{target.suffix}"
+    partial = target.with_name(name)
+    try:
+        yield partial
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)  # gone already after success; left by any failure
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove what processes of this machine that were killed left half-written in a folder.
+
+    Args:
+        folder: The folder; one that does not exist holds nothing.
+    """
+    if not folder.is_dir():
+        return
+    for path in folder.glob(".tadsr-*"):
+        found = _PARTIAL.fullmatch(path.name)
+        if found and found["host"] == _host() and not psutil.pid_exists(int(found["process"])):
+            path.unlink(missing_ok=True)
+
+
+def _host() -> str:
+    """Return a short name of this machine that fits into file names."""
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]

@@ -1,0 +1,187 @@
+"""Further LoRAs: files as other libraries write them change the model as those libraries do."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+
+from tadsr import TADSRPipeline
+from tadsr.errors import CheckpointError
+
+TARGETS = ["to_q", "to_out.0", "conv1", "proj_in"]
+WEIGHTS = "pytorch_lora_weights.safetensors"
+
+
+@pytest.fixture
+def pipe(golden_dir):
+    return TADSRPipeline.from_pretrained(golden_dir / "base", adapter=golden_dir / "tadsr.pkl")
+
+
+def config(**changes):
+    return LoraConfig(r=3, lora_alpha=7, target_modules=TARGETS, init_lora_weights=False, **changes)
+
+
+def with_lora(unet, lora):
+    """A copy of the model with PEFT's own layers, unmerged."""
+    torch.manual_seed(1)
+    model = copy.deepcopy(unet)
+    model.add_adapter(lora, "extra")
+    return model
+
+
+def save_as_diffusers(model, lora, folder, **more):
+    StableDiffusionPipeline.save_lora_weights(
+        folder,
+        unet_lora_layers=get_peft_model_state_dict(model, adapter_name="extra"),
+        unet_lora_adapter_metadata=lora.to_dict(),
+        **more,
+    )
+    return folder / WEIGHTS
+
+
+def unet_output(unet):
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(1, 4, 8, 8, generator=generator)
+    width = unet.config.cross_attention_dim
+    prompt_embeds = torch.randn(1, 5, width, generator=generator)
+    with torch.no_grad():
+        return unet(latents, torch.tensor([300]), prompt_embeds).sample
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"use_rslora": True}, {"alpha_pattern": {"to_q": 2.5}}], ids=str
+)
+def test_a_file_of_diffusers_does_what_peft_does(pipe, tmp_path, changes):
+    lora = config(**changes)
+    model = with_lora(pipe.unet, lora)
+    before, expected = unet_output(pipe.unet), unet_output(model)
+    assert (expected - before).abs().max() > 1e-2
+    pipe.merge_lora(save_as_diffusers(model, lora, tmp_path))
+    torch.testing.assert_close(unet_output(pipe.unet), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_folder_of_peft_and_flat_names_do_the_same(pipe, tmp_path):
+    torch.manual_seed(1)
+    model = get_peft_model(copy.deepcopy(pipe.unet), config())
+    model.save_pretrained(tmp_path / "peft")
+    tensors = load_file(tmp_path / "peft" / "adapter_model.safetensors")
+    flat = {}
+    for name, tensor in tensors.items():
+        module, side, _ = name.removeprefix("base_model.model.").rsplit(".", 2)
+        stem = "lora_unet_" + module.replace(".", "_")
+        flat[f"{stem}.{'lora_down' if side == 'lora_A' else 'lora_up'}.weight"] = tensor
+        flat[f"{stem}.alpha"] = torch.tensor(7.0)
+    save_file(flat, tmp_path / "flat.safetensors")
+    expected = unet_output(model)
+    for source in (tmp_path / "peft", tmp_path / "flat.safetensors"):
+        fresh = copy.deepcopy(pipe)
+        fresh.merge_lora(source)
+        torch.testing.assert_close(unet_output(fresh.unet), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_scale_weighs_it_and_the_negative_undoes_it(pipe, tmp_path):
+    lora = config()
+    model = with_lora(pipe.unet, lora)
+    path = save_as_diffusers(model, lora, tmp_path)
+    before = {name: tensor.clone() for name, tensor in pipe.unet.state_dict().items()}
+    pipe.merge_lora(path, scale=0.5)
+    name = "conv_in.weight"
+    assert torch.equal(pipe.unet.state_dict()[name], before[name])
+    changed = [n for n, t in pipe.unet.state_dict().items() if not torch.equal(t, before[n])]
+    assert changed
+    assert all(any(target in n for target in TARGETS) for n in changed)
+    pipe.merge_lora(path, scale=-0.5)
+    for name, tensor in pipe.unet.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], atol=1e-5, rtol=1e-5)
+
+
+def test_the_text_encoders_part_changes_prompts_the_kept_empty_one_too(pipe, tmp_path):
+    lora = LoraConfig(r=2, lora_alpha=2, target_modules=["q_proj"], init_lora_weights=False)
+    torch.manual_seed(2)
+    encoder = copy.deepcopy(pipe.text_encoder)
+    encoder.add_adapter(lora, "extra")
+    layers = get_peft_model_state_dict(encoder, adapter_name="extra")
+    StableDiffusionPipeline.save_lora_weights(tmp_path, text_encoder_lora_layers=layers)
+    before = pipe.encode_prompt([""])
+    with torch.no_grad():
+        tokens = pipe.tokenizer("", padding="max_length", return_tensors="pt").input_ids
+        expected = encoder(tokens)[0]
+    pipe.merge_lora(tmp_path)
+    found = pipe.encode_prompt([""])
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    assert (found - before).abs().max() > 1e-3
+
+
+def test_adapters_kept_apart_stay_apart(golden_dir, pipe, tmp_path):
+    lora = config()
+    path = save_as_diffusers(with_lora(pipe.unet, lora), lora, tmp_path)
+    apart = TADSRPipeline.from_pretrained(
+        golden_dir / "base", adapter=golden_dir / "tadsr.pkl", merge_adapters=False
+    )
+    apart.merge_lora(path)
+    pipe.merge_lora(path)
+    assert apart.adapters is not None
+    torch.testing.assert_close(
+        unet_output(apart.unet), unet_output(pipe.unet), atol=1e-4, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.update({"unet.other.lora_A.weight": torch.zeros(1, 1)}), "only one of its"),
+        (lambda t: t.update({"unet.conv_in.bias": torch.zeros(1)}), "unet.conv_in.bias"),
+        (
+            lambda t: t.update(
+                {
+                    "unet.conv_out.lora_A.weight": torch.zeros(2, 3, 3, 3),
+                    "unet.conv_out.lora_B.weight": torch.zeros(4, 2, 1, 1),
+                }
+            ),
+            r"unet\.conv_out \[\(2, 3, 3, 3\), \(4, 2, 1, 1\)\] for",
+        ),
+        (lambda t: t.clear(), "holds no LoRA"),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_changes_nothing(pipe, tmp_path, change, message):
+    lora = config()
+    path = save_as_diffusers(with_lora(pipe.unet, lora), lora, tmp_path)
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+    before = unet_output(pipe.unet)
+    with pytest.raises(CheckpointError, match=message):
+        pipe.merge_lora(path)
+    assert torch.equal(unet_output(pipe.unet), before)
+
+
+def test_a_text_encoders_part_needs_a_text_encoder(tmp_path):
+    tensors = {
+        f"text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_{side}.weight": t
+        for side, t in (("A", torch.zeros(1, 4)), ("B", torch.zeros(4, 1)))
+    }
+    save_file(tensors, tmp_path / WEIGHTS)
+    with pytest.raises(CheckpointError, match="the model has no text_encoder"):
+        TADSRPipeline.from_pretrained("tadsr-tiny").merge_lora(tmp_path)
+
+
+def test_dora_pickles_and_absent_files_are_refused(pipe, tmp_path):
+    lora = config()
+    path = save_as_diffusers(with_lora(pipe.unet, lora), lora, tmp_path)
+    stated = json.dumps({"unet.lora_alpha": 7, "unet.use_dora": True})
+    save_file(load_file(path), path, metadata={"lora_adapter_metadata": stated})
+    with pytest.raises(CheckpointError, match="without DoRA"):
+        pipe.merge_lora(path)
+    with pytest.raises(CheckpointError, match="pickles are not read"):
+        pipe.merge_lora(tmp_path / "lora.bin")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="holds neither"):
+        pipe.merge_lora(tmp_path / "empty")
+    with pytest.raises(CheckpointError, match="must exist, but is missing"):
+        pipe.merge_lora(tmp_path / "absent.safetensors")

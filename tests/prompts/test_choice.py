@@ -1,0 +1,101 @@
+"""Whose prompt an image gets, through the whole pipeline."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tadsr import TADSRPipeline
+from tadsr.errors import CheckpointError
+
+FAST = {"process_size": 0}
+
+
+class Namer:
+    """A tagger that says what it was given."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, tuple[int, int]]] = []
+
+    def __call__(self, image: Image.Image) -> str:
+        self.seen.append((image.mode, image.size))
+        return f"{image.width} trees"
+
+
+@pytest.fixture
+def pipe(golden_dir):
+    namer = Namer()
+    return TADSRPipeline.from_pretrained(
+        golden_dir / "base", adapter=golden_dir / "tadsr.pkl", tagger=namer
+    )
+
+
+def photo(width: int, height: int = 8) -> np.ndarray:
+    return np.random.default_rng(width).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def test_each_image_gets_its_own_tags(pipe):
+    images = [photo(8), photo(12)]
+    tagged = pipe(images, **FAST)
+    assert pipe.tagger.seen == [("RGB", (8, 8)), ("RGB", (12, 8))]
+    given = pipe(images, prompt=["8 trees", "12 trees"], **FAST)
+    for a, b in zip(tagged, given, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert (tagged[0] != pipe(photo(8), prompt="", **FAST)).any()
+
+
+@pytest.mark.parametrize("prompt", ["a lake", ""])
+def test_the_users_prompt_wins(pipe, prompt):
+    pipe(photo(8), prompt=prompt, **FAST)
+    assert pipe.tagger.seen == []
+
+
+def test_files_written_in_strips_are_tagged_too(pipe, tmp_path):
+    pipe.upscale_to_file(photo(8), tmp_path / "a.png", **FAST)
+    assert pipe.tagger.seen == [("RGB", (8, 8))]
+    with Image.open(tmp_path / "a.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), pipe(photo(8), **FAST))
+
+
+def test_without_a_tagger_the_prompt_is_empty(golden_pipeline):
+    without = golden_pipeline(photo(8), **FAST)
+    np.testing.assert_array_equal(without, golden_pipeline(photo(8), prompt="", **FAST))
+
+
+def test_a_model_that_reads_no_text_refuses_a_tagger_before_anything_is_computed():
+    with pytest.raises(ValueError, match=r"this model has none .* tadsr-tiny"):
+        TADSRPipeline.from_pretrained("tadsr-tiny", tagger="dape")
+    pipe = TADSRPipeline.from_pretrained("tadsr-tiny")
+    pipe.tagger = namer = Namer()
+    with pytest.raises(ValueError, match="this model has none"):
+        pipe(photo(8), **FAST)
+    assert namer.seen == []
+
+
+def test_a_tagger_that_returns_no_text_is_told_so(pipe):
+    pipe.tagger = lambda image: ["tree"]
+    with pytest.raises(TypeError, match="prompt must be text, got list"):
+        pipe(photo(8), **FAST)
+
+
+def test_the_published_tagger_is_looked_for_beside_the_checkpoint(golden_dir):
+    with pytest.raises(CheckpointError, match=r"ram_swin_large_14m\.pth"):
+        TADSRPipeline.from_pretrained(
+            golden_dir / "base", adapter=golden_dir / "tadsr.pkl", tagger="dape"
+        )
+
+
+def test_nothing_of_the_tagger_is_loaded_without_one():
+    code = (
+        "import sys, tadsr; tadsr.TADSRPipeline.from_pretrained('tadsr-tiny');"
+        "print([m for m in sys.modules if '.swin.' in m or m.endswith('.tagger')])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
+    )
+    assert done.stdout.strip() == "[]"
