@@ -27,3 +27,11 @@ class TrainingError(TADSRError):
 
 class DataError(TADSRError):
     """Training data cannot be used at all, or its library is not installed."""
+
+
+def not_finite(dtype: object) -> TADSRError:
+    """Return the error for a result with NaN or infinity."""
+    return TADSRError(
+        f"the result must be finite, got NaN or infinity at {dtype}; load the model with "
+        "torch_dtype=torch.bfloat16 or torch.float32"
+    )

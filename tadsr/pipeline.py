@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
@@ -18,10 +19,16 @@ from tadsr.conditioning import (
     TimestepField,
     TimestepLike,
     TimestepMap,
-    predict_at,
     read_timestep_maps,
 )
 from tadsr.config import ColorFix, UpscaleSettings
+from tadsr.engine import (
+    EngineName,
+    EnginePlan,
+    OneStepEngine,
+    batch_pixels,
+    same_size_ranges,
+)
 from tadsr.image_io import (
     DecodedImage,
     check_streamable,
@@ -35,7 +42,7 @@ from tadsr.models.prompt_embeddings import PromptEmbeddings
 from tadsr.models.time_aware_vae import TimeAwareAutoencoderKL
 from tadsr.pipeline_weights import PipelineWeights
 from tadsr.prompts import check_taggable, choose_prompts
-from tadsr.schedule import make_alphas_cumprod, residual_to_x0
+from tadsr.schedule import make_alphas_cumprod
 from tadsr.streaming import (
     OneStep,
     Strip,
@@ -43,7 +50,6 @@ from tadsr.streaming import (
     assemble_images,
     choose_tiling,
     group_timesteps,
-    not_finite,
     upscale_in_strips,
 )
 from tadsr.tiling import TileSpec
@@ -104,6 +110,7 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
             config.beta_start, config.beta_end, config.beta_schedule, config.num_train_timesteps
         )
         self._empty_prompt: tuple[Any, Tensor] | None = None
+        self._engine = OneStepEngine(vae, unet, self.alphas_cumprod)
         self.tagger: Callable[[Any], str] | None = None
         self.metadata: Mapping[str, Any] = {}
 
@@ -117,6 +124,7 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
         torch_dtype: torch.dtype | None = None,
         merge_adapters: bool = True,
         tagger: str | Path | Callable[[Any], str] | None = None,
+        engine: EngineName = "auto",
         revision: str | None = None,
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
@@ -135,6 +143,7 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
             tagger: What writes the prompt of an image that none is given for: a callable from a
                 PIL image to a text, "dape" for the published tagger beside the checkpoint, or a
                 folder or hub id that holds it. None leaves such prompts empty.
+            engine: How the networks are run; see `set_engine`.
             revision: Branch, tag or commit on the hub.
             cache_dir: Folder for downloads instead of huggingface-hub's own.
             local_files_only: Use only what is already downloaded.
@@ -170,6 +179,7 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
             prompt_embeddings=checkpoint.prompt_embeddings,
         )
         pipe.metadata = checkpoint.metadata
+        pipe.set_engine(engine)
         if tagger is not None:
             # Only here: it brings further networks with it.
             from tadsr.checkpoints.tagger import open_tagger
@@ -177,6 +187,30 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
             check_taggable(pipe.text_encoder)
             pipe.tagger = open_tagger(tagger, source, **hub)
         return pipe
+
+    @property
+    def engine(self) -> OneStepEngine:
+        """What runs the networks that the pipeline holds now."""
+        engine = self._engine
+        if engine.vae is not self.vae or engine.unet is not self.unet:
+            self._engine = OneStepEngine(self.vae, self.unet, self.alphas_cumprod, engine.choice)
+        return self._engine
+
+    def set_engine(self, engine: EngineName | EnginePlan) -> None:
+        """Choose how the networks are run; the result is the same.
+
+        Args:
+            engine: "fused" (tadsr's own forward with fused kernels, folded weights and, on CUDA,
+                recorded graphs), "eager" (diffusers' modules as they are), "compile"
+                (torch.compile on them, slow at every new size), or "auto", the fastest that runs
+                the model without compiling. An `EnginePlan` is "fused" with these switches.
+
+        Raises:
+            ValueError: `engine` is none of these.
+        """
+        chosen = OneStepEngine(self.vae, self.unet, self.alphas_cumprod, engine)
+        self._engine.release()
+        self._engine = chosen
 
     @torch.no_grad()
     def __call__(
@@ -239,7 +273,8 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
         prompts = choose_prompts(prompt, decoded, self.tagger, self.text_encoder)
         prompt_embeds = self.encode_prompt(prompts)
         # Images of a tensor batch share their size and go through the network together.
-        groups = [range(len(images))] if is_batch else [range(i, i + 1) for i in range(len(images))]
+        sizes = [tuple(item.rgb.shape[-2:]) for item in decoded]
+        groups = [range(len(images))] if is_batch else self._batches(sizes, settings, generator)
         results = []
         for number, group in enumerate(groups):
             rows = list(group)
@@ -248,7 +283,7 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
                 self.unet,
                 self.alphas_cumprod,
                 timesteps[rows],
-                prompt_embeds[rows],
+                prompt_embeds[group.start : group.stop],
                 generator,
             )
             share = _share_of(progress, number, len(groups))
@@ -385,26 +420,17 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
 
         Source: TADSR (arXiv 2508.16557), one-step inference.
         """
-
-        def predict(timesteps: Tensor) -> Tensor:
-            latents = self.encode_latents(lq, timesteps, generator=generator)
-            return self.predict_x0(latents, timesteps, prompt_embeds)
-
-        return self.decode_latents(predict_at(timesteps, predict, generator))
+        return self.engine.restore(lq, timesteps, prompt_embeds, generator=generator)
 
     def encode_latents(
         self, lq: Tensor, timesteps: Tensor, *, generator: torch.Generator | None = None
     ) -> Tensor:
         """Encode LQ images (B, 3, H, W) to scaled latents (B, C, H/f, W/f) at their timesteps."""
-        posterior = self.vae.encode(lq.to(self.vae.dtype), timesteps).latent_dist
-        latents = posterior.mode() if generator is None else posterior.sample(generator)
-        return latents * self.vae.config.scaling_factor
+        return self.engine.encode(lq, timesteps, generator=generator)
 
     def predict_x0(self, latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Tensor:
         """Take the student's one step on scaled latents (B, C, h, w)."""
-        dtype = self.unet.dtype
-        residual = self.unet(latents.to(dtype), timesteps, prompt_embeds.to(dtype)).sample
-        return residual_to_x0(latents.to(dtype), residual, timesteps, self.alphas_cumprod)
+        return self.engine.predict_x0(latents, timesteps, prompt_embeds)
 
     def decode_latents(self, pred_x0: Tensor) -> Tensor:
         """Decode scaled latents to images (B, 3, H, W), clamped to [-1, 1].
@@ -412,12 +438,7 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
         Raises:
             TADSRError: The result is not finite.
         """
-        z = pred_x0.to(self.vae.dtype) / self.vae.config.scaling_factor
-        image = self.vae.decode(z).sample
-        # Before the clamp, which would turn infinity into white.
-        if not torch.isfinite(image).all():
-            raise not_finite(self.unet.dtype)
-        return image.clamp(-1, 1)
+        return self.engine.decode(pred_x0)
 
     def encode_prompt(self, prompts: Sequence[str]) -> Tensor:
         """Return the embeddings of prompts; those of the empty prompt are kept.
@@ -511,6 +532,20 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
         if progress is not None:
             progress(1.0)
 
+    def _batches(
+        self,
+        sizes: Sequence[tuple[int, int]],
+        settings: UpscaleSettings,
+        generator: torch.Generator | None,
+    ) -> list[range]:
+        """Group images of these sizes that go through the networks together."""
+        pixels = 0
+        if generator is None:
+            pixels = batch_pixels(self.vae, self._execution_device)
+        return same_size_ranges(
+            sizes, lambda size: pixels // math.prod(settings.network_size(*size))
+        )
+
     def _upscale(self, step: OneStep, rgb: Tensor, settings: UpscaleSettings) -> Tensor:
         """Restore images (B, 3, h, w) in [0, 1] at their output size, in [0, 1], float32."""
         height, width = rgb.shape[-2:]
@@ -519,13 +554,19 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
         multiple = self.vae.downscale_factor
         reference = reference.expand(len(step.prompt_embeds), -1, -1, -1)
         padded = pad_reflect(reference, -size[0] % multiple, -size[1] % multiple)
-        timesteps = step.timesteps_for(size, tuple(padded.shape[-2:]))
-        restored = self.restore(
-            padded * 2 - 1, timesteps, step.prompt_embeds, generator=step.generator
+
+        def finish(restored: Tensor) -> Tensor:
+            restored = restored[..., : size[0], : size[1]].float() / 2 + 0.5
+            fixed = COLOR_FIXES[settings.color_fix](restored, reference).clamp(0, 1)
+            return resize_bicubic(fixed, settings.output_size(height, width)).clamp(0, 1)
+
+        return self.engine.restore(
+            padded * 2 - 1,
+            step.timesteps_for(size, tuple(padded.shape[-2:])),
+            step.prompt_embeds,
+            generator=step.generator,
+            finish=finish,
         )
-        restored = restored[..., : size[0], : size[1]].float() / 2 + 0.5
-        fixed = COLOR_FIXES[settings.color_fix](restored, reference).clamp(0, 1)
-        return resize_bicubic(fixed, settings.output_size(height, width)).clamp(0, 1)
 
 
 def _share_of(

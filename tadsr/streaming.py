@@ -14,7 +14,7 @@ from torch import Tensor
 from tadsr.color import match_moments, wavelet_color_fix, wavelet_reach_px
 from tadsr.conditioning import TimestepField, predict_at
 from tadsr.config import UpscaleSettings
-from tadsr.errors import TADSRError
+from tadsr.errors import TADSRError, not_finite
 from tadsr.image_io import (
     DecodedImage,
     ImageLike,
@@ -384,11 +384,3 @@ class _Run:
             fixed = wavelet_color_fix(rows(first, last), self._reference_rows(first, last))
             return fixed[:, :, start - first : stop - first]
         return rows(start, stop)
-
-
-def not_finite(dtype: torch.dtype) -> TADSRError:
-    """Return the error for a result with NaN or infinity."""
-    return TADSRError(
-        f"the result must be finite, got NaN or infinity at {dtype}; load the model with "
-        "torch_dtype=torch.bfloat16 or torch.float32"
-    )

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 
 from tadsr.cli.reporting import UsageError, as_usage_errors
+from tadsr.engine import EngineName
 from tadsr.pipeline import TADSRPipeline
 
 DtypeName = Literal["auto", "fp32", "fp16", "bf16"]
@@ -75,6 +76,7 @@ def load_on(
     timestep: int,
     device: str | torch.device,
     tagger: str | None = None,
+    engine: EngineName = "auto",
 ) -> TADSRPipeline:
     """Load a pipeline as `load_model` does, with the device last, for `functools.partial`."""
     return load_model(
@@ -85,6 +87,7 @@ def load_on(
         prompt=prompt,
         timestep=timestep,
         tagger=tagger,
+        engine=engine,
     )
 
 
@@ -97,6 +100,7 @@ def load_model(
     prompt: str | None,
     timestep: int,
     tagger: str | None = None,
+    engine: EngineName = "auto",
 ) -> TADSRPipeline:
     """Load a pipeline onto a device and check that it takes the prompt and the timestep.
 
@@ -108,6 +112,7 @@ def load_model(
         prompt: Text for all images, or None.
         timestep: Timestep for all images.
         tagger: As in `TADSRPipeline.from_pretrained`.
+        engine: As in `TADSRPipeline.set_engine`.
 
     Returns:
         The pipeline.
@@ -119,7 +124,7 @@ def load_model(
     if dtype == "auto":
         dtype = "fp16" if device.type == "cuda" else "fp32"
     pipe = TADSRPipeline.from_pretrained(
-        source, adapter=adapter, torch_dtype=DTYPES[dtype], tagger=tagger
+        source, adapter=adapter, torch_dtype=DTYPES[dtype], tagger=tagger, engine=engine
     )
     pipe.to(device)
     if isinstance(pipe.tagger, torch.nn.Module):

@@ -142,6 +142,10 @@ def upscale(
         Literal["auto", "fp32", "fp16", "bf16"],
         typer.Option("--dtype", help="Precision; auto: fp16 on CUDA, else fp32."),
     ] = "auto",
+    engine: Annotated[
+        Literal["auto", "fused", "eager", "compile"],
+        typer.Option("--engine", help="How the networks are run; auto is the fastest."),
+    ] = "auto",
     tile: Annotated[
         str,
         typer.Option(
@@ -202,7 +206,8 @@ def upscale(
 
         silence_libraries(debug)
         places = parse_devices(devices) if devices is not None else [choose_device(device)]
-        load = partial(load_on, model, adapter, dtype, prompt, timestep, tagger=tagger)
+        options = {"tagger": tagger, "engine": engine}
+        load = partial(load_on, model, adapter, dtype, prompt, timestep, **options)
         described = {"model": model, "adapter": adapter, "dtype": dtype, "tagger": tagger}
         described |= {"timestep_map": map_digest, "timestep_range": map_range}
         tally = _upscale_all(jobs, request, described, load, places, quiet=quiet, debug=debug)

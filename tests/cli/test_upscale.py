@@ -41,6 +41,15 @@ def test_scale_format_and_quality_shape_the_file(upscale, photo):
     assert os.path.getsize("fine.jpg") > 3 * os.path.getsize("photo_x2.5.jpg")
 
 
+def test_engines_write_the_same_picture(upscale, photo):
+    pictures = []
+    for engine in ("eager", "fused"):
+        upscale(photo("photo.png"), f"{engine}.png", "--engine", engine)
+        with Image.open(f"{engine}.png") as image:
+            pictures.append(np.asarray(image).astype(int))
+    assert np.abs(pictures[0] - pictures[1]).max() <= 1
+
+
 @pytest.mark.parametrize("format", ["webp", "tiff", "bmp"])
 def test_other_formats(upscale, photo, format):
     upscale(photo("photo.png"), "--format", format)

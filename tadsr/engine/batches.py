@@ -1,0 +1,58 @@
+"""Which images of a list go through the networks together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+
+from tadsr.models.time_aware_vae import TimeAwareAutoencoderKL
+from tadsr.tiling import available_bytes
+
+MAX_BATCH_PIXELS = 16 * 512 * 512
+"""Output of a batch beyond which a large GPU gains nothing more."""
+_SHARE_OF_AVAILABLE = 0.5
+_WIDEST_COPIES = 4
+"""Activations of the decoder's widest layer that are alive together."""
+
+
+def batch_pixels(vae: TimeAwareAutoencoderKL, device: torch.device) -> int:
+    """Return the output of a batch in px that a device takes at once; 0 where batches gain nothing.
+
+    Args:
+        vae: The autoencoder, whose decoder needs the most memory.
+        device: Where it is.
+    """
+    if device.type != "cuda":
+        return 0
+    widest = max(vae.config.block_out_channels[:2])
+    bytes_per_pixel = _WIDEST_COPIES * widest * vae.dtype.itemsize
+    room = int(_SHARE_OF_AVAILABLE * available_bytes(device))
+    return min(MAX_BATCH_PIXELS, room // bytes_per_pixel)
+
+
+def same_size_ranges(
+    sizes: Sequence[tuple[int, int]], max_images: Callable[[tuple[int, int]], int]
+) -> list[range]:
+    """Group neighbours of one size.
+
+    Args:
+        sizes: Of the images in order.
+        max_images: From a size to the largest group; less than 1 counts as 1.
+
+    Returns:
+        Ranges that together are all images in order, nearly equal in length where one run of equal
+        sizes makes several.
+    """
+    ranges: list[range] = []
+    start = 0
+    for stop in range(1, len(sizes) + 1):
+        if stop < len(sizes) and sizes[stop] == sizes[start]:
+            continue
+        count = stop - start
+        groups = -(-count // max(1, max_images(sizes[start])))
+        cuts = [start + number * count // groups for number in range(groups + 1)]
+        ranges += [range(first, last) for first, last in pairwise(cuts)]
+        start = stop
+    return ranges

@@ -1,0 +1,184 @@
+"""Timesteps and prompts as small tensors, computed once for each and then looked up.
+
+All tensors of a network lie in one, so that a recorded graph takes a new timestep or prompt by one
+copy.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from itertools import accumulate, pairwise
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D
+from torch import Tensor, nn
+
+from tadsr.engine.layers import PromptConditions, TimeConditions
+from tadsr.models.time_aware_vae import TimeAwareEncoder
+
+MAX_TIMESTEPS = 64
+"""Timesteps, or combinations of them in a batch, whose tensors are kept."""
+MAX_PROMPTS = 8
+"""Prompts, or combinations of them in a batch, whose keys and values are kept."""
+
+
+class TimeFolding:
+    """Folds timesteps into the layers beside which a network adds or multiplies them.
+
+    Args:
+        time_proj: Sinusoidal embedding.
+        time_embedding: The MLP after it.
+        resnets: Blocks that see the time, in any order.
+        extra: More values of a timestep that the network needs, from timesteps (1,) to (n,).
+    """
+
+    def __init__(
+        self,
+        time_proj: nn.Module,
+        time_embedding: nn.Module,
+        resnets: Sequence[ResnetBlock2D],
+        extra: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.resnets = [block for block in resnets if block.time_emb_proj is not None]
+        self._time_proj = time_proj
+        # What is folded is rounded by nobody else, so it is worth float32.
+        self._time_embedding = copy.deepcopy(time_embedding).float()
+        self._extra = extra
+        sizes = [
+            2 * block.out_channels if _is_modulated(block) else block.out_channels
+            for block in self.resnets
+        ]
+        self._spans = list(pairwise(accumulate(sizes, initial=0)))
+        self._rows: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
+
+    def of(self, timesteps: Tensor) -> Tensor:
+        """Return the tensors of timesteps (B,) in one: (n,) if all are equal, else (B, n)."""
+        values = timesteps.tolist()
+        key = (values[0],) if len(set(values)) == 1 else tuple(values)
+        if key in self._rows:
+            self._rows.move_to_end(key)
+            return self._rows[key]
+        if len(key) == 1:
+            row = self._fold(timesteps[:1])
+        else:
+            row = torch.stack([self.of(timesteps[i : i + 1]) for i in range(len(key))])
+        return _keep(self._rows, key, row, MAX_TIMESTEPS)
+
+    def split(self, flat: Tensor) -> tuple[TimeConditions, Tensor]:
+        """Return what each block reads of `of`'s result, and the extra values."""
+        conditions = {}
+        for block, (start, stop) in zip(self.resnets, self._spans, strict=True):
+            part = flat[..., start:stop]
+            conditions[block] = part.chunk(2, dim=-1) if _is_modulated(block) else (part,)
+        return conditions, flat[..., self._spans[-1][1] if self._spans else 0 :]
+
+    def _fold(self, timestep: Tensor) -> Tensor:
+        temb = self._time_embedding(self._time_proj(timestep).float())
+        parts = []
+        for block in self.resnets:
+            projection = block.time_emb_proj
+            active = temb if block.skip_time_act else block.nonlinearity(temb)
+            time = F.linear(active, projection.weight.float(), projection.bias.float())[0]
+            if _is_modulated(block):
+                # (γ·n + β)·(1 + scale) + shift = γ(1 + scale)·n + (β(1 + scale) + shift)
+                scale, shift = time.chunk(2)
+                weight, bias = block.norm2.weight.float(), block.norm2.bias.float()
+                parts += [weight * (1 + scale), bias * (1 + scale) + shift]
+            else:
+                parts.append(block.conv1.bias.float() + time)
+        if self._extra is not None:
+            parts.append(self._extra(timestep).float())
+        return torch.cat(parts)
+
+
+class PromptFolding:
+    """Folds prompts into keys and values of every cross-attention.
+
+    Args:
+        unet: The student.
+    """
+
+    def __init__(self, unet: UNet2DConditionModel) -> None:
+        self._attentions = [
+            module
+            for module in unet.modules()
+            if isinstance(module, Attention) and module.is_cross_attention
+        ]
+        # Looked up by content: a tensor's address may be another one's tomorrow.
+        self._entries: OrderedDict[int, tuple[Tensor, Tensor]] = OrderedDict()
+        self._count = 0
+
+    def of(self, prompt_embeds: Tensor) -> Tensor:
+        """Return keys and values of embeddings (B, L, D) in one: (1, n) for one prompt, or (B, n).
+
+        Args:
+            prompt_embeds: In the UNet's dtype; all rows are the same where the batch's stride is 0.
+        """
+        if prompt_embeds.shape[0] > 1 and prompt_embeds.stride(0) == 0:
+            prompt_embeds = prompt_embeds[:1]
+        for number, (known, flat) in reversed(self._entries.items()):
+            if known.shape == prompt_embeds.shape and torch.equal(known, prompt_embeds):
+                self._entries.move_to_end(number)
+                return flat
+        parts = [
+            _split_heads(projection(prompt_embeds), layer.heads).flatten(1)
+            for layer in self._attentions
+            for projection in (layer.to_k, layer.to_v)
+        ]
+        self._count += 1
+        flat = torch.cat(parts, dim=1) if parts else prompt_embeds.new_empty(1, 0)
+        _keep(self._entries, self._count, (prompt_embeds.clone(), flat), MAX_PROMPTS)
+        return flat
+
+    def split(self, flat: Tensor, batch: int) -> PromptConditions:
+        """Return what each attention reads of `of`'s result."""
+        conditions, start = {}, 0
+        width = 2 * sum(layer.inner_dim for layer in self._attentions)
+        for layer in self._attentions:
+            # [B, heads, L, C / heads]; the prompt's length follows from the whole.
+            size = layer.inner_dim * (flat.shape[1] // width)
+            key, value = (
+                flat[:, first : first + size]
+                .unflatten(1, (layer.heads, -1, layer.inner_dim // layer.heads))
+                .expand(batch, -1, -1, -1)
+                for first in (start, start + size)
+            )
+            conditions[layer] = (key, value)
+            start += 2 * size
+        return conditions
+
+
+def fold_encoder_time(encoder: TimeAwareEncoder) -> TimeFolding:
+    """Return the folding of the autoencoder's encoder."""
+    resnets = encoder.time_conditioned_resnets()
+    return TimeFolding(encoder.time_proj, encoder.time_embedding, resnets)
+
+
+def fold_unet_time(unet: UNet2DConditionModel, alphas_cumprod: Tensor) -> TimeFolding:
+    """Return the folding of the UNet; its extra value is 1 / √ᾱ."""
+    resnets = [module for module in unet.modules() if isinstance(module, ResnetBlock2D)]
+
+    def latent_factor(timestep: Tensor) -> Tensor:
+        return alphas_cumprod.to(timestep.device)[timestep].double().rsqrt()
+
+    return TimeFolding(unet.time_proj, unet.time_embedding, resnets, latent_factor)
+
+
+def _is_modulated(block: ResnetBlock2D) -> bool:
+    return block.time_embedding_norm == "scale_shift"
+
+
+def _split_heads(tokens: Tensor, heads: int) -> Tensor:
+    return tokens.unflatten(2, (heads, -1)).transpose(1, 2)  # [B, heads, L, C / heads]
+
+
+def _keep(entries: OrderedDict, key: object, value: object, limit: int) -> object:
+    entries[key] = value
+    if len(entries) > limit:
+        entries.popitem(last=False)
+    return value

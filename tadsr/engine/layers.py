@@ -1,0 +1,344 @@
+"""The networks' layers, each with what surrounds it in as few passes over memory as possible."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.activations import GEGLU
+from diffusers.models.attention import BasicTransformerBlock, FeedForward
+from diffusers.models.attention_processor import Attention
+from diffusers.models.downsampling import Downsample2D
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.models.upsampling import Upsample2D
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from tadsr.engine.normalization import group_norm_silu_in_pieces
+from tadsr.engine.plan import EnginePlan, FastestChoice
+from tadsr.engine.upsampling import transposed_weight
+from tadsr.kernels import add_with_statistics, geglu, group_norm_silu
+
+MAX_FUSED_HEAD = 256
+"""Widest head that flash and cuDNN attention take."""
+SCORE_BYTES = 2**28
+"""Scores of wide heads that exist at once, in float32."""
+
+TimeConditions = Mapping[nn.Module, tuple[Tensor, ...]]
+"""What a timestep means to a ResNet block, per channel, (C,) or (B, C): for time that is added, the
+first convolution's bias; for time that modulates, the second normalisation's weight and bias."""
+PromptConditions = Mapping[nn.Module, tuple[Tensor, Tensor]]
+"""Keys and values of a prompt for a cross-attention, (B, heads, L, C / heads) each."""
+
+
+@dataclass(frozen=True, eq=False)
+class Activation:
+    """What a layer leaves for the next.
+
+    Args:
+        values: (B, C, H, W).
+        bias: Still to be added to `values` per channel, by whoever reads them next; None for 0.
+        statistics: Mean and variance of each group of `values`, (B, groups, 2), if they are known.
+    """
+
+    values: Tensor
+    bias: Tensor | None = None
+    statistics: Tensor | None = None
+
+
+class Layers:
+    """Runs diffusers' layers with their own weights.
+
+    Args:
+        plan: How.
+
+    What is folded from weights is computed once, and only as good as the weights stay.
+    """
+
+    def __init__(self, plan: EnginePlan) -> None:
+        self.plan = plan
+        self.choice = FastestChoice()
+        self._transposed: dict[nn.Module, Tensor] = {}
+        self._summed_biases: dict[nn.Module, Tensor] = {}
+        self._scratch: Tensor | None = None
+
+    def laid_out(self, x: Tensor) -> Tensor:
+        """Bring an input into the plan's memory layout."""
+        layout = torch.channels_last if self.plan.channels_last else torch.contiguous_format
+        return x.contiguous(memory_format=layout)
+
+    def convolve(
+        self, conv: nn.Conv2d, x: Tensor, bias: Tensor | None = None, *, settled: bool = False
+    ) -> Activation:
+        """Run a convolution; its bias may be left to the next layer.
+
+        Args:
+            conv: The convolution.
+            x: (B, C, H, W).
+            bias: In place of the convolution's own, (C,) or (B, C).
+            settled: Whether the bias is added here.
+        """
+        bias = conv.bias if bias is None else bias
+        if self.plan.fused_kernels and not settled:
+            return Activation(F.conv2d(x, conv.weight, None, conv.stride, conv.padding), bias)
+        if bias is None or bias.ndim == 1:
+            bias = None if bias is None else bias.to(x.dtype)
+            return Activation(F.conv2d(x, conv.weight, bias, conv.stride, conv.padding))
+        out = F.conv2d(x, conv.weight, None, conv.stride, conv.padding)
+        return Activation(out.add_(bias.to(x.dtype)[:, :, None, None]))
+
+    def normalize(
+        self,
+        norm: nn.GroupNorm,
+        x: Activation,
+        *,
+        affine: tuple[Tensor, ...] | None = None,
+        silu: bool = True,
+        in_place: bool = False,
+    ) -> Tensor:
+        """Run a GroupNorm and SiLU.
+
+        Args:
+            norm: Groups and epsilon, and weight and bias unless `affine` is given.
+            x: Its input.
+            affine: Weight and bias, (C,) or (B, C).
+            silu: Whether SiLU follows.
+            in_place: Whether the input may be overwritten.
+
+        Returns:
+            Like the input's values, to be used before the next call.
+        """
+        weight, bias = affine or (norm.weight, norm.bias)
+        if self.plan.fused_kernels:
+            statistics = x.statistics
+            if statistics is not None and statistics.shape[1] != norm.num_groups:
+                statistics = None
+            return group_norm_silu(
+                *(x.values, norm.num_groups, weight, bias, norm.eps),
+                silu=silu,
+                channel_bias=x.bias,
+                statistics=statistics,
+            )
+        if self._normalizes_in_pieces(x.values):
+            out = x.values if in_place else self._scratch_like(x.values)
+            return group_norm_silu_in_pieces(
+                x.values, norm.num_groups, weight, bias, norm.eps, silu=silu, out=out
+            )
+        if weight is None or weight.ndim == 1:
+            weight, bias = (None if v is None else v.to(x.values.dtype) for v in (weight, bias))
+            out = F.group_norm(x.values, norm.num_groups, weight, bias, norm.eps)
+        else:
+            out = F.group_norm(x.values, norm.num_groups, eps=norm.eps)
+            weight, bias = (v.to(out.dtype)[:, :, None, None] for v in (weight, bias))
+            out.mul_(weight).add_(bias)
+        return F.silu(out, inplace=True) if silu else out
+
+    def add(self, x: Activation, residual: Tensor, num_groups: int) -> Activation:
+        """Add a residual, and measure the sum for a GroupNorm of so many groups."""
+        if self.plan.fused_kernels:
+            total, statistics = add_with_statistics(
+                x.values, residual, channel_bias=x.bias, num_groups=num_groups
+            )
+            return Activation(total, statistics=statistics)
+        return Activation(x.values.add_(residual))
+
+    def resnet(self, block: ResnetBlock2D, x: Activation, time: TimeConditions) -> Activation:
+        """Run a ResNet block: h = x + conv2(act(norm2(conv1(act(norm1(x))))))."""
+        condition = time.get(block, ())
+        h = self.normalize(block.norm1, x)
+        # One tensor is a bias with time in it, two are a modulated normalisation.
+        h = self.convolve(block.conv1, h, condition[0] if len(condition) == 1 else None)
+        affine = condition if len(condition) == 2 else None
+        h = self.normalize(block.norm2, h, affine=affine, in_place=True)
+        h = self.convolve(block.conv2, h)
+        residual = x.values
+        if block.conv_shortcut is not None:
+            shortcut = self.convolve(block.conv_shortcut, residual)
+            residual = shortcut.values
+            if shortcut.bias is not None:
+                h = Activation(h.values, self._summed_bias(block))
+        return self.add(h, residual, block.norm2.num_groups)
+
+    def downsample(self, layer: Downsample2D, x: Tensor) -> Activation:
+        """Halve the sides by a convolution of stride 2."""
+        if layer.padding == 0:
+            # The autoencoder's way: zeros after the last row and column only.
+            x = F.pad(x, (0, 1, 0, 1))
+        return self.convolve(layer.conv, x, settled=True)
+
+    def upsample(self, layer: Upsample2D, x: Tensor, size: tuple[int, int]) -> Activation:
+        """Enlarge by two (nearest) to a size, then convolve; one transposed convolution is both."""
+        conv = layer.conv
+
+        def transposed() -> Tensor:
+            weight = self._transposed_weight(conv)
+            return F.conv_transpose2d(x, weight, conv.bias, stride=2, padding=1)
+
+        def enlarged() -> Tensor:
+            larger = F.interpolate(x, size=size, mode="nearest")
+            return F.conv2d(larger, conv.weight, conv.bias, padding=1)
+
+        if tuple(size) != (2 * x.shape[2], 2 * x.shape[3]) or self.plan.upsampling == "enlarged":
+            # An odd side's last row has no partner: its convolution sees zeros below instead.
+            return Activation(enlarged())
+        if self.plan.upsampling == "transposed" or x.device.type != "cuda":
+            return Activation(transposed())
+        candidates = {"transposed": transposed, "enlarged": enlarged}
+        return Activation(self.choice.run((conv, x.shape), candidates))
+
+    def transform(
+        self, layer: Transformer2DModel, x: Activation, prompt: PromptConditions
+    ) -> Activation:
+        """Run a transformer over the positions of a map, with its residual."""
+        tokens = _to_tokens(self.normalize(layer.norm, x, silu=False))
+        tokens = _project(layer.proj_in, tokens, layer.proj_in.bias)
+        for block in layer.transformer_blocks:
+            tokens = self._transformer_block(block, tokens, prompt)
+        if self.plan.fused_kernels:
+            out = Activation(_to_map(_project(layer.proj_out, tokens), x), layer.proj_out.bias)
+        else:
+            tokens = _project(layer.proj_out, tokens, layer.proj_out.bias)
+            out = Activation(self.laid_out(_to_map(tokens, x)))
+        return self.add(out, x.values, layer.norm.num_groups)
+
+    def attend_globally(self, layer: Attention, x: Activation) -> Activation:
+        """Run an autoencoder's attention with its normalisation and residual."""
+        tokens = _to_tokens(self.normalize(layer.group_norm, x, silu=False))
+        out = self._attend(layer, tokens, layer.to_k(tokens), layer.to_v(tokens))
+        out = Activation(self.laid_out(_to_map(out, x)))
+        return self.add(out, x.values, layer.group_norm.num_groups)
+
+    def _transformer_block(
+        self, block: BasicTransformerBlock, tokens: Tensor, prompt: PromptConditions
+    ) -> Tensor:
+        h = block.norm1(tokens)
+        layer = block.attn1
+        tokens = self._attend(layer, h, layer.to_k(h), layer.to_v(h)).add_(tokens)
+        if block.attn2 is not None:
+            tokens = self._attend_to_prompt(block.attn2, block.norm2(tokens), prompt).add_(tokens)
+        return self._feed_forward(block.ff, block.norm3(tokens)).add_(tokens)
+
+    def _attend(self, layer: Attention, tokens: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        query, key, value = (
+            x.unflatten(2, (layer.heads, -1)).transpose(1, 2)  # [B, heads, N, C / heads]
+            for x in (layer.to_q(tokens), key, value)
+        )
+        if query.shape[-1] > MAX_FUSED_HEAD and query.device.type == "cuda":
+            out = self._attend_with_wide_heads(query, key, value, layer.scale)
+        else:
+            with self._attention_backends():
+                out = F.scaled_dot_product_attention(query, key, value, scale=layer.scale)
+        return layer.to_out[0](out.transpose(1, 2).flatten(2))
+
+    def _attend_to_prompt(
+        self, layer: Attention, tokens: Tensor, prompt: PromptConditions
+    ) -> Tensor:
+        query = layer.to_q(tokens).unflatten(2, (layer.heads, -1)).transpose(1, 2)
+        key, value = prompt[layer]
+        with self._attention_backends(without=SDPBackend.CUDNN_ATTENTION):
+            out = F.scaled_dot_product_attention(query, key, value, scale=layer.scale)
+        return layer.to_out[0](out.transpose(1, 2).flatten(2))
+
+    def _attend_with_wide_heads(
+        self, query: Tensor, key: Tensor, value: Tensor, scale: float
+    ) -> Tensor:
+        candidates: dict[str, Callable[[], Tensor]] = {
+            "memory-efficient": lambda: _attend_memory_efficiently(query, key, value, scale),
+            "in chunks": lambda: attend_in_chunks(query, key, value, scale),
+        }
+        if query.dtype == torch.float32:
+            del candidates["memory-efficient"]
+        return self.choice.run(("attention", query.shape), candidates)
+
+    def _normalizes_in_pieces(self, x: Tensor) -> bool:
+        return (
+            self.plan.channels_last
+            and x.device.type == "cpu"
+            and x.is_contiguous(memory_format=torch.channels_last)
+        )
+
+    def _scratch_like(self, x: Tensor) -> Tensor:
+        """Return memory that was used before: a CPU takes longer to get pages than to fill them."""
+        if self._scratch is None or self._scratch.numel() < x.numel():
+            self._scratch = x.new_empty(x.numel())
+        batch, channels, height, width = x.shape
+        scratch = self._scratch[: x.numel()].view(batch, height, width, channels)
+        return scratch.permute(0, 3, 1, 2)
+
+    def _attention_backends(
+        self, without: SDPBackend | None = None
+    ) -> AbstractContextManager[object]:
+        preferred = [b for b in self.plan.attention_backends if b != without]
+        return sdpa_kernel(preferred, set_priority=True) if preferred else nullcontext()
+
+    def _feed_forward(self, layer: FeedForward, tokens: Tensor) -> Tensor:
+        first, _, last = layer.net[:3]
+        if self.plan.fused_kernels and isinstance(first, GEGLU):
+            return last(geglu(first.proj(tokens)))
+        return last(first(tokens))
+
+    def _transposed_weight(self, conv: nn.Conv2d) -> Tensor:
+        if conv not in self._transposed:
+            self._transposed[conv] = self.laid_out(transposed_weight(conv.weight))
+        return self._transposed[conv]
+
+    def _summed_bias(self, block: ResnetBlock2D) -> Tensor:
+        """Return the bias of a block's last convolution and its shortcut together."""
+        if block not in self._summed_biases:
+            both = (block.conv2.bias.float(), block.conv_shortcut.bias.float())
+            self._summed_biases[block] = torch.add(*both)
+        return self._summed_biases[block]
+
+
+def attend_in_chunks(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """Attend with scores in float32 that exist for some of the queries at a time.
+
+    Args:
+        query: (B, heads, N, D).
+        key: (B, heads, L, D).
+        value: (B, heads, L, D).
+        scale: Factor of the scores.
+
+    Returns:
+        (B, heads, N, D).
+    """
+    batch, heads, length, _ = query.shape
+    query, key, value = (x.flatten(0, 1) for x in (query, key, value))
+    rows = max(1, SCORE_BYTES // (4 * batch * heads * key.shape[1]))
+    out = torch.empty_like(query)
+    for start in range(0, length, rows):
+        scores = _scores(query[:, start : start + rows], key).mul_(scale)
+        torch.bmm(scores.softmax(-1).to(value.dtype), value, out=out[:, start : start + rows])
+    return out.unflatten(0, (batch, heads))
+
+
+def _scores(query: Tensor, key: Tensor) -> Tensor:
+    """Multiply to float32: large scores of half precision have no fine steps left."""
+    if query.device.type == "cuda" and query.dtype != torch.float32 and _BMM_TO_FLOAT32:
+        return torch.bmm(query, key.mT, out_dtype=torch.float32)
+    return torch.bmm(query.float(), key.mT.float())
+
+
+_BMM_TO_FLOAT32 = "dtype" in torch.ops.aten.bmm.overloads()
+
+
+def _attend_memory_efficiently(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH], set_priority=True):
+        return F.scaled_dot_product_attention(query, key, value, scale=scale)
+
+
+def _project(layer: nn.Module, tokens: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Apply a linear layer, or a 1×1 convolution as one, to tokens (B, N, C)."""
+    return F.linear(tokens, layer.weight.flatten(1), bias)
+
+
+def _to_tokens(x: Tensor) -> Tensor:
+    return x.permute(0, 2, 3, 1).flatten(1, 2)  # [B, H·W, C], a view of channels_last
+
+
+def _to_map(tokens: Tensor, like: Activation) -> Tensor:
+    return tokens.unflatten(1, like.values.shape[2:]).permute(0, 3, 1, 2)  # [B, C, H, W]

@@ -1,0 +1,180 @@
+"""The three networks of one step as three stages, run in one of three ways.
+
+A stage's result comes with a flag on its device that tells whether all of it is finite; nobody
+waits for it here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+
+from tadsr.engine.autoencoder import decode, encode
+from tadsr.engine.conditions import PromptFolding, fold_encoder_time, fold_unet_time
+from tadsr.engine.graphs import GraphCache
+from tadsr.engine.layers import Layers
+from tadsr.engine.plan import EnginePlan
+from tadsr.engine.unet import predict
+from tadsr.models.time_aware_vae import TimeAwareAutoencoderKL
+from tadsr.schedule import residual_to_x0
+
+
+class Checked(NamedTuple):
+    """A stage's result."""
+
+    values: Tensor
+    is_finite: Tensor
+    """Whether all values are, (), bool, on their device."""
+
+
+def checked(values: Tensor) -> Checked:
+    """Check a result without waiting for it."""
+    return Checked(values, torch.isfinite(values).all())
+
+
+class EagerStages:
+    """Diffusers' modules as they are.
+
+    Args:
+        vae: Time-aware autoencoder.
+        unet: One-step student.
+        alphas_cumprod: ᾱ, (T,).
+    """
+
+    def __init__(
+        self, vae: TimeAwareAutoencoderKL, unet: UNet2DConditionModel, alphas_cumprod: Tensor
+    ) -> None:
+        self.vae = vae
+        self.unet = unet
+        self.alphas_cumprod = alphas_cumprod
+
+    def encode(self, lq: Tensor, timesteps: Tensor) -> Checked:
+        """Encode LQ images (B, 3, H, W) in [-1, 1] to the posterior's moments."""
+        return checked(self.vae.encode(lq.to(self.vae.dtype), timesteps).latent_dist.parameters)
+
+    def predict_x0(self, latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Checked:
+        """Take the student's step on scaled latents (B, C, h, w)."""
+        dtype = self.unet.dtype
+        residual = self.unet(latents.to(dtype), timesteps, prompt_embeds.to(dtype)).sample
+        return checked(residual_to_x0(latents.to(dtype), residual, timesteps, self.alphas_cumprod))
+
+    def decode(self, pred_x0: Tensor) -> Checked:
+        """Decode scaled latents to images (B, 3, H, W), not clamped."""
+        z = pred_x0.to(self.vae.dtype) / self.vae.config.scaling_factor
+        return checked(self.vae.decode(z).sample)
+
+
+class CompiledStages(EagerStages):
+    """The same modules through torch.compile, recompiled for every new shape.
+
+    Args:
+        vae: As in `EagerStages`.
+        unet: As in `EagerStages`.
+        alphas_cumprod: As in `EagerStages`.
+    """
+
+    def __init__(
+        self, vae: TimeAwareAutoencoderKL, unet: UNet2DConditionModel, alphas_cumprod: Tensor
+    ) -> None:
+        super().__init__(vae, unet, alphas_cumprod)
+        self._encoder = _compiled(vae.encoder)
+        self._unet = _compiled(unet)
+        self._decoder = _compiled(vae.decoder)
+
+    def encode(self, lq: Tensor, timesteps: Tensor) -> Checked:
+        """Encode LQ images (B, 3, H, W) in [-1, 1] to the posterior's moments."""
+        return checked(self.vae.quant_conv(self._encoder(lq.to(self.vae.dtype), timesteps)))
+
+    def predict_x0(self, latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Checked:
+        """Take the student's step on scaled latents (B, C, h, w)."""
+        latents, prompt_embeds = (x.to(self.unet.dtype) for x in (latents, prompt_embeds))
+        (residual,) = self._unet(latents, timesteps, prompt_embeds, return_dict=False)
+        return checked(residual_to_x0(latents, residual, timesteps, self.alphas_cumprod))
+
+    def decode(self, pred_x0: Tensor) -> Checked:
+        """Decode scaled latents to images (B, 3, H, W), not clamped."""
+        z = pred_x0.to(self.vae.dtype) / self.vae.config.scaling_factor
+        # A copy: compiled graphs give out the same memory again.
+        return checked(self._decoder(self.vae.post_quant_conv(z)).clone())
+
+
+class FusedStages:
+    """The same weights through the engine's own layers.
+
+    Args:
+        vae: Time-aware autoencoder; see `unsupported_modules`.
+        unet: One-step student.
+        alphas_cumprod: ᾱ, (T,).
+        plan: How the layers are run; the weights must lie as it says.
+    """
+
+    def __init__(
+        self,
+        vae: TimeAwareAutoencoderKL,
+        unet: UNet2DConditionModel,
+        alphas_cumprod: Tensor,
+        plan: EnginePlan,
+    ) -> None:
+        self.vae = vae
+        self.unet = unet
+        self.plan = plan
+        self.layers = Layers(plan)
+        self.encoder_time = fold_encoder_time(vae.encoder)
+        self.unet_time = fold_unet_time(unet, alphas_cumprod)
+        self.prompts = PromptFolding(unet)
+        self.graphs = GraphCache(plan.max_graphs) if plan.graphs else None
+
+    def encode(self, lq: Tensor, timesteps: Tensor) -> Checked:
+        """Encode LQ images (B, 3, H, W) in [-1, 1] to the posterior's moments."""
+
+        def stage(lq: Tensor, flat: Tensor) -> Checked:
+            time, _ = self.encoder_time.split(flat)
+            return checked(encode(self.layers, self.vae, lq, time))
+
+        lq = lq.to(self.vae.dtype)
+        return self._run("encode", stage, lq, (self.encoder_time.of(timesteps),))
+
+    def predict_x0(self, latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Checked:
+        """Take the student's step on scaled latents (B, C, h, w)."""
+        dtype = self.unet.dtype
+
+        def stage(latents: Tensor, flat_time: Tensor, flat_prompt: Tensor) -> Checked:
+            time, latent_factor = self.unet_time.split(flat_time)
+            prompt = self.prompts.split(flat_prompt, latents.shape[0])
+            residual = predict(self.layers, self.unet, latents.to(dtype), time, prompt)
+            # In float32: z_L / √ᾱ − r.
+            return checked(latents.float() * latent_factor.view(-1, 1, 1, 1) - residual)
+
+        conditions = (self.unet_time.of(timesteps), self.prompts.of(prompt_embeds.to(dtype)))
+        return self._run("predict_x0", stage, latents, conditions)
+
+    def decode(self, pred_x0: Tensor) -> Checked:
+        """Decode scaled latents to images (B, 3, H, W), not clamped."""
+
+        def stage(pred_x0: Tensor) -> Checked:
+            z = (pred_x0 / self.vae.config.scaling_factor).to(self.vae.dtype)
+            return checked(decode(self.layers, self.vae, z))
+
+        return self._run("decode", stage, pred_x0)
+
+    def _run(
+        self,
+        name: str,
+        stage: Callable[..., Checked],
+        x: Tensor,
+        conditions: tuple[Tensor, ...] = (),
+    ) -> Checked:
+        factor = 1 if name == "encode" else self.vae.downscale_factor
+        pixels = x.shape[0] * x.shape[2] * x.shape[3] * factor**2
+        if self.graphs is None or pixels > self.plan.max_graphed_pixels:
+            return stage(x, *conditions)
+        return Checked(*self.graphs.run(name, stage, (x,), conditions))
+
+
+def _compiled(module: nn.Module) -> nn.Module:
+    is_cuda = next(module.parameters()).device.type == "cuda"
+    return torch.compile(module, mode="max-autotune" if is_cuda else "default", dynamic=False)

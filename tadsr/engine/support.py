@@ -1,0 +1,110 @@
+"""Which modules the fused engine computes itself, and why not others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import (
+    Attention,
+    AttnProcessor,
+    AttnProcessor2_0,
+    SlicedAttnProcessor,
+    XFormersAttnProcessor,
+)
+from diffusers.models.downsampling import Downsample2D
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.models.upsampling import Upsample2D
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from tadsr.models.time_aware_vae import TimeAwareAutoencoderKL
+from tadsr.tiling import check_unet
+
+_PROCESSORS = (AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor, XFormersAttnProcessor)
+
+
+def unknown_blocks(vae: TimeAwareAutoencoderKL, unet: UNet2DConditionModel) -> list[str]:
+    """Return what these networks compute that the fused engine does not.
+
+    Args:
+        vae: The autoencoder.
+        unet: The student.
+    """
+    try:
+        check_unet(unet)
+    except ValueError:
+        return ["the UNet has other blocks than Stable Diffusion's"]
+    reasons = [
+        reason
+        for network in (vae, unet)
+        for module in network.modules()
+        for reason in _unknown_in(module)
+    ]
+    for part in (vae.encoder, vae.decoder, unet):
+        reasons += _if("an activation is not SiLU", not isinstance(part.conv_act, nn.SiLU))
+    return list(dict.fromkeys(reasons))
+
+
+def wrapped_modules(vae: TimeAwareAutoencoderKL, unet: UNet2DConditionModel) -> list[str]:
+    """Return what stands between these networks and their weights.
+
+    Args:
+        vae: The autoencoder.
+        unet: The student.
+    """
+    modules = [*vae.modules(), *unet.modules()]
+    parameters = [*vae.parameters(), *unet.parameters()]
+    return [
+        *_if("the networks are not on one device", len({p.device for p in parameters}) > 1),
+        *_if("the weights are of several types", len({p.dtype for p in parameters}) > 1),
+        *_if(
+            "a forward is replaced or hooked, as by offloading",
+            any(is_hooked(module) for module in modules),
+        ),
+        *_if(
+            "adapters are not merged into the weights",
+            any(isinstance(module, BaseTunerLayer) for module in modules),
+        ),
+    ]
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Tell whether something else runs before, after or in place of a module's forward."""
+    state = module.__dict__
+    return bool("forward" in state or state["_forward_hooks"] or state["_forward_pre_hooks"])
+
+
+def _unknown_in(module: nn.Module) -> Iterator[str]:
+    if isinstance(module, ResnetBlock2D):
+        yield from _if("a ResNet block resizes", module.upsample or module.downsample)
+        yield from _if("an activation is not SiLU", not isinstance(module.nonlinearity, nn.SiLU))
+        yield from _if("a ResNet block's output is scaled", module.output_scale_factor != 1)
+    elif isinstance(module, Upsample2D):
+        is_plain = module.use_conv and module.interpolate and module.norm is None
+        is_plain = is_plain and module.name == "conv" and not module.use_conv_transpose
+        is_plain = is_plain and module.conv.weight.shape[2:] == (3, 3)
+        yield from _if("an upsampling is not nearest with a 3×3 convolution", not is_plain)
+    elif isinstance(module, Downsample2D):
+        is_plain = module.use_conv and module.norm is None
+        yield from _if("a downsampling is not a convolution", not is_plain)
+    elif isinstance(module, Transformer2DModel):
+        yield from _if("a transformer's input is not a map", not module.is_input_continuous)
+    elif isinstance(module, BasicTransformerBlock):
+        is_plain = module.norm_type == "layer_norm" and module.pos_embed is None
+        is_plain = is_plain and not hasattr(module, "fuser") and not module.only_cross_attention
+        is_plain = is_plain and (module.attn2 is None or module.attn2.is_cross_attention)
+        yield from _if("a transformer block is not Stable Diffusion's", not is_plain)
+    elif isinstance(module, Attention):
+        is_plain = isinstance(module.processor, _PROCESSORS) and module.rescale_output_factor == 1
+        extras = ("norm_q", "norm_k", "norm_cross", "spatial_norm", "added_kv_proj_dim")
+        is_plain = is_plain and all(getattr(module, name, None) is None for name in extras)
+        yield from _if("an attention is not Stable Diffusion's", not is_plain)
+    # FreeU writes its factors onto the blocks.
+    yield from _if("FreeU is on", any(getattr(module, n, None) for n in ("s1", "s2", "b1", "b2")))
+
+
+def _if(reason: str, holds: object) -> list[str]:
+    return [reason] if holds else []

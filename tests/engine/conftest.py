@@ -1,0 +1,63 @@
+"""Small models that have every layer of the full one: attention in the autoencoder, odd groups."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from tadsr import TimeAwareAutoencoderKL
+from tadsr.schedule import make_alphas_cumprod
+
+
+def build_networks(**unet_options) -> tuple[TimeAwareAutoencoderKL, UNet2DConditionModel]:
+    torch.manual_seed(0)
+    vae = TimeAwareAutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(8, 8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+    )
+    unet = UNet2DConditionModel(
+        **{
+            "sample_size": 8,
+            "block_out_channels": (8, 16),
+            "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+            "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+            "layers_per_block": 1,
+            "norm_num_groups": 4,
+            "cross_attention_dim": 6,
+            "attention_head_dim": 2,
+            "use_linear_projection": True,
+            **unet_options,
+        }
+    )
+    for network in (vae, unet):
+        network.eval().requires_grad_(False)
+        for name, values in network.named_parameters():
+            # Values that a mistake in folding would show in: torch's biases are nearly 0.
+            values.normal_(float(name.endswith("norm1.weight")), 0.2)
+    return vae, unet
+
+
+@pytest.fixture
+def networks():
+    return build_networks()
+
+
+@pytest.fixture(scope="session")
+def alphas_cumprod():
+    return make_alphas_cumprod()
+
+
+def make_inputs(batch=1, height=24, width=32, timesteps=None, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(batch + height)
+    lq = torch.rand(batch, 3, height, width, generator=generator) * 2 - 1
+    embeds = torch.randn(batch, 5, 6, generator=generator)
+    timesteps = torch.tensor(timesteps or [500] * batch)
+    return lq.to(dtype), timesteps, embeds.to(dtype)
+
+
+def relative_error(result: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((result.double() - expected).norm() / expected.double().norm()).item()

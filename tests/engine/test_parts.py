@@ -1,0 +1,118 @@
+"""The engine's pieces by themselves."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tadsr import TADSRPipeline
+from tadsr.engine import EnginePlan, choose_plan, same_size_ranges
+from tadsr.engine.layers import Layers, attend_in_chunks
+from tadsr.engine.normalization import group_norm_silu_in_pieces
+from tadsr.engine.upsampling import transposed_weight
+
+SIDES = st.integers(1, 6)
+
+
+@given(height=SIDES, width=SIDES, channels=st.tuples(SIDES, SIDES), batch=st.integers(1, 2))
+def test_one_transposed_convolution_is_enlargement_and_convolution(height, width, channels, batch):
+    x = torch.randn(batch, channels[0], height, width, dtype=torch.float64)
+    weight = torch.randn(channels[1], channels[0], 3, 3, dtype=torch.float64)
+    expected = F.conv2d(F.interpolate(x, scale_factor=2.0), weight, padding=1)
+    folded = F.conv_transpose2d(x, transposed_weight(weight), stride=2, padding=1)
+    torch.testing.assert_close(folded, expected, atol=1e-12, rtol=0)
+
+
+@given(
+    height=st.integers(1, 9),
+    width=st.integers(1, 9),
+    batch=st.integers(1, 2),
+    per_sample=st.booleans(),
+    silu=st.booleans(),
+    in_place=st.booleans(),
+)
+def test_normalization_in_pieces_is_group_norm(height, width, batch, per_sample, silu, in_place):
+    x = (3 + torch.randn(batch, 8, height, width)).contiguous(memory_format=torch.channels_last)
+    weight, bias = torch.randn(2, batch, 8) if per_sample else torch.randn(2, 8)
+    expected = F.group_norm(x.double(), 2, eps=1e-3)
+    rows = (v.double().reshape(-1, 8, 1, 1) for v in (weight, bias))
+    expected = expected * next(rows) + next(rows)
+    expected = F.silu(expected) if silu else expected
+    out = x if in_place else None
+    result = group_norm_silu_in_pieces(x, 2, weight, bias, 1e-3, silu=silu, out=out)
+    torch.testing.assert_close(result.double(), expected, atol=1e-5, rtol=1e-5)
+    assert (result.data_ptr() == x.data_ptr()) is in_place
+
+
+def test_normalization_in_pieces_keeps_what_torch_loses():
+    x = torch.randn(1, 32, 512, 256) + 4
+    x = x.contiguous(memory_format=torch.channels_last)
+    ones, zeros = torch.ones(32), torch.zeros(32)
+    result = group_norm_silu_in_pieces(x, 8, ones, zeros, 1e-6, silu=False)
+    expected = F.group_norm(x.double(), 8, eps=1e-6)
+    assert ((result - expected).norm() / expected.norm()).item() < 1e-6
+
+
+@pytest.mark.parametrize("score_bytes", [1, 200, 2**20])
+def test_attention_in_chunks_is_attention(score_bytes, monkeypatch):
+    monkeypatch.setattr("tadsr.engine.layers.SCORE_BYTES", score_bytes)
+    query, key, value = torch.randn(3, 2, 3, 7, 4, dtype=torch.float64).unbind()
+    expected = F.scaled_dot_product_attention(query, key, value, scale=0.3)
+    result = attend_in_chunks(query, key, value, 0.3)
+    torch.testing.assert_close(result, expected, atol=1e-6, rtol=1e-6)
+
+
+def test_the_scratch_grows_and_is_used_again():
+    layers = Layers(EnginePlan())
+    small, large = torch.randn(1, 4, 3, 3), torch.randn(2, 4, 5, 3)
+    first = layers._scratch_like(large)
+    assert first.shape == large.shape
+    assert first.is_contiguous(memory_format=torch.channels_last)
+    assert layers._scratch_like(small).data_ptr() == first.data_ptr()
+    assert layers._scratch_like(torch.randn(3, 4, 5, 3)).shape == (3, 4, 5, 3)
+
+
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 2), st.integers(1, 2)), max_size=9),
+    limit=st.integers(0, 4),
+)
+def test_batches_are_neighbours_of_one_size(sizes, limit):
+    ranges = same_size_ranges(sizes, lambda size: limit)
+    assert [i for group in ranges for i in group] == list(range(len(sizes)))
+    for group in ranges:
+        assert 1 <= len(group) <= max(1, limit)
+        assert len({sizes[i] for i in group}) == 1
+    if limit == 4:
+        runs = 1 + sum(a != b for a, b in pairwise(sizes)) if sizes else 0
+        assert len(ranges) <= runs + len(sizes) // 4
+
+
+def test_a_list_in_batches_is_the_list_one_by_one(golden_dir, monkeypatch):
+    pipe = TADSRPipeline.from_pretrained(golden_dir / "base", adapter=golden_dir / "tadsr.pkl")
+    images = [*torch.rand(4, 3, 8, 12), torch.rand(3, 8, 8)]
+    timesteps = [5, 5, 900, 30, 5]
+    alone = [pipe(*each, process_size=0) for each in zip(images, timesteps, strict=True)]
+    monkeypatch.setattr("tadsr.pipeline.batch_pixels", lambda *_: 3 * 32 * 48)
+    calls = []
+    restore = pipe.engine.restore
+    pipe.engine.restore = lambda lq, *a, **k: calls.append(len(lq)) or restore(lq, *a, **k)
+    together = pipe(images, timesteps, process_size=0)
+    assert calls == [2, 2, 1]
+    for one, other in zip(alone, together, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
+
+
+def test_a_plan_is_checked_and_fits_the_device():
+    with pytest.raises(ValueError, match="upsampling must be one of transposed, enlarged"):
+        EnginePlan(upsampling="bilinear")
+    with pytest.raises(ValueError, match="max_graphs must be at least 3, got 2"):
+        EnginePlan(max_graphs=2)
+    plan = choose_plan(torch.device("cpu"), torch.float32)
+    assert plan.channels_last
+    assert not plan.graphs
+    assert choose_plan(torch.device("meta"), torch.float32) is None
