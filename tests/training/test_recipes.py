@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,17 @@ def test_each_ablation_changes_what_it_says():
         stage = load_recipe(RECIPES / "ablations" / f"{name}.yaml").stage
         assert (stage == paper) == (name in unchanged), name
     assert load_recipe(RECIPES / "ablations" / "lambda_0.75.yaml").stage.vsd_lambda == 0.75
+
+
+def test_each_small_ablation_changes_one_stage_and_nothing_else():
+    folder = RECIPES / "tiny" / "ablations"
+    full = load_recipe(folder / "full.yaml")
+    names = {p.stem for p in folder.iterdir()} - {"full"}
+    assert names == {"baseline", "without_tae", "without_tavsd", "without_blur"}
+    for name in names:
+        recipe = load_recipe(folder / f"{name}.yaml")
+        assert recipe.stage != full.stage, name
+        assert replace(recipe, stage=full.stage, output=full.output) == full
 
 
 def write(path, text):

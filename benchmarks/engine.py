@@ -1,0 +1,379 @@
+"""How fast is one step, and is it right? The ways to run the full-size networks, side by side.
+
+python benchmarks/engine.py --out benchmarks/results/engine_DEVICE.json
+
+Weights are random, in the published shapes: speed does not depend on their values. Each way runs in
+a process of its own, which ends at a deadline, so that the whole fits `--budget-s`; what could not
+be measured is named. Nothing is timed whose result is not right: a way's picture is compared with
+that of the plain modules in float32 first. Ways:
+
+published  adapters kept apart, a text encoder for every image, resizing and colours on the CPU
+eager      diffusers' modules with merged adapters
+compile    torch.compile on them ("max-autotune" on CUDA)
+fused      tadsr's engine, what `pipe.to("cuda", torch.float16)` uses
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from machine import describe_machine
+from PIL import Image
+from torch import Tensor, nn
+
+TESTS_DATA = Path(__file__).parents[1] / "tests" / "data"
+WAYS = ("eager", "fused", "published", "compile")
+"""In order of importance."""
+SCALE = 4
+TIMESTEP = 500
+SIDES_PX = (512, 1024, 2048)
+BATCHES = (1, 4, 16)
+MAX_PIXELS = 16 * 512 * 512
+"""Largest output, batch × side², that is timed on a GPU."""
+MIN_REPEATS, MAX_REPEATS, SECONDS_PER_CASE = 3, 30, 2.0
+FP32_ERROR = 1e-5
+"""Largest relative error in float32."""
+MIN_PSNR_DB = 50.0
+"""Of half precision, against float32; or as good as plain modules in half precision."""
+PSNR_SLACK_DB = 0.5
+
+
+def build_pipeline(device: str, dtype: torch.dtype, *, has_adapters: bool) -> Any:
+    """Build the published model with random weights, the same at every call on a device."""
+    from diffusers import DDPMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    from tadsr import TADSRPipeline, TimeAwareAutoencoderKL
+    from tadsr.models.adapters import attach_new_adapters, fuse_adapters
+
+    configs = json.loads((TESTS_DATA / "official_layout.json").read_text("utf-8"))["configs"]
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(configs["unet"])
+        vae = TimeAwareAutoencoderKL.from_config(configs["time_vae"])
+        text = CLIPTextModel(CLIPTextConfig.from_dict(configs["text_encoder"]))
+    generator = torch.Generator(device).manual_seed(0)
+    for network in (unet, vae, text):
+        network.to_empty(device=device).eval().requires_grad_(False)
+        fill(network, generator)
+    torch.manual_seed(0)
+    attach_new_adapters(unet, vae)
+    for network in (unet, vae):
+        for name, values in network.named_parameters():
+            if "lora_" in name:
+                values.requires_grad_(False).normal_(0, 0.02, generator=generator)
+    if not has_adapters:
+        fuse_adapters(unet, vae)
+    pipe = TADSRPipeline(
+        vae,
+        unet,
+        DDPMScheduler.from_config(configs["scheduler"]),
+        text,
+        CLIPTokenizer.from_pretrained(TESTS_DATA / "golden" / "base" / "tokenizer"),
+    )
+    return pipe.to(device, dtype)
+
+
+def fill(network: nn.Module, generator: torch.Generator) -> None:
+    """Draw weights that keep activations near 1 through the whole network."""
+    for name, values in network.named_parameters():
+        if values.ndim > 1:
+            fan_in = values[0].numel()
+            values.normal_(0, fan_in**-0.5, generator=generator)
+        else:
+            is_scale = "norm" in name and name.endswith("weight")
+            values.normal_(float(is_scale), 0.1, generator=generator)
+    for name, values in network.named_buffers():
+        if name.endswith("position_ids"):
+            values.copy_(torch.arange(values.shape[-1], device=values.device))
+
+
+def make_photos(batch: int, side_px: int) -> list[Image.Image]:
+    """Draw LQ photos: coarse shapes with noise, as a smooth one would hide errors."""
+    random = np.random.default_rng(side_px)
+    small = side_px // SCALE
+    photos = []
+    for _ in range(batch):
+        coarse = Image.fromarray(random.integers(0, 256, (8, 8, 3), np.uint8))
+        shapes = np.asarray(coarse.resize((small, small), Image.Resampling.BICUBIC), np.int16)
+        noisy = shapes + random.integers(-12, 13, shapes.shape, np.int16)
+        photos.append(Image.fromarray(noisy.clip(0, 255).astype(np.uint8)))
+    return photos
+
+
+def as_published(pipe: Any, photos: list[Image.Image]) -> list[Image.Image]:
+    """Restore as the published code does: one after the other, host work on the host."""
+    from tadsr.color import adain_color_fix
+
+    results = []
+    for photo in photos:
+        size = (photo.width * SCALE, photo.height * SCALE)
+        lq = photo.resize(size, Image.Resampling.BICUBIC)
+        x = torch.from_numpy(np.asarray(lq)).permute(2, 0, 1)[None].float() / 127.5 - 1
+        pipe._empty_prompt = None  # it encodes the prompt of every image
+        embeds = pipe.encode_prompt([""])
+        timesteps = torch.tensor([TIMESTEP], device=pipe.unet.device)
+        image = pipe.restore(x.to(pipe.unet.device, pipe.unet.dtype), timesteps, embeds)
+        image = (image.float().cpu() / 2 + 0.5).clamp(0, 1)
+        image = image.mul(255).round() / 255  # through an 8-bit picture
+        fixed = adain_color_fix(image, x / 2 + 0.5).clamp(0, 1)
+        pixels = fixed[0].mul(255).round().byte().permute(1, 2, 0)
+        results.append(Image.fromarray(pixels.numpy()))
+    return results
+
+
+class Way:
+    """A way to run the networks, loaded on a device.
+
+    Args:
+        name: One of `WAYS`.
+        device: What torch calls it.
+        dtype: Type of the weights.
+    """
+
+    def __init__(self, name: str, device: str, dtype: torch.dtype) -> None:
+        self.name = name
+        self.is_cuda = device != "cpu"
+        self.pipe = build_pipeline(device, dtype, has_adapters=name == "published")
+        engines = {"published": "eager", "fused": "fused"}
+        self.pipe.set_engine(engines.get(name, name))
+
+    def __call__(self, photos: list[Image.Image]) -> list[Image.Image]:
+        """Restore photos, pictures in and pictures out."""
+        if self.name == "published":
+            return as_published(self.pipe, photos)
+        return self.pipe(photos, timestep=TIMESTEP, tiling=None)
+
+    @torch.no_grad()
+    def stages(self, photos: list[Image.Image]) -> dict[str, Callable[[], Tensor]]:
+        """Return the three networks, each with its input computed before."""
+        engine = self.pipe.engine
+        size = (photos[0].width * SCALE, photos[0].height * SCALE)
+        pixels = np.stack([np.asarray(photo.resize(size)) for photo in photos])
+        lq = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+        lq = lq.to(self.pipe.unet.device, self.pipe.unet.dtype)
+        timesteps = torch.full((len(photos),), TIMESTEP, device=lq.device)
+        embeds = self.pipe.encode_prompt([""] * len(photos))
+        latents = engine.encode(lq, timesteps)
+        pred_x0 = engine.predict_x0(latents, timesteps, embeds)
+        return {
+            "encoder": lambda: engine.encode(lq, timesteps),
+            "unet": lambda: engine.predict_x0(latents, timesteps, embeds),
+            "decoder": lambda: engine.stages.decode(pred_x0).values,
+        }
+
+    @torch.no_grad()
+    def picture(self, photo: Image.Image) -> np.ndarray:
+        """Return the networks' result for a photo, float32, not rounded and not clamped."""
+        stages = self.stages([photo])
+        return stages["decoder"]().float().cpu().numpy()
+
+    @torch.no_grad()
+    def seconds(self, run: Callable[[], object], repeats: int | None = None) -> float:
+        """Return the median time of a call until the device has done it."""
+        times: list[float] = []
+        while len(times) < (repeats or MIN_REPEATS) or (
+            repeats is None and len(times) < MAX_REPEATS and sum(times) < SECONDS_PER_CASE
+        ):
+            self.wait()
+            begin = time.perf_counter()
+            run()
+            self.wait()
+            times.append(time.perf_counter() - begin)
+        return statistics.median(times)
+
+    def wait(self) -> None:
+        """Wait for the device."""
+        if self.is_cuda:
+            torch.cuda.synchronize()
+
+    def peak_gib(self) -> float:
+        """Return the device's peak memory since the last reset; the process's own on a CPU."""
+        if self.is_cuda:
+            return torch.cuda.max_memory_allocated() / 2**30
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def compare(found: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Return the relative error and the PSNR of values in [-1, 1]."""
+    difference = found.astype(np.float64) - truth
+    relative = float(np.linalg.norm(difference) / np.linalg.norm(truth))
+    mse = float(np.mean((found.clip(-1, 1).astype(np.float64) - truth.clip(-1, 1)) ** 2))
+    return {"relative_error": relative, "psnr_db": 10 * np.log10(4 / max(mse, 1e-20))}
+
+
+def wrong(error: dict[str, float], dtype: torch.dtype, plain_psnr_db: float | None) -> str | None:
+    """Return why a result is not right, or None."""
+    if dtype == torch.float32:
+        is_right = error["relative_error"] <= FP32_ERROR
+    else:
+        least = min(MIN_PSNR_DB, (plain_psnr_db or MIN_PSNR_DB) - PSNR_SLACK_DB)
+        is_right = error["psnr_db"] >= least
+    # A comparison with NaN is false.
+    return None if is_right else f"not the plain modules' result: {error}"
+
+
+def work(options: argparse.Namespace) -> None:
+    """Measure one way in this process, and write after every case."""
+    dtype = getattr(torch, options.dtype)
+    truth_file, report_file = options.folder / "truth.npy", options.folder / f"{options.way}.json"
+    report: dict[str, Any] = {"way": options.way, "cases": []}
+
+    def save() -> None:
+        part = report_file.with_suffix(".part")
+        part.write_text(json.dumps(report), encoding="utf-8")
+        part.replace(report_file)
+
+    photo = make_photos(1, SIDES_PX[0])[0]
+    if options.way == "truth":
+        np.save(truth_file, Way("eager", options.device, torch.float32).picture(photo))
+        return
+    way = Way(options.way, options.device, dtype)
+    begin = time.perf_counter()
+    found = way.picture(photo)
+    report["first_call_s"] = time.perf_counter() - begin
+    way.picture(photo)  # graphs are recorded at the second call
+    found = np.concatenate([found, way.picture(photo)])
+    truth = np.load(truth_file)
+    report["error"] = compare(found, np.concatenate([truth, truth]))
+    plain = options.folder / "eager.json"
+    plain_psnr = None
+    if plain.exists() and options.way != "eager":
+        plain_psnr = json.loads(plain.read_text("utf-8"))["error"]["psnr_db"]
+    report["wrong"] = None
+    if options.way != "eager" or dtype == torch.float32:
+        report["wrong"] = wrong(report["error"], dtype, plain_psnr)
+    save()
+    if report["wrong"]:
+        return
+    cases = [(side, 1) for side in SIDES_PX] + [(SIDES_PX[0], batch) for batch in BATCHES[1:]]
+    cases += [(SIDES_PX[1], batch) for batch in BATCHES[1:]]
+    if not way.is_cuda:
+        cases = cases[:1]
+    if options.way == "compile":
+        cases = cases[:2]  # every shape is compiled anew, for minutes
+    for side, batch in cases:
+        if batch * side * side > MAX_PIXELS:
+            continue
+        case: dict[str, Any] = {"side_px": side, "batch": batch}
+        try:
+            case |= measure(way, side, batch)
+        except torch.cuda.OutOfMemoryError:
+            case["error"] = "out of memory"
+            torch.cuda.empty_cache()
+        report["cases"].append(case)
+        save()
+        print(describe(options.way, case), flush=True)
+
+
+def measure(way: Way, side: int, batch: int) -> dict[str, Any]:
+    """Time pictures in, pictures out, and the networks alone."""
+    photos = make_photos(batch, side)
+    if way.is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+    for _ in range(3 if way.is_cuda else 1):  # compile, measure convolutions, record graphs
+        way(photos)
+    result: dict[str, Any] = {"seconds": way.seconds(lambda: way(photos))}
+    result["images_per_second"] = batch / result["seconds"]
+    result["peak_gib"] = way.peak_gib()
+    stages = way.stages(photos)
+    for name, stage in stages.items():
+        for _ in range(2 if way.is_cuda else 0):
+            stage()
+        result[f"{name}_seconds"] = way.seconds(stage)
+    return result
+
+
+def describe(way: str, case: dict[str, Any]) -> str:
+    """Return a case as a line of text."""
+    line = f"{way:10} {case['side_px']:5} px × {case['batch']:2}"
+    if "error" in case:
+        return f"{line}  {case['error']}"
+    stages = ", ".join(
+        f"{n} {1000 * case[f'{n}_seconds']:.1f}" for n in ("encoder", "unet", "decoder")
+    )
+    return (
+        f"{line}  {1000 * case['seconds']:9.1f} ms  {case['images_per_second']:6.1f} images/s  "
+        f"{case['peak_gib']:5.1f} GiB  ({stages} ms)"
+    )
+
+
+def main() -> int:
+    """Run all ways; the exit code is 1 if a result is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, help="JSON file for the results")
+    parser.add_argument("--budget-s", type=float, default=480, help="seconds for everything")
+    parser.add_argument("--ways", nargs="+", choices=WAYS)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=["float16", "bfloat16", "float32"])
+    parser.add_argument("--way", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    is_cuda = options.device != "cpu"
+    options.dtype = options.dtype or ("float16" if is_cuda else "float32")
+    if options.way:
+        work(options)
+        return 0
+    # A CPU compiles for minutes what then runs once.
+    ways = [w for w in WAYS if w in (options.ways or (WAYS if is_cuda else ("eager", "fused")))]
+    deadline = time.monotonic() + options.budget_s
+    results, missing = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for way in ("truth", *ways):
+            left = deadline - time.monotonic()
+            command = [sys.executable, __file__, "--way", way, "--folder", folder]
+            command += ["--device", options.device, "--dtype", options.dtype]
+            try:
+                subprocess.run(command, check=True, timeout=max(left, 1))
+            except subprocess.TimeoutExpired:
+                missing.append(f"{way}: what is not listed was not reached in the time there is")
+            except subprocess.CalledProcessError as error:
+                missing.append(f"{way}: ended with {error.returncode}")
+            report = Path(folder) / f"{way}.json"
+            if report.exists():
+                results.append(json.loads(report.read_text("utf-8")))
+    for result in results:
+        error = result["error"]
+        print(
+            f"{result['way']:10} first call {result['first_call_s']:.1f} s, relative error "
+            f"{error['relative_error']:.1e}, {error['psnr_db']:.1f} dB {result['wrong'] or ''}"
+        )
+        for case in result["cases"]:
+            print(describe(result["way"], case))
+    print_ratios(results)
+    print("\n".join(missing))
+    if options.out is not None:
+        report = {"machine": describe_machine(), "dtype": options.dtype}
+        report |= {"threads": torch.get_num_threads(), "ways": results, "missing": missing}
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return int(any(result["wrong"] for result in results) or not results)
+
+
+def print_ratios(results: list[dict[str, Any]]) -> None:
+    """Print how many times faster than each other way the engine is."""
+    seconds = {
+        (result["way"], case["side_px"], case["batch"]): case["seconds"]
+        for result in results
+        for case in result["cases"]
+        if "seconds" in case
+    }
+    for (way, side, batch), value in seconds.items():
+        own = seconds.get(("fused", side, batch))
+        if way != "fused" and own is not None:
+            print(f"{side} px × {batch}: fused is {value / own:.2f} × {way}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
