@@ -27,6 +27,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import torch
 from machine import describe_machine
@@ -47,7 +48,10 @@ FP32_ERROR = 1e-5
 """Largest relative error in float32."""
 MIN_PSNR_DB = 50.0
 """Of half precision, against float32; or as good as plain modules in half precision."""
-PSNR_SLACK_DB = 0.5
+MIN_PLAIN_PSNR_DB = 30.0
+"""Of plain modules in half precision: below, something is broken."""
+PSNR_SLACK_DB = {"fused": 0.5, "compile": 0.5, "published": 3.0}
+"""How far a way may be below plain modules; adapters kept apart round more often."""
 
 
 def build_pipeline(device: str, dtype: torch.dtype, *, has_adapters: bool) -> Any:
@@ -213,19 +217,21 @@ def compare(found: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     return {"relative_error": relative, "psnr_db": 10 * np.log10(4 / max(mse, 1e-20))}
 
 
-def wrong(error: dict[str, float], dtype: torch.dtype, plain_psnr_db: float | None) -> str | None:
+def wrong(error: dict[str, float], dtype: torch.dtype, least_db: float) -> str | None:
     """Return why a result is not right, or None."""
     if dtype == torch.float32:
         is_right = error["relative_error"] <= FP32_ERROR
     else:
-        least = min(MIN_PSNR_DB, (plain_psnr_db or MIN_PSNR_DB) - PSNR_SLACK_DB)
-        is_right = error["psnr_db"] >= least
+        is_right = error["psnr_db"] >= least_db
     # A comparison with NaN is false.
     return None if is_right else f"not the plain modules' result: {error}"
 
 
 def work(options: argparse.Namespace) -> None:
     """Measure one way in this process, and write after every case."""
+    # TensorFloat-32 is no truth.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    diffusers.utils.logging.set_verbosity_error()
     dtype = getattr(torch, options.dtype)
     truth_file, report_file = options.folder / "truth.npy", options.folder / f"{options.way}.json"
     report: dict[str, Any] = {"way": options.way, "cases": []}
@@ -241,19 +247,21 @@ def work(options: argparse.Namespace) -> None:
         return
     way = Way(options.way, options.device, dtype)
     begin = time.perf_counter()
-    found = way.picture(photo)
+    pictures = [way.picture(photo)]
     report["first_call_s"] = time.perf_counter() - begin
-    way.picture(photo)  # graphs are recorded at the second call
-    found = np.concatenate([found, way.picture(photo)])
+    if way.is_cuda:
+        pictures += [way.picture(photo) for _ in range(2)]  # a graph is recorded, and replayed
     truth = np.load(truth_file)
-    report["error"] = compare(found, np.concatenate([truth, truth]))
+    errors = [compare(picture, truth) for picture in pictures]
+    report["error"] = errors[-1]
+    least_db = MIN_PSNR_DB
     plain = options.folder / "eager.json"
-    plain_psnr = None
-    if plain.exists() and options.way != "eager":
-        plain_psnr = json.loads(plain.read_text("utf-8"))["error"]["psnr_db"]
-    report["wrong"] = None
-    if options.way != "eager" or dtype == torch.float32:
-        report["wrong"] = wrong(report["error"], dtype, plain_psnr)
+    if plain.exists():
+        plain_db = json.loads(plain.read_text("utf-8"))["error"]["psnr_db"]
+        least_db = min(least_db, plain_db - PSNR_SLACK_DB[options.way])
+    elif options.way == "eager":
+        least_db = MIN_PLAIN_PSNR_DB
+    report["wrong"] = next(filter(None, (wrong(e, dtype, least_db) for e in errors)), None)
     save()
     if report["wrong"]:
         return
@@ -282,7 +290,7 @@ def measure(way: Way, side: int, batch: int) -> dict[str, Any]:
     photos = make_photos(batch, side)
     if way.is_cuda:
         torch.cuda.reset_peak_memory_stats()
-    for _ in range(3 if way.is_cuda else 1):  # compile, measure convolutions, record graphs
+    for _ in range(3 if way.is_cuda else 0):  # compile, measure convolutions, record graphs
         way(photos)
     result: dict[str, Any] = {"seconds": way.seconds(lambda: way(photos))}
     result["images_per_second"] = batch / result["seconds"]
@@ -291,7 +299,7 @@ def measure(way: Way, side: int, batch: int) -> dict[str, Any]:
     for name, stage in stages.items():
         for _ in range(2 if way.is_cuda else 0):
             stage()
-        result[f"{name}_seconds"] = way.seconds(stage)
+        result[f"{name}_seconds"] = way.seconds(stage, None if way.is_cuda else 1)
     return result
 
 
