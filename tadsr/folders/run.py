@@ -109,7 +109,7 @@ def run_files(
                     _report_failure(item, error, report)
                     continue
                 item.seconds += time.perf_counter() - started
-                width, height = request.output_size(item.image)
+                width, height = request.output_size(item.image) if result is None else result.size
                 item.about["size"] = (width, height)
                 item.image = None
                 pending.append((item, writer.submit(_write, result, item, request)))

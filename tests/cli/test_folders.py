@@ -15,20 +15,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import ExifTags, Image
 
 import tadsr
 from tadsr.cli.model import load_on
 from tadsr.errors import TADSRError
 from tadsr.folders.jobs import Job, mirror_folder
-from tadsr.folders.manifest import MANIFEST_NAME, Manifest, read_manifest
+from tadsr.folders.manifest import MANIFEST_NAME, Manifest, Record, read_manifest
 from tadsr.folders.restoring import FileRequest, UpscaleSettings
-from tadsr.folders.resume import upscale_files
+from tadsr.folders.resume import is_whole, upscale_files
 from tadsr.folders.run import run_files
 from tadsr.folders.workers import run_on_devices
 
 PACKAGE_PARENT = str(Path(tadsr.__file__).parents[1])
 FAST = FileRequest(UpscaleSettings(process_size=0))
+NOBODY = 65534
+LINES = st.sampled_from(
+    [b"[]", b"1", b'{"run": 1}', b'{"run": {}}', b"[" * 100_000, b'{"target": []}']
+)
 
 
 def write_photos(folder: str, count: int, size: tuple[int, int] = (6, 5)) -> None:
@@ -156,6 +162,49 @@ def test_a_manifest_that_was_cut_off_goes_on(upscale):
     assert [record.target for record in read_manifest("photos_x4")] == ["00.png", "01.png"]
 
 
+@given(st.lists(st.binary() | LINES, max_size=4))
+def test_a_manifest_may_hold_anything(tmp_path_factory, lines):
+    folder = tmp_path_factory.mktemp("results")
+    (folder / MANIFEST_NAME).write_bytes(b"\n".join(lines))
+    assert read_manifest(folder) == []
+
+
+@pytest.mark.parametrize("name", ["a\u2028b\x85c", "d\ne", "na\udcefve", "ユニ✓"])
+def test_any_name_goes_through_the_manifest(upscale, name):
+    write_photos("photos", 2)
+    os.rename("photos/01.png", f"photos/{name}.png")
+    assert "2 written" in upscale("photos").stdout
+    assert {record.target for record in read_manifest("photos_x4")} == {"00.png", f"{name}.png"}
+    assert "0 written, 2 skipped" in upscale("photos").stdout
+    for line in Path("photos_x4", MANIFEST_NAME).read_bytes().splitlines():
+        json.loads(line)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
+def test_a_photo_on_its_side_is_written_down_as_it_is_and_done_once(upscale, suffix):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    write_photos("photos", 1)
+    Image.new("RGB", (6, 5)).save(f"photos/a{suffix}", exif=exif)
+    upscale("photos")
+    record = read_manifest("photos_x4")[-1]
+    assert (record.target, record.width, record.height) == ("a.png", 20, 24)
+    assert "0 written, 2 skipped" in upscale("photos").stdout
+
+
+def test_a_result_too_large_for_pillow_to_open_is_whole(tmp_path, monkeypatch):
+    path = tmp_path / "large.png"
+    Image.new("1", (60, 50)).save(path)
+    about = {"source": "x", "source_bytes": 1, "source_sha256": "", "settings": ""}
+    about |= {"finished": "", "seconds": 1, "target_bytes": os.path.getsize(path)}
+    record = Record("large.png", **about, width=60, height=50)
+    for limit in (2000, 1000):  # Pillow warns, and refuses
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        assert is_whole(path, record)
+    path.write_bytes(bytes(record.target_bytes))
+    assert not is_whole(path, record)
+
+
 def test_two_runs_do_not_share_a_folder(upscale):
     write_photos("photos", 1)
     with Manifest("photos_x4", {}):
@@ -274,6 +323,61 @@ def test_a_folder_that_closes_half_way_fails_image_by_image(model_dir, tmp_path,
     assert [outcome.status for outcome in outcomes] == ["written", "failed", "failed"]
     with Image.open(moved / "00.png") as image:
         image.load()
+
+
+def test_files_that_go_bad_half_way_fail_alone(model_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_photos("photos", 9)
+    outcomes = []
+
+    def report(outcome) -> None:
+        outcomes.append(outcome)
+        if len(outcomes) == 1:  # some of the next are on their way already
+            Path("photos/06.png").write_bytes(b"no image any more")
+            os.unlink("photos/07.png")
+
+    jobs = mirror_folder("photos", "photos_x4")
+    run_files(jobs, FAST, lambda: load_on(str(model_dir), None, "fp32", "", 1, "cpu"), report)
+    statuses = {outcome.job.source.stem: outcome.status for outcome in outcomes}
+    assert [name for name, status in statuses.items() if status == "failed"] == ["06", "07"]
+    written = {name for name, status in statuses.items() if status == "written"}
+    assert {path.stem for path in Path("photos_x4").iterdir()} == written
+    assert len(written) == 7
+
+
+def test_rights_that_are_lost_half_way_fail_image_by_image(model_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_photos("photos", 6)
+    outcomes = []
+    # An administrator may read and write everything, so nobody takes the place.
+    is_administrator = os.geteuid() == 0
+    os.mkdir("photos_x4")
+
+    def report(outcome) -> None:
+        outcomes.append(outcome)
+        if len(outcomes) == 1:
+            for path in ("photos_x4", "photos/05.png"):
+                os.chmod(path, 0o400)
+            os.chmod(tmp_path, 0o755)
+            if is_administrator:
+                os.seteuid(NOBODY)
+
+    jobs = [Job(Path(f"photos/0{n}.png"), Path(f"photos_x4/0{n}.png")) for n in range(6)]
+    try:
+        run_files(jobs, FAST, lambda: load_on(str(model_dir), None, "fp32", "", 1, "cpu"), report)
+    finally:
+        if is_administrator:
+            os.seteuid(0)
+    os.chmod("photos_x4", 0o700)
+    messages = {outcome.job.source.stem: outcome.message for outcome in outcomes}
+    assert "photos/05.png: must be readable, but permission is denied" in messages["05"]
+    assert "photos_x4/04.png: cannot be written" in messages["04"]
+    # What was being written could not be removed either, but has no photo's name.
+    whole = {path.name for path in Path("photos_x4").glob("[!.]*")}
+    assert whole == {o.job.target.name for o in outcomes if o.status == "written"}
+    for name in whole:
+        with Image.open(Path("photos_x4", name)) as image:
+            image.load()
 
 
 def test_a_pipe_among_the_files_is_not_waited_for(upscale):
