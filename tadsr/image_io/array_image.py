@@ -131,6 +131,11 @@ def read_tiff(path: Path, max_pixels: int | None) -> tuple[np.ndarray, Image.Exi
     with tifffile.TiffFile(path) as file:
         page = file.pages[0]
         height, width, samples = page.imagelength, page.imagewidth, page.samplesperpixel
+        if not all(isinstance(count, int) for count in (height, width, samples)):
+            raise ImageReadError(
+                f"{path}: must name one height, width and number of samples, but has "
+                f"{height}, {width} and {samples}; get an intact copy"
+            )
         if max_pixels is not None and height * width > max_pixels:
             raise ImageReadError(
                 f"{path}: must have at most {max_pixels} pixels, got {width}×{height} = "

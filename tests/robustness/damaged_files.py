@@ -30,6 +30,7 @@ from mutations import mutate
 import tadsr
 from tadsr import TADSRError, TADSRPipeline
 from tadsr.config import UpscaleSettings
+from tadsr.errors import ImageWriteError
 from tadsr.folders.jobs import Job
 from tadsr.folders.restoring import FileRequest, note_about, read_input, restore, write_result
 from tadsr.image_io import ArrayImage, count_frames, read_frames, read_image
@@ -115,11 +116,20 @@ def upscale(pipe: TADSRPipeline, job: Job, request: FileRequest) -> str:
 
 
 def is_ours(error: BaseException) -> bool:
-    """Tell whether an error is one that users are told about, raised by the library itself."""
+    """Tell whether an error is one that users are told about, and hides no bug of the library."""
+    cause = error.__cause__
+    if isinstance(error, ImageWriteError) and cause is not None and not isinstance(cause, OSError):
+        return False  # a picture was there, and something in it could not be written
+    is_raised_here = [_is_raised_here(each) for each in (error, cause) if each is not None]
     if isinstance(error, TADSRError):
-        return bool(str(error))
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return isinstance(error, ValueError | TypeError) and last.filename.startswith(PACKAGE)
+        hides_bug = cause is not None and not isinstance(cause, TADSRError) and is_raised_here[-1]
+        return bool(str(error)) and (not hides_bug or isinstance(cause, MemoryError))
+    return isinstance(error, ValueError | TypeError) and is_raised_here[0]
+
+
+def _is_raised_here(error: BaseException) -> bool:
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and frames[-1].filename.startswith(PACKAGE)
 
 
 if __name__ == "__main__":
