@@ -4,7 +4,8 @@ python benchmarks/tiling.py --photo photo.jpg --out benchmarks/results/tiling_cp
 
 The photo is shrunk to 512 × 512 px as LQ for the comparisons with the whole computation
 (2048 × 2048 px out), and tiled to larger ones for memory and time. Each measurement of memory runs
-in a process of its own.
+in a process of its own. Seconds are on the clock; those of the CPU say the same of a machine that
+does other work beside, which the load average tells.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from tadsr.tiling.attention import Windows
 
 COMPARED_LQ_PX = 512
 PEAK = """
-import json, resource, sys, time
+import json, os, resource, sys, time
 from PIL import Image
 from tadsr import TADSRPipeline
 from tadsr.tiling import TileSpec
@@ -44,12 +45,15 @@ for x in range(0, large.width, 512):
         large.paste(lq, (x, y))
 pipe(lq.crop((0, 0, 160, 160)))
 spec = TileSpec(max_memory=max_memory) if max_memory else "auto"
-started = time.perf_counter()
+started, cpu_started = time.perf_counter(), time.process_time()
 result = pipe(large, tiling=spec)
-seconds = time.perf_counter() - started
+seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
 assert result.size == (side, side)
 peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps({"seconds": seconds, "peak_bytes": peak}))
+load = os.getloadavg()[0]
+print(json.dumps(
+    {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_bytes": peak, "load_average": load}
+))
 """
 
 
@@ -143,13 +147,14 @@ def compare_positions(pipe: TADSRPipeline, lq: Image.Image) -> dict[str, float]:
 
 
 def measure(photo: str, side: int, model: str, max_memory: int) -> dict[str, float]:
-    """Return seconds and peak memory of one upscaling, in a process of its own."""
+    """Return seconds, peak memory and load of one upscaling, in a process of its own."""
     arguments = [photo, str(side), model, str(max_memory)]
     done = subprocess.run(
         [sys.executable, "-c", PEAK, *arguments], capture_output=True, text=True, check=True
     )
     found = json.loads(done.stdout.splitlines()[-1])
-    found["seconds_per_megapixel"] = found["seconds"] / (side * side / 1e6)
+    for name in ("seconds", "cpu_seconds"):
+        found[f"{name}_per_megapixel"] = found[name] / (side * side / 1e6)
     print(side, max_memory, found, flush=True)
     return found
 
@@ -165,6 +170,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     report = {"machine": describe_machine(), "model": arguments.model, "time": time.ctime()}
+    report |= {"photo": Path(arguments.photo).name, "threads": torch.get_num_threads()}
     report["memory_and_time"] = {
         f"{side} px, {limit or 'automatic'}": measure(arguments.photo, side, arguments.model, limit)
         for side in arguments.sides

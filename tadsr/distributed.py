@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -169,8 +169,3 @@ def _pack(value: Job | Outcome | BaseException) -> str:
 
 def _unpack(text: str) -> Any:
     return pickle.loads(base64.b64decode(text))
-
-
-def failures(outcomes: Sequence[Outcome]) -> list[str]:
-    """Return what went wrong, a line for each image that failed."""
-    return [outcome.message for outcome in outcomes if outcome.status == "failed"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from tadsr.folders.manifest import read_manifest
 from tadsr.folders.restoring import FileRequest
 
 NUM_PHOTOS = 8
+EXAMPLE = Path(__file__).parent.parent / "examples" / "ray_folder.py"
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,9 @@ def kill_a_worker() -> bool:
     return False
 
 
-def test_a_killed_worker_loses_nothing_and_a_second_run_has_nothing_to_do(cluster, tmp_path):
+def test_a_killed_worker_loses_nothing_and_a_second_run_has_nothing_to_do(
+    cluster, model_dir, tmp_path, capsys
+):
     photos = tmp_path / "photos"
     photos.mkdir()
     for number in range(NUM_PHOTOS):
@@ -71,6 +75,14 @@ def test_a_killed_worker_loses_nothing_and_a_second_run_has_nothing_to_do(cluste
     (photos / "broken.jpg").unlink()
     again = upscale_folder(*arguments, request=request, num_workers=2)
     assert {outcome.status for outcome in again} == {"skipped"}
+
+    # The example goes on with a folder as well as any other run.
+    (tmp_path / "sharp" / "0.png").unlink()
+    main = runpy.run_path(str(EXAMPLE))["main"]
+    main([*map(str, arguments), "--model", str(model_dir)])
+    assert f"1 written, {NUM_PHOTOS - 1} skipped" in " ".join(capsys.readouterr().out.split())
+    with Image.open(tmp_path / "sharp" / "0.png") as image:
+        assert image.size == (64, 48)
 
 
 def test_a_model_that_is_missing_ends_the_run(cluster, tmp_path):

@@ -5,6 +5,8 @@ Nothing here imports torch until a command runs, so that help and version answer
 
 from __future__ import annotations
 
+import io
+import sys
 from typing import Annotated
 
 import typer
@@ -72,7 +74,10 @@ def _root(
         ),
     ] = False,
 ) -> None:
-    pass
+    for stream in (sys.stdout, sys.stderr):
+        # A name of a file may hold what the terminal's encoding does not, or be no text at all.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def main() -> None:

@@ -140,13 +140,14 @@ class Manifest(AbstractContextManager):
 
     def _write(self, line: Mapping[str, Any]) -> None:
         # One write for a line and its end: a killed run leaves whole lines, but for the last.
-        self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        # ASCII: a name on disk may be no text at all, or hold what some call the end of a line.
+        self._file.write(json.dumps(line) + "\n")
         self._file.flush()
 
 
 def settings_digest(settings: Mapping[str, Any]) -> str:
     """Return a short hash of what results depend on."""
-    text = json.dumps(settings, sort_keys=True, ensure_ascii=False)
+    text = json.dumps(settings, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:_DIGEST_CHARACTERS]
 
 
@@ -178,7 +179,7 @@ def _read(path: Path) -> tuple[dict[str, Record], set[str], bool]:
         text = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return records, known, False
-    for line in text.splitlines():
+    for line in text.split("\n"):
         try:
             entry = json.loads(line)
             if "run" in entry:
@@ -187,8 +188,8 @@ def _read(path: Path) -> tuple[dict[str, Record], set[str], bool]:
                 # Fields of later versions are no matter.
                 record = Record(**{k: v for k, v in entry.items() if k in names})
                 records[record.target] = record
-        except (ValueError, TypeError, KeyError):
-            continue  # a line that was cut off by a power failure
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            continue  # a line that was cut off by a power failure, or is none of ours
     return records, known, bool(text) and not text.endswith("\n")
 
 

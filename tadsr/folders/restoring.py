@@ -46,8 +46,12 @@ class FileRequest:
 
     def output_size(self, image: SourceImage) -> tuple[int, int]:
         """Return the result's width and height in px."""
-        height, width = self.settings.output_size(image.size[1], image.size[0])
-        return width, height
+        from PIL import Image
+
+        from tadsr.image_io import upright_size
+
+        width, height = upright_size(image) if isinstance(image, Image.Image) else image.size
+        return self.settings.output_size(height, width)[::-1]
 
     def described(self) -> dict[str, Any]:
         """Return what results depend on, as JSON's types."""

@@ -41,7 +41,7 @@ FAILURES = (TADSRError, ValueError, TypeError, OSError, RuntimeError, MemoryErro
 runs out, among other things."""
 
 _AHEAD_PIXELS = 2**24
-"""Inputs that wait for the computation hold so many pixels together, or are a single one."""
+"""Inputs that wait for the computation hold so many pixels together at most, or are one."""
 _MAX_WRITERS = 4
 """Pictures are encoded by one core each; the other cores belong to who runs this."""
 _ALONE_PIXELS = 2**25
@@ -144,14 +144,18 @@ def run_files(
                     continue
                 # Outside of what may fail: without a model there is no point in the next file.
                 pipe = pipe or load()
-                batch = [item, *reader.like(item, images_at_once(pipe, item.image, request) - 1)]
+                at_once = images_at_once(pipe, item.image, request)
+                batch = [item, *reader.like(item, at_once - 1)]
+                reader.read_ahead(at_once)
                 with pace.measure("computing"):
                     results = _restore_batch(pipe, batch, request, progress_of)
                 for item, result in zip(batch, results, strict=True):
                     if isinstance(result, BaseException):
                         _report_failure(item, result, report)
                         continue
-                    item.about["size"] = request.output_size(item.image)
+                    # A result that was written at once is gone already.
+                    size = request.output_size(item.image) if result is None else result.size
+                    item.about["size"] = size
                     item.image = None
                     pending.append((item, writer.submit(_write, result, item, request)))
                 if item.pixels * request.settings.scale**2 > _ALONE_PIXELS:
@@ -208,12 +212,13 @@ def explain(job: Job, error: BaseException) -> str:
 
 
 class _Reader(AbstractContextManager):
-    """A thread that reads images ahead."""
+    """A thread that reads images ahead: one, until told otherwise."""
 
     def __init__(self, jobs: Iterable[Job], request: FileRequest) -> None:
         self._jobs, self._request = jobs, request
         self._items: deque[_Item | None] = deque()
         self._changed = threading.Condition()
+        self._num_ahead = 1
         self._is_stopped = False
         # A daemon: the source of jobs may wait for ever when the run is broken off.
         threading.Thread(target=self._run, name="tadsr-read", daemon=True).start()
@@ -229,6 +234,12 @@ class _Reader(AbstractContextManager):
                 # In steps, so that an interrupt is seen.
                 self._changed.wait(_POLL_SECONDS)
             return self._take()
+
+    def read_ahead(self, count: int) -> None:
+        """Have so many images wait at most."""
+        with self._changed:
+            self._num_ahead = count
+            self._changed.notify_all()
 
     def like(self, first: _Item, count: int) -> list[_Item]:
         """Return the images that follow at once and may share a batch, up to a number."""
@@ -261,7 +272,8 @@ class _Reader(AbstractContextManager):
         pixels = item.pixels if item else 0
         with self._changed:
             while self._items and not self._is_stopped:
-                if pixels + sum(i.pixels for i in self._items if i) <= _AHEAD_PIXELS:
+                has_room = pixels + sum(i.pixels for i in self._items if i) <= _AHEAD_PIXELS
+                if has_room and len(self._items) < self._num_ahead:
                     break
                 self._changed.wait()
             self._items.append(item)

@@ -14,6 +14,7 @@ from tadsr.image_io.codec import (
 )
 from tadsr.image_io.files import check_writable, write_image
 from tadsr.image_io.frames import Animation, count_frames, read_frames, write_frames
+from tadsr.image_io.metadata import upright_size
 from tadsr.image_io.reading import MAX_PIXELS, count_pages, read_image
 from tadsr.image_io.strips import STREAMED_SUFFIXES, check_streamable, write_strips
 from tadsr.image_io.tensors import (
@@ -47,6 +48,7 @@ __all__ = [
     "resize_bicubic",
     "resize_bicubic_rows",
     "strip_metadata",
+    "upright_size",
     "write_frames",
     "write_image",
     "write_strips",

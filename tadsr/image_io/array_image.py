@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from tadsr.errors import ImageReadError
+from tadsr.image_io.metadata import turn_upright
 
 _DTYPES = (np.dtype(np.uint16), np.dtype(np.float32))
 _ORIENTATION_TAG = 274
@@ -95,15 +96,15 @@ def read_16bit(image: Image.Image) -> np.ndarray | None:
         return None
     if layout == "LA":  # four bytes a pixel: both of grey, both of alpha
         image.tile = _with_rawmode(image, "RGBA")
-        both = np.asarray(ImageOps.exif_transpose(image)).astype(np.uint16)  # [H, W, 4]
+        both = np.asarray(turn_upright(image)).astype(np.uint16)  # [H, W, 4]
         return both[..., ::2] << 8 | both[..., 1::2]
     is_big = order == "B" or (order == "N" and sys.byteorder == "big")
     is_premultiplied, layout = layout == "RGBa", layout.upper()
     with Image.open(image.filename) as again:
         again.tile = _with_rawmode(again, f"{layout};16{'L' if is_big else 'B'}")
-        low = np.asarray(ImageOps.exif_transpose(again))
+        low = np.asarray(turn_upright(again))
     image.tile = _with_rawmode(image, f"{layout};16{'B' if is_big else 'L'}")
-    pixels = np.asarray(ImageOps.exif_transpose(image)).astype(np.uint16) << 8 | low
+    pixels = np.asarray(turn_upright(image)).astype(np.uint16) << 8 | low
     if is_premultiplied:
         pixels = _unpremultiplied(pixels)
     key = image.info.get("transparency")
@@ -130,6 +131,11 @@ def read_tiff(path: Path, max_pixels: int | None) -> tuple[np.ndarray, Image.Exi
     with tifffile.TiffFile(path) as file:
         page = file.pages[0]
         height, width, samples = page.imagelength, page.imagewidth, page.samplesperpixel
+        if not all(isinstance(count, int) for count in (height, width, samples)):
+            raise ImageReadError(
+                f"{path}: must name one height, width and number of samples, but has "
+                f"{height}, {width} and {samples}; get an intact copy"
+            )
         if max_pixels is not None and height * width > max_pixels:
             raise ImageReadError(
                 f"{path}: must have at most {max_pixels} pixels, got {width}×{height} = "
@@ -203,7 +209,7 @@ def _keyed_gray(image: Image.Image) -> np.ndarray | None:
     key = image.info.get("transparency")
     if not image.mode.startswith("I;16") or not isinstance(key, int):
         return None
-    pixels = np.asarray(ImageOps.exif_transpose(image)).astype(np.uint16)
+    pixels = np.asarray(turn_upright(image)).astype(np.uint16)
     return _with_key(pixels[..., None], (key,))
 
 

@@ -11,12 +11,12 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, UnidentifiedImageError
 from torch import Tensor
 
 from tadsr.errors import ImageReadError
 from tadsr.image_io.array_image import ArrayImage
-from tadsr.image_io.metadata import COLOR_KEYS, exif_dpi, kept_metadata, tidy_exif
+from tadsr.image_io.metadata import COLOR_KEYS, exif_dpi, kept_metadata, tidy_exif, turn_upright
 
 ImageLike: TypeAlias = Image.Image | ArrayImage | np.ndarray | Tensor
 OutputType: TypeAlias = Literal["pil", "np", "pt"]
@@ -226,15 +226,11 @@ def _load_upright(
         image.load()
     except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
         raise unreadable(getattr(image, "filename", None) or "image", error) from error
+    upright = turn_upright(image)
     try:
-        upright = ImageOps.exif_transpose(image)
-    except Exception:  # damaged EXIF says nothing against the pixels
-        return image.copy(), None, None
-    try:
-        # Of the given image: the upright one has lost the orientation, which is to be 1.
         exif = image.getexif()
         return upright, tidy_exif(exif), exif_dpi(exif)
-    except Exception:
+    except Exception:  # damaged EXIF says nothing against the pixels
         return upright, None, None
 
 
@@ -414,4 +410,6 @@ def unreadable(name: object, error: Exception) -> ImageReadError:
     """Put what Pillow raised into one sentence about the file."""
     if isinstance(error, UnidentifiedImageError):
         return ImageReadError(f"{name}: must be an image, but is none that Pillow knows")
+    if isinstance(error, PermissionError):
+        return ImageReadError(f"{name}: must be readable, but permission is denied")
     return ImageReadError(f"{name}: cannot be read as an image ({error}); get an intact copy")

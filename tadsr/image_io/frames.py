@@ -13,9 +13,21 @@ import numpy as np
 from PIL import Image
 
 from tadsr.errors import ImageReadError, ImageWriteError
-from tadsr.image_io.codec import decode_image, encode_image, strip_metadata, unreadable
+from tadsr.image_io.codec import (
+    decode_image,
+    encode_image,
+    strip_metadata,
+    unreadable,
+)
 from tadsr.image_io.files import check_writable, open_whole, save_options, to_palette
-from tadsr.image_io.metadata import kept_metadata
+from tadsr.image_io.metadata import (
+    find_orientation,
+    kept_metadata,
+    read_exif,
+    turn_upright,
+    upright_metadata,
+    upright_size,
+)
 from tadsr.image_io.png import PngWriter
 from tadsr.image_io.reading import ANIMATED_FORMATS, MAX_PIXELS, check_readable, open_image
 
@@ -30,12 +42,13 @@ class Animation:
 
     Args:
         path: The file, which is read anew at each iteration.
-        size: Width and height in px.
+        size: Width and height in px, upright.
         durations_ms: How long each frame is shown.
         num_plays: How often all are shown, 0 for ever.
         has_transparency_data: Whether any frame is transparent anywhere: all are RGBA then, else
             RGB.
         info: Metadata of the file, which each frame carries.
+        orientation: Of the file's frames, as in EXIF; they are turned upright by it.
     """
 
     path: Path
@@ -44,6 +57,7 @@ class Animation:
     num_plays: int = 0
     has_transparency_data: bool = False
     info: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    orientation: int = 1
 
     def __len__(self) -> int:
         return len(self.durations_ms)
@@ -54,6 +68,7 @@ class Animation:
                 for index in _frame_indices(image):
                     image.seek(index)
                     frame = image.convert("RGBA" if self.has_transparency_data else "RGB")
+                    frame = turn_upright(frame, self.orientation)
                     frame.info = dict(self.info)
                     yield frame
         except ImageReadError:
@@ -110,12 +125,15 @@ def read_frames(path: str | os.PathLike[str], *, max_pixels: int | None = MAX_PI
             if image.format == "GIF":
                 # It counts repetitions, and says nothing for none.
                 loop = 1 if loop is None else loop and loop + 1
-            info = {
-                key: image.info[key]
-                for key in ("icc_profile", "exif", "xmp", "dpi", "gamma", "chromaticity", "srgb")
-                if key in image.info
-            }
-            return Animation(path, image.size, tuple(durations), loop or 0, has_alpha, info)
+            return Animation(
+                path,
+                upright_size(image),
+                tuple(durations),
+                loop or 0,
+                has_alpha,
+                upright_metadata(read_exif(image), image.info, b"RGB "),
+                find_orientation(image),
+            )
     except ImageReadError:
         raise
     except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything

@@ -13,6 +13,16 @@ COLOR_KEYS = ("icc_profile", "gamma", "chromaticity")
 """Metadata that says what the pixels' values mean."""
 
 _INCH_CM = 2.54
+_ORIENTATIONS_ON_THE_SIDE = (5, 6, 7, 8)
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _SHAPE_DESCRIPTION = '{"shape"'  # where tifffile repeats the size
 STORAGE_TAGS = frozenset(
     {254, 255, *range(256, 260), 262, 263, 264, 265, 266, 273, 277, 278, 279, 280, 281, 284}
@@ -57,6 +67,59 @@ def kept_metadata(info: Mapping[str, Any], icc_space: bytes) -> dict[str, Any]:
     if xmp := tidy_xmp(xmp.encode() if isinstance(xmp, str) else xmp):
         kept["xmp"] = xmp
     return kept
+
+
+def upright_metadata(exif: Image.Exif, info: Mapping[str, Any], icc_space: bytes) -> dict[str, Any]:
+    """Keep the metadata of a file whose pixels are turned upright.
+
+    Args:
+        exif: Of the file.
+        info: As of the PIL image.
+        icc_space: As for `kept_metadata`.
+    """
+    try:
+        found = {"dpi": exif_dpi(exif)} | info | {"exif": tidy_exif(exif)}
+    except Exception:  # damaged EXIF says nothing against the pixels
+        found = info | {"exif": None}
+    return kept_metadata(found, icc_space)
+
+
+def read_exif(image: Image.Image) -> Image.Exif:
+    """Return the EXIF of a PIL image, empty where it is damaged."""
+    try:
+        return image.getexif()
+    except Exception:  # it makes Pillow raise nearly anything
+        return Image.Exif()
+
+
+def turn_upright(image: Image.Image, orientation: int | None = None) -> Image.Image:
+    """Return a loaded copy of a PIL image, turned by its EXIF orientation.
+
+    Unlike Pillow's `exif_transpose` it leaves the metadata as it was, so that damage to the rest
+    of the EXIF does not matter.
+
+    Args:
+        image: The image.
+        orientation: As in EXIF; None for the image's own.
+    """
+    image.load()
+    turn = _TURNS.get(find_orientation(image) if orientation is None else orientation)
+    return image.copy() if turn is None else image.transpose(turn)
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Return the width and height in px that a PIL image has once it is turned upright."""
+    width, height = image.size
+    is_on_its_side = find_orientation(image) in _ORIENTATIONS_ON_THE_SIDE
+    return (height, width) if is_on_its_side else (width, height)
+
+
+def find_orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation of a PIL image, 1 for upright or unknown."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # damaged EXIF says nothing against the pixels
+        return 1
 
 
 def _is_sound(exif: bytes) -> bool:

@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from tadsr.errors import ImageReadError, ImageReadWarning
 from tadsr.image_io.array_image import ArrayImage, check_unit, read_16bit, read_tiff
 from tadsr.image_io.codec import unreadable
-from tadsr.image_io.metadata import exif_dpi, kept_metadata, tidy_exif
+from tadsr.image_io.metadata import read_exif, tidy_exif, upright_metadata
 
 MAX_PIXELS = 178_956_970  # where Pillow itself refuses to open a file, by default
 # Files of several images of equal rank; others keep thumbnails and depth maps beside the first.
@@ -137,7 +137,7 @@ def _read(image: Image.Image, path: Path) -> Image.Image | ArrayImage:
     if is_tiff and image.mode == "F":
         pixels = check_unit(np.asarray(image, np.float32)[..., None], path)
     if pixels is not None:
-        return _array_image(pixels, image.getexif(), image.info)
+        return _array_image(pixels, read_exif(image), image.info)
     plain = image.copy()  # a plain image, which needs the closed file no more
     if is_tiff:
         try:
@@ -152,11 +152,8 @@ def _read(image: Image.Image, path: Path) -> Image.Image | ArrayImage:
 
 
 def _array_image(pixels: np.ndarray, exif: Image.Exif, info: dict[str, Any]) -> ArrayImage:
-    try:
-        found = {"dpi": exif_dpi(exif)} | info | {"exif": tidy_exif(exif)}
-    except Exception:  # damaged EXIF says nothing against the pixels
-        found = info | {"exif": None}
-    return ArrayImage(pixels, kept_metadata(found, b"GRAY" if pixels.shape[2] <= 2 else b"RGB "))
+    space = b"GRAY" if pixels.shape[2] <= 2 else b"RGB "
+    return ArrayImage(pixels, upright_metadata(exif, info, space))
 
 
 def _read_with_tifffile(path: Path, max_pixels: int | None) -> ArrayImage:

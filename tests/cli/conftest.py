@@ -1,4 +1,4 @@
-"""A small model with random weights, and ways to run the command line on it."""
+"""Ways to run the command line on a small model with random weights."""
 
 from __future__ import annotations
 
@@ -8,43 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler, UNet2DConditionModel
 from PIL import Image
 from typer.testing import CliRunner
 
-from tadsr import TADSRPipeline, TimeAwareAutoencoderKL
 from tadsr.cli import app
-from tadsr.models.prompt_embeddings import PromptEmbeddings
-
-
-@pytest.fixture(scope="session")
-def model_dir(tmp_path_factory) -> Path:
-    torch.manual_seed(0)
-    vae = TimeAwareAutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 8),
-        layers_per_block=1,
-        norm_num_groups=4,
-        mid_block_add_attention=False,
-    )
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 8),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        norm_num_groups=4,
-        cross_attention_dim=8,
-        attention_head_dim=2,
-    )
-    scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-    pipe = TADSRPipeline(
-        vae=vae, unet=unet, scheduler=scheduler, prompt_embeddings=PromptEmbeddings(embedding_dim=8)
-    )
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    pipe.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

@@ -15,20 +15,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import ExifTags, Image
 
 import tadsr
 from tadsr.cli.model import load_on
 from tadsr.errors import TADSRError
 from tadsr.folders.jobs import Job, mirror_folder
-from tadsr.folders.manifest import MANIFEST_NAME, Manifest, read_manifest
+from tadsr.folders.manifest import MANIFEST_NAME, Manifest, Record, read_manifest
 from tadsr.folders.restoring import FileRequest, UpscaleSettings
-from tadsr.folders.resume import upscale_files
+from tadsr.folders.resume import is_whole, upscale_files
 from tadsr.folders.run import run_files
 from tadsr.folders.workers import run_on_devices
 
 PACKAGE_PARENT = str(Path(tadsr.__file__).parents[1])
 FAST = FileRequest(UpscaleSettings(process_size=0))
+NOBODY = 65534
+LINES = st.sampled_from(
+    [b"[]", b"1", b'{"run": 1}', b'{"run": {}}', b"[" * 100_000, b'{"target": []}']
+)
 
 
 def write_photos(folder: str, count: int, size: tuple[int, int] = (6, 5)) -> None:
@@ -156,6 +162,49 @@ def test_a_manifest_that_was_cut_off_goes_on(upscale):
     assert [record.target for record in read_manifest("photos_x4")] == ["00.png", "01.png"]
 
 
+@given(st.lists(st.binary() | LINES, max_size=4))
+def test_a_manifest_may_hold_anything(tmp_path_factory, lines):
+    folder = tmp_path_factory.mktemp("results")
+    (folder / MANIFEST_NAME).write_bytes(b"\n".join(lines))
+    assert read_manifest(folder) == []
+
+
+@pytest.mark.parametrize("name", ["a\u2028b\x85c", "d\ne", "na\udcefve", "ユニ✓"])
+def test_any_name_goes_through_the_manifest(upscale, name):
+    write_photos("photos", 2)
+    os.rename("photos/01.png", f"photos/{name}.png")
+    assert "2 written" in upscale("photos").stdout
+    assert {record.target for record in read_manifest("photos_x4")} == {"00.png", f"{name}.png"}
+    assert "0 written, 2 skipped" in upscale("photos").stdout
+    for line in Path("photos_x4", MANIFEST_NAME).read_bytes().splitlines():
+        json.loads(line)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
+def test_a_photo_on_its_side_is_written_down_as_it_is_and_done_once(upscale, suffix):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    write_photos("photos", 1)
+    Image.new("RGB", (6, 5)).save(f"photos/a{suffix}", exif=exif)
+    upscale("photos")
+    record = read_manifest("photos_x4")[-1]
+    assert (record.target, record.width, record.height) == ("a.png", 20, 24)
+    assert "0 written, 2 skipped" in upscale("photos").stdout
+
+
+def test_a_result_too_large_for_pillow_to_open_is_whole(tmp_path, monkeypatch):
+    path = tmp_path / "large.png"
+    Image.new("1", (60, 50)).save(path)
+    about = {"source": "x", "source_bytes": 1, "source_sha256": "", "settings": ""}
+    about |= {"finished": "", "seconds": 1, "target_bytes": os.path.getsize(path)}
+    record = Record("large.png", **about, width=60, height=50)
+    for limit in (2000, 1000):  # Pillow warns, and refuses
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        assert is_whole(path, record)
+    path.write_bytes(bytes(record.target_bytes))
+    assert not is_whole(path, record)
+
+
 def test_two_runs_do_not_share_a_folder(upscale):
     write_photos("photos", 1)
     with Manifest("photos_x4", {}):
@@ -277,30 +326,45 @@ def test_a_folder_that_closes_half_way_fails_image_by_image(model_dir, tmp_path,
 
 
 class Batches:
-    """A pipeline that takes images together as on a GPU, and remembers how many."""
+    """A pipeline that takes images together as on a GPU, once they have been read."""
 
-    def __init__(self, pipe, at_once: int) -> None:
+    def __init__(self, pipe, jobs, at_once: int) -> None:
         self.pipe, self.at_once, self.counts = pipe, at_once, []
+        self._left, self._num_taken, self._is_all_read = jobs, 0, False
+
+    def jobs(self):
+        for job in self._left:
+            self._num_taken += 1
+            yield job
+        self._is_all_read = True
 
     def images_at_once(self, size, settings) -> int:
         return self.at_once
 
+    def wait(self, num_ahead: int) -> None:
+        # One more is taken when so many have been put down to wait.
+        wanted = sum(self.counts) + num_ahead + 1
+        while self._num_taken < wanted and not self._is_all_read:
+            time.sleep(0.001)
+
+    def load(self) -> Batches:
+        self.counts = [1]
+        self.wait(1)
+        self.counts = []
+        return self
+
     def __call__(self, image, *args, **options):
         self.counts.append(len(image) if isinstance(image, list) else 1)
         if isinstance(image, list) and any(i.getpixel((0, 0)) == (9, 9, 9) for i in image):
+            self.counts.pop()
             raise RuntimeError("no memory to allocate")
+        self.wait(self.at_once)
         return self.pipe(image, *args, **options)
 
 
 def run_in_batches(pipe, jobs, at_once: int) -> tuple[list, list[int], object]:
-    """Run with everything read before the model is there, so that batches are full."""
-    outcomes, batches = [], Batches(pipe, at_once)
-
-    def load():
-        time.sleep(0.5)
-        return batches
-
-    pace = run_files(jobs, FAST, load, outcomes.append)
+    outcomes, batches = [], Batches(pipe, jobs, at_once)
+    pace = run_files(batches.jobs(), FAST, batches.load, outcomes.append)
     return outcomes, batches.counts, pace
 
 
@@ -317,8 +381,8 @@ def batch_jobs(tmp_path, monkeypatch):
 def test_images_of_one_size_go_through_together(model_dir, batch_jobs):
     pipe = load_on(str(model_dir), None, "fp32", "", 1, "cpu")
     outcomes, counts, pace = run_in_batches(pipe, batch_jobs, 3)
-    # 00 00b 01 | 02 | 02b (another size) | 03 | 03b (no image) | 04
-    assert counts == [3, 1, 1, 1, 1]
+    # 00 00b (at first one waits) | 01 02 | 02b (another size) | 03 | 03b (no image) | 04
+    assert counts == [2, 2, 1, 1, 1]
     assert [o.job.source.name for o in outcomes if o.status == "failed"] == ["03b.png"]
     assert pace.computing > 0
     for outcome in outcomes:
@@ -333,11 +397,66 @@ def test_what_fails_in_a_batch_fails_alone(model_dir, batch_jobs):
     pipe = load_on(str(model_dir), None, "fp32", "", 1, "cpu")
     Image.new("RGB", (6, 5), (9, 9, 9)).save("photos/01.png")
     outcomes, counts, _ = run_in_batches(pipe, batch_jobs, 3)
-    assert counts == [3, 1, 1, 1, 1, 1, 1, 1]
+    assert counts == [2, 1, 1, 1, 1, 1]
     assert [o.job.source.name for o in outcomes if o.status == "failed"] == ["03b.png"]
     # What may have ended a run before is computed by itself.
     jobs = [Job(job.source, Path("again", job.target.name), alone=True) for job in batch_jobs]
     assert set(run_in_batches(pipe, jobs, 3)[1]) == {1}
+
+
+def test_files_that_go_bad_half_way_fail_alone(model_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_photos("photos", 9)
+    outcomes = []
+
+    def report(outcome) -> None:
+        outcomes.append(outcome)
+        if len(outcomes) == 1:  # some of the next are on their way already
+            Path("photos/06.png").write_bytes(b"no image any more")
+            os.unlink("photos/07.png")
+
+    jobs = mirror_folder("photos", "photos_x4")
+    run_files(jobs, FAST, lambda: load_on(str(model_dir), None, "fp32", "", 1, "cpu"), report)
+    statuses = {outcome.job.source.stem: outcome.status for outcome in outcomes}
+    assert [name for name, status in statuses.items() if status == "failed"] == ["06", "07"]
+    written = {name for name, status in statuses.items() if status == "written"}
+    assert {path.stem for path in Path("photos_x4").iterdir()} == written
+    assert len(written) == 7
+
+
+def test_rights_that_are_lost_half_way_fail_image_by_image(model_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_photos("photos", 6)
+    outcomes = []
+    # An administrator may read and write everything, so nobody takes the place.
+    is_administrator = os.geteuid() == 0
+    os.mkdir("photos_x4")
+
+    def report(outcome) -> None:
+        outcomes.append(outcome)
+        if len(outcomes) == 1:
+            for path in ("photos_x4", "photos/05.png"):
+                os.chmod(path, 0o400)
+            os.chmod(tmp_path, 0o755)
+            if is_administrator:
+                os.seteuid(NOBODY)
+
+    jobs = [Job(Path(f"photos/0{n}.png"), Path(f"photos_x4/0{n}.png")) for n in range(6)]
+    try:
+        run_files(jobs, FAST, lambda: load_on(str(model_dir), None, "fp32", "", 1, "cpu"), report)
+    finally:
+        if is_administrator:
+            os.seteuid(0)
+    os.chmod("photos_x4", 0o700)
+    messages = {outcome.job.source.stem: outcome.message for outcome in outcomes}
+    assert "photos/05.png: must be readable, but permission is denied" in messages["05"]
+    assert "photos_x4/04.png: cannot be written" in messages["04"]
+    # What was being written could not be removed either, but has no photo's name.
+    whole = {path.name for path in Path("photos_x4").glob("[!.]*")}
+    assert whole == {o.job.target.name for o in outcomes if o.status == "written"}
+    for name in whole:
+        with Image.open(Path("photos_x4", name)) as image:
+            image.load()
 
 
 def test_a_pipe_among_the_files_is_not_waited_for(upscale):

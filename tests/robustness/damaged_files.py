@@ -1,0 +1,136 @@
+"""Upscale damaged files one after the other, and tell what became of each.
+
+python tests/robustness/damaged_files.py --model MODEL --folder EMPTY --seed 0 --first 17 --count 1
+
+Run by `test_damaged_files.py` in a process of its own, which a decoder may bring down: the file at
+hand then lies in EMPTY/in. A line of JSON comes for each case: its number, the file it is made of,
+what became of it, and where that is wrong why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import json
+import resource
+import shutil
+import sys
+import tempfile
+import traceback
+import warnings
+from pathlib import Path
+from random import Random
+
+import torch
+
+# The script's own folder is where Python looks first.
+from corpus import make_files
+from mutations import mutate
+
+import tadsr
+from tadsr import TADSRError, TADSRPipeline
+from tadsr.config import UpscaleSettings
+from tadsr.errors import ImageWriteError
+from tadsr.folders.jobs import Job
+from tadsr.folders.restoring import FileRequest, note_about, read_input, restore, write_result
+from tadsr.image_io import ArrayImage, count_frames, read_frames, read_image
+
+SECONDS_A_CASE = 30
+MEMORY_BYTES = 6 * 2**30
+RESTORED_PIXELS = 4000
+"""Inputs of more pixels, which a changed header may promise, are read only."""
+TARGETS = (".png", ".tif", ".webp", ".jpg", ".gif", ".bmp")
+PACKAGE = str(Path(tadsr.__file__).parent)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--count", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
+    pipe = TADSRPipeline.from_pretrained(arguments.model)
+    with tempfile.TemporaryDirectory() as folder:
+        files = make_files(Path(folder))
+    for number in range(arguments.first, arguments.first + arguments.count):
+        faulthandler.dump_traceback_later(SECONDS_A_CASE, exit=True)
+        found = run_case(pipe, files, arguments.folder, arguments.seed, number)
+        faulthandler.cancel_dump_traceback_later()
+        sys.stdout.write(json.dumps({"number": number, **found}) + "\n")
+        sys.stdout.flush()
+
+
+def run_case(
+    pipe: TADSRPipeline, files: dict[str, bytes], folder: Path, seed: int, number: int
+) -> dict[str, str]:
+    """Make a case from its number, run it, and clean up after it unless it went wrong."""
+    rng = Random(f"{seed}-{number}")
+    name = rng.choice(sorted(files))
+    data = files[name] if rng.random() < 0.02 else mutate(rng, files[name], list(files.values()))
+    suffix = Path(rng.choice(sorted(files)) if rng.random() < 0.1 else name).suffix
+    source = folder / "in" / f"{number}{suffix}"
+    target = folder / "out" / f"{number}{rng.choice(TARGETS)}"
+    for path in (source, target):
+        path.parent.mkdir(exist_ok=True)
+    source.write_bytes(data)
+    request = FileRequest(UpscaleSettings(process_size=0), strip=rng.random() < 0.2)
+    try:
+        became, wrong = upscale(pipe, Job(source, target), request), ""
+    except Exception as error:
+        became = type(error).__name__
+        wrong = "" if is_ours(error) else traceback.format_exc()
+    left = sorted(path.name for path in target.parent.iterdir())
+    if left != ([target.name] if became == "upscaled" else []):
+        wrong = wrong or f"{became}, and the output folder holds {left}"
+    shutil.rmtree(target.parent)
+    if not wrong:
+        source.unlink()
+    return {"file": name, "became": became, "wrong": wrong}
+
+
+def upscale(pipe: TADSRPipeline, job: Job, request: FileRequest) -> str:
+    """Go the way of a folder run's files, and check the result."""
+    image = read_input(job, request)
+    note_about(job)
+    width, height = request.output_size(image)
+    if image.size[0] * image.size[1] > RESTORED_PIXELS:
+        return "only read"
+    result = restore(pipe, image, job, request)
+    if result is not None:
+        write_result(result, job, request)
+    if count_frames(job.target) > 1:
+        found = read_frames(job.target)
+        list(found)
+    else:
+        found = read_image(job.target)
+        if not isinstance(found, ArrayImage):
+            found.load()
+    if found.size != (width, height):
+        raise AssertionError(f"must be {width}×{height} px, is {found.size}")
+    return "upscaled"
+
+
+def is_ours(error: BaseException) -> bool:
+    """Tell whether an error is one that users are told about, and hides no bug of the library."""
+    cause = error.__cause__
+    if isinstance(error, ImageWriteError) and cause is not None and not isinstance(cause, OSError):
+        return False  # a picture was there, and something in it could not be written
+    is_raised_here = [_is_raised_here(each) for each in (error, cause) if each is not None]
+    if isinstance(error, TADSRError):
+        hides_bug = cause is not None and not isinstance(cause, TADSRError) and is_raised_here[-1]
+        return bool(str(error)) and (not hides_bug or isinstance(cause, MemoryError))
+    return isinstance(error, ValueError | TypeError) and is_raised_here[0]
+
+
+def _is_raised_here(error: BaseException) -> bool:
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and frames[-1].filename.startswith(PACKAGE)
+
+
+if __name__ == "__main__":
+    main()
