@@ -293,6 +293,18 @@ def test_other_samples_are_refused_in_a_sentence(tmp_path):
         read_image(tmp_path / "big.tif", max_pixels=15)
 
 
+def test_a_tiff_of_two_widths_is_refused_in_a_sentence(tmp_path):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, _noise16(4, 5, 3), bigtiff=True, byteorder=">", planarconfig="contig")
+    with tifffile.TiffFile(path) as file:
+        count = file.pages[0].tags["ImageWidth"].offset + 4
+    data = bytearray(path.read_bytes())
+    data[count : count + 8] = struct.pack(">Q", 2)
+    path.write_bytes(data)
+    with pytest.raises(ImageReadError, match="must name one height, width"):
+        read_image(path)
+
+
 def test_further_pages_are_not_lost_silently(tmp_path):
     with tifffile.TiffWriter(tmp_path / "scan.tif") as writer:
         for value in (100, 200):

@@ -3,7 +3,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms, ImageDraw
+from PIL import ExifTags, Image, ImageCms, ImageDraw
 
 from tadsr.errors import ImageReadError, ImageWriteError
 from tadsr.image_io import (
@@ -53,6 +53,27 @@ def test_frames_durations_and_plays_come_back(suffix, mode, num_plays, tmp_path)
         for found, frame in zip(animation, frames, strict=True):
             assert found.mode == mode
             assert np.abs(_shown(found).astype(int) - _shown(frame)).mean() <= tolerance
+
+
+@pytest.mark.parametrize("is_stripped", [False, True])
+@pytest.mark.parametrize("suffix", [".png", ".webp"])
+def test_an_animation_on_its_side_is_turned_once(suffix, is_stripped, tmp_path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    exif[ExifTags.Base.Make] = "Camera"
+    first, *others = _frames()
+    options = {"save_all": True, "append_images": others, "exif": exif}
+    first.save(tmp_path / f"a{suffix}", lossless=True, **options)
+    animation = read_frames(tmp_path / f"a{suffix}")
+    animation = animation.strip_metadata() if is_stripped else animation
+    assert animation.size == (12, 16)
+    write_frames(animation, tmp_path / "b.png", durations_ms=DURATIONS)
+    result = read_frames(tmp_path / "b.png")
+    assert result.size == (12, 16)
+    assert ("exif" in result.info) is not is_stripped
+    for found, frame in zip(result, _frames(), strict=True):
+        assert found.size == (12, 16)
+        assert np.abs(_shown(found).astype(int) - np.rot90(_shown(frame), -1)).mean() < 1
 
 
 @pytest.mark.parametrize("suffix", [".png", ".webp"])

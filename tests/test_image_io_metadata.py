@@ -14,9 +14,11 @@ from tadsr.image_io import (
     read_image,
     strip_metadata,
     tiff,
+    upright_size,
     write_image,
     write_strips,
 )
+from tadsr.image_io.png import PngWriter
 
 SRGB_ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 XMP = b"""<?xpacket begin="" id="W5M0MpCehiHzreSzNTczkc9d"?>
@@ -236,3 +238,24 @@ def test_strip_keeps_transparency(tmp_path):
     bare = strip_metadata(image)
     assert bare.info == {"transparency": 1}
     torch.testing.assert_close(decode_image(bare).alpha, decode_image(image).alpha)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", "16.png"])
+def test_a_photo_is_turned_whatever_else_of_its_exif_is_damaged(suffix, tmp_path):
+    # Orientation 6, and a camera's make that is a number: read, it cannot be written again.
+    orientation = struct.pack("<HHIHH", ExifTags.Base.Orientation, 3, 1, 6, 0)
+    make = struct.pack("<HHII", ExifTags.Base.Make, 5, 1, 0)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + orientation + make + bytes(4)
+    path = tmp_path / f"a{suffix}"
+    if suffix == "16.png":
+        with open(path, "wb") as file:
+            shape = (5, 7, 3)
+            writer = PngWriter(file, shape, np.dtype(np.uint16), {"exif": exif})
+            writer.write_image([np.zeros(shape, np.uint16)])
+    else:
+        Image.new("RGB", (7, 5)).save(path, exif=exif)
+    image = read_image(path)
+    assert decode_image(image).rgb.shape == (3, 7, 5)
+    assert "exif" not in decode_image(image).kind.info
+    if isinstance(image, Image.Image):
+        assert upright_size(image) == strip_metadata(image).size == (5, 7)

@@ -134,6 +134,28 @@ def test_the_training_guide_names_recipes_and_fields_that_exist():
         load_recipe(ROOT / path)
 
 
+def test_the_tiling_guides_code_runs(checkout):
+    text = (ROOT / "docs" / "tiling.md").read_text(encoding="utf-8")
+    for path in re.findall(r"`((?:examples|benchmarks)/[\w/.]+)`", text):
+        assert (ROOT / path).exists(), path
+    shutil.copy("photo.jpg", "panorama.png")
+    # The network works at the size of the photo, which is smaller here.
+    python = "\n".join(re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
+    python = re.sub(r"(pipe\(image|huge.tif\")", r"\1, process_size=0", python)
+    exec(compile(python, "tiling.md", "exec"), {})
+    with Image.open("huge.tif") as image:
+        assert image.size == (128, 96)
+    for block in re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        for line in block.splitlines():
+            command = shlex.split(line, comments=True)
+            if "--devices" not in command:  # a process for each, which other tests start
+                command += ["--process-size", "0", "--overwrite"]
+                result = CliRunner().invoke(app, command[1:])
+                assert result.exit_code == 0, (command, result.output)
+    (cluster,) = re.findall(r"^```py\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    compile(cluster, "tiling.md", "exec")
+
+
 @pytest.mark.slow
 def test_the_onnx_guides_python_code_runs(checkout):
     text = (ROOT / "docs" / "onnx.md").read_text(encoding="utf-8")

@@ -153,7 +153,10 @@ def settings_digest(settings: Mapping[str, Any]) -> str:
 
 def is_changed(record: Record, source: Path) -> bool:
     """Return whether a file differs from the one that a result was made of."""
-    if os.path.getsize(source) != record.source_bytes:
+    try:
+        if os.path.getsize(source) != record.source_bytes:
+            return True
+    except OSError:  # a link to nothing, say
         return True
     return fingerprint(source)[1] != record.source_sha256
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from tadsr.errors import TADSRError
 from tadsr.tiling.statistics import ChannelStatistics
 
 Shape = tuple[int, int, int, int]
@@ -136,7 +137,15 @@ class _FileActivation(StoredActivation):
         self._file = tempfile.TemporaryFile(dir=storage.folder, prefix="tadsr-")  # noqa: SIM115
         # Room is asked for now: a full disk is an error here rather than in the middle.
         if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(self._file.fileno(), 0, shape[2] * self._row_bytes)
+            try:
+                os.posix_fallocate(self._file.fileno(), 0, shape[2] * self._row_bytes)
+            except OSError as error:
+                self._file.close()
+                # Of this image alone: for a run over many it is no full disk of results.
+                raise TADSRError(
+                    f"a temporary file must have room for {shape[2] * self._row_bytes} bytes, but: "
+                    f"{error.strerror}; name another folder with TMPDIR, or allow more memory"
+                ) from None
 
     def read(self, start: int, stop: int) -> Tensor:
         rows = torch.empty((stop - start, *self._row_shape), dtype=self.dtype)
@@ -186,7 +195,7 @@ class BandStorage:
             dtype: Of the elements.
 
         Raises:
-            OSError: The temporary file finds no room.
+            TADSRError: The temporary file finds no room.
         """
         num_bytes = count_bytes(shape, dtype)
         for is_host, place in ((False, self.device), (True, torch.device("cpu"))):

@@ -151,6 +151,14 @@ def test_other_settings_and_changed_inputs_are_said_but_not_redone(upscale):
     assert "2 written" in upscale("photos", "-t", 900, "--overwrite").stdout
 
 
+def test_a_photo_that_became_a_link_to_nothing_has_changed(upscale):
+    write_photos("photos", 2)
+    upscale("photos")
+    os.unlink("photos/01.png")
+    os.symlink("gone.png", "photos/01.png")
+    assert "photos/01.png has changed since" in upscale("photos").stderr
+
+
 def test_a_manifest_that_was_cut_off_goes_on(upscale):
     write_photos("photos", 2)
     upscale("photos")

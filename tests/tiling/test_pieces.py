@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from itertools import pairwise
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from tadsr.errors import TADSRError
 from tadsr.tiling import BandStorage, PlannedStorage, TileSpec
 from tadsr.tiling.attention import Windows, attend_in_windows
 from tadsr.tiling.statistics import ChannelStatistics
@@ -93,6 +95,17 @@ def test_memory_is_counted_and_given_back():
     assert plan.peak_bytes == 4_000_000
     with pytest.raises(RuntimeError, match="no content"):
         second.read(0, 1)
+
+
+def test_a_temporary_file_without_room_is_told():
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    storage = BandStorage(CPU, device_bytes=0)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(TADSRError, match=r"room for 65536 bytes.*TMPDIR"):
+            storage.allocate((1, 4, 64, 64), torch.float32)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @given(st.integers(1, 300), st.integers(1, 120))
