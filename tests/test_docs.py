@@ -9,9 +9,12 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +38,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NUM_NOT_RUN = 23
 """Blocks that cannot run offline on a CPU in seconds."""
 
-SHELL, PYTHON = "sh", "python"
+SHELL, PYTHON, DATA = ("sh", "bash"), ("python",), ("text", "json", "yaml", "toml")
+"""Languages of blocks; "py" and "console" would be neither run nor checked, and are refused."""
 FENCE = re.compile(r"^```(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 MARK = re.compile(r"<!-- not run:(.*?)-->")
 OWN_TOOLS = {"pytest", "ruff", "mkdocs"}
@@ -131,7 +135,11 @@ def reader(prepared, tmp_path, monkeypatch) -> Path:
 
 
 def run_command(words: list[str]) -> None:
-    assert words[0] == "tadsr", f"only tadsr's own commands are run, not {words}; mark the block"
+    if words[0] == "python":
+        script = [sys.executable, ROOT / words[1], *words[2:]]
+        subprocess.run(script, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+        return
+    assert words[0] == "tadsr", f"only tadsr and python are run, not {words}; mark the block"
     is_sized = words[1] in ("upscale", "sweep", "evaluate") and words[-1] != "--help"
     result = CliRunner().invoke(app, words[1:] + ["--process-size", "0"] * is_sized)
     assert result.exit_code == 0, (words, result.output)
@@ -142,7 +150,7 @@ SLOW = {"docs/onnx.md"}
 PAGES_WITH_CODE = [
     pytest.param(page, id=name_of(page), marks=[pytest.mark.slow] * (name_of(page) in SLOW))
     for page in PAGES
-    if any(b.language in (PYTHON, SHELL) and b.reason is None for b in blocks_of(page))
+    if any(b.language not in DATA and b.reason is None for b in blocks_of(page))
 ]
 
 
@@ -154,9 +162,9 @@ def test_the_code_of_a_page_runs(page, reader):
     for block in blocks_of(page):
         if block.reason is not None:
             continue
-        if block.language == PYTHON:
+        if block.language in PYTHON:
             exec(compile(block.text, name_of(page), "exec"), namespace)
-        elif block.language == SHELL:
+        elif block.language in SHELL:
             for words in commands_of(block):
                 run_command(words)
     WHAT_COMES_OUT.get(name_of(page), lambda: None)()
@@ -195,7 +203,8 @@ def test_every_block_is_known_and_every_mark_has_a_reason():
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         found = list(blocks_of(page))
-        assert {block.language for block in found} <= {PYTHON, SHELL, "text"}, name_of(page)
+        known = {*PYTHON, *SHELL, *DATA}
+        assert {block.language for block in found} <= known, f"{name_of(page)}: not in {known}"
         assert text.count("```") == 2 * len(found), f"{name_of(page)}: a fence is not closed"
         reasons = [block.reason for block in found if block.reason is not None]
         # The contributing page shows a mark in a block of text.
@@ -218,7 +227,7 @@ MARKED = [
 
 @pytest.mark.parametrize("block", MARKED)
 def test_a_block_that_is_not_run_names_what_exists(block):
-    if block.language == PYTHON:
+    if block.language in PYTHON:
         check_python(block.text)
     else:
         for words in commands_of(block):
