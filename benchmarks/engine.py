@@ -4,8 +4,9 @@ python benchmarks/engine.py --out benchmarks/results/engine_DEVICE.json
 
 Weights are random, in the published shapes: speed does not depend on their values. Each way runs in
 a process of its own, which ends at a deadline, so that the whole fits `--budget-s`; what could not
-be measured is named. Nothing is timed whose result is not right: a way's picture is compared with
-that of the plain modules in float32 first. Ways:
+be measured is named. Nothing is timed whose result is not right: a way's picture is compared first
+with that of the plain modules in float64, from which plain modules are some way off themselves.
+Ways:
 
 published  adapters kept apart, a text encoder for every image, resizing and colours on the CPU
 eager      diffusers' modules with merged adapters
@@ -27,6 +28,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import torch
 from machine import describe_machine
@@ -44,10 +46,14 @@ MAX_PIXELS = 16 * 512 * 512
 """Largest output, batch × side², that is timed on a GPU."""
 MIN_REPEATS, MAX_REPEATS, SECONDS_PER_CASE = 3, 30, 2.0
 FP32_ERROR = 1e-5
-"""Largest relative error in float32."""
+"""Relative error in float32 that is never too much; nor is that of plain modules."""
 MIN_PSNR_DB = 50.0
-"""Of half precision, against float32; or as good as plain modules in half precision."""
-PSNR_SLACK_DB = 0.5
+"""Of half precision that is always enough; so is that of plain modules in half precision."""
+MAX_PLAIN_ERROR = 1e-3
+MIN_PLAIN_PSNR_DB = 30.0
+"""Of plain modules in float32 and in half precision: beyond, something is broken."""
+PSNR_SLACK_DB = {"fused": 0.5, "compile": 0.5, "published": 3.0}
+"""How far a way may be below plain modules; adapters kept apart round more often."""
 
 
 def build_pipeline(device: str, dtype: torch.dtype, *, has_adapters: bool) -> Any:
@@ -145,12 +151,14 @@ class Way:
     def __init__(self, name: str, device: str, dtype: torch.dtype) -> None:
         self.name = name
         self.is_cuda = device != "cpu"
+        self.num_calls = 0
         self.pipe = build_pipeline(device, dtype, has_adapters=name == "published")
         engines = {"published": "eager", "fused": "fused"}
         self.pipe.set_engine(engines.get(name, name))
 
     def __call__(self, photos: list[Image.Image]) -> list[Image.Image]:
         """Restore photos, pictures in and pictures out."""
+        self.num_calls += 1
         if self.name == "published":
             return as_published(self.pipe, photos)
         return self.pipe(photos, timestep=TIMESTEP, tiling=None)
@@ -175,9 +183,9 @@ class Way:
 
     @torch.no_grad()
     def picture(self, photo: Image.Image) -> np.ndarray:
-        """Return the networks' result for a photo, float32, not rounded and not clamped."""
+        """Return the networks' result for a photo, float64, not rounded and not clamped."""
         stages = self.stages([photo])
-        return stages["decoder"]().float().cpu().numpy()
+        return stages["decoder"]().double().cpu().numpy()
 
     @torch.no_grad()
     def seconds(self, run: Callable[[], object], repeats: int | None = None) -> float:
@@ -207,25 +215,26 @@ class Way:
 
 def compare(found: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     """Return the relative error and the PSNR of values in [-1, 1]."""
-    difference = found.astype(np.float64) - truth
-    relative = float(np.linalg.norm(difference) / np.linalg.norm(truth))
-    mse = float(np.mean((found.clip(-1, 1).astype(np.float64) - truth.clip(-1, 1)) ** 2))
-    return {"relative_error": relative, "psnr_db": 10 * np.log10(4 / max(mse, 1e-20))}
+    relative = float(np.linalg.norm(found - truth) / np.linalg.norm(truth))
+    mse = float(np.mean((found.clip(-1, 1) - truth.clip(-1, 1)) ** 2))
+    return {"relative_error": relative, "psnr_db": float(10 * np.log10(4 / max(mse, 1e-20)))}
 
 
-def wrong(error: dict[str, float], dtype: torch.dtype, plain_psnr_db: float | None) -> str | None:
+def wrong(error: dict[str, float], dtype: torch.dtype, limits: dict[str, float]) -> str | None:
     """Return why a result is not right, or None."""
     if dtype == torch.float32:
-        is_right = error["relative_error"] <= FP32_ERROR
+        is_right = error["relative_error"] <= limits["relative_error"]
     else:
-        least = min(MIN_PSNR_DB, (plain_psnr_db or MIN_PSNR_DB) - PSNR_SLACK_DB)
-        is_right = error["psnr_db"] >= least
+        is_right = error["psnr_db"] >= limits["psnr_db"]
     # A comparison with NaN is false.
-    return None if is_right else f"not the plain modules' result: {error}"
+    return None if is_right else f"wrong: {error}, where {limits} is needed"
 
 
 def work(options: argparse.Namespace) -> None:
     """Measure one way in this process, and write after every case."""
+    # TensorFloat-32 is no truth.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    diffusers.utils.logging.set_verbosity_error()
     dtype = getattr(torch, options.dtype)
     truth_file, report_file = options.folder / "truth.npy", options.folder / f"{options.way}.json"
     report: dict[str, Any] = {"way": options.way, "cases": []}
@@ -237,23 +246,26 @@ def work(options: argparse.Namespace) -> None:
 
     photo = make_photos(1, SIDES_PX[0])[0]
     if options.way == "truth":
-        np.save(truth_file, Way("eager", options.device, torch.float32).picture(photo))
+        np.save(truth_file, Way("eager", options.device, torch.float64).picture(photo))
         return
     way = Way(options.way, options.device, dtype)
     begin = time.perf_counter()
-    found = way.picture(photo)
+    pictures = [way.picture(photo)]
     report["first_call_s"] = time.perf_counter() - begin
-    way.picture(photo)  # graphs are recorded at the second call
-    found = np.concatenate([found, way.picture(photo)])
+    if way.is_cuda:
+        pictures += [way.picture(photo) for _ in range(2)]  # a graph is recorded, and replayed
     truth = np.load(truth_file)
-    report["error"] = compare(found, np.concatenate([truth, truth]))
+    errors = [compare(picture, truth) for picture in pictures]
+    report["error"] = errors[-1]
+    limits = {"relative_error": FP32_ERROR, "psnr_db": MIN_PSNR_DB}
     plain = options.folder / "eager.json"
-    plain_psnr = None
-    if plain.exists() and options.way != "eager":
-        plain_psnr = json.loads(plain.read_text("utf-8"))["error"]["psnr_db"]
-    report["wrong"] = None
-    if options.way != "eager" or dtype == torch.float32:
-        report["wrong"] = wrong(report["error"], dtype, plain_psnr)
+    if options.way == "eager":
+        limits = {"relative_error": MAX_PLAIN_ERROR, "psnr_db": MIN_PLAIN_PSNR_DB}
+    elif plain.exists():
+        own = json.loads(plain.read_text("utf-8"))["error"]
+        limits["relative_error"] = max(FP32_ERROR, own["relative_error"])
+        limits["psnr_db"] = min(MIN_PSNR_DB, own["psnr_db"] - PSNR_SLACK_DB[options.way])
+    report["wrong"] = next(filter(None, (wrong(e, dtype, limits) for e in errors)), None)
     save()
     if report["wrong"]:
         return
@@ -282,16 +294,20 @@ def measure(way: Way, side: int, batch: int) -> dict[str, Any]:
     photos = make_photos(batch, side)
     if way.is_cuda:
         torch.cuda.reset_peak_memory_stats()
-    for _ in range(3 if way.is_cuda else 1):  # compile, measure convolutions, record graphs
+    for _ in range(3 if way.is_cuda else 0):  # compile, measure convolutions, record graphs
         way(photos)
-    result: dict[str, Any] = {"seconds": way.seconds(lambda: way(photos))}
+    result: dict[str, Any] = {}
+    begin, num_before = time.process_time(), way.num_calls
+    result["seconds"] = way.seconds(lambda: way(photos))
+    # What others do on the machine changes the time on the clock more than this.
+    result["cpu_seconds"] = (time.process_time() - begin) / (way.num_calls - num_before)
     result["images_per_second"] = batch / result["seconds"]
     result["peak_gib"] = way.peak_gib()
     stages = way.stages(photos)
     for name, stage in stages.items():
         for _ in range(2 if way.is_cuda else 0):
             stage()
-        result[f"{name}_seconds"] = way.seconds(stage)
+        result[f"{name}_seconds"] = way.seconds(stage, None if way.is_cuda else 1)
     return result
 
 
@@ -363,16 +379,20 @@ def main() -> int:
 
 def print_ratios(results: list[dict[str, Any]]) -> None:
     """Print how many times faster than each other way the engine is."""
-    seconds = {
-        (result["way"], case["side_px"], case["batch"]): case["seconds"]
+    cases = {
+        (result["way"], case["side_px"], case["batch"]): case
         for result in results
         for case in result["cases"]
         if "seconds" in case
     }
-    for (way, side, batch), value in seconds.items():
-        own = seconds.get(("fused", side, batch))
+    for (way, side, batch), case in cases.items():
+        own = cases.get(("fused", side, batch))
         if way != "fused" and own is not None:
-            print(f"{side} px × {batch}: fused is {value / own:.2f} × {way}")
+            times = (f"{case[n] / own[n]:.2f}" for n in ("seconds", "cpu_seconds"))
+            clock, cpu = times
+            print(
+                f"{side} px × {batch}: fused is {clock} × {way} by the clock, {cpu} × in CPU time"
+            )
 
 
 if __name__ == "__main__":

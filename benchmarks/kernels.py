@@ -280,10 +280,7 @@ def main() -> int:
             rows.append(row)
             print(describe(row), flush=True)
     if options.out is not None:
-        import triton
-
-        machine = describe_machine() | {"triton": triton.__version__}
-        report = {"machine": machine, "dtype": options.dtype, "rows": rows}
+        report = {"machine": describe_machine(), "dtype": options.dtype, "rows": rows}
         options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     slow = [row["name"] for row in rows if row.get("times_torch", 2) <= 1]
     if slow:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import platform
 import subprocess
 from pathlib import Path
@@ -22,10 +24,17 @@ def describe_machine() -> dict[str, str]:
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     ).stdout.strip()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    versions = {
+        name: importlib.metadata.version(name)
+        for name in ("diffusers", "triton")
+        if importlib.util.find_spec(name) is not None
+    }
     return {
         "cpu": cpu,
         "device": device,
+        "python": platform.python_version(),
         "torch": torch.__version__,
+        **versions,
         "tadsr": __version__,
         "commit": commit,
     }

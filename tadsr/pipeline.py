@@ -274,7 +274,11 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
         prompt_embeds = self.encode_prompt(prompts)
         # Images of a tensor batch share their size and go through the network together.
         sizes = [tuple(item.rgb.shape[-2:]) for item in decoded]
-        groups = [range(len(images))] if is_batch else self._batches(sizes, settings, generator)
+        groups = [range(len(images))]
+        if not is_batch:
+            # Each image's noise must not depend on the others.
+            room = self.images_at_once if generator is None else lambda *_: 1
+            groups = same_size_ranges(sizes, lambda size: room(size, settings))
         results = []
         for number, group in enumerate(groups):
             rows = list(group)
@@ -396,6 +400,16 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
         )
         write_strips(strips, path, like=decoded, size=size, overwrite=overwrite)
         self.maybe_free_model_hooks()
+
+    def images_at_once(self, size: tuple[int, int], settings: UpscaleSettings) -> int:
+        """Return how many images of a list go through the networks together, at least 1.
+
+        Args:
+            size: Their height and width in px.
+            settings: What is done to them.
+        """
+        pixels = batch_pixels(self.vae, self._execution_device)
+        return max(1, pixels // math.prod(settings.network_size(*size)))
 
     @torch.no_grad()
     def restore(
@@ -531,20 +545,6 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
         yield 0, self._upscale(step, rgb, settings)
         if progress is not None:
             progress(1.0)
-
-    def _batches(
-        self,
-        sizes: Sequence[tuple[int, int]],
-        settings: UpscaleSettings,
-        generator: torch.Generator | None,
-    ) -> list[range]:
-        """Group images of these sizes that go through the networks together."""
-        pixels = 0
-        if generator is None:
-            pixels = batch_pixels(self.vae, self._execution_device)
-        return same_size_ranges(
-            sizes, lambda size: pixels // math.prod(settings.network_size(*size))
-        )
 
     def _upscale(self, step: OneStep, rgb: Tensor, settings: UpscaleSettings) -> Tensor:
         """Restore images (B, 3, h, w) in [0, 1] at their output size, in [0, 1], float32."""

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
     from tadsr.folders.outcome import Outcome
-    from tadsr.folders.run import Report
+    from tadsr.folders.run import Pace, Report
     from tadsr.folders.workers import Load
     from tadsr.tiling.spec import TileSpec
 
@@ -75,6 +75,7 @@ class _Tally:
     num_written: int = 0
     num_skipped: int = 0
     failures: list[str] = field(default_factory=list)
+    pace: Pace | None = None
 
 
 def upscale(
@@ -238,7 +239,7 @@ def _upscale_all(
     def run(todo: list[Job], report: Report) -> None:
         if len(devices) == 1:
             here = partial(load, devices[0])
-            run_files(todo, request, here, report, progress.of)
+            tally.pace = run_files(todo, request, here, report, progress.of)
         else:
             from tadsr.folders.workers import run_on_devices
 
@@ -339,3 +340,5 @@ def _report(tally: _Tally, num_jobs: int, quiet: bool) -> None:
     if not quiet:
         counts = f"{tally.num_written} written, {tally.num_skipped} skipped"
         typer.echo(f"{counts}, {len(tally.failures)} failed")
+        if tally.pace is not None and tally.num_written > 1:
+            typer.echo(tally.pace.described())

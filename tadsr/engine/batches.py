@@ -39,7 +39,7 @@ def same_size_ranges(
 
     Args:
         sizes: Of the images in order.
-        max_images: From a size to the largest group; less than 1 counts as 1.
+        max_images: From a size to the largest group, at least 1.
 
     Returns:
         Ranges that together are all images in order, nearly equal in length where one run of equal
@@ -51,7 +51,7 @@ def same_size_ranges(
         if stop < len(sizes) and sizes[stop] == sizes[start]:
             continue
         count = stop - start
-        groups = -(-count // max(1, max_images(sizes[start])))
+        groups = -(-count // max_images(sizes[start]))
         cuts = [start + number * count // groups for number in range(groups + 1)]
         ranges += [range(first, last) for first, last in pairwise(cuts)]
         start = stop

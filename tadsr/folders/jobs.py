@@ -25,12 +25,14 @@ class Job:
         folder: Output folder of a run over many images, which holds its manifest; else None.
         may_replace: Whether a `target` that exists is our own, damaged or of a try that ended
             half-way, and is replaced in any case.
+        alone: Whether it must not share a batch, since it may be what ended a run.
     """
 
     source: Path
     target: Path
     folder: Path | None = None
     may_replace: bool = False
+    alone: bool = False
 
 
 @dataclass(frozen=True)

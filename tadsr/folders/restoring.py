@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -166,6 +166,51 @@ def restore(
         )
         return None
     return pipe(image, request.timestep, **options)
+
+
+def images_at_once(pipe: TADSRPipeline, image: SourceImage, request: FileRequest) -> int:
+    """Return how many images like this one `restore_together` takes, at least 1.
+
+    Args:
+        pipe: The pipeline.
+        image: What `read_input` gave.
+        request: What is done to it.
+    """
+    width, height = request.output_size(image)
+    if num_frames(image) > 1 or request.seed is not None or height * width > STREAMED_PIXELS:
+        return 1
+    return pipe.images_at_once((image.size[1], image.size[0]), request.settings)
+
+
+def restore_together(
+    pipe: TADSRPipeline, images: Sequence[SourceImage], request: FileRequest
+) -> list[Image.Image | ArrayImage]:
+    """Restore images of one size in one go.
+
+    Args:
+        pipe: The pipeline.
+        images: At most `images_at_once`.
+        request: What is done to them.
+
+    Returns:
+        The results, for `write_result`.
+
+    Raises:
+        TADSRError: As the pipeline says; which image it was is not known.
+    """
+    settings = request.settings
+    timestep = request.timestep
+    if not isinstance(timestep, int):
+        timestep = [timestep] * len(images)
+    return pipe(
+        list(images),
+        timestep,
+        scale=settings.scale,
+        prompt=request.prompt,
+        color_fix=settings.color_fix,
+        process_size=settings.process_size,
+        tiling=request.tiling,
+    )
 
 
 def _restore_frames(

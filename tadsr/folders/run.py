@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import errno
-import queue
+import os
 import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tadsr.errors import ImageWriteError, TADSRError
 from tadsr.folders.jobs import Job
@@ -20,10 +20,12 @@ from tadsr.folders.manifest import fingerprint
 from tadsr.folders.outcome import Outcome
 from tadsr.folders.restoring import (
     FileRequest,
+    images_at_once,
     note_about,
     num_frames,
     read_input,
     restore,
+    restore_together,
     write_result,
 )
 
@@ -38,8 +40,10 @@ FAILURES = (TADSRError, ValueError, TypeError, OSError, RuntimeError, MemoryErro
 """What one image may fail with while the others go on; torch raises RuntimeError where memory
 runs out, among other things."""
 
-_READ_AHEAD = 1
-_WRITES_PENDING = 2
+_AHEAD_PIXELS = 2**24
+"""Inputs that wait for the computation hold so many pixels together, or are a single one."""
+_MAX_WRITERS = 4
+"""Pictures are encoded by one core each; the other cores belong to who runs this."""
 _ALONE_PIXELS = 2**25
 """A result of more pixels is written before the next is computed, for both to be in memory at
 once would cost more than the overlap gains."""
@@ -51,11 +55,44 @@ ProgressOf = Callable[[Job], Callable[[float], None]]
 
 
 @dataclass
+class Pace:
+    """What a run waited for, which tells the stage that bounds it."""
+
+    computing: float = 0.0
+    """Seconds of the networks, and of decoding and encoding around them."""
+    reading: float = 0.0
+    """Seconds in which no image had been read yet."""
+    writing: float = 0.0
+    """Seconds in which too many results waited to be written."""
+
+    def described(self) -> str:
+        """Return the shares as a line."""
+        seconds = self.computing + self.reading + self.writing
+        shares = {
+            "computing": self.computing,
+            "waiting for images to be read": self.reading,
+            "for results to be written": self.writing,
+        }
+        parts = (f"{100 * s / max(seconds, 1e-9):.0f} % {name}" for name, s in shares.items())
+        return f"{seconds:.1f} s: {', '.join(parts)}"
+
+    @contextmanager
+    def measure(self, stage: Literal["computing", "reading", "writing"]) -> Iterator[None]:
+        """Count the seconds of a stage."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            setattr(self, stage, getattr(self, stage) + time.perf_counter() - started)
+
+
+@dataclass
 class _Item:
     """An image on its way."""
 
     job: Job
     image: SourceImage | None = None
+    pixels: int = 0
     error: BaseException | None = None
     seconds: float = 0.0
     about: dict[str, Any] = field(default_factory=dict)
@@ -67,11 +104,12 @@ def run_files(
     load: Callable[[], TADSRPipeline],
     report: Report,
     progress_of: ProgressOf | None = None,
-) -> None:
-    """Upscale files one after the other; a file that fails leaves the others alone.
+) -> Pace:
+    """Upscale files; one that fails leaves the others alone.
 
-    Reading the next file and writing the last overlap with the computation, two results waiting
-    at most. Interrupted, what is being written is finished first.
+    Reading the next files and writing the last ones overlap with the computation, one result more
+    waiting at most than are written at once. What has been read and is of one size goes through a
+    GPU together. Interrupted, what is being written is finished first.
 
     Args:
         jobs: Which files; taken one at a time, from a thread of its own.
@@ -80,19 +118,25 @@ def run_files(
         report: Told each outcome as soon as it is known, in this thread.
         progress_of: Gives each image's progress.
 
+    Returns:
+        What the run waited for.
+
     Raises:
         ImageWriteError: The disk is full, so that nothing more can be written.
         TADSRError: What `load` raises.
     """
     pipe = None
+    pace = Pace()
+    num_writers = max(1, min(_MAX_WRITERS, (os.cpu_count() or 1) // 2))
     pending: deque[tuple[_Item, Future]] = deque()
-    with ThreadPoolExecutor(1, "tadsr-write") as writer, _Reader(jobs, request) as reader:
+    with ThreadPoolExecutor(num_writers, "tadsr-write") as writer, _Reader(jobs, request) as reader:
         try:
             while True:
-                # Who sends the jobs may wait for results before there are more.
-                num_left = 0 if reader.is_behind() else _WRITES_PENDING - 1
-                _report_written(pending, report, num_left)
-                item = reader.next()
+                with pace.measure("writing"):
+                    # Who sends the jobs may wait for results before there are more.
+                    _report_written(pending, report, 0 if reader.is_behind() else num_writers)
+                with pace.measure("reading"):
+                    item = reader.next()
                 if item is None:
                     break
                 if item.image is None:
@@ -100,23 +144,50 @@ def run_files(
                     continue
                 # Outside of what may fail: without a model there is no point in the next file.
                 pipe = pipe or load()
-                started = time.perf_counter()
-                progress = progress_of(item.job) if progress_of else None
-                try:
-                    result = restore(pipe, item.image, item.job, request, progress)
-                except FAILURES as error:
-                    item.seconds += time.perf_counter() - started
-                    _report_failure(item, error, report)
-                    continue
-                item.seconds += time.perf_counter() - started
-                width, height = request.output_size(item.image)
-                item.about["size"] = (width, height)
-                item.image = None
-                pending.append((item, writer.submit(_write, result, item, request)))
-                if width * height > _ALONE_PIXELS:
-                    _report_written(pending, report, 0)
+                batch = [item, *reader.like(item, images_at_once(pipe, item.image, request) - 1)]
+                with pace.measure("computing"):
+                    results = _restore_batch(pipe, batch, request, progress_of)
+                for item, result in zip(batch, results, strict=True):
+                    if isinstance(result, BaseException):
+                        _report_failure(item, result, report)
+                        continue
+                    item.about["size"] = request.output_size(item.image)
+                    item.image = None
+                    pending.append((item, writer.submit(_write, result, item, request)))
+                if item.pixels * request.settings.scale**2 > _ALONE_PIXELS:
+                    with pace.measure("writing"):
+                        _report_written(pending, report, 0)
         finally:
             _report_written(pending, report, 0)
+    return pace
+
+
+def _restore_batch(
+    pipe: TADSRPipeline,
+    batch: Sequence[_Item],
+    request: FileRequest,
+    progress_of: ProgressOf | None,
+) -> list[Any]:
+    """Return each image's result, or what was raised."""
+    if len(batch) > 1:
+        started = time.perf_counter()
+        try:
+            results = restore_together(pipe, [item.image for item in batch], request)
+        except FAILURES:
+            pass  # of one of them: each by itself tells which
+        else:
+            for item in batch:
+                item.seconds += (time.perf_counter() - started) / len(batch)
+            return results
+    results = []
+    for item in batch:
+        progress = progress_of(item.job) if progress_of else None
+        with _timed(item):
+            try:
+                results.append(restore(pipe, item.image, item.job, request, progress))
+            except FAILURES as error:
+                results.append(error)
+    return results
 
 
 def explain(job: Job, error: BaseException) -> str:
@@ -137,41 +208,72 @@ def explain(job: Job, error: BaseException) -> str:
 
 
 class _Reader(AbstractContextManager):
-    """A thread that reads images, one ahead."""
+    """A thread that reads images ahead."""
 
     def __init__(self, jobs: Iterable[Job], request: FileRequest) -> None:
         self._jobs, self._request = jobs, request
-        self._items: queue.Queue[_Item | None] = queue.Queue(_READ_AHEAD)
-        self._is_stopped = threading.Event()
+        self._items: deque[_Item | None] = deque()
+        self._changed = threading.Condition()
+        self._is_stopped = False
         # A daemon: the source of jobs may wait for ever when the run is broken off.
         threading.Thread(target=self._run, name="tadsr-read", daemon=True).start()
 
     def is_behind(self) -> bool:
         """Return whether `next` would have to wait."""
-        return self._items.empty()
+        return not self._items
 
     def next(self) -> _Item | None:
         """Return the next image, or None after the last."""
-        return self._items.get()
+        with self._changed:
+            while not self._items:
+                # In steps, so that an interrupt is seen.
+                self._changed.wait(_POLL_SECONDS)
+            return self._take()
+
+    def like(self, first: _Item, count: int) -> list[_Item]:
+        """Return the images that follow at once and may share a batch, up to a number."""
+        found: list[_Item] = []
+        with self._changed:
+            while len(found) < count and self._items and _may_share(first, self._items[0]):
+                found.append(self._take())
+        return found
 
     def __exit__(self, *error: object) -> None:
-        self._is_stopped.set()
+        with self._changed:
+            self._is_stopped = True
+            self._changed.notify_all()
+
+    def _take(self) -> _Item | None:
+        item = self._items.popleft()
+        self._changed.notify_all()
+        return item
 
     def _run(self) -> None:
         try:
             for job in self._jobs:
-                if self._is_stopped.is_set():
+                if self._is_stopped:
                     break
                 self._put(_read(job, self._request))
         finally:
             self._put(None)
 
     def _put(self, item: _Item | None) -> None:
-        is_put = False
-        while not is_put and not self._is_stopped.is_set():
-            with suppress(queue.Full):
-                self._items.put(item, timeout=_POLL_SECONDS)
-                is_put = True
+        pixels = item.pixels if item else 0
+        with self._changed:
+            while self._items and not self._is_stopped:
+                if pixels + sum(i.pixels for i in self._items if i) <= _AHEAD_PIXELS:
+                    break
+                self._changed.wait()
+            self._items.append(item)
+            self._changed.notify_all()
+
+
+def _may_share(first: _Item, other: _Item | None) -> bool:
+    if other is None or first.image is None or other.image is None:
+        return False
+    items = (first, other)
+    is_still = all(num_frames(item.image) == 1 and not item.job.alone for item in items)
+    return is_still and first.image.size == other.image.size
 
 
 def _read(job: Job, request: FileRequest) -> _Item:
@@ -179,6 +281,8 @@ def _read(job: Job, request: FileRequest) -> _Item:
     with _timed(item):
         try:
             item.image = read_input(job, request)
+            width, height = item.image.size
+            item.pixels = width * height * num_frames(item.image)
             about = {"num_frames": num_frames(item.image), "note": note_about(job)}
             size, digest = fingerprint(job.source)
             item.about = {"source_bytes": size, "source_sha256": digest, **about}

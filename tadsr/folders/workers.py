@@ -161,8 +161,9 @@ class _Run:
                 self.report(Outcome(job, "failed", message=_death_of(job, code)))
         for folder in {job.target.parent for job in worker.given}:
             remove_abandoned(folder)
-        # It may have written a result that it could not report any more.
-        again = [replace(job, may_replace=True) for job in worker.given]
+        # It may have written a result that it could not report any more, and which image of a
+        # batch it died of, nobody knows.
+        again = [replace(job, may_replace=True, alone=True) for job in worker.given]
         self.jobs.extendleft(reversed(again))
         self.workers[self.workers.index(worker)] = _Worker(worker.device, self.arguments)
 

@@ -276,6 +276,70 @@ def test_a_folder_that_closes_half_way_fails_image_by_image(model_dir, tmp_path,
         image.load()
 
 
+class Batches:
+    """A pipeline that takes images together as on a GPU, and remembers how many."""
+
+    def __init__(self, pipe, at_once: int) -> None:
+        self.pipe, self.at_once, self.counts = pipe, at_once, []
+
+    def images_at_once(self, size, settings) -> int:
+        return self.at_once
+
+    def __call__(self, image, *args, **options):
+        self.counts.append(len(image) if isinstance(image, list) else 1)
+        if isinstance(image, list) and any(i.getpixel((0, 0)) == (9, 9, 9) for i in image):
+            raise RuntimeError("no memory to allocate")
+        return self.pipe(image, *args, **options)
+
+
+def run_in_batches(pipe, jobs, at_once: int) -> tuple[list, list[int], object]:
+    """Run with everything read before the model is there, so that batches are full."""
+    outcomes, batches = [], Batches(pipe, at_once)
+
+    def load():
+        time.sleep(0.5)
+        return batches
+
+    pace = run_files(jobs, FAST, load, outcomes.append)
+    return outcomes, batches.counts, pace
+
+
+@pytest.fixture
+def batch_jobs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_photos("photos", 5)
+    Image.new("RGB", (9, 4)).save("photos/02b.png")
+    Path("photos/03b.png").write_bytes(b"no image")
+    Image.new("L", (6, 5), 77).save("photos/00b.png")
+    return mirror_folder("photos", "photos_x4")
+
+
+def test_images_of_one_size_go_through_together(model_dir, batch_jobs):
+    pipe = load_on(str(model_dir), None, "fp32", "", 1, "cpu")
+    outcomes, counts, pace = run_in_batches(pipe, batch_jobs, 3)
+    # 00 00b 01 | 02 | 02b (another size) | 03 | 03b (no image) | 04
+    assert counts == [3, 1, 1, 1, 1]
+    assert [o.job.source.name for o in outcomes if o.status == "failed"] == ["03b.png"]
+    assert pace.computing > 0
+    for outcome in outcomes:
+        if outcome.status == "written":
+            alone = pipe(Image.open(outcome.job.source), 500, process_size=0)
+            with Image.open(outcome.job.target) as found:
+                assert found.mode == alone.mode
+                np.testing.assert_array_equal(found, alone)
+
+
+def test_what_fails_in_a_batch_fails_alone(model_dir, batch_jobs):
+    pipe = load_on(str(model_dir), None, "fp32", "", 1, "cpu")
+    Image.new("RGB", (6, 5), (9, 9, 9)).save("photos/01.png")
+    outcomes, counts, _ = run_in_batches(pipe, batch_jobs, 3)
+    assert counts == [3, 1, 1, 1, 1, 1, 1, 1]
+    assert [o.job.source.name for o in outcomes if o.status == "failed"] == ["03b.png"]
+    # What may have ended a run before is computed by itself.
+    jobs = [Job(job.source, Path("again", job.target.name), alone=True) for job in batch_jobs]
+    assert set(run_in_batches(pipe, jobs, 3)[1]) == {1}
+
+
 def test_a_pipe_among_the_files_is_not_waited_for(upscale):
     write_photos("photos", 2)
     os.mkfifo("photos/pipe.png")

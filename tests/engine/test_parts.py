@@ -79,13 +79,13 @@ def test_the_scratch_grows_and_is_used_again():
 
 @given(
     sizes=st.lists(st.tuples(st.integers(1, 2), st.integers(1, 2)), max_size=9),
-    limit=st.integers(0, 4),
+    limit=st.integers(1, 4),
 )
 def test_batches_are_neighbours_of_one_size(sizes, limit):
     ranges = same_size_ranges(sizes, lambda size: limit)
     assert [i for group in ranges for i in group] == list(range(len(sizes)))
     for group in ranges:
-        assert 1 <= len(group) <= max(1, limit)
+        assert 1 <= len(group) <= limit
         assert len({sizes[i] for i in group}) == 1
     if limit == 4:
         runs = 1 + sum(a != b for a, b in pairwise(sizes)) if sizes else 0
