@@ -1,27 +1,91 @@
-"""The examples do what they say; that for Ray is in `test_distributed.py`, beside its cluster."""
+"""The examples do what they say, at a small size; Ray's is in `test_distributed.py`."""
 
 from __future__ import annotations
 
-import runpy
+import importlib.util
+import json
 from pathlib import Path
 
+import numpy as np
+import pytest
+import torch
 from PIL import Image
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+from tadsr import TADSRPipeline
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+PHOTO = EXAMPLES / "photos" / "lighthouse.jpg"
+
+
+def run(name, *arguments):
+    """Run an example as its command line does."""
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.main([str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def photo(tmp_path):
+    path = tmp_path / "photo.png"
+    with Image.open(PHOTO) as image:
+        image.crop((120, 60, 160, 90)).save(path)
+    return path
+
+
+def test_upscale_one(photo, tmp_path):
+    run("upscale_one", photo, tmp_path / "sharp.webp", "--timestep", 1, "--scale", 2)
+    with Image.open(tmp_path / "sharp.webp") as image:
+        assert image.size == (80, 60)
+
+
+def test_sweep(photo, tmp_path, capsys):
+    run("sweep", photo, tmp_path / "sheet.png", "--timesteps", 1, 900)
+    printed = capsys.readouterr().out
+    assert "timestep   1: detail" in printed
+    assert "timestep 900: detail" in printed
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 3 * 160
+
+
+def test_timestep_map(photo, tmp_path, capsys):
+    box = ("--box", 0, 0, 20, 30, "--feather", 0)
+    run("timestep_map", photo, tmp_path / "mapped.png", *box)
+    assert "run at 1, 900" in capsys.readouterr().out
+    pipe = TADSRPipeline.from_pretrained("tadsr-tiny")
+    with Image.open(photo) as image:
+        faithful, vivid = (np.asarray(pipe(image, t), np.int16) for t in (1, 900))
+    mapped = np.asarray(Image.open(tmp_path / "mapped.png"), np.int16)
+    left, right = (slice(None), slice(0, 40)), (slice(None), slice(120, None))
+    for part, near, far in ((left, faithful, vivid), (right, vivid, faithful)):
+        assert abs(mapped - near)[part].mean() < 0.5 * abs(mapped - far)[part].mean()
+
+
+def test_fine_tune_trains_and_writes_a_model_that_works(photo, tmp_path, capsys):
+    output = tmp_path / "run"
+    options = ("--steps", 3, "--crop-px", 64, "--batch-size", 1)
+    run("fine_tune", PHOTO.parent, output, *options)
+    assert "tadsr upscale photo.jpg --model" in capsys.readouterr().out
+    losses = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in losses if "student.mse" in entry] == [1, 2, 3]
+    trained = TADSRPipeline.from_pretrained(output / "model")
+    start = TADSRPipeline.from_pretrained("tadsr-tiny")
+    assert not torch.equal(trained.unet.conv_in.weight, start.unet.conv_in.weight)
+    with Image.open(photo) as image:
+        assert trained(image, process_size=0).size == (160, 120)
 
 
 def test_a_folder_is_upscaled_and_goes_on(model_dir, tmp_path, capsys):
-    main = runpy.run_path(str(EXAMPLES / "upscale_folder.py"))["main"]
     photos, sharp = tmp_path / "photos", tmp_path / "sharp"
     (photos / "sub").mkdir(parents=True)
     for name in ("a.png", "sub/b.jpg"):
         Image.new("RGB", (6, 5), "teal").save(photos / name)
-    arguments = [str(photos), str(sharp), "--model", str(model_dir)]
-    main(arguments)
+    arguments = (photos, sharp, "--model", model_dir)
+    run("upscale_folder", *arguments)
     assert capsys.readouterr().out.count("written") == 2
     with Image.open(sharp / "sub" / "b.png") as image:
         assert image.size == (24, 20)
     (sharp / "a.png").unlink()
-    main(arguments)
+    run("upscale_folder", *arguments)
     printed = capsys.readouterr().out
     assert (printed.count("written"), printed.count("skipped ")) == (1, 1)
