@@ -25,6 +25,9 @@ from tadsr.kernels import add_with_statistics, geglu, group_norm_silu
 
 MAX_FUSED_HEAD = 256
 """Widest head that flash and cuDNN attention take."""
+MIN_CONVOLVED_TOKENS = 256
+"""Fewer tokens than this are multiplied as a matrix also on a CPU: a convolution would take longer
+to bring the weights into its order."""
 SCORE_BYTES = 2**28
 """Scores of wide heads that exist at once, in float32."""
 
@@ -195,20 +198,21 @@ class Layers:
     ) -> Activation:
         """Run a transformer over the positions of a map, with its residual."""
         tokens = _to_tokens(self.normalize(layer.norm, x, silu=False))
-        tokens = _project(layer.proj_in, tokens, layer.proj_in.bias)
+        tokens = project(layer.proj_in, tokens)
         for block in layer.transformer_blocks:
             tokens = self._transformer_block(block, tokens, prompt)
         if self.plan.fused_kernels:
-            out = Activation(_to_map(_project(layer.proj_out, tokens), x), layer.proj_out.bias)
+            tokens = F.linear(tokens, layer.proj_out.weight.flatten(1))
+            out = Activation(_to_map(tokens, x), layer.proj_out.bias)
         else:
-            tokens = _project(layer.proj_out, tokens, layer.proj_out.bias)
+            tokens = project(layer.proj_out, tokens)
             out = Activation(self.laid_out(_to_map(tokens, x)))
         return self.add(out, x.values, layer.norm.num_groups)
 
     def attend_globally(self, layer: Attention, x: Activation) -> Activation:
         """Run an autoencoder's attention with its normalisation and residual."""
         tokens = _to_tokens(self.normalize(layer.group_norm, x, silu=False))
-        out = self._attend(layer, tokens, layer.to_k(tokens), layer.to_v(tokens))
+        out = self._attend(layer, tokens, project(layer.to_k, tokens), project(layer.to_v, tokens))
         out = Activation(self.laid_out(_to_map(out, x)))
         return self.add(out, x.values, layer.group_norm.num_groups)
 
@@ -217,7 +221,8 @@ class Layers:
     ) -> Tensor:
         h = block.norm1(tokens)
         layer = block.attn1
-        tokens = self._attend(layer, h, layer.to_k(h), layer.to_v(h)).add_(tokens)
+        key, value = project(layer.to_k, h), project(layer.to_v, h)
+        tokens = self._attend(layer, h, key, value).add_(tokens)
         if block.attn2 is not None:
             tokens = self._attend_to_prompt(block.attn2, block.norm2(tokens), prompt).add_(tokens)
         return self._feed_forward(block.ff, block.norm3(tokens)).add_(tokens)
@@ -225,23 +230,23 @@ class Layers:
     def _attend(self, layer: Attention, tokens: Tensor, key: Tensor, value: Tensor) -> Tensor:
         query, key, value = (
             x.unflatten(2, (layer.heads, -1)).transpose(1, 2)  # [B, heads, N, C / heads]
-            for x in (layer.to_q(tokens), key, value)
+            for x in (project(layer.to_q, tokens), key, value)
         )
         if query.shape[-1] > MAX_FUSED_HEAD and query.device.type == "cuda":
             out = self._attend_with_wide_heads(query, key, value, layer.scale)
         else:
             with self._attention_backends():
                 out = F.scaled_dot_product_attention(query, key, value, scale=layer.scale)
-        return layer.to_out[0](out.transpose(1, 2).flatten(2))
+        return project(layer.to_out[0], out.transpose(1, 2).flatten(2))
 
     def _attend_to_prompt(
         self, layer: Attention, tokens: Tensor, prompt: PromptConditions
     ) -> Tensor:
-        query = layer.to_q(tokens).unflatten(2, (layer.heads, -1)).transpose(1, 2)
+        query = project(layer.to_q, tokens).unflatten(2, (layer.heads, -1)).transpose(1, 2)
         key, value = prompt[layer]
         with self._attention_backends(without=SDPBackend.CUDNN_ATTENTION):
             out = F.scaled_dot_product_attention(query, key, value, scale=layer.scale)
-        return layer.to_out[0](out.transpose(1, 2).flatten(2))
+        return project(layer.to_out[0], out.transpose(1, 2).flatten(2))
 
     def _attend_with_wide_heads(
         self, query: Tensor, key: Tensor, value: Tensor, scale: float
@@ -277,9 +282,13 @@ class Layers:
 
     def _feed_forward(self, layer: FeedForward, tokens: Tensor) -> Tensor:
         first, _, last = layer.net[:3]
-        if self.plan.fused_kernels and isinstance(first, GEGLU):
-            return last(geglu(first.proj(tokens)))
-        return last(first(tokens))
+        if not isinstance(first, GEGLU):
+            return last(first(tokens))
+        gated = project(first.proj, tokens)
+        if self.plan.fused_kernels:
+            return project(last, geglu(gated))
+        values, gates = gated.chunk(2, dim=-1)
+        return project(last, values.mul_(F.gelu(gates)))
 
     def _transposed_weight(self, conv: nn.Conv2d) -> Tensor:
         if conv not in self._transposed:
@@ -331,9 +340,15 @@ def _attend_memory_efficiently(query: Tensor, key: Tensor, value: Tensor, scale:
         return F.scaled_dot_product_attention(query, key, value, scale=scale)
 
 
-def _project(layer: nn.Module, tokens: Tensor, bias: Tensor | None = None) -> Tensor:
+def project(layer: nn.Linear | nn.Conv2d, tokens: Tensor) -> Tensor:
     """Apply a linear layer, or a 1×1 convolution as one, to tokens (B, N, C)."""
-    return F.linear(tokens, layer.weight.flatten(1), bias)
+    weight = layer.weight.flatten(1)
+    if tokens.device.type != "cpu" or tokens.shape[1] < MIN_CONVOLVED_TOKENS:
+        return F.linear(tokens, weight, layer.bias)
+    # torch multiplies matrices by MKL, half as fast on AMD's processors as oneDNN's convolution.
+    row = tokens.unsqueeze(1).permute(0, 3, 1, 2)  # [B, C, 1, N], channels_last in memory
+    out = F.conv2d(row, weight[:, :, None, None], layer.bias)
+    return out.permute(0, 2, 3, 1).squeeze(1)
 
 
 def _to_tokens(x: Tensor) -> Tensor:
