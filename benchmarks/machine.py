@@ -20,9 +20,8 @@ def describe_machine() -> dict[str, str]:
     if info.exists():
         names = [s for s in info.read_text().splitlines() if s.startswith("model name")]
         cpu = f"{names[0].split(':')[1].strip()}, {len(names)} cores" if names else cpu
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
+    describe = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    commit = subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     versions = {
         name: importlib.metadata.version(name)
