@@ -2,7 +2,8 @@
 
 python benchmarks/engine.py --out benchmarks/results/engine_DEVICE.json
 
-Weights are random, in the published shapes: speed does not depend on their values. Each way runs in
+Weights are random, in the published shapes, as speed does not depend on their values, or those of a
+`--model`. Each way runs in
 a process of its own, which ends at a deadline, so that the whole fits `--budget-s`; what could not
 be measured is named. Nothing is timed whose result is not right: a way's picture is compared first
 with that of the plain modules in float64, from which plain modules are some way off themselves.
@@ -35,6 +36,8 @@ from machine import describe_machine
 from PIL import Image
 from torch import Tensor, nn
 
+from tadsr import TADSRPipeline
+
 TESTS_DATA = Path(__file__).parents[1] / "tests" / "data"
 WAYS = ("eager", "fused", "published", "compile")
 """In order of importance."""
@@ -61,7 +64,7 @@ def build_pipeline(device: str, dtype: torch.dtype, *, has_adapters: bool) -> An
     from diffusers import DDPMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-    from tadsr import TADSRPipeline, TimeAwareAutoencoderKL
+    from tadsr import TimeAwareAutoencoderKL
     from tadsr.models.adapters import attach_new_adapters, fuse_adapters
 
     configs = json.loads((TESTS_DATA / "official_layout.json").read_text("utf-8"))["configs"]
@@ -146,13 +149,17 @@ class Way:
         name: One of `WAYS`.
         device: What torch calls it.
         dtype: Type of the weights.
+        model: What `TADSRPipeline.from_pretrained` loads; None for random weights of full size.
     """
 
-    def __init__(self, name: str, device: str, dtype: torch.dtype) -> None:
+    def __init__(self, name: str, device: str, dtype: torch.dtype, model: str | None) -> None:
         self.name = name
         self.is_cuda = device != "cpu"
         self.num_calls = 0
-        self.pipe = build_pipeline(device, dtype, has_adapters=name == "published")
+        if model is None:
+            self.pipe = build_pipeline(device, dtype, has_adapters=name == "published")
+        else:
+            self.pipe = TADSRPipeline.from_pretrained(model, torch_dtype=dtype).to(device)
         engines = {"published": "eager", "fused": "fused"}
         self.pipe.set_engine(engines.get(name, name))
 
@@ -246,9 +253,10 @@ def work(options: argparse.Namespace) -> None:
 
     photo = make_photos(1, SIDES_PX[0])[0]
     if options.way == "truth":
-        np.save(truth_file, Way("eager", options.device, torch.float64).picture(photo))
+        way = Way("eager", options.device, torch.float64, options.model)
+        np.save(truth_file, way.picture(photo))
         return
-    way = Way(options.way, options.device, dtype)
+    way = Way(options.way, options.device, dtype, options.model)
     begin = time.perf_counter()
     pictures = [way.picture(photo)]
     report["first_call_s"] = time.perf_counter() - begin
@@ -333,6 +341,7 @@ def main() -> int:
     parser.add_argument("--ways", nargs="+", choices=WAYS)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=["float16", "bfloat16", "float32"])
+    parser.add_argument("--model", help="measure this model, not one of full size")
     parser.add_argument("--way", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -342,7 +351,10 @@ def main() -> int:
         work(options)
         return 0
     # A CPU compiles for minutes what then runs once.
-    ways = [w for w in WAYS if w in (options.ways or (WAYS if is_cuda else ("eager", "fused")))]
+    default = [way for way in WAYS if is_cuda or way in ("eager", "fused")]
+    ways = [way for way in WAYS if way in (options.ways or default)]
+    if options.model is not None and "published" in ways:
+        ways.remove("published")  # its adapters are merged, and its text encoder may be missing
     deadline = time.monotonic() + options.budget_s
     results, missing = [], []
     with tempfile.TemporaryDirectory() as folder:
@@ -350,6 +362,7 @@ def main() -> int:
             left = deadline - time.monotonic()
             command = [sys.executable, __file__, "--way", way, "--folder", folder]
             command += ["--device", options.device, "--dtype", options.dtype]
+            command += ["--model", options.model] if options.model else []
             try:
                 subprocess.run(command, check=True, timeout=max(left, 1))
             except subprocess.TimeoutExpired:
@@ -371,6 +384,7 @@ def main() -> int:
     print("\n".join(missing))
     if options.out is not None:
         report = {"machine": describe_machine(), "dtype": options.dtype}
+        report["model"] = options.model or "random weights of full size"
         report |= {"threads": torch.get_num_threads(), "ways": results, "missing": missing}
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
