@@ -1,4 +1,4 @@
-"""The command line: upscale, sweep, compare, evaluate, train, degrade, info, convert, export.
+"""The command line: upscale, sweep, compare, evaluate, train, degrade, info, convert, export, demo.
 
 Nothing here imports torch until a command runs, so that help and version answer at once.
 """
@@ -15,6 +15,7 @@ from tadsr import __version__
 from tadsr.cli.checkpoints import CONVERT_HELP, INFO_HELP, convert, info
 from tadsr.cli.compare import COMPARE_HELP, compare
 from tadsr.cli.degrade import DEGRADE_HELP, degrade
+from tadsr.cli.demo import DEMO_HELP, demo
 from tadsr.cli.evaluate import EVALUATE_HELP, evaluate
 from tadsr.cli.export import export
 from tadsr.cli.suggestions import SuggestingCommand, SuggestingGroup
@@ -35,6 +36,7 @@ Examples:
   tadsr compare a.png b.png                where and how far two pictures differ
   tadsr evaluate results/ --hq originals/  figures and a plot
   tadsr train --config recipe.yaml         a model of your own
+  tadsr demo                               a page in the browser
   tadsr COMMAND --help                     all options of a command
 """
 
@@ -56,6 +58,7 @@ app.command("sweep", cls=SuggestingCommand, help=SWEEP_HELP, no_args_is_help=Tru
 app.command("compare", cls=SuggestingCommand, help=COMPARE_HELP, no_args_is_help=True)(compare)
 app.command("degrade", cls=SuggestingCommand, help=DEGRADE_HELP, no_args_is_help=True)(degrade)
 app.command("train", cls=SuggestingCommand, help=TRAIN_HELP, no_args_is_help=True)(train)
+app.command("demo", cls=SuggestingCommand, help=DEMO_HELP)(demo)
 app.add_typer(export, name="export")
 
 

@@ -1,0 +1,132 @@
+"""Nodes for ComfyUI: load a TADSR model, and restore images with it.
+
+Copy this file into ComfyUI/custom_nodes and `pip install tadsr` into ComfyUI's Python. The nodes
+are under image/upscaling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, get_args
+
+import torch
+
+from tadsr import TADSRPipeline, TimestepMap
+from tadsr.config import ColorFix
+from tadsr.tiling import TileSpec
+
+try:
+    from comfy import model_management
+    from comfy.utils import ProgressBar
+except ImportError:  # outside ComfyUI, as in this library's tests
+    model_management = ProgressBar = None
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+GIGABYTE = 10**9
+PROGRESS_STEPS = 1000
+
+
+class LoadTADSR:
+    """Loads a model."""
+
+    CATEGORY = "image/upscaling"
+    RETURN_TYPES = ("TADSR_MODEL",)
+    RETURN_NAMES = ("model",)
+    FUNCTION = "load"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+        """Describe the inputs as ComfyUI wants it."""
+        name = {"default": "tadsr-tiny", "tooltip": "built-in name, folder, or hub id owner/name"}
+        return {"required": {"name": ("STRING", name), "dtype": (["auto", *DTYPES],)}}
+
+    def load(self, name: str, dtype: str) -> tuple[TADSRPipeline]:
+        """Load the model onto ComfyUI's device."""
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if model_management is not None:
+            device = torch.device(model_management.get_torch_device())
+        if dtype == "auto":
+            dtype = "fp16" if device.type == "cuda" else "fp32"
+        return (TADSRPipeline.from_pretrained(name, torch_dtype=DTYPES[dtype]).to(device),)
+
+
+class UpscaleTADSR:
+    """Restores and enlarges images; a mask may give a part of them another timestep."""
+
+    CATEGORY = "image/upscaling"
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "upscale"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+        """Describe the inputs as ComfyUI wants it."""
+        timestep: dict[str, Any] = {"default": 500, "min": 0, "max": 999}
+        hint = "small: faithful, large: vivid"
+        memory = {"default": 0.0, "min": 0.0, "max": 1024.0, "tooltip": "0: what is free"}
+        return {
+            "required": {
+                "model": ("TADSR_MODEL",),
+                "image": ("IMAGE",),
+                "timestep": ("INT", timestep | {"tooltip": hint}),
+                "scale": ("FLOAT", {"default": 4.0, "min": 1.0, "max": 16.0, "step": 0.5}),
+                "color_fix": (list(get_args(ColorFix)),),
+                "max_memory_gb": ("FLOAT", memory),
+                "prompt": ("STRING", {"default": "", "multiline": True}),
+            },
+            "optional": {
+                "mask": ("MASK",),
+                "masked_timestep": ("INT", timestep | {"default": 1, "tooltip": "where masked"}),
+            },
+        }
+
+    def upscale(
+        self,
+        model: TADSRPipeline,
+        image: torch.Tensor,
+        timestep: int,
+        scale: float,
+        color_fix: ColorFix,
+        max_memory_gb: float,
+        prompt: str,
+        mask: torch.Tensor | None = None,
+        masked_timestep: int = 1,
+    ) -> tuple[torch.Tensor]:
+        """Restore images (B, H, W, 3) in [0, 1]."""
+        tiling: TileSpec | str = "auto"
+        if max_memory_gb > 0:
+            tiling = TileSpec(max_memory=int(max_memory_gb * GIGABYTE))
+        timesteps: list[Any] = [timestep] * len(image)
+        if mask is not None:
+            masks = mask if mask.ndim == 3 else mask[None]
+            if len(masks) not in (1, len(image)):
+                raise ValueError(f"there must be 1 mask or {len(image)}, got {len(masks)}")
+            ends = (timestep, masked_timestep)
+            maps = [TimestepMap.from_image(m.clamp(0, 1).cpu().numpy(), ends) for m in masks]
+            timesteps = maps * (len(image) // len(maps))
+        results = model(
+            image.movedim(-1, 1)[:, :3].contiguous(),
+            timesteps,
+            scale=scale,
+            prompt=prompt,
+            color_fix=color_fix,
+            tiling=tiling,
+            progress=_progress(),
+        )
+        return (results.movedim(1, -1).float().cpu().contiguous(),)
+
+
+def _progress() -> Callable[[float], None] | None:
+    """Move ComfyUI's bar, and stop where its user has cancelled."""
+    if model_management is None:
+        return None
+    bar = ProgressBar(PROGRESS_STEPS)
+
+    def report(share: float) -> None:
+        model_management.throw_exception_if_processing_interrupted()
+        bar.update_absolute(round(PROGRESS_STEPS * share), PROGRESS_STEPS)
+
+    return report
+
+
+NODE_CLASS_MAPPINGS = {"LoadTADSR": LoadTADSR, "UpscaleTADSR": UpscaleTADSR}
+NODE_DISPLAY_NAME_MAPPINGS = {"LoadTADSR": "Load TADSR", "UpscaleTADSR": "Upscale (TADSR)"}

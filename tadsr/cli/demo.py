@@ -1,0 +1,93 @@
+"""`tadsr demo`: a page in the browser."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated, Literal
+
+import typer
+
+from tadsr.cli.reporting import (
+    DebugOption,
+    UsageError,
+    as_usage_errors,
+    check_range,
+    parse_bytes,
+    readable_errors,
+    silence_libraries,
+)
+
+DEMO_HELP = """Try models in the browser (needs pip install 'tadsr[demo]').
+
+\b
+Opens a page on this machine, at http://127.0.0.1:7860, and works without a
+network. With --host 0.0.0.0 others reach it as well; they choose among the
+models named here, and their photos are computed one after the other.
+
+\b
+Examples:
+  tadsr demo
+  tadsr demo -m tadsr-tiny -m runs/mine/model
+  tadsr demo --host 0.0.0.0 --port 80 --max-upload 20MB --max-pixels 20
+"""
+
+
+def demo(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model", "-m", help="Built-in model, folder, or hub id; several to choose from."
+        ),
+    ] = None,
+    device: Annotated[
+        str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")
+    ] = "auto",
+    dtype: Annotated[
+        Literal["auto", "fp32", "fp16", "bf16"],
+        typer.Option("--dtype", help="Precision; auto: fp16 on CUDA, else fp32."),
+    ] = "auto",
+    host: Annotated[
+        str, typer.Option("--host", metavar="ADDRESS", help="0.0.0.0: for other machines too.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", metavar="N", help="0: any that is free.")] = 7860,
+    max_upload: Annotated[
+        str, typer.Option("--max-upload", metavar="SIZE", help="Largest file, such as 50MB.")
+    ] = "50MB",
+    max_pixels: Annotated[
+        int, typer.Option("--max-pixels", metavar="N", help="Largest result in megapixels.")
+    ] = 64,
+    open_browser: Annotated[
+        bool, typer.Option("--open/--no-open", help="Whether to open the page.")
+    ] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Run `tadsr demo`."""
+    check_range("--port", port, 0, 65535, "7860 is gradio's")
+    check_range("--max-pixels", max_pixels, 1, 10_000, "megapixels of a result")
+    with as_usage_errors():
+        upload_bytes = parse_bytes(max_upload)
+    with readable_errors(debug):
+        try:
+            import gradio  # noqa: F401
+        except ImportError as error:
+            raise UsageError("the demo needs gradio; pip install 'tadsr[demo]'") from error
+        from tadsr.cli.model import choose_device, load_model
+        from tadsr.demo.page import build
+        from tadsr.demo.restoring import DemoLimits, Models
+
+        silence_libraries(debug)
+        place = choose_device(device)
+        load = partial(load_model, adapter=None, device=place, dtype=dtype, prompt=None, timestep=0)
+        page = build(
+            Models(model or ["tadsr-tiny"], load),
+            DemoLimits(upload_bytes, max_pixels * 1_000_000),
+        )
+        page.launch(
+            server_name=host,
+            server_port=port or None,
+            max_file_size=upload_bytes,
+            inbrowser=open_browser,
+            share=False,
+            quiet=False,
+            footer_links=[],
+        )

@@ -1,0 +1,265 @@
+"""What the demo's buttons do, without the page."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from tadsr.comparison import to_rgb8
+from tadsr.conditioning import TimestepMap
+from tadsr.config import ColorFix, UpscaleSettings
+from tadsr.errors import TADSRError
+from tadsr.evaluation import TimestepSweep
+from tadsr.folders.jobs import INPUT_SUFFIXES
+from tadsr.image_io import ImageLike, read_image, write_image
+from tadsr.pipeline import TADSRPipeline
+from tadsr.tiling.spec import TileSpec
+
+PREVIEW_PX = 2048
+"""Longer side of what the browser is shown; the file keeps every pixel."""
+CANVAS_PX = 1024
+"""Longer side of what is painted on."""
+Progress = Callable[[float], None]
+"""Is told the share of the work that is done, 0..1."""
+
+
+@dataclass(frozen=True)
+class DemoLimits:
+    """What one visitor may ask for."""
+
+    max_upload_bytes: int = 50_000_000
+    """Size of an uploaded file in bytes, at least 1."""
+    max_output_pixels: int = 64_000_000
+    """Width × height of a result in px, at least 1."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_upload_bytes", "max_output_pixels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, eq=False)
+class Choices:
+    """What a visitor has set."""
+
+    timestep: int = 500
+    """0..999."""
+    painted_timestep: int = 1
+    """0..999, where `painted` is."""
+    painted: np.ndarray | None = None
+    """Strength of the paint, uint8, (h, w), spread over the photo; None for none."""
+    scale: float = 4
+    """Output size over input size, at least 1."""
+    prompt: str = ""
+    """What the photo shows, for models that read text."""
+    color_fix: ColorFix = "adain"
+    """How the photo's colours are kept."""
+    tile_px: int | None = None
+    """How far a piece of a large image looks, in px, a multiple of 128; 0 for everywhere, None
+    for the library's choice."""
+
+    @property
+    def timestep_map(self) -> int | TimestepMap:
+        """The timestep, or the map that the paint makes."""
+        if self.painted is None or not self.painted.any():
+            return self.timestep
+        ends = (self.timestep, self.painted_timestep)
+        return TimestepMap.from_image(Image.fromarray(self.painted), ends)
+
+
+@dataclass(frozen=True, eq=False)
+class Restored:
+    """A result, to look at and to keep."""
+
+    before: Image.Image
+    """The photo enlarged by bicubic, at most `PREVIEW_PX` a side."""
+    after: Image.Image
+    """The result, of the same size."""
+    file: Path
+    """The result as PNG, with every pixel and the photo's metadata."""
+    summary: str
+    """Sizes and seconds in a sentence."""
+
+
+class Models:
+    """The models that the demo offers, each loaded when it is first asked for.
+
+    Args:
+        names: What the visitors choose from; at least one.
+        load: Loads one of them.
+    """
+
+    def __init__(self, names: Sequence[str], load: Callable[[str], TADSRPipeline]) -> None:
+        self.names = tuple(names)
+        self._load = load
+        self._loaded: dict[str, TADSRPipeline] = {}
+        self._lock = Lock()
+
+    def get(self, name: str) -> TADSRPipeline:
+        """Return a model's pipeline.
+
+        Raises:
+            ValueError: It is not one of the names; visitors do not choose what is loaded.
+            TADSRError: It cannot be loaded.
+        """
+        if name not in self.names:
+            raise ValueError(f"the model must be one of {', '.join(self.names)}, got {name!r}")
+        with self._lock:
+            if name not in self._loaded:
+                self._loaded[name] = self._load(name)
+            return self._loaded[name]
+
+
+def reads_text(pipe: TADSRPipeline) -> bool:
+    """Tell whether a model takes any prompt, or only those it was saved with."""
+    return pipe.text_encoder is not None
+
+
+def restore(
+    pipe: TADSRPipeline,
+    photo: Path | None,
+    choices: Choices,
+    folder: Path,
+    *,
+    limits: DemoLimits,
+    progress: Progress | None = None,
+) -> Restored:
+    """Restore an uploaded photo.
+
+    Args:
+        pipe: The model.
+        photo: The upload; None if there is none yet.
+        choices: How.
+        folder: Where the result's file goes.
+        limits: What is refused.
+        progress: Told how far it is, where the photo is computed in pieces.
+
+    Raises:
+        ValueError: There is no photo, or a choice is out of range.
+        TADSRError: The photo cannot be read, or is too large.
+    """
+    image, settings = _prepare(photo, choices, limits)
+    begin = time.monotonic()
+    result = pipe(
+        image,
+        choices.timestep_map,
+        scale=settings.scale,
+        color_fix=settings.color_fix,
+        prompt=choices.prompt,
+        tiling=_tiling(choices),
+        progress=progress,
+    )
+    seconds = time.monotonic() - begin
+    file = folder / f"{photo.stem}_x{settings.scale:g}.png"
+    write_image(result, file, overwrite=True)
+    before, after = (Image.fromarray(to_rgb8(picture)) for picture in (image, result))
+    summary = (
+        f"{before.width}×{before.height} to {after.width}×{after.height} px in {seconds:.1f} s."
+    )
+    after.thumbnail((PREVIEW_PX, PREVIEW_PX), Image.Resampling.LANCZOS)
+    before = before.resize(after.size, Image.Resampling.BICUBIC)
+    return Restored(before, after, file, summary)
+
+
+def draw_sweep(
+    pipe: TADSRPipeline,
+    photo: Path | None,
+    choices: Choices,
+    timesteps: Sequence[int],
+    *,
+    limits: DemoLimits,
+    progress: Progress | None = None,
+) -> Image.Image:
+    """Draw an uploaded photo at several timesteps on one sheet.
+
+    Args:
+        pipe: As for `restore`.
+        photo: As for `restore`.
+        choices: As for `restore`; its timesteps are not used.
+        timesteps: Those on the sheet.
+        limits: As for `restore`.
+        progress: As for `restore`.
+
+    Raises:
+        ValueError: As for `restore`.
+        TADSRError: As for `restore`.
+    """
+    image, settings = _prepare(photo, choices, limits)
+    pixels = to_rgb8(image)
+    results = pipe.sweep(
+        pixels,
+        timesteps,
+        scale=settings.scale,
+        color_fix=settings.color_fix,
+        prompt=choices.prompt,
+        tiling=_tiling(choices),
+        progress=progress,
+    )
+    images = dict(zip(timesteps, map(to_rgb8, results), strict=True))
+    return TimestepSweep(pixels, images).draw()
+
+
+def canvas_for(photo: Path, limits: DemoLimits) -> Image.Image:
+    """Return a photo as something to paint on.
+
+    Raises:
+        TADSRError: As for `restore`.
+    """
+    canvas = Image.fromarray(to_rgb8(_read(photo, limits)))
+    # Small photos are enlarged as well: the brush has one size.
+    return ImageOps.contain(canvas, (CANVAS_PX, CANVAS_PX), Image.Resampling.LANCZOS)
+
+
+def paint_of(painting: Mapping[str, object] | None) -> np.ndarray | None:
+    """Return the strength of a painting's strokes, uint8 (h, w), whatever their colour.
+
+    Args:
+        painting: With "layers", a list of arrays (h, w, 4); None if nobody painted.
+    """
+    layers = [np.asarray(layer) for layer in (painting or {}).get("layers") or ()]
+    alphas = [layer[..., 3] for layer in layers if layer.ndim == 3 and layer.shape[2] == 4]
+    return np.max(alphas, axis=0) if alphas else None
+
+
+def _prepare(
+    photo: Path | None, choices: Choices, limits: DemoLimits
+) -> tuple[ImageLike, UpscaleSettings]:
+    if photo is None:
+        raise ValueError("a photo must be there before it is restored; upload one")
+    settings = UpscaleSettings(choices.scale, choices.color_fix)
+    image = _read(photo, limits)
+    height, width = settings.output_size(image.height, image.width)
+    if height * width > limits.max_output_pixels:
+        raise TADSRError(
+            f"the result must have at most {limits.max_output_pixels / 1e6:g} megapixels here, "
+            f"this one would have {height * width / 1e6:.1f}; take a smaller photo or scale"
+        )
+    return image, settings
+
+
+def _read(photo: Path, limits: DemoLimits) -> ImageLike:
+    num_bytes = photo.stat().st_size
+    if num_bytes > limits.max_upload_bytes:
+        raise TADSRError(
+            f"a photo must have at most {limits.max_upload_bytes / 1e6:g} MB here, got "
+            f"{num_bytes / 1e6:.1f} MB; save it smaller"
+        )
+    if photo.suffix.lower() not in INPUT_SUFFIXES:
+        raise TADSRError(
+            f"a photo must be {', '.join(sorted(s[1:] for s in INPUT_SUFFIXES))}, "
+            f"got {photo.suffix or 'a name without a suffix'}"
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of an animation the first frame is meant
+        return read_image(photo, max_pixels=limits.max_output_pixels)
+
+
+def _tiling(choices: Choices) -> TileSpec | str:
+    return "auto" if choices.tile_px is None else TileSpec(attention_px=choices.tile_px)

@@ -1,0 +1,138 @@
+"""What the demo's buttons do; the page itself is in `test_page.py`."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tadsr import TADSRPipeline, TimestepMap
+from tadsr.demo.restoring import (
+    PREVIEW_PX,
+    Choices,
+    DemoLimits,
+    Models,
+    canvas_for,
+    draw_sweep,
+    paint_of,
+    reads_text,
+    restore,
+)
+from tadsr.errors import ImageReadError, TADSRError
+from tadsr.image_io import ArrayImage, read_image, write_image
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return TADSRPipeline.from_pretrained("tadsr-tiny")
+
+
+@pytest.fixture
+def photo(tmp_path):
+    path = tmp_path / "photo.png"
+    gradient = Image.linear_gradient("L").resize((24, 16))
+    Image.merge("RGB", (gradient, gradient.rotate(180), gradient)).save(path)
+    return path
+
+
+def test_a_photo_is_restored_as_the_library_does(pipe, photo, tmp_path):
+    told = []
+    found = restore(
+        pipe,
+        photo,
+        Choices(timestep=800, scale=2),
+        tmp_path,
+        limits=DemoLimits(),
+        progress=told.append,
+    )
+    with Image.open(photo) as image, Image.open(found.file) as written:
+        assert np.array_equal(written, pipe(image, 800, scale=2))
+        assert np.array_equal(found.after, written)
+        assert np.array_equal(found.before, image.resize((48, 32), Image.Resampling.BICUBIC))
+    assert found.file.name == "photo_x2.png"
+    assert found.summary.startswith("24×16 to 48×32 px in ")
+
+
+def test_the_file_keeps_16_bits_and_every_pixel(pipe, tmp_path):
+    pixels = np.linspace(0, 65535, 2 * 600 * 3).astype(np.uint16).reshape(2, 600, 3)
+    write_image(ArrayImage(pixels), tmp_path / "scan.tif")
+    found = restore(pipe, tmp_path / "scan.tif", Choices(), tmp_path, limits=DemoLimits())
+    assert read_image(found.file).pixels.shape == (8, 2400, 3)
+    assert read_image(found.file).pixels.dtype == np.uint16
+    assert found.before.size == found.after.size == (PREVIEW_PX, 7)
+
+
+def test_paint_is_a_map(pipe, photo, tmp_path):
+    layer = np.zeros((8, 12, 4), np.uint8)
+    layer[:, :6] = (255, 59, 48, 255)
+    painted = paint_of({"layers": [layer, np.zeros_like(layer)]})
+    choices = Choices(timestep=900, painted_timestep=1, painted=painted, scale=1)
+    assert choices.timestep_map.values.unique().tolist() == [1, 900]
+    found = restore(pipe, photo, choices, tmp_path, limits=DemoLimits())
+    values = np.full((8, 12), 900)
+    values[:, :6] = 1
+    with Image.open(photo) as image:
+        expected = pipe(image, TimestepMap.from_image(values), scale=1)
+    assert np.array_equal(found.after, expected)
+
+
+def test_a_canvas_that_nobody_painted_on_is_no_map():
+    assert paint_of(None) is None
+    assert paint_of({"layers": []}) is None
+    clean = paint_of({"layers": [np.zeros((4, 4, 4), np.uint8)]})
+    assert Choices(timestep=7, painted=clean).timestep_map == 7
+
+
+def test_a_sweep_is_a_sheet(pipe, photo):
+    sheet = draw_sweep(pipe, photo, Choices(scale=1), (1, 900), limits=DemoLimits())
+    assert sheet.width > 3 * 24
+
+
+def test_what_is_too_much_is_refused_in_a_sentence(pipe, photo, tmp_path):
+    def refused(path, limits, choices=None):
+        with pytest.raises((TADSRError, ValueError)) as error:
+            restore(pipe, path, choices or Choices(), tmp_path, limits=limits)
+        return str(error.value)
+
+    assert "upload one" in refused(None, DemoLimits())
+    num_bytes = photo.stat().st_size
+    assert "MB" in refused(photo, DemoLimits(max_upload_bytes=num_bytes - 1))
+    message = refused(photo, DemoLimits(max_output_pixels=24 * 16 * 16 - 1))
+    assert "megapixels" in message
+    assert "this one would have 0.0" in message
+    assert "scale" in refused(photo, DemoLimits(), Choices(scale=0.5))
+    text = tmp_path / "notes.txt"
+    text.write_text("no photo")
+    assert "got .txt" in refused(text, DemoLimits())
+    text.rename(tmp_path / "notes.png")
+    assert "notes.png" in refused(tmp_path / "notes.png", DemoLimits())
+    assert not list(tmp_path.glob("*_x*"))
+
+
+def test_a_canvas_has_one_size_whatever_the_photos(photo, tmp_path):
+    assert canvas_for(photo, DemoLimits()).size == (1024, 683)
+    Image.new("RGB", (3000, 1500)).save(tmp_path / "large.png")
+    assert canvas_for(tmp_path / "large.png", DemoLimits()).size == (1024, 512)
+    with pytest.raises(ImageReadError, match="at most"):
+        canvas_for(tmp_path / "large.png", DemoLimits(max_output_pixels=1_000_000))
+
+
+def test_visitors_choose_among_the_models_that_are_offered(pipe, golden_dir):
+    loaded = []
+
+    def load(name):
+        loaded.append(name)
+        return pipe
+
+    models = Models(["tadsr-tiny", "other"], load)
+    assert models.get("other") is models.get("other")
+    assert loaded == ["other"]
+    with pytest.raises(ValueError, match="tadsr-tiny, other"):
+        models.get("somebody/else")
+    assert not reads_text(pipe)
+
+
+@pytest.mark.parametrize("name", ["max_upload_bytes", "max_output_pixels"])
+def test_limits_are_above_zero(name):
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        DemoLimits(**{name: 0})
