@@ -51,8 +51,16 @@ def remove_abandoned(folder: Path) -> None:
         return
     for path in folder.glob(".tadsr-*"):
         found = _PARTIAL.fullmatch(path.name)
-        if found and found["host"] == _host() and not psutil.pid_exists(int(found["process"])):
+        if found and found["host"] == _host() and not _is_alive(int(found["process"])):
             path.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        # Killed, but not yet taken note of by the process that started it.
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _host() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import hypothesis
@@ -16,6 +17,12 @@ hypothesis.settings.load_profile("tadsr")
 
 DATA = Path(__file__).parent / "data"
 GOLDEN = DATA / "golden"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interrupts() -> None:
+    """Let Ctrl-C be tested where a shell in the background has it ignored, in children as well."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

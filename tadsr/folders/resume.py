@@ -49,9 +49,11 @@ def upscale_files(
         described = {**request.described(), **settings}
         manifests: dict[Path, Manifest] = {}
         for folder in dict.fromkeys(job.folder for job in jobs if job.folder is not None):
-            manifests[folder] = stack.enter_context(Manifest(folder, described))
+            manifest = manifests[folder] = stack.enter_context(Manifest(folder, described))
             own = [job.target for job in jobs if job.folder == folder]
-            manifests[folder].remove_abandoned(own)
+            manifest.remove_abandoned(own)
+            # Workers that are killed on the way leave something as well.
+            stack.callback(manifest.remove_abandoned, own)
         todo = []
         for job in jobs:
             manifest = manifests.get(job.folder) if job.folder else None

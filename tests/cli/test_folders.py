@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -238,6 +239,32 @@ def test_half_written_files_of_killed_processes_are_removed(upscale):
         upscale("photos")
         assert own.exists()
         assert not theirs.exists()
+
+
+def test_what_a_worker_leaves_that_is_killed_on_the_way_is_removed(tmp_path):
+    script = "import sys, time; from tadsr.whole_file import whole_file\n"
+    script += (
+        "with whole_file(sys.argv[1]) as path: path.touch(); print(flush=True); time.sleep(60)"
+    )
+    target = tmp_path / "sharp" / "a.png"
+
+    def run(jobs, report):
+        command = [sys.executable, "-c", script, target]
+        environment = {**os.environ, "PYTHONPATH": PACKAGE_PARENT}
+        worker = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
+        worker.stdout.readline()
+        worker.kill()
+        # Nobody waits for it yet, so that it stays in the list of processes.
+        workers.append(worker)
+        while psutil.Process(worker.pid).status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+        assert len(list(target.parent.glob(".tadsr-*.png"))) == 1
+
+    workers = []
+    job = Job(tmp_path / "a.png", target, folder=target.parent)
+    upscale_files([job], FileRequest(), {}, run, print)
+    assert not list(target.parent.glob(".tadsr-*.png"))
+    workers[0].communicate()
 
 
 def test_an_interrupt_leaves_whole_files_and_the_rest_is_done_later(upscale, model_dir):
