@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import gradio as gr
+from gradio.data_classes import FileData
 
 from tadsr.config import ColorFix
 from tadsr.demo.restoring import (
@@ -28,6 +29,8 @@ MAX_WAITING = 32
 """Requests that wait; more are told to come back."""
 CACHE_SECONDS = 3600
 """How long uploads and results are kept."""
+SHOWN_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".bmp", ".gif"})
+"""What every browser shows; other photos are restored without being seen first."""
 SWEEP_TIMESTEPS = (1, 300, 600, 900)
 TILE_CHOICES = [("automatic", None), ("512 px", 512), ("1024 px", 1024), ("everywhere", 0)]
 DEFAULT_TIMESTEP, DEFAULT_PAINTED, MAX_SCALE = 500, 1, 8
@@ -69,6 +72,8 @@ def build(models: Models, limits: DemoLimits) -> gr.Blocks:
                     elem_id="photo",
                     height=280,
                 )
+                # gradio would open it with Pillow alone, and fail with its own words.
+                photo.preprocess = _path_of
                 timestep = gr.Slider(
                     *(0, 999, DEFAULT_TIMESTEP),
                     step=1,
@@ -115,7 +120,12 @@ def build(models: Models, limits: DemoLimits) -> gr.Blocks:
             with gr.Column(scale=2, min_width=480), gr.Tabs():
                 with gr.Tab("Result"):
                     pair = gr.ImageSlider(
-                        label="Bicubic | restored", elem_id="pair", type="pil", interactive=False
+                        label="Bicubic | restored",
+                        elem_id="pair",
+                        type="pil",
+                        format="png",  # WebP would blur what is compared
+                        buttons=["fullscreen"],  # the file with every pixel is below
+                        interactive=False,
                     )
                     summary = gr.Markdown(elem_id="summary")
                     download = gr.DownloadButton(
@@ -125,7 +135,13 @@ def build(models: Models, limits: DemoLimits) -> gr.Blocks:
                     sweep = gr.Button(
                         f"Restore at {', '.join(map(str, SWEEP_TIMESTEPS))}", elem_id="sweep"
                     )
-                    sheet = gr.Image(label="Timesteps", type="pil", interactive=False)
+                    sheet = gr.Image(
+                        label="Timesteps",
+                        type="pil",
+                        format="png",
+                        interactive=False,
+                        elem_id="sheet",
+                    )
 
         shared = [photo, model, timestep, painted_timestep, painting, scale, prompt, color_fix]
         shared.append(tile_px)
@@ -166,7 +182,11 @@ def build(models: Models, limits: DemoLimits) -> gr.Blocks:
             if path is None:
                 return None
             with _as_sentences():
-                return canvas_for(Path(path), limits)
+                canvas = canvas_for(Path(path), limits)
+            suffix = Path(path).suffix.lower()
+            if suffix not in SHOWN_SUFFIXES:
+                gr.Info(f"browsers may not show {suffix[1:]} here; it is restored all the same")
+            return canvas
 
         def show_prompt(name: str) -> Any:
             with _as_sentences():
@@ -183,12 +203,17 @@ def build(models: Models, limits: DemoLimits) -> gr.Blocks:
     return page.queue(max_size=MAX_WAITING)
 
 
+def _path_of(upload: FileData | None) -> str | None:
+    """Return where an upload is; gradio has checked that it is one."""
+    return None if upload is None else upload.path
+
+
 def _choices(
     timestep: float,
     painted_timestep: float,
     painting: dict[str, Any] | None,
     scale: float,
-    prompt: str,
+    prompt: str | None,
     color_fix: ColorFix,
     tile_px: int | None,
 ) -> Choices:
@@ -197,7 +222,7 @@ def _choices(
         painted_timestep=round(painted_timestep),
         painted=paint_of(painting),
         scale=scale,
-        prompt=prompt,
+        prompt=prompt or "",  # a textbox that nobody wrote in gives None
         color_fix=color_fix,
         tile_px=tile_px,
     )

@@ -5,18 +5,23 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tadsr import TADSRPipeline
+from tadsr.image_io import ArrayImage, read_image, write_image
 
 pytestmark = pytest.mark.demo
 PHOTO = Path(__file__).parents[2] / "examples" / "photos" / "lighthouse.jpg"
@@ -51,21 +56,30 @@ def address():
         server.wait(30)
 
 
-@pytest.fixture
-def browser(address, tmp_path):
+@contextmanager
+def visiting(address, folder):
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
-    for argument in (*CHROMIUM.split(), f"--user-data-dir={tmp_path / 'profile'}"):
+    for argument in (*CHROMIUM.split(), f"--user-data-dir={folder / 'profile'}"):
         options.add_argument(argument)
-    downloads = str(tmp_path / "downloads")
-    options.add_experimental_option("prefs", {"download.default_directory": downloads})
-    driver = webdriver.Chrome(options=options)
+    downloads = folder / "downloads"
+    options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
+    # Named, as selenium asks the network for one otherwise.
+    service = webdriver.ChromeService(shutil.which("chromedriver"))
+    driver = webdriver.Chrome(options=options, service=service)
     try:
         driver.get(address)
-        yield Page(driver, tmp_path / "downloads")
+        yield Page(driver, downloads)
     finally:
         driver.quit()
+
+
+@pytest.fixture
+def browser(address, tmp_path):
+    with visiting(address, tmp_path) as page:
+        yield page
 
 
 class Page:
@@ -89,10 +103,27 @@ class Page:
         wait = WebDriverWait(self.driver, SECONDS, ignored_exceptions=ignored)
         return wait.until(lambda _: found())
 
-    def upload(self, path):
+    def choose(self, path):
         (field,) = self.all("#photo input[type=file]")
         field.send_keys(str(path))
+
+    def upload(self, path):
+        self.choose(path)
         self.wait(lambda: self.all("#photo img"))
+
+    def told(self, words):
+        """Wait for a message with these words and return it."""
+        return self.wait(
+            lambda: next((t.text for t in self.all(".toast-body") if words in t.text), None)
+        )
+
+    def asked(self):
+        """Return the hosts that the page has asked so far."""
+        events = [json.loads(e["message"])["message"] for e in self.driver.get_log("performance")]
+        sent = [e["params"] for e in events if e["method"] == "Network.requestWillBeSent"]
+        return {
+            urlsplit(e["request"]["url"]).hostname for e in sent if e["documentURL"][:4] == "http"
+        }
 
     def set_timestep(self, timestep):
         from selenium.webdriver.common.keys import Keys
@@ -118,8 +149,8 @@ class Page:
         self.all("#download")[0].click()
         self.wait(lambda: set(self.downloads.glob("*.png")) - known)
         (path,) = set(self.downloads.glob("*.png")) - known
-        with Image.open(path) as image:
-            return np.asarray(image)
+        image = read_image(path)
+        return image.pixels if isinstance(image, ArrayImage) else np.asarray(image)
 
 
 @pytest.fixture
@@ -169,11 +200,55 @@ def test_what_is_painted_has_another_timestep(browser, photo):
     assert change[:120].mean() > 2 * change[120:].mean()
 
 
+def test_16_bits_are_kept_of_what_no_browser_shows(browser, tmp_path):
+    pixels = np.linspace(0, 65535, 24 * 32 * 3).astype(np.uint16).reshape(24, 32, 3)
+    write_image(ArrayImage(pixels), tmp_path / "scan.tif")
+    browser.upload(tmp_path / "scan.tif")
+    assert "tif" in browser.told("restored all the same")
+    browser.set_timestep(300)
+    browser.run()
+    result = browser.download()
+    assert result.dtype == np.uint16
+    expected = TADSRPipeline.from_pretrained("tadsr-tiny")(read_image(tmp_path / "scan.tif"), 300)
+    assert np.array_equal(result, expected.pixels)
+
+
 def test_errors_are_sentences(browser, tmp_path):
     browser.all("#run")[0].click()
-    toast = browser.wait(lambda: [t for t in browser.all(".toast-body") if "upload" in t.text])
-    assert "upload one" in toast[0].text
+    assert browser.told("upload one")
+    (tmp_path / "notes.png").write_text("no photo")
+    browser.upload(tmp_path / "notes.png")
+    assert browser.told("notes.png")
     assert "Traceback" not in browser.driver.page_source
+    assert "preprocess" not in browser.driver.page_source
+
+
+def test_a_file_above_max_upload_is_refused_in_a_sentence(browser, tmp_path):
+    (tmp_path / "large.png").write_bytes(bytes(1_000_001))
+    browser.choose(tmp_path / "large.png")
+    assert "large.png" in browser.told("maximum allowed size")
+    assert not browser.all("#photo img")
+
+
+def test_nobody_else_is_asked_for_anything(browser, photo):
+    browser.upload(photo)
+    browser.run()
+    assert browser.asked() - {None} == {"127.0.0.1"}
+
+
+def test_visitors_wait_for_each_other_and_get_their_own(address, browser, photo, tmp_path):
+    pipe = TADSRPipeline.from_pretrained("tadsr-tiny")
+    (tmp_path / "other").mkdir()
+    with visiting(address, tmp_path / "other") as other, Image.open(photo) as image:
+        visitors = {1: browser, 900: other}
+        for timestep, page in visitors.items():
+            page.upload(photo)
+            page.set_timestep(timestep)
+        for page in visitors.values():
+            page.all("#run")[0].click()
+        for timestep, page in visitors.items():
+            page.wait(page.result)
+            assert np.array_equal(page.download(), pipe(image, timestep)), timestep
 
 
 def test_a_sweep_is_shown(browser, photo):
@@ -183,4 +258,4 @@ def test_a_sweep_is_shown(browser, photo):
     (button,) = browser.wait(lambda: browser.all("#sweep"))
     browser.wait(button.is_displayed)
     button.click()
-    assert browser.wait(lambda: browser.all("img[src*='image.webp'], [data-testid=image] img"))
+    assert browser.wait(lambda: browser.all("#sheet img"))
