@@ -24,6 +24,9 @@ except ImportError:  # outside ComfyUI, as in this library's tests
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 GIGABYTE = 10**9
 PROGRESS_STEPS = 1000
+SMALL_IMAGES = "images whose shorter side is below this are computed at it"
+ATTENTION_PX = {"auto": None, "512": 512, "1024": 1024, "everywhere": 0}
+"""How far a place of a large result looks around; see `TileSpec.attention_px`."""
 
 
 class LoadTADSR:
@@ -40,6 +43,7 @@ class LoadTADSR:
         name = {"default": "tadsr-tiny", "tooltip": "built-in name, folder, or hub id owner/name"}
         return {"required": {"name": ("STRING", name), "dtype": (["auto", *DTYPES],)}}
 
+    @torch.inference_mode(False)  # ComfyUI's mode makes weights that no version is counted of
     def load(self, name: str, dtype: str) -> tuple[TADSRPipeline]:
         """Load the model onto ComfyUI's device."""
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -63,6 +67,7 @@ class UpscaleTADSR:
         timestep: dict[str, Any] = {"default": 500, "min": 0, "max": 999}
         hint = "small: faithful, large: vivid"
         memory = {"default": 0.0, "min": 0.0, "max": 1024.0, "tooltip": "0: what is free"}
+        process_size = {"default": 512, "min": 0, "max": 4096, "step": 8}
         return {
             "required": {
                 "model": ("TADSR_MODEL",),
@@ -70,15 +75,21 @@ class UpscaleTADSR:
                 "timestep": ("INT", timestep | {"tooltip": hint}),
                 "scale": ("FLOAT", {"default": 4.0, "min": 1.0, "max": 16.0, "step": 0.5}),
                 "color_fix": (list(get_args(ColorFix)),),
+                "process_size": ("INT", process_size | {"tooltip": SMALL_IMAGES}),
                 "max_memory_gb": ("FLOAT", memory),
+                "attention_px": (list(ATTENTION_PX),),
                 "prompt": ("STRING", {"default": "", "multiline": True}),
             },
             "optional": {
                 "mask": ("MASK",),
-                "masked_timestep": ("INT", timestep | {"default": 1, "tooltip": "where masked"}),
+                "masked_timestep": (
+                    "INT",
+                    timestep | {"default": 1, "tooltip": "where the mask is 1"},
+                ),
             },
         }
 
+    @torch.inference_mode(False)  # or what the model keeps for later could not be written to
     def upscale(
         self,
         model: TADSRPipeline,
@@ -86,15 +97,18 @@ class UpscaleTADSR:
         timestep: int,
         scale: float,
         color_fix: ColorFix,
+        process_size: int,
         max_memory_gb: float,
+        attention_px: str,
         prompt: str,
         mask: torch.Tensor | None = None,
         masked_timestep: int = 1,
     ) -> tuple[torch.Tensor]:
         """Restore images (B, H, W, 3) in [0, 1]."""
         tiling: TileSpec | str = "auto"
-        if max_memory_gb > 0:
-            tiling = TileSpec(max_memory=int(max_memory_gb * GIGABYTE))
+        if max_memory_gb > 0 or attention_px != "auto":
+            memory = int(max_memory_gb * GIGABYTE) or None
+            tiling = TileSpec(max_memory=memory, attention_px=ATTENTION_PX[attention_px])
         timesteps: list[Any] = [timestep] * len(image)
         if mask is not None:
             masks = mask if mask.ndim == 3 else mask[None]
@@ -104,11 +118,13 @@ class UpscaleTADSR:
             maps = [TimestepMap.from_image(m.clamp(0, 1).cpu().numpy(), ends) for m in masks]
             timesteps = maps * (len(image) // len(maps))
         results = model(
-            image.movedim(-1, 1)[:, :3].contiguous(),
+            # Other nodes overshoot; and the copy is a tensor of this mode.
+            image.movedim(-1, 1)[:, :3].clamp(0, 1).contiguous(),
             timesteps,
             scale=scale,
             prompt=prompt,
             color_fix=color_fix,
+            process_size=process_size,
             tiling=tiling,
             progress=_progress(),
         )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import re
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -14,6 +16,7 @@ import torch
 import yaml
 
 from tadsr import TimestepMap
+from tadsr.errors import CheckpointError
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -25,7 +28,7 @@ def load_file(path):
     return module
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def nodes():
     return load_file(EXAMPLES / "comfyui_tadsr.py")
 
@@ -41,14 +44,18 @@ def arguments_of(node):
     return found
 
 
-def run(nodes, name, **inputs):
+def run(nodes, name, /, **inputs):
+    """Run a node as ComfyUI does: in torch's inference mode, which nothing may leave traces of."""
     cls = nodes.NODE_CLASS_MAPPINGS[name]
-    results = getattr(cls(), cls.FUNCTION)(**(arguments_of(cls) | inputs))
+    small = {} if name == "LoadTADSR" else {"process_size": 0}
+    with torch.inference_mode():
+        inputs = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
+        results = getattr(cls(), cls.FUNCTION)(**(arguments_of(cls) | small | inputs))
     assert len(results) == len(cls.RETURN_TYPES)
     return results[0]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def model(nodes):
     return run(nodes, "LoadTADSR")
 
@@ -58,28 +65,126 @@ def image():
     return torch.rand(2, 10, 12, 3, generator=torch.Generator().manual_seed(0))
 
 
-def test_comfyui_nodes_are_those_of_the_library(nodes, model, image):
+def restored(model, image, *arguments, **settings):
+    """What the library gives, in ComfyUI's layout."""
+    result = model(image.movedim(-1, 1), *arguments, **{"process_size": 0} | settings)
+    return result.movedim(1, -1)
+
+
+def test_comfyui_finds_every_input_and_its_default(nodes):
     assert set(nodes.NODE_CLASS_MAPPINGS) == set(nodes.NODE_DISPLAY_NAME_MAPPINGS)
-    result = run(nodes, "UpscaleTADSR", model=model, image=image)
-    assert result.shape == (2, 40, 48, 3)
+    returned = {kind for node in nodes.NODE_CLASS_MAPPINGS.values() for kind in node.RETURN_TYPES}
+    for node in nodes.NODE_CLASS_MAPPINGS.values():
+        parameters = inspect.signature(getattr(node, node.FUNCTION)).parameters
+        inputs = node.INPUT_TYPES()
+        everything = inputs["required"] | inputs.get("optional", {})
+        assert ["self", *everything] == list(parameters)
+        for name in inputs.get("optional", {}):
+            assert parameters[name].default is not inspect.Parameter.empty
+        for kind, *options in everything.values():
+            if isinstance(kind, list):
+                assert all(isinstance(choice, str) for choice in kind)
+            elif kind in ("INT", "FLOAT"):
+                assert options[0]["min"] <= options[0]["default"] <= options[0]["max"]
+            else:
+                assert kind in returned | {"STRING", "IMAGE", "MASK"}
+        assert isinstance(node.CATEGORY, str)
+
+
+def test_comfyui_defaults_are_the_librarys(nodes, model, image):
+    one = image[:1, :2, :2]
+    result = run(nodes, "UpscaleTADSR", model=model, image=one, process_size=512)
+    assert torch.equal(result, restored(model, one, process_size=512))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"scale": 4.0, "timestep": 1},
+        {"scale": 1.0, "timestep": 999, "color_fix": "wavelet"},
+        {"scale": 2.5, "timestep": 300, "color_fix": "none"},
+    ],
+)
+def test_comfyui_images_are_restored_as_the_library_does(nodes, model, image, settings):
+    result = run(nodes, "UpscaleTADSR", model=model, image=image, **settings)
+    scale = settings["scale"]
+    assert result.shape == (2, round(10 * scale), round(12 * scale), 3)
     assert result.dtype == torch.float32
+    assert result.device.type == "cpu"
+    assert result.is_contiguous()
     assert 0 <= result.min() < result.max() <= 1
-    assert torch.equal(result, model(image.movedim(-1, 1)).movedim(1, -1))
+    assert torch.equal(result, restored(model, image, **settings))
+    # Each image of a batch is its own.
+    for number in range(2):
+        one = run(nodes, "UpscaleTADSR", model=model, image=image[number : number + 1], **settings)
+        assert torch.allclose(one[0], result[number], atol=1e-5)
+
+
+def test_comfyui_images_may_overshoot_and_have_alpha(nodes, model, image):
+    wild = torch.cat([image * 3 - 1, image[..., :1]], dim=-1)
+    result = run(nodes, "UpscaleTADSR", model=model, image=wild)
+    assert torch.equal(result, restored(model, (image * 3 - 1).clamp(0, 1)))
+
+
+def test_comfyui_computes_in_pieces_what_the_whole_gives(nodes, model, image):
+    whole = run(nodes, "UpscaleTADSR", model=model, image=image)
+    for settings in ({"max_memory_gb": 0.5}, {"attention_px": "512"}):
+        pieces = run(nodes, "UpscaleTADSR", model=model, image=image, **settings)
+        assert torch.allclose(pieces, whole, atol=1e-4)
+
+
+def test_comfyui_prompts_reach_the_model(nodes, model, image, tmp_path_factory, golden_dir):
+    with pytest.raises(ValueError, match="prompt"):
+        run(nodes, "UpscaleTADSR", model=model, image=image, prompt="a lighthouse")
+    folder = tmp_path_factory.mktemp("published")
+    shutil.copytree(golden_dir / "base", folder, dirs_exist_ok=True)
+    shutil.copy(golden_dir / "tadsr.pkl", folder)
+    reading = run(nodes, "LoadTADSR", name=str(folder), dtype="fp32")
+    results = [
+        run(nodes, "UpscaleTADSR", model=reading, image=image, prompt=prompt)
+        for prompt in ("", "a lighthouse")
+    ]
+    assert not torch.equal(*results)
+    assert torch.equal(results[1], restored(reading, image, prompt="a lighthouse"))
+
+
+def test_comfyui_loads_in_the_chosen_type(nodes):
+    auto = torch.float16 if torch.cuda.is_available() else torch.float32
+    for name, dtype in (("auto", auto), ("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        loaded = run(nodes, "LoadTADSR", dtype=name)
+        assert {loaded.unet.dtype, loaded.vae.dtype} == {dtype}
+    with pytest.raises(CheckpointError, match="nowhere"):
+        run(nodes, "LoadTADSR", name="./nowhere")
 
 
 def test_a_comfyui_mask_has_its_own_timestep(nodes, model, image):
     mask = torch.zeros(10, 12)
     mask[:, :6] = 1
-    settings = {"scale": 1.0, "timestep": 900, "masked_timestep": 1}
-    shared = {"model": model, "image": image} | settings
+    ends = {"timestep": 900, "masked_timestep": 1}
+    shared = {"model": model, "image": image} | ends
     result = run(nodes, "UpscaleTADSR", mask=mask, **shared)
-    both = run(nodes, "UpscaleTADSR", mask=mask.expand(2, -1, -1), **shared)
     expected = TimestepMap.from_image(np.where(mask.numpy() > 0, 1, 900))
-    plain = model(image.movedim(-1, 1), [expected, expected], scale=1)
-    assert torch.allclose(result, plain.movedim(1, -1), atol=1e-5)
-    assert torch.equal(result, both)
+    assert torch.allclose(result, restored(model, image, [expected, expected]), atol=1e-5)
+    left, right = result.chunk(2, dim=2)
+    for half, part, timestep in ((left, slice(0, 24), 1), (right, slice(24, None), 900)):
+        own, other = (restored(model, image, t)[:, :, part] for t in (timestep, 901 - timestep))
+        assert (half - own).norm() < (half - other).norm()
+    for batch in (mask[None], mask.expand(2, -1, -1)):
+        assert torch.equal(result, run(nodes, "UpscaleTADSR", mask=batch, **shared))
+
+
+def test_a_comfyui_mask_per_image_and_of_any_size(nodes, model, image):
+    ends = {"timestep": 900, "masked_timestep": 1}
+    shared = {"model": model, "image": image} | ends
+    # 64 × 64 zeros are what ComfyUI's loader gives for an image without alpha.
+    masks = torch.stack([torch.zeros(64, 64), torch.ones(64, 64)])
+    result = run(nodes, "UpscaleTADSR", mask=masks, **shared)
+    assert torch.allclose(result, restored(model, image, [900, 1]), atol=1e-4)
+    gray = run(nodes, "UpscaleTADSR", mask=torch.full((3, 5), 0.5), **shared)
+    expected = TimestepMap.from_image(np.full((3, 5), 450.5, np.float32))
+    assert torch.allclose(gray, restored(model, image, [expected, expected]), atol=1e-5)
     with pytest.raises(ValueError, match="1 mask or 2, got 3"):
-        run(nodes, "UpscaleTADSR", mask=mask.expand(3, -1, -1), **shared)
+        run(nodes, "UpscaleTADSR", mask=torch.zeros(3, 10, 12), **shared)
 
 
 def test_comfyui_shows_progress_and_cancels(monkeypatch):
