@@ -43,7 +43,6 @@ class LoadTADSR:
         name = {"default": "tadsr-tiny", "tooltip": "built-in name, folder, or hub id owner/name"}
         return {"required": {"name": ("STRING", name), "dtype": (["auto", *DTYPES],)}}
 
-    @torch.inference_mode(False)  # ComfyUI's mode makes weights that no version is counted of
     def load(self, name: str, dtype: str) -> tuple[TADSRPipeline]:
         """Load the model onto ComfyUI's device."""
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -89,7 +88,6 @@ class UpscaleTADSR:
             },
         }
 
-    @torch.inference_mode(False)  # or what the model keeps for later could not be written to
     def upscale(
         self,
         model: TADSRPipeline,
@@ -118,7 +116,7 @@ class UpscaleTADSR:
             maps = [TimestepMap.from_image(m.clamp(0, 1).cpu().numpy(), ends) for m in masks]
             timesteps = maps * (len(image) // len(maps))
         results = model(
-            # Other nodes overshoot; and the copy is a tensor of this mode.
+            # Other nodes overshoot.
             image.movedim(-1, 1)[:, :3].clamp(0, 1).contiguous(),
             timesteps,
             scale=scale,

@@ -115,6 +115,7 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
         self.metadata: Mapping[str, Any] = {}
 
     @classmethod
+    @torch.inference_mode(False)  # weights made in a caller's mode could not be trained
     def from_pretrained(
         cls,
         source: str | Path = "tadsr-tiny",
@@ -212,6 +213,7 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
         self._engine.release()
         self._engine = chosen
 
+    @torch.inference_mode(False)  # what is kept for later calls must outlive a caller's mode
     @torch.no_grad()
     def __call__(
         self,
@@ -299,13 +301,14 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
             return torch.stack(results)
         return results if is_list or is_batch else results[0]
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def sweep(
         self,
         image: Any,
         timesteps: Sequence[int] = (1, 100, 300, 500, 700, 900),
         *,
-        prompt: str = "",
+        prompt: str | None = None,
         tiling: TileSpec | Literal["auto"] | None = "auto",
         output_type: str | None = None,
         progress: Callable[[float], None] | None = None,
@@ -333,7 +336,9 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
         settings = UpscaleSettings(**settings)
         decoded = decode_image(image)
         checked = self.check_timesteps(list(timesteps), len(timesteps))
-        embeds = self.encode_prompt([prompt])
+        embeds = self.encode_prompt(
+            choose_prompts(prompt, [decoded], self.tagger, self.text_encoder)
+        )
         groups = group_timesteps(checked, settings.network_size(*decoded.rgb.shape[-2:]))
         results = []
         for number, group in enumerate(groups):
@@ -345,6 +350,7 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
         self.maybe_free_model_hooks()
         return results
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def upscale_to_file(
         self,
@@ -411,6 +417,7 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
         pixels = batch_pixels(self.vae, self._execution_device)
         return max(1, pixels // math.prod(settings.network_size(*size)))
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def restore(
         self,

@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image, ImageCms, features
+from PIL import EpsImagePlugin, ExifTags, Image, ImageCms, features
 
 from tadsr.errors import ImageReadError, ImageWriteError
 from tadsr.image_io import (
@@ -102,6 +102,23 @@ def test_no_image_at_all(tmp_path):
     ]:
         with pytest.raises(ImageReadError, match=message):
             read_image(tmp_path / name)
+
+
+def test_programs_in_postscript_are_not_run(tmp_path, monkeypatch):
+    ghostscript = tmp_path / "gs"
+    ghostscript.write_text(f"#!/bin/sh\ntouch {tmp_path / 'ran'}\n")
+    ghostscript.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    path = tmp_path / "photo.png"
+    _noise().save(path, "EPS")
+    with pytest.raises(ImageReadError, match="PostScript program"):
+        read_image(path)
+    assert not (tmp_path / "ran").exists()
+    # What is refused is what would have run it.
+    with Image.open(path) as image, pytest.raises(OSError, match=""):
+        image.load()
+    assert (tmp_path / "ran").exists()
 
 
 def test_zero_sized_file(tmp_path):

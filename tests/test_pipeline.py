@@ -284,3 +284,30 @@ def test_adapters_kept_apart_merge_to_the_same_picture(golden_dir):
     pipe.merge_adapters()
     assert pipe.adapters is None
     torch.testing.assert_close(pipe(image, 300, **FAST), before, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("scale", [1, 4])
+def test_a_callers_inference_mode_leaves_no_traces(scale):
+    generator = torch.Generator().manual_seed(0)
+    expect = TADSRPipeline.from_pretrained("tadsr-tiny")
+    with torch.inference_mode():
+        pipe = TADSRPipeline.from_pretrained("tadsr-tiny")
+        image = torch.rand(3, 16, 24, generator=generator)
+        settings = {"scale": scale, "process_size": 0}
+        first = pipe(image, 500, **settings)
+    assert not any(p.is_inference() for p in pipe.unet.parameters())
+    assert torch.equal(first, expect(image, 500, **settings))
+    # What was kept from the first call serves the second, in either mode.
+    assert torch.equal(pipe(image, 500, **settings), first)
+    assert torch.equal(pipe.sweep(image, (500,), **settings)[0], first)
+
+
+def test_weights_converted_in_inference_mode_serve_too():
+    image = torch.rand(3, 16, 24, generator=torch.Generator().manual_seed(0))
+    settings = {"torch_dtype": torch.bfloat16}
+    expect = TADSRPipeline.from_pretrained("tadsr-tiny", **settings)(image, 500, process_size=0)
+    pipe = TADSRPipeline.from_pretrained("tadsr-tiny")
+    with torch.inference_mode():
+        pipe.to(torch.bfloat16)
+    assert next(pipe.unet.parameters()).is_inference()
+    assert torch.equal(pipe(image, 500, process_size=0), expect)

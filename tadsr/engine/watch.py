@@ -53,4 +53,6 @@ class ModuleWatch:
 
 
 def _identity(parameter: Tensor) -> tuple[int, int, int]:
-    return parameter._version, parameter.untyped_storage()._cdata, parameter.data_ptr()
+    # Tensors made in inference mode count no versions.
+    version = -1 if parameter.is_inference() else parameter._version
+    return version, parameter.untyped_storage()._cdata, parameter.data_ptr()

@@ -105,6 +105,10 @@ def open_image(path: Path, max_pixels: int | None) -> Image.Image:
             raise _NeedsTifffile from None
         raise
     try:
+        if image.format == "EPS":  # Pillow would have Ghostscript run it, whatever its suffix
+            raise ImageReadError(
+                f"{path}: must be a picture, but is a PostScript program; save it as PNG or TIFF"
+            )
         _check_file_size(path, image.size, max_pixels)
     except ImageReadError:
         image.close()

@@ -62,6 +62,13 @@ def test_files_written_in_strips_are_tagged_too(pipe, tmp_path):
         np.testing.assert_array_equal(np.asarray(image), pipe(photo(8), **FAST))
 
 
+def test_sweeps_are_tagged_as_calls_are(pipe):
+    results = pipe.sweep(photo(8), (1, 900), **FAST)
+    assert pipe.tagger.seen == [("RGB", (8, 8))]
+    np.testing.assert_array_equal(results[1], pipe(photo(8), 900, **FAST))
+    assert (results[1] != pipe.sweep(photo(8), (900,), prompt="", **FAST)[0]).any()
+
+
 def test_without_a_tagger_the_prompt_is_empty(golden_pipeline):
     without = golden_pipeline(photo(8), **FAST)
     np.testing.assert_array_equal(without, golden_pipeline(photo(8), prompt="", **FAST))
