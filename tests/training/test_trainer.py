@@ -187,7 +187,7 @@ SWITCHES = {
     "baseline": {"tae": False, "vsd_timestep": "uniform"},
     "fixed timestep": {"vsd_timestep": "fixed", "vsd_fixed": 300},
     "published grid": {"timestep_grid": 50, "timestep_range": (1, 999)},
-    "adversarial": {"gan_weight": 0.1, "latent_steps": 1},
+    "adversarial": {"gan_weight": TimestepRamp(0, 0.1), "latent_steps": 1},
     "copied fake score": {"fake_score_rank": 0},
     "with decoder": {"train_decoder": True},
     "chroma": {"chroma_mse_weight": TimestepRamp(1, 2), "plain_mse_weight": TimestepRamp(1, 0)},
@@ -207,7 +207,7 @@ def test_every_switch_trains(name, small_chain, networks, photos, tmp_path):
     line = read_log(tmp_path / "run")[-1]
     assert ("student.tavsd" in line) == (not stage.tavsd_weight.is_zero)
     assert ("fake_score.loss" in line) == (not stage.tavsd_weight.is_zero)
-    assert ("discriminator.loss" in line) == (stage.gan_weight > 0)
+    assert ("discriminator.loss" in line) == (not stage.gan_weight.is_zero)
     assert decoder.equal(vae.decoder.conv_out.weight) != stage.train_decoder
     x = torch.rand(1, 3, 32, 32)
     knows_time = not torch.equal(vae.encode(x, 1)[0].mean, vae.encode(x, 999)[0].mean)
@@ -222,7 +222,7 @@ def test_every_weight_of_the_student_counts(small_chain, networks, photos, tmp_p
         teacher=str(teacher),
         perceptual="lpips",
         tavsd_weight=TimestepRamp(0.4, 0.4),
-        gan_weight=0.2,
+        gan_weight=TimestepRamp(0.2, 0.2),
         **{f"{name}_weight": TimestepRamp(value, value) for name, value in weights.items()},
         **FEW_TEXTS,
     )
@@ -233,6 +233,24 @@ def test_every_weight_of_the_student_counts(small_chain, networks, photos, tmp_p
     parts = {name: weight * line[f"student.{name}"] for name, weight in weights.items()}
     assert all(abs(value) > 1e-5 for value in parts.values()), parts
     assert line["student.loss"] == pytest.approx(sum(parts.values()), rel=1e-4)
+
+
+def test_timesteps_without_adversary_train_without_it(networks, photos, tmp_path):
+    lines = []
+    for end in (0.0, 0.5):
+        stage = distillation(
+            adapter_rank=0,
+            perceptual="none",
+            tavsd_weight=TimestepRamp(0, 0),
+            gan_weight=TimestepRamp(0, end),
+            timestep_range=(0, 0),
+        )
+        output = tmp_path / str(end)
+        Trainer(make_config(networks, photos, output, stage, steps=2)).train()
+        lines.append(read_log(output)[-1])
+    assert lines[1]["discriminator.loss"] == 0
+    assert lines[1]["student.gan"] != 0
+    assert lines[1]["student.loss"] == lines[0]["student.loss"]
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch(networks, photos, tmp_path):

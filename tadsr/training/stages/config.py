@@ -29,6 +29,11 @@ class TimestepRamp:
             raise ValueError(f"weights must be at least 0, got {self.start} and {self.end}")
 
     @property
+    def largest(self) -> float:
+        """The largest value, at one of the ends."""
+        return max(self.start, self.end)
+
+    @property
     def is_zero(self) -> bool:
         """Whether the weight is 0 everywhere."""
         return self.start == self.end == 0
@@ -188,8 +193,9 @@ class DistillationConfig:
     fake_score_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Optimizer of the fake-score model."""
 
-    gan_weight: float = 0.0
-    """Weight of the adversarial loss, at least 0 (method: 0)."""
+    gan_weight: TimestepRamp = TimestepRamp(0.0, 0.0)
+    """Weight of the adversarial loss by t_s (method: 0); the discriminator minds what it is used
+    on in the same measure."""
     discriminator_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Optimizer of the discriminator."""
 
@@ -212,7 +218,7 @@ class DistillationConfig:
             raise ValueError(
                 f"vsd_timestep must be 'linked', 'uniform' or 'fixed', got {self.vsd_timestep!r}"
             )
-        _check_weights(self, ("gan_weight", "vsd_lambda", "guidance"))
+        _check_weights(self, ("vsd_lambda", "guidance"))
         _check_perceptual(self.perceptual, not self.perceptual_weight.is_zero)
 
 

@@ -79,7 +79,7 @@ class DistillationStage(Stage):
         self.teacher: UNet2DConditionModel | None = None
         if not config.tavsd_weight.is_zero:
             self._add_teacher(teacher, seed)
-        if config.gan_weight > 0:
+        if not config.gan_weight.is_zero:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 discriminator = PatchDiscriminator()
@@ -151,12 +151,15 @@ class DistillationStage(Stage):
             yield Phase("student", losses)
         if self.teacher is not None:
             yield Phase("fake_score", self._fake_score_loss(restored.pred_x0, batch, randomness))
-        if self.config.gan_weight > 0 and restored.image is not None:
+        gan_weight = self.config.gan_weight
+        if not gan_weight.is_zero and restored.image is not None:
             discriminator = self.runtime.models["discriminator"]
             # One pass over both, or its normalisation would step twice.
             both = torch.cat([batch.hq, restored.image.detach()])
             real, fake = discriminator(both).float().chunk(2)
-            yield Phase("discriminator", {"loss": discriminator_loss(real, fake).mean()})
+            share = gan_weight.at(timesteps) / gan_weight.largest
+            loss = (share * discriminator_loss(real, fake)).mean()
+            yield Phase("discriminator", {"loss": loss})
 
     @torch.no_grad()
     def preview(self, hq: Tensor, lq: Tensor, timesteps: tuple[int, ...]) -> dict[str, Tensor]:
@@ -203,17 +206,17 @@ class DistillationStage(Stage):
             with self.runtime.autocast():
                 distance = self.perceptual(image, hq).float()
             per_sample["perceptual"] = (config.perceptual_weight, distance)
+        if not config.gan_weight.is_zero:
+            # The plain module: this pass gives the discriminator no gradients to synchronise.
+            discriminator = self.networks["discriminator"].module.requires_grad_(False).eval()
+            with self.runtime.autocast():
+                scores = discriminator(image).float()
+            per_sample["gan"] = (config.gan_weight, generator_loss(scores))
+            discriminator.requires_grad_(True).train()
         total = image.new_zeros(())
         for weight, values in per_sample.values():
             total = total + (weight.at(timesteps) * values).mean()
         losses = {name: values.mean() for name, (_, values) in per_sample.items()}
-        if config.gan_weight > 0:
-            # The plain module: this pass gives the discriminator no gradients to synchronise.
-            discriminator = self.networks["discriminator"].module.requires_grad_(False).eval()
-            with self.runtime.autocast():
-                losses["gan"] = generator_loss(discriminator(image).float()).mean()
-            discriminator.requires_grad_(True).train()
-            total = total + config.gan_weight * losses["gan"]
         return {"loss": total, **losses}
 
     def _distillation_loss(
