@@ -35,7 +35,7 @@ class Activation(ABC):
 
     @abstractmethod
     def read(self, start: int, stop: int) -> Tensor:
-        """Return rows as a new contiguous tensor (B, C, stop − start, W) on the device."""
+        """Return rows as a new channels_last tensor (B, C, stop − start, W) on the device."""
 
     def free(self) -> None:  # noqa: B027 - nothing to do where nothing is held
         """Give the memory back; the activation cannot be read any more."""
@@ -80,7 +80,8 @@ class JoinedActivation(Activation):
 class StoredActivation(Activation):
     """Rows that can be written; writing gathers the statistics.
 
-    The rows lie one after the other, (H, B, C, W), so that a band is one piece of memory.
+    The rows lie one after the other, (H, B, W, C), so that a band is one piece of memory, with the
+    channels inmost as convolutions and attention take and leave them.
     """
 
     @abstractmethod
@@ -105,16 +106,15 @@ class _TensorActivation(StoredActivation):
         batch, channels, height, width = shape
         self._is_host = place.type != storage.device.type
         self._rows = torch.empty(
-            (height, batch, channels, width), dtype=dtype, device=place, pin_memory=self._is_host
+            (height, batch, width, channels), dtype=dtype, device=place, pin_memory=self._is_host
         )
 
     def read(self, start: int, stop: int) -> Tensor:
         rows = self._rows[start:stop].to(self._storage.device, non_blocking=True)
-        rows = rows.permute(1, 2, 0, 3)  # [B, C, rows, W]
-        return rows.clone(memory_format=torch.contiguous_format)
+        return _as_map(rows).clone(memory_format=torch.channels_last)
 
     def _write(self, start: int, rows: Tensor) -> None:
-        rows = rows.permute(2, 0, 1, 3)
+        rows = rows.permute(2, 0, 3, 1)
         place = self._rows[start : start + len(rows)]
         # Contiguous first: a strided copy between devices goes element by element.
         place.copy_(rows.contiguous() if self._is_host else rows, non_blocking=True)
@@ -132,7 +132,7 @@ class _FileActivation(StoredActivation):
         super().__init__(shape, dtype)
         self._device = storage.device
         batch, channels, _, width = shape
-        self._row_shape = (batch, channels, width)
+        self._row_shape = (batch, width, channels)
         self._row_bytes = batch * channels * width * dtype.itemsize
         self._file = tempfile.TemporaryFile(dir=storage.folder, prefix="tadsr-")  # noqa: SIM115
         # Room is asked for now: a full disk is an error here rather than in the middle.
@@ -151,10 +151,10 @@ class _FileActivation(StoredActivation):
         rows = torch.empty((stop - start, *self._row_shape), dtype=self.dtype)
         self._file.seek(start * self._row_bytes)
         _read_whole(self._file, _bytes_of(rows))
-        return rows.to(self._device).permute(1, 2, 0, 3).contiguous()
+        return _as_map(rows.to(self._device)).contiguous(memory_format=torch.channels_last)
 
     def _write(self, start: int, rows: Tensor) -> None:
-        rows = rows.permute(2, 0, 1, 3).contiguous().cpu()
+        rows = rows.permute(2, 0, 3, 1).contiguous().cpu()
         self._file.seek(start * self._row_bytes)
         self._file.write(_bytes_of(rows))
 
@@ -255,6 +255,11 @@ class PlannedStorage(BandStorage):
 def count_bytes(shape: Shape, dtype: torch.dtype) -> int:
     """Return the bytes of an activation."""
     return dtype.itemsize * math.prod(shape)
+
+
+def _as_map(rows: Tensor) -> Tensor:
+    """Return stored rows (rows, B, W, C) as (B, C, rows, W)."""
+    return rows.permute(1, 3, 0, 2)
 
 
 def _bytes_of(rows: Tensor) -> memoryview:

@@ -67,7 +67,7 @@ def test_what_is_written_in_bands_is_read_in_bands(dtype, limit):
         activation.write(start, x[:, :, start : start + 4])
     for start, stop in ((0, 11), (3, 4), (5, 10)):
         rows = activation.read(start, stop)
-        assert rows.is_contiguous()
+        assert rows.is_contiguous(memory_format=torch.channels_last)
         assert rows.equal(x[:, :, start:stop])
         rows.zero_()  # a copy: the next reader sees what was written
     assert activation.statistics.count == 77
