@@ -69,8 +69,9 @@ def attend_in_windows(
     """
 
     def split(x: Tensor) -> Tensor:
+        tokens = x.permute(0, 2, 3, 1).flatten(1, 2)  # maps have their channels inmost
         # [B, heads, tokens, C / heads]; contiguous, or fused kernels would leave it to the plain.
-        return x.flatten(2).unflatten(1, (heads, -1)).transpose(2, 3).contiguous()
+        return tokens.unflatten(2, (heads, -1)).transpose(1, 2).contiguous()
 
     for top, (start, stop) in zip(rows.starts, rows.served, strict=True):
         queries = query(start, stop)
@@ -84,6 +85,6 @@ def attend_in_windows(
                 split(values[window]),
                 scale=scale,
             )
-            attended = attended.transpose(2, 3).flatten(1, 2)  # [B, C, tokens]
+            attended = attended.transpose(1, 2).flatten(2).transpose(1, 2)  # [B, C, tokens]
             out[..., first:last] = attended.unflatten(2, (stop - start, last - first))
         yield start, out
