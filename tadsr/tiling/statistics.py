@@ -88,11 +88,8 @@ def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
     if values.device.type != "cpu":
         variance, mean = torch.var_mean(values, dim=(2, 3), correction=0)
         return mean.double(), variance.double()
-    # Its moments are vectorised, which makes it ten times as fast as var_mean with its output
-    # thrown away.
-    batch, channels, height, width = values.shape
-    values = values.contiguous()
-    _, mean, inverse = torch.native_group_norm(
-        values, None, None, batch, channels, height * width, channels, 0.0
-    )
-    return mean.double(), inverse.double().pow(-2)
+    # Sums over rows of channels are vectorised, which makes them ten times as fast as var_mean.
+    tokens = values.permute(0, 2, 3, 1).flatten(1, 2)  # [B, h·w, C]
+    mean = tokens.mean(dim=1, keepdim=True)
+    deviation = (tokens - mean).square_().sum(dim=1)
+    return mean[:, 0].double(), deviation.double() / tokens.shape[1]

@@ -5,17 +5,24 @@ from __future__ import annotations
 import math
 import os
 import tempfile
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
 from tadsr.errors import TADSRError
+from tadsr.tiling.memory import available_bytes
 from tadsr.tiling.statistics import ChannelStatistics
 
 Shape = tuple[int, int, int, int]
 """(B, C, H, W)."""
+Free = Callable[[], None]
+
+_ALIGNMENT_BYTES = 64
 
 
 class Activation(ABC):
@@ -100,17 +107,18 @@ class StoredActivation(Activation):
 
 
 class _TensorActivation(StoredActivation):
-    def __init__(self, storage: BandStorage, shape: Shape, dtype: torch.dtype, place) -> None:
+    def __init__(
+        self, memory: Tensor, shape: Shape, dtype: torch.dtype, device: torch.device, free: Free
+    ) -> None:
         super().__init__(shape, dtype)
-        self._storage = storage
+        self._device = device
+        self._is_host = memory.device.type != device.type
         batch, channels, height, width = shape
-        self._is_host = place.type != storage.device.type
-        self._rows = torch.empty(
-            (height, batch, width, channels), dtype=dtype, device=place, pin_memory=self._is_host
-        )
+        self._rows = memory.view(dtype).view(height, batch, width, channels)
+        self._free = free
 
     def read(self, start: int, stop: int) -> Tensor:
-        rows = self._rows[start:stop].to(self._storage.device, non_blocking=True)
+        rows = self._rows[start:stop].to(self._device, non_blocking=True)
         return _as_map(rows).clone(memory_format=torch.channels_last)
 
     def _write(self, start: int, rows: Tensor) -> None:
@@ -121,45 +129,142 @@ class _TensorActivation(StoredActivation):
 
     def free(self) -> None:
         if self._rows is not None:
-            self._storage.give_back(self._rows.nbytes, is_host=self._is_host)
+            self._free()
         self._rows = None
 
 
 class _FileActivation(StoredActivation):
-    """Rows in an unnamed temporary file, which is gone with the process however that ends."""
-
-    def __init__(self, storage: BandStorage, shape: Shape, dtype: torch.dtype) -> None:
+    def __init__(
+        self, file: _SpillFile, shape: Shape, dtype: torch.dtype, device: torch.device
+    ) -> None:
         super().__init__(shape, dtype)
-        self._device = storage.device
+        self._device = device
         batch, channels, _, width = shape
         self._row_shape = (batch, width, channels)
         self._row_bytes = batch * channels * width * dtype.itemsize
-        self._file = tempfile.TemporaryFile(dir=storage.folder, prefix="tadsr-")  # noqa: SIM115
-        # Room is asked for now: a full disk is an error here rather than in the middle.
-        if hasattr(os, "posix_fallocate"):
-            try:
-                os.posix_fallocate(self._file.fileno(), 0, shape[2] * self._row_bytes)
-            except OSError as error:
-                self._file.close()
-                # Of this image alone: for a run over many it is no full disk of results.
-                raise TADSRError(
-                    f"a temporary file must have room for {shape[2] * self._row_bytes} bytes, but: "
-                    f"{error.strerror}; name another folder with TMPDIR, or allow more memory"
-                ) from None
+        self._file: _SpillFile | None = file
+        self._start = file.take(count_bytes(shape, dtype))
 
     def read(self, start: int, stop: int) -> Tensor:
         rows = torch.empty((stop - start, *self._row_shape), dtype=self.dtype)
-        self._file.seek(start * self._row_bytes)
-        _read_whole(self._file, _bytes_of(rows))
+        self._file.read(self._start + start * self._row_bytes, _bytes_of(rows))
         return _as_map(rows.to(self._device)).contiguous(memory_format=torch.channels_last)
 
     def _write(self, start: int, rows: Tensor) -> None:
         rows = rows.permute(2, 0, 3, 1).contiguous().cpu()
-        self._file.seek(start * self._row_bytes)
-        self._file.write(_bytes_of(rows))
+        self._file.write(self._start + start * self._row_bytes, _bytes_of(rows))
 
     def free(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.give_back(self._start)
+        self._file = None
+
+
+class _Regions:
+    """Places regions in a row of bytes, each as far to the front as there is room.
+
+    Memory that a process, or a file, touches first is cleared by the system, which takes several
+    times as long as to write it once more: regions that follow each other should overlap.
+    """
+
+    def __init__(self, num_bytes: int | None = None) -> None:
+        self._num_bytes = num_bytes
+        self._taken: list[tuple[int, int]] = []
+
+    def take(self, num_bytes: int) -> int | None:
+        """Return where a region starts, or None if there is no room."""
+        start = 0
+        for first, stop in self._taken:
+            if first - start >= num_bytes:
+                break
+            start = -(-stop // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
+        if self._num_bytes is not None and start + num_bytes > self._num_bytes:
+            return None
+        self._taken.append((start, start + num_bytes))
+        self._taken.sort()
+        return start
+
+    def give_back(self, start: int) -> None:
+        """Free the region that starts there."""
+        self._taken = [region for region in self._taken if region[0] != start]
+
+
+class _Arena:
+    """Memory of the CPU."""
+
+    def __init__(self, num_bytes: int) -> None:
+        self._regions = _Regions(num_bytes)
+        # An address range: the system gives memory where it is written.
+        self._memory = torch.empty(num_bytes, dtype=torch.uint8)
+
+    def take(self, num_bytes: int) -> tuple[Tensor, Free] | None:
+        start = self._regions.take(num_bytes)
+        if start is None:
+            return None
+        memory = self._memory[start : start + num_bytes]
+        return memory, partial(self._regions.give_back, start)
+
+
+class _CachedMemory:
+    """Memory of an accelerator, or pinned for one, which torch itself keeps for reuse."""
+
+    def __init__(self, place: torch.device, num_bytes: int | None) -> None:
+        self._place = place
+        self._left = math.inf if num_bytes is None else num_bytes
+
+    def take(self, num_bytes: int) -> tuple[Tensor, Free] | None:
+        if num_bytes > self._left:
+            return None
+        is_host = self._place.type == "cpu"
+        memory = torch.empty(num_bytes, dtype=torch.uint8, device=self._place, pin_memory=is_host)
+        self._left -= num_bytes
+        return memory, partial(self._give_back, num_bytes)
+
+    def _give_back(self, num_bytes: int) -> None:
+        self._left += num_bytes
+
+
+class _SpillFile:
+    """An unnamed temporary file, which is gone with the process however that ends."""
+
+    def __init__(self, folder: str | None) -> None:
+        self._folder = folder
+        self._file: BinaryIO | None = None
+        self._regions = _Regions()
+
+    def take(self, num_bytes: int) -> int:
+        """Return where a region starts; room is asked for now, so that a full disk is told here."""
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(dir=self._folder, prefix="tadsr-")  # noqa: SIM115
+            weakref.finalize(self, self._file.close)
+        start = self._regions.take(num_bytes)
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(self._file.fileno(), start, num_bytes)
+        except OSError as error:
+            # Of this image alone: for a run over many it is no full disk of results.
+            raise TADSRError(
+                f"a temporary file must have room for {num_bytes} bytes more, but: "
+                f"{error.strerror}; name another folder with TMPDIR, or allow more memory"
+            ) from None
+        return start
+
+    def give_back(self, start: int) -> None:
+        self._regions.give_back(start)
+
+    def write(self, start: int, content: memoryview) -> None:
+        self._file.seek(start)
+        self._file.write(content)
+
+    def read(self, start: int, target: memoryview) -> None:
+        self._file.seek(start)
+        # A read may end early, at 2 GiB at the latest.
+        done = 0
+        while done < len(target):
+            count = self._file.readinto(target[done:])
+            if not count:
+                raise OSError("a temporary file must hold all rows written to it, got its end")
+            done += count
 
 
 class BandStorage:
@@ -167,7 +272,7 @@ class BandStorage:
 
     Args:
         device: Where bands are computed.
-        device_bytes: Bytes of activations to keep on it; None for no limit.
+        device_bytes: Bytes of activations to keep on it; None for what is free.
         host_bytes: Bytes to keep in pinned host memory beside an accelerator; None for no limit.
             On the CPU there is no such place.
         folder: Folder of temporary files; None for the system's.
@@ -182,10 +287,14 @@ class BandStorage:
         folder: str | None = None,
     ) -> None:
         self.device = device
-        self.folder = folder
         self.spilled_bytes = 0
-        self._limits = {False: device_bytes, True: 0 if device.type == "cpu" else host_bytes}
-        self._used = {False: 0, True: 0}
+        if device.type == "cpu":
+            room = available_bytes(device) if device_bytes is None else device_bytes
+            self._places = [_Arena(room)]
+        else:
+            host = torch.device("cpu")
+            self._places = [_CachedMemory(device, device_bytes), _CachedMemory(host, host_bytes)]
+        self._file = _SpillFile(folder)
 
     def allocate(self, shape: Shape, dtype: torch.dtype) -> StoredActivation:
         """Return an activation with undefined content.
@@ -198,18 +307,12 @@ class BandStorage:
             TADSRError: The temporary file finds no room.
         """
         num_bytes = count_bytes(shape, dtype)
-        for is_host, place in ((False, self.device), (True, torch.device("cpu"))):
-            limit = self._limits[is_host]
-            if limit is None or self._used[is_host] + num_bytes <= limit:
-                activation = _TensorActivation(self, shape, dtype, place)
-                self._used[is_host] += num_bytes
-                return activation
+        for place in self._places:
+            found = place.take(num_bytes)
+            if found is not None:
+                return _TensorActivation(found[0], shape, dtype, self.device, found[1])
         self.spilled_bytes += num_bytes
-        return _FileActivation(self, shape, dtype)
-
-    def give_back(self, num_bytes: int, *, is_host: bool) -> None:
-        """Count memory as free again."""
-        self._used[is_host] -= num_bytes
+        return _FileActivation(self._file, shape, dtype, self.device)
 
 
 class _PlannedActivation(StoredActivation):
@@ -238,7 +341,7 @@ class PlannedStorage(BandStorage):
     """
 
     def __init__(self, device: torch.device) -> None:
-        super().__init__(device)
+        super().__init__(device, device_bytes=0)
         self.peak_bytes = 0
         self._bytes = 0
 
@@ -265,13 +368,3 @@ def _as_map(rows: Tensor) -> Tensor:
 def _bytes_of(rows: Tensor) -> memoryview:
     """Return the memory of a contiguous tensor; NumPy has no bfloat16, but has bytes."""
     return memoryview(rows.reshape(-1).view(torch.uint8).numpy())
-
-
-def _read_whole(file, target: memoryview) -> None:
-    # A read may end early, at 2 GiB at the latest.
-    done = 0
-    while done < len(target):
-        count = file.readinto(target[done:])
-        if not count:
-            raise OSError("a temporary file must hold all rows written to it, got its end")
-        done += count
