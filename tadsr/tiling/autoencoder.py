@@ -28,16 +28,13 @@ def encode_in_bands(
     h = bands.convolve(Source(image), encoder.conv_in)
     for block in encoder.down_blocks:
         for resnet in block.resnets:
-            h = _resnet(bands, resnet, h, temb)
+            h = bands.resnet(resnet, h, temb, consume=True)
         for downsampler in block.downsamplers or ():
-            smaller = bands.convolve(Source(h), downsampler.conv, pad_end=downsampler.padding == 0)
-            h.free()
-            h = smaller
+            pad_end = downsampler.padding == 0
+            h = bands.convolve(Source(h), downsampler.conv, pad_end=pad_end, consume=True)
     h = _mid_block(bands, encoder.mid_block, h, temb)
     affine = h.statistics.affine(encoder.conv_norm_out)
-    moments = bands.convolve(Source(h, affine), encoder.conv_out)
-    h.free()
-    return moments
+    return bands.convolve(Source(h, affine), encoder.conv_out, consume=True)
 
 
 def decode_in_bands(
@@ -55,33 +52,21 @@ def decode_in_bands(
     h = _mid_block(bands, decoder.mid_block, h, None)
     for block in decoder.up_blocks:
         for resnet in block.resnets:
-            h = _resnet(bands, resnet, h, None)
+            h = bands.resnet(resnet, h, None, consume=True)
         for upsampler in block.upsamplers or ():
             size = (2 * h.shape[2], 2 * h.shape[3])
-            larger = bands.convolve(Source(h, enlarged=size), upsampler.conv)
-            h.free()
-            h = larger
+            h = bands.convolve(Source(h, enlarged=size), upsampler.conv, consume=True)
     affine = h.statistics.affine(decoder.conv_norm_out)
-    bands.convolve(Source(h, affine), decoder.conv_out, emit=emit)
-    h.free()
+    bands.convolve(Source(h, affine), decoder.conv_out, emit=emit, consume=True)
 
 
 def _mid_block(
     bands: Bands, block: nn.Module, h: StoredActivation, temb: Tensor | None
 ) -> StoredActivation:
     first, *further = block.resnets
-    h = _resnet(bands, first, h, temb)
+    h = bands.resnet(first, h, temb, consume=True)
     for attention, resnet in zip(block.attentions, further, strict=True):
         if attention is not None:
             h = bands.attend_globally(attention, h)
-        h = _resnet(bands, resnet, h, temb)
+        h = bands.resnet(resnet, h, temb, consume=True)
     return h
-
-
-def _resnet(
-    bands: Bands, block: nn.Module, h: StoredActivation, temb: Tensor | None
-) -> StoredActivation:
-    out = bands.resnet(block, h, temb, in_place=True)
-    if out is not h:
-        h.free()
-    return out

@@ -59,6 +59,10 @@ class Source:
         rows = F.interpolate(rows, scale_factor=2.0, mode="nearest")
         return rows[:, :, start - 2 * first : stop - 2 * first, : self.enlarged[1]]
 
+    def give_up(self, stop: int) -> None:
+        """Give the memory of the rows before `stop` back."""
+        self.activation.give_up(stop if self.enlarged is None else stop // 2)
+
 
 class Bands:
     """Runs layers over activations in bands of rows.
@@ -118,9 +122,10 @@ class Bands:
         pad_end: bool = False,
         bias: Tensor | None = None,
         residual: Source | None = None,
-        shortcut: nn.Conv2d | None = None,
+        shortcut: tuple[nn.Conv2d, StoredActivation] | None = None,
         target: StoredActivation | None = None,
         emit: Callable[[int, Tensor], None] | None = None,
+        consume: bool = False,
     ) -> StoredActivation | None:
         """Run a convolution with what surrounds it.
 
@@ -131,9 +136,10 @@ class Bands:
                 the autoencoder's down-sampling pads.
             bias: Added per image and channel, (B, C_out).
             residual: Added after the convolution, of the output's size.
-            shortcut: 1×1 convolution of the residual.
+            shortcut: 1×1 convolution of the source as it is stored, and what its output goes to.
             target: Overwritten in place of new memory; may be what `residual` reads.
             emit: Receives each band, with its first row, in place of memory.
+            consume: Whether the source's memory is given back, as soon as it is read.
 
         Returns:
             The output with its statistics; None with `emit`.
@@ -169,16 +175,21 @@ class Bands:
             if bias is not None:
                 out += bias[:, :, None, None]
             if residual is not None:
-                kept = residual.read(start, stop)
-                out += kept if shortcut is None else shortcut(kept)
+                out += residual.read(start, stop)
+            if shortcut is not None:
+                shortcut[1].write(start, shortcut[0](source.activation.read(start, stop)))
+            if consume:
+                source.give_up(max(0, stop * stride - before))
             if emit is None:
                 target.write(start, out)
             else:
                 emit(start, out)
+        if consume:
+            source.activation.free()
         return target if emit is None else None
 
     def resnet(
-        self, block: ResnetBlock2D, x: Activation, temb: Tensor | None, *, in_place: bool = False
+        self, block: ResnetBlock2D, x: Activation, temb: Tensor | None, *, consume: bool = False
     ) -> StoredActivation:
         """Run a ResNet block.
 
@@ -187,8 +198,7 @@ class Bands:
                 second normalisation ("scale_shift"), or without.
             x: Its input, with statistics.
             temb: Time embedding, (B, E).
-            in_place: Whether the input, which must be a stored one of the output's channels, is
-                overwritten.
+            consume: Whether the input's memory is given back as it is read, or serves the output.
 
         Returns:
             The output with its statistics.
@@ -200,16 +210,30 @@ class Bands:
                 scale, shift = time.chunk(2, dim=1)
             else:
                 bias = time
-        hidden = self.convolve(Source(x, x.statistics.affine(block.norm1)), block.conv1, bias=bias)
-        affine = hidden.statistics.affine(block.norm2, scale, shift)
-        out = self.convolve(
-            Source(hidden, affine),
-            block.conv2,
-            residual=Source(x),
-            shortcut=block.conv_shortcut,
-            target=x if in_place and block.conv_shortcut is None else None,
+        target, shortcut = None, None
+        if block.conv_shortcut is not None:
+            # In the same pass, so that a large input need not stay until the second convolution.
+            target = self.storage.allocate((x.shape[0], block.out_channels, *x.shape[2:]), x.dtype)
+            target.begin(with_statistics=False)
+            shortcut = (block.conv_shortcut, target)
+        elif consume and isinstance(x, StoredActivation):
+            target = x
+        hidden = self.convolve(
+            Source(x, x.statistics.affine(block.norm1)),
+            block.conv1,
+            bias=bias,
+            shortcut=shortcut,
+            consume=consume and shortcut is not None,
         )
-        hidden.free()
+        out = self.convolve(
+            Source(hidden, hidden.statistics.affine(block.norm2, scale, shift)),
+            block.conv2,
+            residual=Source(x if shortcut is None else target),
+            target=target,
+            consume=True,
+        )
+        if consume and out is not x:
+            x.free()
         return out
 
     def attend_globally(self, attention: Attention, x: StoredActivation) -> StoredActivation:

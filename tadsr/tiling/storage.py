@@ -7,7 +7,7 @@ import os
 import tempfile
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import BinaryIO
 
@@ -23,6 +23,9 @@ Shape = tuple[int, int, int, int]
 Free = Callable[[], None]
 
 _ALIGNMENT_BYTES = 64
+_PART_BYTES = 2**25
+"""What an activation asks for at once: small beside large activations, of which parts may then lie
+anywhere and be given back early; large beside a band, which seldom lies in two."""
 
 
 class Activation(ABC):
@@ -43,6 +46,9 @@ class Activation(ABC):
     @abstractmethod
     def read(self, start: int, stop: int) -> Tensor:
         """Return rows as a new channels_last tensor (B, C, stop − start, W) on the device."""
+
+    def give_up(self, stop: int) -> None:  # noqa: B027 - nothing to do where nothing is held
+        """Give the memory of the rows before `stop` back; they are not read any more."""
 
     def free(self) -> None:  # noqa: B027 - nothing to do where nothing is held
         """Give the memory back; the activation cannot be read any more."""
@@ -69,7 +75,7 @@ class ComputedActivation(Activation):
 
 
 class JoinedActivation(Activation):
-    """Activations of one size side by side in their channels; freeing it frees none of them."""
+    """Activations of one size side by side in their channels."""
 
     def __init__(self, parts: Sequence[Activation]) -> None:
         batch, _, height, width = parts[0].shape
@@ -82,6 +88,16 @@ class JoinedActivation(Activation):
     def read(self, start: int, stop: int) -> Tensor:
         """Return rows of all parts."""
         return torch.cat([part.read(start, stop) for part in self.parts], dim=1)
+
+    def give_up(self, stop: int) -> None:
+        """Give rows of all parts back."""
+        for part in self.parts:
+            part.give_up(stop)
+
+    def free(self) -> None:
+        """Free all parts."""
+        for part in self.parts:
+            part.free()
 
 
 class StoredActivation(Activation):
@@ -106,58 +122,84 @@ class StoredActivation(Activation):
         self._write(start, rows)
 
 
-class _TensorActivation(StoredActivation):
-    def __init__(
-        self, memory: Tensor, shape: Shape, dtype: torch.dtype, device: torch.device, free: Free
-    ) -> None:
+class _PartedActivation(StoredActivation):
+    """Rows in parts that find room one by one, when they are first written."""
+
+    def __init__(self, storage: BandStorage, shape: Shape, dtype: torch.dtype) -> None:
         super().__init__(shape, dtype)
-        self._device = device
-        self._is_host = memory.device.type != device.type
-        batch, channels, height, width = shape
-        self._rows = memory.view(dtype).view(height, batch, width, channels)
-        self._free = free
+        self._storage = storage
+        batch, channels, _, width = shape
+        self._row_shape = (batch, width, channels)
+        self._rows_per_part = max(1, _PART_BYTES // count_bytes((batch, channels, 1, width), dtype))
+        self._parts: dict[int, _MemoryPart | _FilePart] = {}
 
     def read(self, start: int, stop: int) -> Tensor:
-        rows = self._rows[start:stop].to(self._device, non_blocking=True)
-        return _as_map(rows).clone(memory_format=torch.channels_last)
+        batch, width, channels = self._row_shape
+        place = (batch, stop - start, width, channels)
+        rows = torch.empty(place, dtype=self.dtype, device=self._storage.device)
+        for number, first, last in self._overlapped(start, stop):
+            target = rows[:, first - start : last - start].transpose(0, 1)
+            self._parts[number].read(first - number * self._rows_per_part, target)
+        return rows.permute(0, 3, 1, 2)
 
     def _write(self, start: int, rows: Tensor) -> None:
         rows = rows.permute(2, 0, 3, 1)
+        for number, first, last in self._overlapped(start, start + len(rows)):
+            if number not in self._parts:
+                height = min(self._rows_per_part, self.shape[2] - number * self._rows_per_part)
+                self._parts[number] = self._storage.take((height, *self._row_shape), self.dtype)
+            part_rows = rows[first - start : last - start]
+            self._parts[number].write(first - number * self._rows_per_part, part_rows)
+
+    def give_up(self, stop: int) -> None:
+        for number in [n for n in self._parts if (n + 1) * self._rows_per_part <= stop]:
+            self._parts.pop(number).free()
+
+    def free(self) -> None:
+        self.give_up(self.shape[2] + self._rows_per_part)
+
+    def _overlapped(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """Yield the number of each part, and the first and last of the rows that it has."""
+        size = self._rows_per_part
+        for number in range(start // size, -(-stop // size)):
+            yield number, max(start, number * size), min(stop, (number + 1) * size)
+
+
+class _MemoryPart:
+    def __init__(self, rows: Tensor, free: Free) -> None:
+        self._rows = rows
+        self.free = free
+
+    def read(self, start: int, target: Tensor) -> None:
+        rows = self._rows[start : start + len(target)]
+        # A strided copy between devices goes element by element.
+        target.copy_(rows.to(target.device, non_blocking=True))
+
+    def write(self, start: int, rows: Tensor) -> None:
         place = self._rows[start : start + len(rows)]
-        # Contiguous first: a strided copy between devices goes element by element.
-        place.copy_(rows.contiguous() if self._is_host else rows, non_blocking=True)
-
-    def free(self) -> None:
-        if self._rows is not None:
-            self._free()
-        self._rows = None
+        is_near = rows.device == place.device
+        place.copy_(rows if is_near else rows.contiguous(), non_blocking=True)
 
 
-class _FileActivation(StoredActivation):
-    def __init__(
-        self, file: _SpillFile, shape: Shape, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        super().__init__(shape, dtype)
-        self._device = device
-        batch, channels, _, width = shape
-        self._row_shape = (batch, width, channels)
-        self._row_bytes = batch * channels * width * dtype.itemsize
-        self._file: _SpillFile | None = file
-        self._start = file.take(count_bytes(shape, dtype))
+class _FilePart:
+    def __init__(self, file: _SpillFile, start: int, row_bytes: int) -> None:
+        self._file = file
+        self._start = start
+        self._row_bytes = row_bytes
 
-    def read(self, start: int, stop: int) -> Tensor:
-        rows = torch.empty((stop - start, *self._row_shape), dtype=self.dtype)
+    def read(self, start: int, target: Tensor) -> None:
+        is_ready = target.is_contiguous() and target.device.type == "cpu"
+        rows = target if is_ready else torch.empty(target.shape, dtype=target.dtype)
         self._file.read(self._start + start * self._row_bytes, _bytes_of(rows))
-        return _as_map(rows.to(self._device)).contiguous(memory_format=torch.channels_last)
+        if not is_ready:
+            target.copy_(rows.to(target.device))
 
-    def _write(self, start: int, rows: Tensor) -> None:
-        rows = rows.permute(2, 0, 3, 1).contiguous().cpu()
-        self._file.write(self._start + start * self._row_bytes, _bytes_of(rows))
+    def write(self, start: int, rows: Tensor) -> None:
+        content = _bytes_of(rows.contiguous().cpu())
+        self._file.write(self._start + start * self._row_bytes, content)
 
     def free(self) -> None:
-        if self._file is not None:
-            self._file.give_back(self._start)
-        self._file = None
+        self._file.give_back(self._start)
 
 
 class _Regions:
@@ -297,11 +339,16 @@ class BandStorage:
         self._file = _SpillFile(folder)
 
     def allocate(self, shape: Shape, dtype: torch.dtype) -> StoredActivation:
-        """Return an activation with undefined content.
+        """Return an activation without content; it finds room as it is written.
 
         Args:
             shape: (B, C, H, W).
             dtype: Of the elements.
+        """
+        return _PartedActivation(self, shape, dtype)
+
+    def take(self, shape: Shape, dtype: torch.dtype) -> _MemoryPart | _FilePart:
+        """Return room for some rows (rows, B, W, C).
 
         Raises:
             TADSRError: The temporary file finds no room.
@@ -310,9 +357,10 @@ class BandStorage:
         for place in self._places:
             found = place.take(num_bytes)
             if found is not None:
-                return _TensorActivation(found[0], shape, dtype, self.device, found[1])
+                memory, free = found
+                return _MemoryPart(memory.view(dtype).view(shape), free)
         self.spilled_bytes += num_bytes
-        return _FileActivation(self._file, shape, dtype, self.device)
+        return _FilePart(self._file, self._file.take(num_bytes), num_bytes // shape[0])
 
 
 class _PlannedActivation(StoredActivation):

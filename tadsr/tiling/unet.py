@@ -90,22 +90,17 @@ def predict_in_bands(
         h = bands.resnet(first, h, temb)
         for transformer, resnet in zip(unet.mid_block.attentions, further, strict=True):
             h = run.transform(transformer, h, level)
-            h = bands.resnet(resnet, h, temb, in_place=True)
+            h = bands.resnet(resnet, h, temb, consume=True)
     for block in unet.up_blocks:
         for resnet, transformer in run.layers(block):
             skip = skips.pop()
-            larger = bands.resnet(resnet, JoinedActivation([h, skip]), temb)
-            if h is not skip:
-                h.free()
-            skip.free()
-            h = larger
+            h = bands.resnet(resnet, JoinedActivation([h, skip]), temb, consume=True)
             if transformer is not None:
                 h = run.transform(transformer, h, level)
         for upsampler in block.upsamplers or ():
             # Odd sizes were rounded up on the way down.
-            larger = bands.convolve(Source(h, enlarged=skips[-1].shape[2:]), upsampler.conv)
-            h.free()
-            h = larger
+            source = Source(h, enlarged=skips[-1].shape[2:])
+            h = bands.convolve(source, upsampler.conv, consume=True)
             level -= 1
     out = torch.empty(
         (batch, unet.config.out_channels, height, width), dtype=latents.dtype, device=temb.device
@@ -115,8 +110,7 @@ def predict_in_bands(
         out[:, :, start : start + rows.shape[2]] = rows
 
     affine = None if unet.conv_norm_out is None else h.statistics.affine(unet.conv_norm_out)
-    bands.convolve(Source(h, affine), unet.conv_out, emit=emit)
-    h.free()
+    bands.convolve(Source(h, affine), unet.conv_out, emit=emit, consume=True)
     return out
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 from itertools import pairwise
+from unittest import mock
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+import tadsr.tiling.storage as storage_module
 from tadsr.errors import TADSRError
 from tadsr.tiling import BandStorage, PlannedStorage, TileSpec
 from tadsr.tiling.attention import Windows, attend_in_windows
@@ -79,15 +81,25 @@ def test_what_is_written_in_bands_is_read_in_bands(dtype, limit):
     activation.free()
 
 
+def stored(storage, x):
+    """Return an activation that holds x."""
+    activation = storage.allocate(tuple(x.shape), x.dtype)
+    activation.begin(with_statistics=False)
+    activation.write(0, x)
+    return activation
+
+
 def test_memory_is_counted_and_given_back():
-    storage = BandStorage(CPU, device_bytes=4 * 100)
-    first = storage.allocate((1, 1, 10, 10), torch.float32)
-    second = storage.allocate((1, 1, 10, 10), torch.float32)
-    assert storage.spilled_bytes == 400
+    x = torch.randn(1, 1, 10, 10)
+    room = BandStorage(CPU, device_bytes=4 * 100)
+    first, second = stored(room, x), stored(room, x)
+    assert room.spilled_bytes == 400
     first.free()
-    storage.allocate((1, 1, 10, 10), torch.float32)
-    assert storage.spilled_bytes == 400
+    stored(room, x)
+    assert room.spilled_bytes == 400
     second.free()
+    assert stored(room, 2 * x).read(0, 10).equal(2 * x)
+    assert room.spilled_bytes == 800
     plan = PlannedStorage(CPU)
     first, second = (plan.allocate((1, 1, 1000, 1000), torch.float16) for _ in range(2))
     first.free()
@@ -97,13 +109,53 @@ def test_memory_is_counted_and_given_back():
         second.read(0, 1)
 
 
+@pytest.mark.parametrize("limit", [2000, 0])
+@given(
+    height=st.integers(1, 40),
+    band=st.integers(1, 40),
+    batch=st.integers(1, 2),
+    ahead=st.integers(0, 3),
+)
+def test_rows_that_were_read_make_room_for_those_to_come(limit, height, band, batch, ahead):
+    """One activation is read from its start, with rows beyond the band, as another is written."""
+    x = torch.randn(batch, 2, height, 3)
+    with mock.patch.object(storage_module, "_PART_BYTES", 4 * x[:, :, :1].nbytes):
+        room = BandStorage(CPU, device_bytes=limit)
+        source, target = stored(room, x), room.allocate(tuple(x.shape), x.dtype)
+        target.begin(with_statistics=True)
+        for start in range(0, height, band):
+            stop = min(start + band, height)
+            rows = source.read(max(0, start - ahead), min(stop + ahead, height))
+            source.give_up(stop - ahead)
+            target.write(start, -rows[:, :, min(start, ahead) :][:, :, : stop - start])
+        assert target.read(0, height).equal(-x)
+        source.free()
+        # Parts that were given back serve again: there is room for what comes, where x fits.
+        again = stored(room, x)
+        assert again.read(0, height).equal(x)
+        assert target.read(0, height).equal(-x)
+
+
+def test_what_is_given_up_is_held_no_more():
+    x = torch.randn(1, 2, 64, 8)
+    with mock.patch.object(storage_module, "_PART_BYTES", x.nbytes // 16):
+        room = BandStorage(CPU, device_bytes=x.nbytes + x.nbytes // 8)
+        source, target = stored(room, x), room.allocate(tuple(x.shape), x.dtype)
+        target.begin(with_statistics=False)
+        for row in range(64):
+            target.write(row, source.read(row, row + 1))
+            source.give_up(row + 1)
+    assert room.spilled_bytes == 0
+    assert target.read(0, 64).equal(x)
+
+
 def test_a_temporary_file_without_room_is_told():
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     storage = BandStorage(CPU, device_bytes=0)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
         with pytest.raises(TADSRError, match=r"room for 65536 bytes.*TMPDIR"):
-            storage.allocate((1, 4, 64, 64), torch.float32)
+            stored(storage, torch.zeros(1, 4, 64, 64))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
