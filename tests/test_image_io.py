@@ -261,7 +261,7 @@ def test_cmyk_jpeg_goes_through_its_profile(tmp_path):
     assert blue < 80
 
 
-@pytest.mark.parametrize("profile", [None, b"x" * 16 + b"CMYK" + b"x" * 200, SRGB_ICC])
+@pytest.mark.parametrize("profile", [None, 7, b"x" * 16 + b"CMYK" + b"x" * 200, SRGB_ICC])
 def test_cmyk_without_a_usable_profile(profile):
     image = _image("CMYK")
     image.info["icc_profile"] = profile

@@ -170,6 +170,16 @@ def test_dpi_in_centimetres_and_xmp_of_a_text_chunk():
     assert info["xmp"] == b"<x:xmpmeta/>"
 
 
+@pytest.mark.parametrize("suffix", [*SUFFIXES, ".bmp"])
+@pytest.mark.parametrize("dpi", [(65535, 65535), (2e8, 300), (1e-9, 1e-9), ("72", "72")])
+def test_dpi_that_no_device_has_does_not_cost_the_picture(dpi, suffix, tmp_path):
+    image = Image.new("RGB", (8, 8))
+    image.info["dpi"] = dpi
+    write_image(image, tmp_path / f"a{suffix}")
+    assert read_image(tmp_path / f"a{suffix}").size == (8, 8)
+    assert ("dpi" in decode_image(image).kind.info) == (dpi[0] in (65535, 1e-9))
+
+
 @pytest.mark.parametrize("packet", [b"\xff\xfe<\0x\0", b"\0  \n", b"", 7])
 def test_xmp_that_cannot_be_normalised_goes(packet):
     image = Image.new("RGB", (3, 2))

@@ -242,8 +242,8 @@ def _convert_to_base(image: Image.Image) -> Image.Image:
         base = "RGBA" if image.has_transparency_data else "RGB"
     else:
         info.pop("transparency", None)  # read as a mask instead: Pillow ignores it in some modes
-    profile = info.get("icc_profile") or b""
-    if image.mode == "CMYK" and profile[16:20] == b"CMYK":
+    profile = info.get("icc_profile")
+    if image.mode == "CMYK" and isinstance(profile, bytes) and profile[16:20] == b"CMYK":
         try:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
             return ImageCms.profileToProfile(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 from PIL import ExifTags, Image
@@ -13,6 +13,7 @@ COLOR_KEYS = ("icc_profile", "gamma", "chromaticity")
 """Metadata that says what the pixels' values mean."""
 
 _INCH_CM = 2.54
+_MAX_DPI = 65535  # all that JPEG has room for; more is damage, and BMP cannot write it
 _ORIENTATIONS_ON_THE_SIDE = (5, 6, 7, 8)
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -58,10 +59,10 @@ def kept_metadata(info: Mapping[str, Any], icc_space: bytes) -> dict[str, Any]:
         kept |= {key: info[key] for key in ("gamma", "chromaticity") if key in info}
     if isinstance(exif, bytes) and _is_sound(exif):
         kept["exif"] = exif
-    if isinstance(dpi, tuple) and len(dpi) == 2:
+    if isinstance(dpi, tuple) and len(dpi) == 2 and all(isinstance(v, Real) for v in dpi):
         dpi = tuple(float(value) for value in dpi)
         # Pillow says 1 for a TIFF that says nothing.
-        if all(math.isfinite(value) and value > 0 for value in dpi) and dpi != (1, 1):
+        if all(0 < value <= _MAX_DPI for value in dpi) and dpi != (1, 1):
             kept["dpi"] = dpi
     xmp = info.get("xmp") or info.get("XML:com.adobe.xmp")
     if xmp := tidy_xmp(xmp.encode() if isinstance(xmp, str) else xmp):

@@ -10,7 +10,6 @@ from tadsr.kernels.backends import Backend
 from tadsr.kernels.color import adain_color_fix_uint8, wavelet_color_fix_uint8
 from tadsr.kernels.geglu import geglu
 from tadsr.kernels.group_norm import group_norm_silu
-from tadsr.kernels.resize import resize_bicubic_like_pillow
 from tadsr.kernels.to_uint8 import to_uint8_nhwc
 
 __all__ = [
@@ -19,7 +18,6 @@ __all__ = [
     "add_with_statistics",
     "geglu",
     "group_norm_silu",
-    "resize_bicubic_like_pillow",
     "to_uint8_nhwc",
     "wavelet_color_fix_uint8",
 ]

@@ -14,13 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tadsr import color
-from tadsr.image_io import resize_bicubic
 from tadsr.kernels import (
     adain_color_fix_uint8,
     add_with_statistics,
     geglu,
     group_norm_silu,
-    resize_bicubic_like_pillow,
     to_uint8_nhwc,
     wavelet_color_fix_uint8,
 )
@@ -110,13 +108,6 @@ def test_bytes_are_those_of_the_librarys_way_to_a_file(fix, bytes_of, size):
     torch.testing.assert_close(result.float(), expected)
 
 
-@pytest.mark.parametrize("size", [(12, 20), (3, 4), (1, 1), (5, 1), (6, 10)], ids=str)
-@pytest.mark.parametrize("columns", [1, 10])
-def test_resize_is_the_librarys(columns, size):
-    x = torch.rand(2, 3, 6, columns)
-    torch.testing.assert_close(resize_bicubic_like_pillow(x, size), resize_bicubic(x, size))
-
-
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
@@ -190,7 +181,6 @@ def test_a_tensor_on_the_cpu_takes_the_reference():
         (lambda x: to_uint8_nhwc(x[0]), ValueError, "image"),
         (lambda x: adain_color_fix_uint8(x, x), ValueError, "B, 3, H, W"),
         (lambda x: wavelet_color_fix_uint8(x[:, :3], x[:, :3], 0), ValueError, "levels"),
-        (lambda x: resize_bicubic_like_pillow(x, (0, 4)), ValueError, "size"),
     ],
 )
 def test_wrong_arguments_are_refused(call, error, match):
