@@ -141,6 +141,8 @@ def test_refused_results(rgb, alpha, output_type, error, message):
 @given(st.tuples(*[st.integers(1, 30)] * 2), st.tuples(*[st.integers(1, 60)] * 2))
 @example((5, 1), (10, 1))
 @example((8, 7), (29, 1))
+@example((30, 21), (54, 29))
+@example((24, 3), (42, 4))
 @example((5000, 2), (6500, 3))
 @example((2, 6500), (3, 5000))
 @example((2100, 2100), (2099, 2101))
@@ -148,7 +150,8 @@ def test_resize_agrees_with_pillow(old, size):
     plane = np.random.default_rng(0).random(old, dtype=np.float32)
     expected = Image.fromarray(plane).resize(size[::-1], Image.Resampling.BICUBIC)
     result = resize_bicubic(torch.from_numpy(plane)[None, None], size)
-    np.testing.assert_allclose(result[0, 0].numpy(), np.asarray(expected), atol=2e-6)
+    # Positions in float32 make up to 3e-6 at these sizes; a level of 8 bits is 4e-3.
+    np.testing.assert_allclose(result[0, 0].numpy(), np.asarray(expected), atol=1e-5)
 
 
 @settings(deadline=None, max_examples=30)
