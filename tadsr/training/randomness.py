@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 _PURPOSES = ("student timestep", "vsd noise", "vsd timestep", "diffusion noise",
-             "diffusion timestep", "posterior noise", "condition")  # fmt: skip
+             "diffusion timestep", "posterior noise", "condition", "perceptual top",
+             "perceptual left")  # fmt: skip
 
 
 class SampleRandomness:

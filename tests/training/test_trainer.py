@@ -235,6 +235,42 @@ def test_every_weight_of_the_student_counts(small_chain, networks, photos, tmp_p
     assert line["student.loss"] == pytest.approx(sum(parts.values()), rel=1e-4)
 
 
+def test_perceptual_distance_begins_elsewhere_on_each_pair(networks, photos, tmp_path):
+    most, seen = 3, {}
+    for shift in (0, most):
+        seen[shift] = []
+
+        def watched(pred, target, kept=seen[shift]):
+            kept += zip(pred.detach(), target, strict=True)
+            return mse_per_sample(pred, target)
+
+        stage = distillation(
+            adapter_rank=0,
+            perceptual="lpips",
+            perceptual_weight=TimestepRamp(1, 1),
+            perceptual_shift_px=shift,
+            tavsd_weight=TimestepRamp(0, 0),
+        )
+        config = make_config(networks, photos, tmp_path / str(shift), stage, steps=1, batch_size=4)
+        Trainer(config, perceptual=watched).train()
+    found = []
+    for whole, part in zip(seen[0], seen[most], strict=True):
+        height, width = part[0].shape[-2:]
+        places = [
+            (top, left)
+            for top in range(most + 1)
+            for left in range(most + 1)
+            if all(
+                torch.equal(x[:, top : top + height, left : left + width], y)
+                for x, y in zip(whole, part, strict=True)
+            )
+        ]
+        found += places
+        assert (height, width) == tuple(side - most for side in whole[0].shape[-2:])
+        assert len(places) == 1
+    assert len(set(found)) > 1
+
+
 def test_timesteps_without_adversary_train_without_it(networks, photos, tmp_path):
     lines = []
     for end in (0.0, 0.5):

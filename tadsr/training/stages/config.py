@@ -164,6 +164,10 @@ class DistillationConfig:
     """Perceptual distance; see `make_perceptual`. "none" needs `perceptual_weight` 0."""
     perceptual_weight: TimestepRamp = TimestepRamp(2.0, 2.0)
     """Weight of the perceptual distance by t_s (published code: 2)."""
+    perceptual_shift_px: int = 0
+    """Each pair begins up to so many px further right and down where the perceptual distance is
+    taken. Its networks look at every second pixel and fewer; a student whose grid of latents always
+    meets theirs in the same way learns to draw that grid (method: 0)."""
     latent_steps: int = 0
     """First steps that match the HQ's latents instead of images, so that a UNet trained from
     scratch finds the scale of its output before the decoder sees it; 0 to skip."""

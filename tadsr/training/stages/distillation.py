@@ -142,7 +142,7 @@ class DistillationStage(Stage):
             yield Phase("student", self._match_latents(restored.pred_x0, batch.hq, timesteps))
         else:
             restored = student(batch.lq, timesteps, prompts)
-            losses = self._restoration_losses(restored, batch, timesteps)
+            losses = self._restoration_losses(restored, batch, timesteps, randomness)
             if self.teacher is not None:
                 tavsd = self._distillation_loss(restored.pred_x0, timesteps, batch, randomness)
                 weighted = self.config.tavsd_weight.at(timesteps) * tavsd
@@ -190,7 +190,7 @@ class DistillationStage(Stage):
         return {"loss": (error * weight).mean(), "latent": error.mean()}
 
     def _restoration_losses(
-        self, restored: Restored, batch: Batch, timesteps: Tensor
+        self, restored: Restored, batch: Batch, timesteps: Tensor, randomness: SampleRandomness
     ) -> dict[str, Tensor]:
         """Return the weighted sum as "loss", and each loss without its weight."""
         config, image, hq = self.config, restored.image, batch.hq
@@ -204,7 +204,7 @@ class DistillationStage(Stage):
             per_sample["chroma_mse"] = (config.chroma_mse_weight, chroma_mse(image, hq))
         if not config.perceptual_weight.is_zero:
             with self.runtime.autocast():
-                distance = self.perceptual(image, hq).float()
+                distance = self.perceptual(*self._shifted(image, hq, randomness)).float()
             per_sample["perceptual"] = (config.perceptual_weight, distance)
         if not config.gan_weight.is_zero:
             # The plain module: this pass gives the discriminator no gradients to synchronise.
@@ -218,6 +218,23 @@ class DistillationStage(Stage):
             total = total + (weight.at(timesteps) * values).mean()
         losses = {name: values.mean() for name, (_, values) in per_sample.items()}
         return {"loss": total, **losses}
+
+    def _shifted(self, image: Tensor, hq: Tensor, randomness: SampleRandomness) -> list[Tensor]:
+        """Crop pairs so that each begins elsewhere between 0 and `perceptual_shift_px`."""
+        most = self.config.perceptual_shift_px
+        if most == 0:
+            return [image, hq]
+        tops, lefts = (
+            randomness.integers(f"perceptual {side}", 0, most).tolist() for side in ("top", "left")
+        )
+        height, width = (side - most for side in image.shape[-2:])
+        return [
+            torch.stack([
+                x[:, top : top + height, left : left + width]
+                for x, top, left in zip(images, tops, lefts, strict=True)
+            ])
+            for images in (image, hq)
+        ]  # fmt: skip
 
     def _distillation_loss(
         self, pred_x0: Tensor, timesteps: Tensor, batch: Batch, randomness: SampleRandomness
