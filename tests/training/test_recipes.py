@@ -6,7 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from torch.testing import assert_close
 
 from tadsr.training import (
     AutoencoderConfig,
@@ -119,6 +121,7 @@ def test_a_wrong_recipe_says_what_is_wrong_and_where(text, message, tmp_path):
     "make",
     [
         lambda: TimestepRamp(-1, 0),
+        lambda: TimestepRamp(0, 1, exponent=0),
         lambda: OptimizerConfig(learning_rate=0),
         lambda: OptimizerConfig(betas=(0.9, 1.0)),
         lambda: OptimizerConfig(final_fraction=2),
@@ -145,6 +148,13 @@ def test_a_wrong_recipe_says_what_is_wrong_and_where(text, message, tmp_path):
 def test_values_out_of_range_are_refused(make):
     with pytest.raises(ValueError, match="must"):
         make()
+
+
+def test_a_ramp_changes_by_its_exponent():
+    timesteps = torch.tensor([0, 111, 444, 999])  # ninths of the last: 0, 1, 4, 9
+    assert_close(TimestepRamp(3, 9).at(timesteps), torch.tensor([3, 3 + 6 / 9, 3 + 24 / 9, 9]))
+    steep = TimestepRamp(6, 0, exponent=0.5).at(timesteps)
+    assert_close(steep, torch.tensor([6.0, 4.0, 2.0, 0.0]))
 
 
 def test_a_recipes_lists_become_what_the_fields_are(tmp_path):

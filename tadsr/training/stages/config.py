@@ -17,16 +17,21 @@ NEGATIVE_PROMPT = (
 
 @dataclass(frozen=True)
 class TimestepRamp:
-    """A weight that changes linearly with the student's timestep."""
+    """A weight that changes with the student's timestep, by default linearly."""
 
     start: float
     """Value at timestep 0, at least 0."""
     end: float
     """Value at the last timestep, at least 0."""
+    exponent: float = 1.0
+    """Power of the timestep that the change is proportional to, above 0: below 1 most of it happens
+    at small timesteps."""
 
     def __post_init__(self) -> None:
         if self.start < 0 or self.end < 0:
             raise ValueError(f"weights must be at least 0, got {self.start} and {self.end}")
+        if self.exponent <= 0:
+            raise ValueError(f"exponent must be above 0, got {self.exponent}")
 
     @property
     def largest(self) -> float:
@@ -41,7 +46,7 @@ class TimestepRamp:
     def at(self, timesteps):
         """Return the weight at timesteps (B,), as floats (B,)."""
         fraction = timesteps.float() / (NUM_TRAIN_TIMESTEPS - 1)
-        return self.start + (self.end - self.start) * fraction
+        return self.start + (self.end - self.start) * fraction**self.exponent
 
 
 @dataclass(frozen=True)
