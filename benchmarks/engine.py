@@ -130,7 +130,7 @@ def as_published(pipe: Any, photos: list[Image.Image]) -> list[Image.Image]:
         size = (photo.width * SCALE, photo.height * SCALE)
         lq = photo.resize(size, Image.Resampling.BICUBIC)
         x = torch.from_numpy(np.asarray(lq)).permute(2, 0, 1)[None].float() / 127.5 - 1
-        pipe._empty_prompt = None  # it encodes the prompt of every image
+        pipe._text_embeddings.clear()  # it encodes the prompt of every image
         embeds = pipe.encode_prompt([""])
         timesteps = torch.tensor([TIMESTEP], device=pipe.unet.device)
         image = pipe.restore(x.to(pipe.unet.device, pipe.unet.dtype), timesteps, embeds)

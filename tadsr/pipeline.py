@@ -41,7 +41,7 @@ from tadsr.image_io import (
 from tadsr.models.prompt_embeddings import PromptEmbeddings
 from tadsr.models.time_aware_vae import TimeAwareAutoencoderKL
 from tadsr.pipeline_weights import PipelineWeights
-from tadsr.prompts import check_taggable, choose_prompts
+from tadsr.prompts import TextEmbeddings, check_taggable, choose_prompts
 from tadsr.schedule import make_alphas_cumprod
 from tadsr.streaming import (
     OneStep,
@@ -109,7 +109,7 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
         self.alphas_cumprod = make_alphas_cumprod(
             config.beta_start, config.beta_end, config.beta_schedule, config.num_train_timesteps
         )
-        self._empty_prompt: tuple[Any, Tensor] | None = None
+        self._text_embeddings = TextEmbeddings()
         self._engine = OneStepEngine(vae, unet, self.alphas_cumprod)
         self.tagger: Callable[[Any], str] | None = None
         self.metadata: Mapping[str, Any] = {}
@@ -462,7 +462,7 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
         return self.engine.decode(pred_x0)
 
     def encode_prompt(self, prompts: Sequence[str]) -> Tensor:
-        """Return the embeddings of prompts; those of the empty prompt are kept.
+        """Return the embeddings of prompts; those that were used lately are kept.
 
         Args:
             prompts: B texts.
@@ -479,12 +479,9 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
                 raise TypeError(f"prompt must be text, got {type(prompt).__name__}")
         if self.text_encoder is None:
             return self.prompt_embeddings(list(prompts)).to(self._execution_device)
-        if any(prompts):
-            return self._encode_text(prompts)
-        key = (id(self.text_encoder), self.text_encoder.dtype, self._execution_device)
-        if self._empty_prompt is None or self._empty_prompt[0] != key:
-            self._empty_prompt = (key, self._encode_text([""]))
-        return self._empty_prompt[1].expand(len(prompts), -1, -1)
+        return self._text_embeddings.of(
+            prompts, self.text_encoder, self.tokenizer, self._execution_device
+        )
 
     def check_timesteps(self, timestep: int | Sequence[int], num_images: int) -> Tensor:
         """Turn a user's timestep into one int64 per image, (B,), on the execution device.
@@ -525,16 +522,6 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
             for entry in entries
         )
         return TimestepField(tuple(maps), self._execution_device)
-
-    def _encode_text(self, prompts: Sequence[str]) -> Tensor:
-        tokens = self.tokenizer(
-            list(prompts),
-            padding="max_length",
-            max_length=self.tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        )
-        return self.text_encoder(tokens.input_ids.to(self._execution_device))[0]  # [B, L, D]
 
     def _strips(
         self,

@@ -15,6 +15,7 @@ from tadsr.checkpoints.hub import publish
 from tadsr.checkpoints.lora_files import read_lora
 from tadsr.models.adapters import AdapterSet, extract_adapters, fuse_adapters, has_adapters
 from tadsr.models.lora import merge_lora
+from tadsr.prompts import TextEmbeddings
 
 
 class PipelineWeights:
@@ -26,7 +27,7 @@ class PipelineWeights:
 
     components: dict[str, Any]
     metadata: Mapping[str, Any]
-    _empty_prompt: Any
+    _text_embeddings: TextEmbeddings
 
     def save_pretrained(
         self,
@@ -136,4 +137,4 @@ class PipelineWeights:
         merge_lora(self.unet, products["unet"], scale)
         if self.text_encoder is not None:
             merge_lora(self.text_encoder, products["text_encoder"], scale)
-        self._empty_prompt = None
+        self._text_embeddings.clear()

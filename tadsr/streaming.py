@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -55,6 +57,8 @@ _BANDS_AT_ONCE = 6
 """Working sets that may be alive together, with what convolutions need inside."""
 _STRIP_BYTES = 8 * 12 * STRIP_PIXELS
 """Copies of a strip while its colours are fixed."""
+_PLANNED_BYTES: WeakKeyDictionary[UNet2DConditionModel, OrderedDict[Any, int]] = WeakKeyDictionary()
+_MAX_PLANNED = 64
 _OUTPUT_BYTES_PER_PIXEL = 4
 """Where the strips come together."""
 
@@ -222,9 +226,23 @@ def _needs_bands(model: OneStep, rgb: Tensor, settings: UpscaleSettings) -> bool
         return height * width > BANDS_ON_CPU_PIXELS
     if height * width > WHOLE_ATTENTION_PIXELS:
         return True
-    plan = PlannedStorage(device)
-    _Run(model, rgb, settings, None).compute(Bands(plan, MIN_BAND_BYTES), 0)
-    return EAGER_MEMORY_FACTOR * plan.peak_bytes > available_bytes(device)
+    return EAGER_MEMORY_FACTOR * _planned_bytes(model, rgb, settings) > available_bytes(device)
+
+
+def _planned_bytes(model: OneStep, rgb: Tensor, settings: UpscaleSettings) -> int:
+    """Return what bands keep between layers at the most; counted once for a size."""
+    # Counting walks through every layer, which takes longer than a GPU computes a small image.
+    known = _PLANNED_BYTES.setdefault(model.unet, OrderedDict())
+    has_map = isinstance(model.timesteps, TimestepField)
+    batch = len(model.prompt_embeds)
+    key = (id(model.vae), model.vae.dtype, batch, has_map, *settings.output_size(*rgb.shape[-2:]))
+    if key not in known:
+        plan = PlannedStorage(model.timesteps.device)
+        _Run(model, rgb, settings, None).compute(Bands(plan, MIN_BAND_BYTES), 0)
+        known[key] = plan.peak_bytes
+        if len(known) > _MAX_PLANNED:
+            known.popitem(last=False)
+    return known[key]
 
 
 class _Run:

@@ -192,9 +192,10 @@ def test_prompts_are_looked_up_per_image(pipe):
     np.testing.assert_array_equal(sharp, pipe(image, prompt="sharp photo", **FAST))
 
 
-def test_the_empty_prompts_embedding_is_kept(golden_pipeline):
-    first = golden_pipeline.encode_prompt([""])
-    again = golden_pipeline.encode_prompt(["", ""])
+@pytest.mark.parametrize("prompt", ["", "a sharp photo"])
+def test_a_prompts_embedding_is_kept(prompt, golden_pipeline):
+    first = golden_pipeline.encode_prompt([prompt])
+    again = golden_pipeline.encode_prompt([prompt, prompt])
     assert again.shape[0] == 2
     assert again.data_ptr() == first.data_ptr()
 

@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from tadsr import TADSRError, TADSRPipeline
+from tadsr import TADSRError, TADSRPipeline, streaming
+from tadsr.config import UpscaleSettings
 from tadsr.image_io import resize_bicubic, resize_bicubic_rows
+from tadsr.streaming import OneStep
 from tadsr.tiling import BandStorage, TileSpec
 
 PHOTO = Path(__file__).parents[1] / "examples" / "photos" / "lighthouse.jpg"
@@ -257,3 +259,17 @@ def test_a_failed_strip_leaves_nothing_and_the_old_file(pipe, lq, tmp_path):
         pipe.upscale_to_file(lq, path, overwrite=False)
     with pytest.raises(TADSRError, match="in strips"):
         pipe.upscale_to_file(lq, tmp_path / "out.jpg")
+
+
+def test_memory_is_counted_once_for_a_size(pipe, lq, monkeypatch):
+    def count(size):
+        rgb = torch.rand(1, 3, *size)
+        step = OneStep(
+            pipe.vae, pipe.unet, pipe.alphas_cumprod, torch.tensor([1]), pipe.encode_prompt([""])
+        )
+        return streaming._planned_bytes(step, rgb, UpscaleSettings())
+
+    small, large = count((16, 24)), count((32, 48))
+    assert 3.5 * small < large < 4.5 * small
+    monkeypatch.delattr(streaming._Run, "compute")
+    assert (count((32, 48)), count((16, 24))) == (large, small)

@@ -27,6 +27,24 @@ MAX_PROMPTS = 8
 """Prompts, or combinations of them in a batch, whose keys and values are kept."""
 
 
+class Latest:
+    """What was found for a tensor, for when the very same is asked about next.
+
+    Looking at values waits for the device; whether a tensor is the one before does not.
+    """
+
+    def __init__(self) -> None:
+        self._found: tuple[Tensor, int, Tensor] | None = None
+
+    def of(self, key: Tensor, look_up: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return what `look_up` makes of `key`."""
+        if key.is_inference():  # counts no versions
+            return look_up(key)
+        if self._found is None or self._found[0] is not key or self._found[1] != key._version:
+            self._found = key, key._version, look_up(key)
+        return self._found[2]
+
+
 class TimeFolding:
     """Folds timesteps into the layers beside which a network adds or multiplies them.
 
@@ -55,10 +73,14 @@ class TimeFolding:
         ]
         self._spans = list(pairwise(accumulate(sizes, initial=0)))
         self._rows: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
+        self._latest = Latest()
 
     def of(self, timesteps: Tensor) -> Tensor:
         """Return the tensors of timesteps (B,) in one: (n,) if all are equal, else (B, n)."""
-        values = timesteps.tolist()
+        return self._latest.of(timesteps, self._look_up)
+
+    def _look_up(self, timesteps: Tensor) -> Tensor:
+        values = timesteps.tolist()  # waits for the device
         key = (values[0],) if len(set(values)) == 1 else tuple(values)
         if key in self._rows:
             self._rows.move_to_end(key)
@@ -104,6 +126,7 @@ class PromptFolding:
     """
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
+        self._dtype = unet.dtype
         self._attentions = [
             module
             for module in unet.modules()
@@ -112,16 +135,22 @@ class PromptFolding:
         # Looked up by content: a tensor's address may be another one's tomorrow.
         self._entries: OrderedDict[int, tuple[Tensor, Tensor]] = OrderedDict()
         self._count = 0
+        self._latest = Latest()
 
     def of(self, prompt_embeds: Tensor) -> Tensor:
         """Return keys and values of embeddings (B, L, D) in one: (1, n) for one prompt, or (B, n).
 
         Args:
-            prompt_embeds: In the UNet's dtype; all rows are the same where the batch's stride is 0.
+            prompt_embeds: All rows are the same where the batch's stride is 0.
         """
+        return self._latest.of(prompt_embeds, self._look_up)
+
+    def _look_up(self, prompt_embeds: Tensor) -> Tensor:
         if prompt_embeds.shape[0] > 1 and prompt_embeds.stride(0) == 0:
             prompt_embeds = prompt_embeds[:1]
+        prompt_embeds = prompt_embeds.to(self._dtype)
         for number, (known, flat) in reversed(self._entries.items()):
+            # Compared on the device, which is waited for.
             if known.shape == prompt_embeds.shape and torch.equal(known, prompt_embeds):
                 self._entries.move_to_end(number)
                 return flat

@@ -14,6 +14,8 @@ Stage = Callable[..., tuple[Tensor, Tensor]]
 """From tensors to a result and whether it is finite."""
 
 _WARM_UPS = 3
+_STALE_AFTER = 4
+"""A graph makes room for another when so many runs for each kept graph went by without it."""
 
 
 class Graph:
@@ -24,28 +26,37 @@ class Graph:
         inputs: Tensors that are new at each run.
         conditions: Tensors that often are those of the run before, and are never written to.
         pool: Memory that graphs share.
+        stream: Where all graphs of the pool are recorded.
     """
 
     def __init__(
-        self, stage: Stage, inputs: Sequence[Tensor], conditions: Sequence[Tensor], pool: object
+        self,
+        stage: Stage,
+        inputs: Sequence[Tensor],
+        conditions: Sequence[Tensor],
+        pool: object,
+        stream: torch.cuda.Stream,
     ) -> None:
         self._inputs = [x.clone() for x in inputs]
         self._conditions = [x.clone() for x in conditions]
         self._current = list(conditions)
-        device = self._inputs[0].device
         arguments = (*self._inputs, *self._conditions)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(device), _measured_convolutions():
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(_WARM_UPS):
-                    stage(*arguments)
-            torch.cuda.current_stream().wait_stream(stream)
-            # Other threads may go on using the GPU, as one that copies results does.
-            mode = "thread_local"
-            with torch.cuda.graph(self._graph, pool=pool, capture_error_mode=mode):
-                self._outputs = stage(*arguments)
+        current = torch.cuda.current_stream()
+        stream.wait_stream(current)
+        try:
+            with _measured_convolutions(self._inputs[0].dtype):
+                with torch.cuda.stream(stream):
+                    for _ in range(_WARM_UPS):
+                        stage(*arguments)
+                current.wait_stream(stream)
+                # Other threads may go on using the GPU, as one that copies results does.
+                mode = "thread_local"
+                with torch.cuda.graph(self._graph, pool, stream, capture_error_mode=mode):
+                    self._outputs = stage(*arguments)
+        finally:
+            # Recording that fails leaves its own stream behind.
+            torch.cuda.set_stream(current)
 
     def run(self, inputs: Sequence[Tensor], conditions: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Replay with other tensors of the same shapes."""
@@ -62,23 +73,30 @@ class Graph:
 
 
 class GraphCache:
-    """Records a stage when a shape comes the second time, and keeps what was used last.
+    """Records a stage when a shape comes the second time, and keeps what is used.
+
+    More shapes in rotation than there is room for are computed without a graph, since recording
+    takes longer than many runs.
 
     Args:
         max_graphs: Graphs that are kept.
+        record: Makes what runs a stage from stage, inputs and conditions; None records a `Graph`.
     """
 
-    def __init__(self, max_graphs: int) -> None:
+    def __init__(self, max_graphs: int, record: Callable[..., Graph] | None = None) -> None:
         self.max_graphs = max_graphs
         self.graphs: OrderedDict[Hashable, Graph] = OrderedDict()
+        self._record = record or self._record_graph
         self._seen: set[Hashable] = set()
-        self._pool: object = None
-        self._is_off = False
+        self._refused: set[Hashable] = set()
+        self._used_at: dict[Hashable, int] = {}
+        self._num_runs = 0
+        self._pool: tuple[object, torch.cuda.Stream] | None = None
 
     def run(
         self, name: str, stage: Stage, inputs: Sequence[Tensor], conditions: Sequence[Tensor] = ()
     ) -> tuple[Tensor, Tensor]:
-        """Run a stage, recorded or not.
+        """Run a stage, recorded or not, on the current device.
 
         Args:
             name: Of the stage.
@@ -86,47 +104,85 @@ class GraphCache:
             inputs: As in `Graph`.
             conditions: As in `Graph`.
         """
+        self._num_runs += 1
         key = (name, *((x.shape, x.dtype) for x in (*inputs, *conditions)))
-        if self._is_off or (key not in self.graphs and key not in self._seen):
+        if key not in self.graphs and not self._is_worth_recording(key):
+            return stage(*inputs, *conditions)
+        graph = self.graphs.get(key) or self._try_to_record(key, stage, inputs, conditions)
+        if graph is None:
+            return stage(*inputs, *conditions)
+        self.graphs.move_to_end(key)
+        self._used_at[key] = self._num_runs
+        return graph.run(inputs, conditions)
+
+    def _is_worth_recording(self, key: Hashable) -> bool:
+        if key not in self._seen:
             # The first run loads kernels and measures; many shapes never come again.
             self._seen.add(key)
-            return stage(*inputs, *conditions)
-        if key not in self.graphs:
-            graph = self._record(stage, inputs, conditions)
-            if graph is None:
-                return stage(*inputs, *conditions)
-            self.graphs[key] = graph
-            if len(self.graphs) > self.max_graphs:
-                self.graphs.popitem(last=False)
-        self.graphs.move_to_end(key)
-        return self.graphs[key].run(inputs, conditions)
+            return False
+        if key in self._refused:
+            return False
+        if len(self.graphs) < self.max_graphs:
+            return True
+        oldest = self._used_at[next(iter(self.graphs))]
+        return self._num_runs - oldest > _STALE_AFTER * self.max_graphs
 
-    def _record(
-        self, stage: Stage, inputs: Sequence[Tensor], conditions: Sequence[Tensor]
+    def _try_to_record(
+        self,
+        key: Hashable,
+        stage: Stage,
+        inputs: Sequence[Tensor],
+        conditions: Sequence[Tensor],
     ) -> Graph | None:
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
+        if len(self.graphs) == self.max_graphs:
+            self.graphs.popitem(last=False)
         try:
-            return Graph(stage, inputs, conditions, self._pool)
+            self.graphs[key] = self._record(stage, inputs, conditions)
         except RuntimeError as error:
             # Out of memory, or an operation that cannot be recorded: go on without.
-            self._is_off = True
+            is_first = not self._refused
+            self._refused.add(key)
             self.graphs.clear()
             torch.cuda.empty_cache()
-            warnings.warn(
-                f"a CUDA graph could not be recorded ({error}); every kernel is launched by itself "
-                "from now on, which is slower for small images",
-                stacklevel=2,
-            )
+            if is_first:
+                warnings.warn(
+                    f"a CUDA graph could not be recorded ({error}); at such sizes every kernel is "
+                    "launched by itself, which is slower for small images",
+                    stacklevel=2,
+                )
             return None
+        return self.graphs[key]
+
+    def _record_graph(
+        self, stage: Stage, inputs: Sequence[Tensor], conditions: Sequence[Tensor]
+    ) -> Graph:
+        if self._pool is None:
+            # Of this device; torch's own capture stream is that of whichever device came first.
+            self._pool = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+        return Graph(stage, inputs, conditions, *self._pool)
 
 
 @contextmanager
-def _measured_convolutions() -> Iterator[None]:
+def _measured_convolutions(dtype: torch.dtype) -> Iterator[None]:
     """Let cuDNN measure its algorithms: the choice is paid once and lasts as long as a graph."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True
+    cudnn = torch.backends.cudnn
+    benchmark, allow_tf32 = cudnn.benchmark, _allowed_tf32()
+    cudnn.benchmark = True
+    # torch looks algorithms up by shape and by this flag, which means nothing to half precision.
+    # As it was, what the first run took by rule would be found, and nothing measured.
+    is_flipped = allow_tf32 is not None and dtype != torch.float32
+    if is_flipped:
+        cudnn.allow_tf32 = not allow_tf32
     try:
         yield
     finally:
-        torch.backends.cudnn.benchmark = before
+        cudnn.benchmark = benchmark
+        if is_flipped:
+            cudnn.allow_tf32 = allow_tf32
+
+
+def _allowed_tf32() -> bool | None:
+    try:
+        return torch.backends.cudnn.allow_tf32
+    except RuntimeError:  # set by its successors, with which it cannot be mixed
+        return None

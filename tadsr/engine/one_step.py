@@ -165,6 +165,8 @@ class OneStepEngine:
         flags: dict[int, Tensor] = {}
         widened: set[int] = set()
         start = part.start
+        if start == 0:
+            stages[0].prepare(timesteps, prompt_embeds)
         while True:
             for index in range(start, part.stop):
                 x = inputs[index]
@@ -202,7 +204,8 @@ class OneStepEngine:
         return self._eager
 
     def _lay_out(self, channels_last: bool) -> None:
-        if channels_last != self._has_channels_last:
+        # Also where it was so before: a module that was put in since is not.
+        if channels_last or self._has_channels_last:
             layout = torch.channels_last if channels_last else torch.contiguous_format
             for network in (self.vae, self.unet):
                 network.to(memory_format=layout)

@@ -52,6 +52,9 @@ class EagerStages:
         self.unet = unet
         self.alphas_cumprod = alphas_cumprod
 
+    def prepare(self, timesteps: Tensor, prompt_embeds: Tensor) -> None:
+        """Do nothing: these modules take timesteps and prompts as they are."""
+
     def encode(self, lq: Tensor, timesteps: Tensor) -> Checked:
         """Encode LQ images (B, 3, H, W) in [-1, 1] to the posterior's moments."""
         return checked(self.vae.encode(lq.to(self.vae.dtype), timesteps).latent_dist.parameters)
@@ -128,6 +131,15 @@ class FusedStages:
         self.prompts = PromptFolding(unet)
         self.graphs = GraphCache(plan.max_graphs) if plan.graphs else None
 
+    def prepare(self, timesteps: Tensor, prompt_embeds: Tensor) -> None:
+        """Fold what conditions the next run while the device has nothing to do that takes long.
+
+        The stages find it without waiting for each other, given the same tensors.
+        """
+        self.encoder_time.of(timesteps)
+        self.unet_time.of(timesteps)
+        self.prompts.of(prompt_embeds)
+
     def encode(self, lq: Tensor, timesteps: Tensor) -> Checked:
         """Encode LQ images (B, 3, H, W) in [-1, 1] to the posterior's moments."""
 
@@ -149,7 +161,7 @@ class FusedStages:
             # In float32: z_L / √ᾱ − r.
             return checked(latents.float() * latent_factor.view(-1, 1, 1, 1) - residual)
 
-        conditions = (self.unet_time.of(timesteps), self.prompts.of(prompt_embeds.to(dtype)))
+        conditions = (self.unet_time.of(timesteps), self.prompts.of(prompt_embeds))
         return self._run("predict_x0", stage, latents, conditions)
 
     def decode(self, pred_x0: Tensor) -> Checked:
@@ -170,9 +182,11 @@ class FusedStages:
     ) -> Checked:
         factor = 1 if name == "encode" else self.vae.downscale_factor
         pixels = x.shape[0] * x.shape[2] * x.shape[3] * factor**2
-        if self.graphs is None or pixels > self.plan.max_graphed_pixels:
-            return stage(x, *conditions)
-        return Checked(*self.graphs.run(name, stage, (x,), conditions))
+        # Streams, events and graphs are those of the current device.
+        with torch.cuda.device(x.device if x.device.type == "cuda" else -1):
+            if self.graphs is None or pixels > self.plan.max_graphed_pixels:
+                return stage(x, *conditions)
+            return Checked(*self.graphs.run(name, stage, (x,), conditions))
 
 
 def _compiled(module: nn.Module) -> nn.Module:

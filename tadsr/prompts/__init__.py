@@ -1,5 +1,6 @@
 """Prompts from images: choose what a picture's prompt is, and the published tagger."""
 
 from tadsr.prompts.choice import check_taggable, choose_prompts
+from tadsr.prompts.embeddings import TextEmbeddings
 
-__all__ = ["check_taggable", "choose_prompts"]
+__all__ = ["TextEmbeddings", "check_taggable", "choose_prompts"]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tadsr import TADSRPipeline
 from tadsr.engine import EnginePlan, choose_plan, same_size_ranges
+from tadsr.engine.graphs import GraphCache
 from tadsr.engine.layers import Layers, attend_in_chunks
 from tadsr.engine.normalization import group_norm_silu_in_pieces
 from tadsr.engine.upsampling import transposed_weight
@@ -105,6 +106,65 @@ def test_a_list_in_batches_is_the_list_one_by_one(golden_dir, monkeypatch):
     assert calls == [2, 2, 1]
     for one, other in zip(alone, together, strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
+
+
+class Recording:
+    """In place of a graph, where there is no GPU: which shapes are recorded when."""
+
+    made: list[int]
+
+    def __init__(self, stage, inputs, conditions):
+        self.stage = stage
+        self.made.append(len(inputs[0]))
+
+    def run(self, inputs, conditions):
+        return self.stage(*inputs, *conditions)
+
+
+def run_sizes(cache, sizes):
+    for size in sizes:
+        x = torch.full((size,), float(size))
+        result, is_finite = cache.run("stage", lambda x: (2 * x, x.isfinite().all()), (x,))
+        assert torch.equal(result, 2 * x)
+        assert is_finite
+
+
+def test_graphs_are_recorded_for_shapes_that_come_again():
+    Recording.made = []
+    cache = GraphCache(3, Recording)
+    run_sizes(cache, [1, 2, 3])
+    assert Recording.made == []
+    run_sizes(cache, [1, 1, 2, 1, 2])
+    assert Recording.made == [1, 2]
+
+
+def test_more_shapes_in_rotation_than_graphs_are_kept_do_not_push_each_other_out():
+    Recording.made = []
+    cache = GraphCache(3, Recording)
+    run_sizes(cache, [1, 2, 3, 4, 5] * 20)
+    assert Recording.made == [1, 2, 3]
+    run_sizes(cache, [4] * 20)  # the others are not used any more
+    assert Recording.made == [1, 2, 3, 4]
+    assert len(cache.graphs) == 3
+
+
+def test_a_shape_that_cannot_be_recorded_is_run_as_it_is_with_one_warning(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    tries = []
+
+    def record(stage, inputs, conditions):
+        tries.append(len(inputs[0]))
+        if tries[-1] > 1:
+            raise RuntimeError("no memory")
+        return Recording(stage, inputs, conditions)
+
+    Recording.made = []
+    cache = GraphCache(3, record)
+    with pytest.warns(UserWarning, match=r"could not be recorded \(no memory\)") as caught:
+        run_sizes(cache, [2, 2, 2, 3, 3, 3, 1, 1, 1])
+    assert len(caught) == 1
+    assert tries == [2, 3, 1]
+    assert len(cache.graphs) == 1
 
 
 def test_a_plan_is_checked_and_fits_the_device():
