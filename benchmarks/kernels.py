@@ -279,9 +279,9 @@ def main() -> int:
                 torch.cuda.empty_cache()
             rows.append(row)
             print(describe(row), flush=True)
-    if options.out is not None:
-        report = {"machine": describe_machine(), "dtype": options.dtype, "rows": rows}
-        options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            if options.out is not None:  # what there is counts if this is broken off
+                report = {"machine": describe_machine(), "dtype": options.dtype, "rows": rows}
+                options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     slow = [row["name"] for row in rows if row.get("times_torch", 2) <= 1]
     if slow:
         print("Slower than torch here:", "; ".join(slow))

@@ -1,28 +1,40 @@
-"""What a benchmark ran on, for its report."""
+"""What a benchmark ran on, for its report. Imported first, it lets a checkout be run as it is."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 
 import torch
 
-from tadsr import __version__
+ROOT = Path(__file__).parents[1]
+if importlib.util.find_spec("tadsr") is None:
+    sys.path.insert(0, str(ROOT))
 
 
 def describe_machine() -> dict[str, str]:
-    """Describe what the numbers were taken on."""
+    """Describe what the numbers were taken on.
+
+    The commit is the checkout's, or what the variable GIT_COMMIT names where a copy has none.
+    """
+    from tadsr import __version__
+
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
         names = [s for s in info.read_text().splitlines() if s.startswith("model name")]
         cpu = f"{names[0].split(':')[1].strip()}, {len(names)} cores" if names else cpu
     describe = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    commit = subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip()
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    git = subprocess.run(describe, cwd=ROOT, capture_output=True, text=True, check=False)
+    device, cuda = "CPU", {}
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+        cuda = {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
     versions = {
         name: importlib.metadata.version(name)
         for name in ("diffusers", "triton")
@@ -33,7 +45,8 @@ def describe_machine() -> dict[str, str]:
         "device": device,
         "python": platform.python_version(),
         "torch": torch.__version__,
+        **cuda,
         **versions,
         "tadsr": __version__,
-        "commit": commit,
+        "commit": git.stdout.strip() or os.environ.get("GIT_COMMIT", "unknown"),
     }

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-KERNELS_SHARE = 0.3
+KERNELS_SHARE = 0.25
 """Of the time; kernels that are compiled for the first time take most of it."""
 TOTAL_S = 570
 
