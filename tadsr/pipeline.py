@@ -20,6 +20,7 @@ from tadsr.conditioning import (
     TimestepLike,
     TimestepMap,
     read_timestep_maps,
+    run_at,
 )
 from tadsr.config import ColorFix, UpscaleSettings
 from tadsr.engine import (
@@ -441,7 +442,13 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
 
         Source: TADSR (arXiv 2508.16557), one-step inference.
         """
-        return self.engine.restore(lq, timesteps, prompt_embeds, generator=generator)
+        results = run_at(
+            timesteps,
+            lambda knot: self.engine.restore(lq, knot, prompt_embeds, generator=generator),
+            generator,
+        )
+        is_map = isinstance(timesteps, TimestepField)
+        return timesteps.mix(results, tuple(lq.shape[-2:])) if is_map else results[0]
 
     def encode_latents(
         self, lq: Tensor, timesteps: Tensor, *, generator: torch.Generator | None = None
@@ -554,13 +561,13 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
             fixed = COLOR_FIXES[settings.color_fix](restored, reference).clamp(0, 1)
             return resize_bicubic(fixed, settings.output_size(height, width)).clamp(0, 1)
 
-        return self.engine.restore(
-            padded * 2 - 1,
-            step.timesteps_for(size, tuple(padded.shape[-2:])),
-            step.prompt_embeds,
-            generator=step.generator,
-            finish=finish,
-        )
+        def restore(timesteps: Tensor) -> Tensor:
+            lq = padded * 2 - 1
+            embeds, generator = step.prompt_embeds, step.generator
+            return self.engine.restore(lq, timesteps, embeds, generator=generator, finish=finish)
+
+        results = run_at(step.timesteps, restore, step.generator)
+        return step.mix(results, settings.output_size(height, width))
 
 
 def _share_of(

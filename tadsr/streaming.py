@@ -14,7 +14,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from tadsr.color import match_moments, wavelet_color_fix, wavelet_reach_px
-from tadsr.conditioning import TimestepField, predict_at
+from tadsr.conditioning import TimestepField, run_at
 from tadsr.config import UpscaleSettings
 from tadsr.errors import TADSRError, not_finite
 from tadsr.image_io import (
@@ -88,13 +88,13 @@ class OneStep:
     prompt_embeds: Tensor
     generator: torch.Generator | None = None
 
-    def timesteps_for(
-        self, size: tuple[int, int], padded: tuple[int, int]
-    ) -> Tensor | TimestepField:
-        """Return the timesteps for images of a (height, width) that were padded to another."""
+    def mix(
+        self, results: Sequence[Tensor], size: tuple[int, int], rows: tuple[int, int] | None = None
+    ) -> Tensor:
+        """Mix results by maps, as `TimestepField.mix`; without maps return the only one."""
         if isinstance(self.timesteps, TimestepField):
-            return self.timesteps.padded(size, padded)
-        return self.timesteps
+            return self.timesteps.mix(results, size, rows)
+        return results[0]
 
 
 def upscale_in_strips(
@@ -125,7 +125,8 @@ def upscale_in_strips(
     try:
         yield from run.strips(restored)
     finally:
-        restored.free()
+        for one in restored:
+            one.pixels.free()
 
 
 def assemble_images(
@@ -233,9 +234,11 @@ def _planned_bytes(model: OneStep, rgb: Tensor, settings: UpscaleSettings) -> in
     """Return what bands keep between layers at the most; counted once for a size."""
     # Counting walks through every layer, which takes longer than a GPU computes a small image.
     known = _PLANNED_BYTES.setdefault(model.unet, OrderedDict())
-    has_map = isinstance(model.timesteps, TimestepField)
+    is_map = isinstance(model.timesteps, TimestepField)
+    num_runs = len(model.timesteps.knots) if is_map else 1
     batch = len(model.prompt_embeds)
-    key = (id(model.vae), model.vae.dtype, batch, has_map, *settings.output_size(*rgb.shape[-2:]))
+    size = settings.output_size(*rgb.shape[-2:])
+    key = (id(model.vae), model.vae.dtype, batch, num_runs, *size)
     if key not in known:
         plan = PlannedStorage(model.timesteps.device)
         _Run(model, rgb, settings, None).compute(Bands(plan, MIN_BAND_BYTES), 0)
@@ -243,6 +246,19 @@ def _planned_bytes(model: OneStep, rgb: Tensor, settings: UpscaleSettings) -> in
         if len(known) > _MAX_PLANNED:
             known.popitem(last=False)
     return known[key]
+
+
+@dataclass(frozen=True, eq=False)
+class _Restored:
+    """Images before the colour fix.
+
+    Args:
+        pixels: In [-1, 1], at the output size.
+        moments: Of the images and of their reference.
+    """
+
+    pixels: StoredActivation
+    moments: tuple[ChannelStatistics, ChannelStatistics]
 
 
 class _Run:
@@ -263,10 +279,9 @@ class _Run:
         self.size = settings.output_size(*rgb.shape[-2:])
         factor = model.vae.downscale_factor
         self.padded = tuple(side + -side % factor for side in self.size)
-        self.moments: tuple[ChannelStatistics, ChannelStatistics] | None = None
 
-    def restore(self, spec: TileSpec) -> StoredActivation:
-        """Return the restored images in [-1, 1] before the colour fix, at the output size."""
+    def restore(self, spec: TileSpec) -> list[_Restored]:
+        """Return the restored images, once for every knot of maps."""
         band_bytes = spec.band_bytes_on(self.device.type)
         attention_px = spec.attention_px_for(*self.size)
         work: list[int] = []
@@ -306,13 +321,14 @@ class _Run:
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def strips(self, restored: StoredActivation) -> Iterator[Strip]:
-        """Apply the colour fix."""
+    def strips(self, restored: Sequence[_Restored]) -> Iterator[Strip]:
+        """Apply the colour fix, and mix by maps."""
         height, width = self.size
         rows = max(1, STRIP_PIXELS // width)
         for start in range(0, height, rows):
             stop = min(start + rows, height)
-            yield start, self._fix_color(restored, start, stop).clamp_(0, 1)
+            fixed = [self._fix_color(one, start, stop).clamp_(0, 1) for one in restored]
+            yield start, self.model.mix(fixed, self.size, (start, stop))
 
     def _buffer_bytes(self, spec: TileSpec, band_bytes: int) -> int:
         if spec.max_memory is None:
@@ -323,27 +339,28 @@ class _Run:
         output = _OUTPUT_BYTES_PER_PIXEL * self.rgb.shape[0] * height * width
         return max(0, room - output - _BANDS_AT_ONCE * band_bytes - _STRIP_BYTES)
 
-    def compute(self, bands: Bands, attention_px: int) -> StoredActivation:
+    def compute(self, bands: Bands, attention_px: int) -> list[_Restored]:
         """Run all networks; with a plan, count only."""
+        model = self.model
+        return run_at(
+            model.timesteps, lambda t: self._compute_at(t, bands, attention_px), model.generator
+        )
+
+    def _compute_at(self, timesteps: Tensor, bands: Bands, attention_px: int) -> _Restored:
         model, vae = self.model, self.model.vae
         batch = self.rgb.shape[0]
         dtype = vae.dtype
         image = ComputedActivation((batch, 3, *self.padded), dtype, self._padded_rows)
         prompts = model.prompt_embeds.to(model.unet.dtype)
         side = attention_px // vae.downscale_factor
-
-        def predict(timesteps: Tensor) -> Tensor:
-            latents = self._encode(bands, image, timesteps).to(model.unet.dtype)
-            residual = predict_in_bands(
-                bands, model.unet, latents, timesteps, prompts, attention_side=side
-            )
-            return residual_to_x0(latents, residual, timesteps, model.alphas_cumprod)
-
-        timesteps = model.timesteps_for(self.size, self.padded)
-        pred_x0 = predict_at(timesteps, predict, model.generator)
+        latents = self._encode(bands, image, timesteps).to(model.unet.dtype)
+        residual = predict_in_bands(
+            bands, model.unet, latents, timesteps, prompts, attention_side=side
+        )
+        pred_x0 = residual_to_x0(latents, residual, timesteps, model.alphas_cumprod)
         restored = bands.storage.allocate((batch, 3, *self.size), dtype)
         restored.begin(with_statistics=False)
-        self.moments = (ChannelStatistics(batch, 3), ChannelStatistics(batch, 3))
+        moments = (ChannelStatistics(batch, 3), ChannelStatistics(batch, 3))
 
         def emit(start: int, rows: Tensor) -> None:
             stop = min(start + rows.shape[2], self.size[0])
@@ -355,11 +372,11 @@ class _Run:
             rows = rows.clamp(-1, 1)
             restored.write(start, rows)
             if self.settings.color_fix == "adain":
-                self.moments[0].add(rows.float() / 2 + 0.5)
-                self.moments[1].add(self._reference_rows(start, stop))
+                moments[0].add(rows.float() / 2 + 0.5)
+                moments[1].add(self._reference_rows(start, stop))
 
         vae.decode_in_bands(bands, pred_x0.to(dtype) / vae.config.scaling_factor, emit)
-        return restored
+        return _Restored(restored, moments)
 
     def _encode(self, bands: Bands, image: ComputedActivation, timesteps: Tensor) -> Tensor:
         vae, generator = self.model.vae, self.model.generator
@@ -386,14 +403,14 @@ class _Run:
         rows = pad_reflect(rows, 0, self.padded[1] - self.size[1])
         return (rows * 2 - 1).to(self.model.vae.dtype)
 
-    def _fix_color(self, restored: StoredActivation, start: int, stop: int) -> Tensor:
+    def _fix_color(self, restored: _Restored, start: int, stop: int) -> Tensor:
         def rows(first: int, last: int) -> Tensor:
-            return restored.read(first, last).float().div_(2).add_(0.5)
+            return restored.pixels.read(first, last).float().div_(2).add_(0.5)
 
         if self.settings.color_fix == "adain":
             image, reference = (
                 (m.mean.to(self.device), m.variance(correction=1).to(self.device))
-                for m in self.moments
+                for m in restored.moments
             )
             return match_moments(rows(start, stop), image, reference)
         if self.settings.color_fix == "wavelet":

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tadsr import TimestepMap
-from tadsr.conditioning import TimestepField, predict_at, read_timestep_maps
+from tadsr.conditioning import TimestepField, read_timestep_maps, run_at
 from tadsr.conditioning.timestep_map import MAX_LEVELS
 
 SIDES = st.integers(1, 40)
@@ -28,12 +28,14 @@ def test_a_map_is_resized_as_by_pillows_bilinear_filter(h, w, height, width):
 def test_the_weights_of_the_knots_give_the_timestep_back(h, w, height, width):
     values = torch.rand(h, w, generator=torch.Generator().manual_seed(w)) * 999
     found = TimestepMap(values)
-    weights = found.weights(height, width, (0.7, 0.9))
+    weights = found.weights(height, width)
     assert weights.shape == (len(found.knots), height, width)
+    rows = (height // 3, height // 2 + 1)
+    assert found.weights(height, width, rows).equal(weights[:, slice(*rows)])
     assert weights.min() >= 0
     torch.testing.assert_close(weights.sum(0), torch.ones(height, width))
     knots = torch.tensor(found.knots).float()
-    expect = found.at(height, width, (0.7, 0.9)).clamp(knots[0], knots[-1])
+    expect = found.at(height, width).clamp(knots[0], knots[-1])
     torch.testing.assert_close((weights * knots[:, None, None]).sum(0), expect, rtol=0, atol=1e-2)
 
 
@@ -46,56 +48,69 @@ def test_the_weights_of_the_knots_give_the_timestep_back(h, w, height, width):
         (torch.arange(1000.0)[None], (0, 249, 499, 749, 999)),
         # A feathered edge has timesteps of less than a hundredth of the area.
         (torch.cat([torch.full((500,), 100.0), torch.linspace(100, 300, 60)])[None], (100, 300)),
-        (torch.cat([torch.full((5000,), 100.0), torch.tensor([600.0])])[None], (100,)),
+        # However small a place, it gets what was asked for it.
+        (torch.cat([torch.full((5000,), 100.0), torch.tensor([600.0])])[None], (100, 600)),
+        # A soft edge adds what lies between, not a run for each of its levels.
+        (torch.cat([torch.linspace(1, 900, 9), torch.full((91,), 900.0)])[None],
+         (1, 225, 450, 675, 900)),
         (torch.arange(20.0).repeat(5, 1).repeat_interleave(4, 1) * 10, None),
     ],
-)
-def test_knots_are_what_holds_area_and_what_lies_between(values, knots):
+)  # fmt: skip
+def test_knots_are_the_ends_what_holds_area_and_what_lies_between(values, knots):
     found = TimestepMap(torch.as_tensor(values)).knots
     if knots is None:  # more levels than can have one each
-        assert len(found) <= MAX_LEVELS + 2
+        assert len(found) <= MAX_LEVELS
         knots = found
         assert (found[0], found[-1]) == (0, 190)
     assert found == knots
 
 
-def test_padding_continues_the_edge_and_does_not_stretch():
-    field = TimestepField((TimestepMap(torch.tensor([[100.0, 900.0]])),)).padded((8, 8), (8, 16))
-    found = field.maps[0].at(1, 16, field.covered)[0]
-    assert found[:8].tolist() == field.maps[0].at(1, 8)[0].tolist()
-    assert found[8:].tolist() == [900] * 8
+def test_regions_get_the_timesteps_that_they_name():
+    regions = {
+        "default": 900,
+        "regions": [
+            {"box": [0, 0, 3, 3], "timestep": 400},
+            {"box": [90, 90, 93, 93], "timestep": 1},
+            {"box": [90, 0, 93, 3], "timestep": 200},
+            {"box": [90, 0, 93, 3], "timestep": 300},  # over the one before
+        ],
+    }
+    assert TimestepMap.from_regions(regions, (100, 100)).knots == (1, 300, 400, 900)
+    many = [{"box": [x, 0, x + 1, 1], "timestep": 9 * x} for x in range(99)]
+    found = TimestepMap.from_regions({"default": 999, "regions": many}, (100, 100)).knots
+    assert (found[0], found[-1]) == (0, 999)
+    assert len(found) <= MAX_LEVELS + 3
 
 
 def test_every_position_mixes_the_results_of_its_knots():
     values = torch.tensor([[100.0, 300.0], [300.0, 100.0]]).repeat_interleave(2, 0)
     field = TimestepField((TimestepMap(values), TimestepMap.constant(11)))
-    asked = []
-
-    def predict(timesteps):
-        asked.append(timesteps.tolist())
-        return timesteps[:, None, None, None].half().expand(2, 3, 4, 2)
-
-    mixed = field.mix(predict)
-    assert asked == [[100, 11], [300, 11]]
+    results = run_at(field, lambda t: t[:, None, None, None].half().expand(2, 3, 4, 2))
+    assert [result[:, 0, 0, 0].tolist() for result in results] == [[100, 11], [300, 11]]
+    mixed = field.mix(results, (4, 2))
     assert mixed.dtype == torch.float16
     assert (mixed[0] == values).all()
     assert (mixed[1] == 11).all()
+    part = field.mix([result[:, :, 1:3] for result in results], (4, 2), (1, 3))
+    assert part.equal(mixed[:, :, 1:3])
     assert len(field[[1]].maps) == 1
-    latents = torch.rand(1, 3, 4, 2)
-    assert field[[1]].mix(lambda _: latents) is latents
+    image = torch.rand(1, 3, 4, 2)
+    assert field[[1]].mix([image], (4, 2)) is image
 
 
 def test_the_noise_is_the_same_at_every_knot():
     generator = torch.Generator().manual_seed(3)
     expect = torch.randn(1, 1, 2, 2, generator=torch.Generator().manual_seed(3))
 
-    def predict(timesteps):
+    def draw(timesteps):
         return torch.randn(1, 1, 2, 2, generator=generator)
 
     field = TimestepField((TimestepMap(torch.tensor([[1.0, 9.0]])),))
-    torch.testing.assert_close(predict_at(field, predict, generator), expect)
-    generator.manual_seed(3)
-    assert predict_at(torch.tensor([1]), predict, generator).equal(expect)
+    for timesteps, count in ((field, 2), (torch.tensor([1]), 1)):
+        generator.manual_seed(3)
+        results = run_at(timesteps, draw, generator)
+        assert len(results) == count
+        assert all(result.equal(expect) for result in results)
 
 
 def test_images_hold_timesteps_or_are_spread_over_a_range():
@@ -113,6 +128,9 @@ def test_images_hold_timesteps_or_are_spread_over_a_range():
         torch.testing.assert_close(values, torch.tensor([[50.0, 200.0, 800.0]]), rtol=0, atol=1e-3)
     assert TimestepMap.from_image(gray > 60, (800, 50)).values.tolist() == [[800, 800, 50]]
     assert TimestepMap.from_image(np.array([[700, 3]])).values.tolist() == [[700, 3]]
+    for mode in ("RGB", "RGBA", "LA", "P"):
+        saved = Image.fromarray(gray).convert(mode)
+        assert TimestepMap.from_image(saved).values.tolist() == [[0, 51, 255]]
     white = TimestepMap.from_image(Image.new("1", (2, 2), 1), (0, 9)).values
     assert white.tolist() == [[9, 9], [9, 9]]
 
@@ -140,7 +158,9 @@ def test_regions_are_drawn_in_order_and_fade_out():
         (lambda: TimestepMap(torch.zeros(3)), ValueError, r"shape \(height, width\)"),
         (lambda: TimestepMap(torch.full((2, 2), torch.nan)), ValueError, "finite"),
         (lambda: TimestepMap(torch.full((2, 2), -1.0)), ValueError, "at least 0"),
-        (lambda: TimestepMap.from_image(Image.new("RGB", (2, 2))), ValueError, "got mode RGB"),
+        (lambda: TimestepMap.from_image(Image.new("RGB", (2, 2), 7)), ValueError, "got mode RGB"),
+        (lambda: TimestepMap.from_image(Image.new("LA", (2, 2))), ValueError, "transparency"),
+        (lambda: TimestepMap.from_image(Image.new("CMYK", (2, 2))), ValueError, "got mode CMYK"),
         (lambda: TimestepMap.from_image(np.zeros((2, 2, 3))), ValueError, r"shape \(H, W\)"),
         (lambda: TimestepMap.from_image("mask.png"), TypeError, "got str"),
         (lambda: TimestepMap.from_image(np.zeros((2, 2)), (1, 2, 3)), ValueError, "2 numbers"),

@@ -296,7 +296,7 @@ def check_target(folder: Path, overwrite: bool) -> None:
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
         raise CheckpointError(
             f"the target {folder} must be new or empty, but it has files; choose another or "
-            "allow overwriting (overwrite=True)"
+            "allow overwriting (overwrite=True, --overwrite)"
         )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from tadsr.cli.options import AdapterOption
 from tadsr.cli.reporting import (
     DebugOption,
     format_bytes,
@@ -43,10 +44,6 @@ Examples:
 
 SourceArgument = Annotated[
     str, typer.Argument(metavar="SOURCE", help="Built-in model, folder, or hub id owner/name.")
-]
-AdapterOption = Annotated[
-    str | None,
-    typer.Option("--adapter", metavar="FILE", help="tadsr.pkl, if not in the model's folder."),
 ]
 
 

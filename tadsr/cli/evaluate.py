@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from tadsr.cli.options import (
+    AdapterOption,
+    ColorFixOption,
+    DeviceOption,
+    DtypeOption,
+    ModelOption,
+    ProcessSizeOption,
+)
 from tadsr.cli.plan import check_place
 from tadsr.cli.reporting import (
     DebugOption,
@@ -17,7 +25,7 @@ from tadsr.cli.reporting import (
     readable_errors,
     silence_libraries,
 )
-from tadsr.config import ColorFix, UpscaleSettings
+from tadsr.config import UpscaleSettings
 
 EVALUATE_HELP = """Measure results against originals.
 
@@ -79,29 +87,12 @@ def evaluate(
     scale: Annotated[
         float, typer.Option("--scale", "-s", metavar="X", help="For --lq without --hq.")
     ] = 4,
-    color_fix: Annotated[
-        ColorFix, typer.Option("--color-fix", help="How the input's colours are kept.")
-    ] = "adain",
-    process_size: Annotated[
-        int,
-        typer.Option(
-            "--process-size", metavar="PX", help="Smallest side the network works at; 0: any."
-        ),
-    ] = 512,
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="Built-in model, folder, or hub id owner/name.")
-    ] = "tadsr-tiny",
-    adapter: Annotated[
-        str | None,
-        typer.Option("--adapter", metavar="FILE", help="tadsr.pkl, if not in the model's folder."),
-    ] = None,
-    device: Annotated[
-        str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")
-    ] = "auto",
-    dtype: Annotated[
-        Literal["auto", "fp32", "fp16", "bf16"],
-        typer.Option("--dtype", help="Precision; auto: fp16 on CUDA, else fp32."),
-    ] = "auto",
+    color_fix: ColorFixOption = "adain",
+    process_size: ProcessSizeOption = 512,
+    model: ModelOption = "tadsr-tiny",
+    adapter: AdapterOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
     csv: Annotated[
         Path | None, typer.Option("--csv", metavar="FILE", help="Write all figures as CSV.")
     ] = None,

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from tadsr.cli.checkpoints import AdapterOption, SourceArgument
+from tadsr.cli.checkpoints import SourceArgument
+from tadsr.cli.options import AdapterOption
 from tadsr.cli.reporting import DebugOption, format_bytes, readable_errors, silence_libraries
 from tadsr.cli.suggestions import SuggestingCommand, SuggestingGroup
 

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tadsr.cli.options import (
+    AdapterOption,
+    ColorFixOption,
+    DeviceOption,
+    DtypeOption,
+    ModelOption,
+    ProcessSizeOption,
+    PromptOption,
+    ScaleOption,
+    TaggerOption,
+)
 from tadsr.cli.plan import check_place
+from tadsr.cli.progress import ImageProgress
 from tadsr.cli.reporting import (
     DebugOption,
     UsageError,
@@ -17,7 +29,7 @@ from tadsr.cli.reporting import (
     readable_errors,
     silence_libraries,
 )
-from tadsr.config import ColorFix, UpscaleSettings
+from tadsr.config import UpscaleSettings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,35 +72,15 @@ def sweep(
     width: Annotated[
         int, typer.Option("--width", metavar="PX", help="Of each picture on the sheet.")
     ] = 320,
-    scale: Annotated[
-        float, typer.Option("--scale", "-s", metavar="X", help="Output size over input size.")
-    ] = 4,
-    prompt: Annotated[
-        str, typer.Option("--prompt", "-p", help="What the picture shows, if the model reads text.")
-    ] = "",
-    color_fix: Annotated[
-        ColorFix, typer.Option("--color-fix", help="How the input's colours are kept.")
-    ] = "adain",
-    process_size: Annotated[
-        int,
-        typer.Option(
-            "--process-size", metavar="PX", help="Smallest side the network works at; 0: any."
-        ),
-    ] = 512,
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="Built-in model, folder, or hub id owner/name.")
-    ] = "tadsr-tiny",
-    adapter: Annotated[
-        str | None,
-        typer.Option("--adapter", metavar="FILE", help="tadsr.pkl, if not in the model's folder."),
-    ] = None,
-    device: Annotated[
-        str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")
-    ] = "auto",
-    dtype: Annotated[
-        Literal["auto", "fp32", "fp16", "bf16"],
-        typer.Option("--dtype", help="Precision; auto: fp16 on CUDA, else fp32."),
-    ] = "auto",
+    scale: ScaleOption = 4,
+    prompt: PromptOption = None,
+    tagger: TaggerOption = None,
+    color_fix: ColorFixOption = "adain",
+    process_size: ProcessSizeOption = 512,
+    model: ModelOption = "tadsr-tiny",
+    adapter: AdapterOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace files that exist.")
     ] = False,
@@ -134,11 +126,24 @@ def sweep(
         silence_libraries(debug)
         place = choose_device(device)
         pipe = load_model(
-            model, adapter=adapter, device=place, dtype=dtype, prompt=prompt, timestep=max(values)
+            model,
+            adapter=adapter,
+            device=place,
+            dtype=dtype,
+            prompt=prompt,
+            timestep=max(values),
+            tagger=tagger,
         )
-        results = pipe.sweep(
-            lq, values, scale=scale, prompt=prompt, color_fix=color_fix, process_size=process_size
-        )
+        with ImageProgress() as bar:
+            results = pipe.sweep(
+                lq,
+                values,
+                prompt=prompt,
+                progress=bar.of(photo),
+                scale=scale,
+                color_fix=color_fix,
+                process_size=process_size,
+            )
         images = dict(zip(values, map(to_rgb8, results), strict=True))
         found = evaluation.TimestepSweep(lq, images, original)
         if plot is not None:

@@ -13,6 +13,9 @@ from tadsr.cli.reporting import UsageError, as_usage_errors
 if TYPE_CHECKING:
     from tadsr.conditioning import TimestepMap
 
+_WHITE = 255
+"""Of 8 bits; a mask that was meant to be spread over a range, most likely."""
+
 TimestepMapOption = Annotated[
     Path | None,
     typer.Option(
@@ -80,6 +83,12 @@ def read_timestep_map(
                 found = json.loads(path.read_text(encoding="utf-8"))
             else:
                 found = TimestepMap.from_image(read_image(path), timestep_range)
+                if timestep_range is None and found.values.max() == _WHITE:
+                    typer.echo(
+                        f"{path}: white is taken as timestep {_WHITE}, as it is written; "
+                        "--timestep-range 50:800 spreads black to white over timesteps",
+                        err=True,
+                    )
             return found, round(largest_timestep(found))
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}: {error}") from error

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from tadsr.cli.options import (
+    AdapterOption,
+    ColorFixOption,
+    DeviceOption,
+    DtypeOption,
+    ModelOption,
+    ProcessSizeOption,
+    PromptOption,
+    ScaleOption,
+    TaggerOption,
+)
 from tadsr.cli.plan import check_place, plan_jobs
+from tadsr.cli.progress import ImageProgress
 from tadsr.cli.reporting import (
     DebugOption,
     UsageError,
@@ -25,7 +37,7 @@ from tadsr.cli.timestep_maps import (
     parse_timestep_range,
     read_timestep_map,
 )
-from tadsr.config import ColorFix, UpscaleSettings
+from tadsr.config import UpscaleSettings
 from tadsr.folders.jobs import Job
 from tadsr.folders.manifest import fingerprint
 from tadsr.folders.restoring import FileRequest
@@ -65,6 +77,8 @@ settings, and what failed. A file that fails is reported at the end, after all o
 Animations become APNG, WebP or GIF, by the output's name.
 """
 
+DEFAULT_TIMESTEP = 500
+"""The paper's."""
 Format = Literal["png", "jpg", "webp", "tiff", "avif", "bmp", "gif"]
 
 
@@ -87,62 +101,36 @@ def upscale(
         typer.Option("--output", "-o", metavar="OUT", help="File or folder to write to."),
     ] = None,
     timestep: Annotated[
-        int,
+        int | None,
         typer.Option(
-            "--timestep", "-t", metavar="0..999", help="Small is faithful, large is vivid."
+            "--timestep",
+            "-t",
+            metavar="0..999",
+            help="Small is faithful, large is vivid.",
+            show_default=str(DEFAULT_TIMESTEP),
         ),
-    ] = 500,
+    ] = None,
     timestep_map: TimestepMapOption = None,
     timestep_range: TimestepRangeOption = None,
-    scale: Annotated[
-        float,
-        typer.Option("--scale", "-s", metavar="X", help="Output size over input size, from 1."),
-    ] = 4,
-    prompt: Annotated[
-        str | None,
-        typer.Option("--prompt", "-p", help="What the pictures show, if the model reads text."),
-    ] = None,
-    tagger: Annotated[
-        str | None,
-        typer.Option(
-            "--tagger",
-            metavar="dape|FOLDER",
-            help="Writes each picture's prompt; dape: the one beside the published model.",
-        ),
-    ] = None,
-    color_fix: Annotated[
-        ColorFix, typer.Option("--color-fix", help="How the input's colours are kept.")
-    ] = "adain",
-    process_size: Annotated[
-        int,
-        typer.Option(
-            "--process-size", metavar="PX", help="Smallest side the network works at; 0: any."
-        ),
-    ] = 512,
+    scale: ScaleOption = 4,
+    prompt: PromptOption = None,
+    tagger: TaggerOption = None,
+    color_fix: ColorFixOption = "adain",
+    process_size: ProcessSizeOption = 512,
     seed: Annotated[
         int | None,
         typer.Option("--seed", metavar="N", help="Sample instead of taking the likeliest result."),
     ] = None,
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="Built-in model, folder, or hub id owner/name.")
-    ] = "tadsr-tiny",
-    adapter: Annotated[
-        str | None,
-        typer.Option("--adapter", metavar="FILE", help="tadsr.pkl, if not in the model's folder."),
-    ] = None,
-    device: Annotated[
-        str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")
-    ] = "auto",
+    model: ModelOption = "tadsr-tiny",
+    adapter: AdapterOption = None,
+    device: DeviceOption = "auto",
     devices: Annotated[
         str | None,
         typer.Option(
             "--devices", metavar="A,B", help="Several at once, such as 0,1 for two CUDA devices."
         ),
     ] = None,
-    dtype: Annotated[
-        Literal["auto", "fp32", "fp16", "bf16"],
-        typer.Option("--dtype", help="Precision; auto: fp16 on CUDA, else fp32."),
-    ] = "auto",
+    dtype: DtypeOption = "auto",
     engine: Annotated[
         Literal["auto", "fused", "eager", "compile"],
         typer.Option("--engine", help="How the networks are run; auto is the fastest."),
@@ -191,6 +179,10 @@ def upscale(
     check_range("--seed", seed, 0, 2**63 - 1, "any number will do")
     if devices is not None and device != "auto":
         raise UsageError("--device and --devices must not both be given; leave one out")
+    if timestep is not None and timestep_map is not None:
+        raise UsageError("--timestep and --timestep-map must not both be given; leave one out")
+    if timestep is None:
+        timestep = DEFAULT_TIMESTEP
     map_range = parse_timestep_range(timestep_map, timestep_range)
     request = FileRequest(settings, timestep, prompt, seed, tiling, quality, overwrite, strip)
     with readable_errors(debug):
@@ -232,7 +224,7 @@ def _upscale_all(
     from tadsr.folders.resume import upscale_files
     from tadsr.folders.run import run_files
 
-    tally, progress = _Tally(), _Progress(quiet)
+    tally, progress = _Tally(), ImageProgress(quiet)
     # None: a bar on a terminal only.
     hidden = True if quiet or len(jobs) == 1 else None
 
@@ -286,40 +278,6 @@ def _parse_tiling(tile: str, max_memory: str | None) -> TileSpec | Literal["auto
 
     num_bytes = None if max_memory is None else parse_bytes(max_memory)
     return TileSpec(max_memory=num_bytes, attention_px=None if tile == "auto" else int(tile))
-
-
-class _Progress:
-    """A bar for the image at hand, which comes only where an image takes a while."""
-
-    def __init__(self, quiet: bool) -> None:
-        self._hidden = True if quiet else None
-        self._bar: tqdm | None = None
-
-    def of(self, job: Job) -> Callable[[float], None]:
-        """Begin an image."""
-        self.close()
-        return self._advance
-
-    def close(self) -> None:
-        """Take the bar away."""
-        if self._bar is not None:
-            self._bar.close()
-        self._bar = None
-
-    def _advance(self, share: float) -> None:
-        from tqdm import tqdm
-
-        if self._bar is None and share < 1:
-            form = "{l_bar}{bar}| {elapsed}<{remaining}"
-            self._bar = tqdm(total=1.0, delay=2, leave=False, disable=self._hidden, bar_format=form)
-        if self._bar is not None:
-            self._bar.update(share - self._bar.n)
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
 
 def _say(bar: tqdm, message: str, quiet: bool, *, err: bool = False) -> None:

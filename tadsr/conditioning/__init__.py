@@ -1,6 +1,6 @@
 """Timesteps that differ from place to place in an image."""
 
-from tadsr.conditioning.field import TimestepField, predict_at
+from tadsr.conditioning.field import TimestepField, run_at
 from tadsr.conditioning.timestep_map import (
     TimestepLike,
     TimestepMap,
@@ -13,6 +13,6 @@ __all__ = [
     "TimestepLike",
     "TimestepMap",
     "largest_timestep",
-    "predict_at",
     "read_timestep_maps",
+    "run_at",
 ]

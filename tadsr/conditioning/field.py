@@ -4,91 +4,92 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from tadsr.conditioning.timestep_map import TimestepMap
 
+Result = TypeVar("Result")
+
 
 @dataclass(frozen=True, eq=False)
 class TimestepField:
-    """The maps of a batch of images, as the networks take them in place of timesteps (B,).
+    """The maps of a batch of images, in place of timesteps (B,).
 
     The networks run once for every knot of the maps, each time on the whole image with one
-    timestep, and every position mixes the latents that they predict by its own timestep. Giving
-    each position's timestep to one single run does not work: GroupNorm sees the whole image, and
-    the UNet's activations are of another size at each timestep, so that all places would be
-    normalised wrongly (on tadsr-tiny a half at timestep 1 beside one at 900 loses its colours).
+    timestep, and every pixel mixes the results by its own timestep. Giving each position's timestep
+    to one single run does not work: GroupNorm sees the whole image, and the UNet's activations are
+    of another size at each timestep, so that all places would be normalised wrongly (on tadsr-tiny
+    a half at timestep 1 beside one at 900 loses its colours).
     """
 
     maps: tuple[TimestepMap, ...]
     """One per image."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     """Where the networks run."""
-    covered: tuple[float, float] = (1.0, 1.0)
-    """Shares of height and width that the image takes of what the networks see; the rest pads."""
 
     def __getitem__(self, images: Sequence[int]) -> TimestepField:
         """Return the field of some of the images."""
         return replace(self, maps=tuple(self.maps[i] for i in images))
 
-    def padded(self, size: tuple[int, int], padded: tuple[int, int]) -> TimestepField:
-        """Return the field for images of a (height, width) that were padded to another."""
-        return replace(self, covered=(size[0] / padded[0], size[1] / padded[1]))
-
-    def mix(self, predict: Callable[[Tensor], Tensor]) -> Tensor:
-        """Run a prediction at every knot and mix the results at each position.
-
-        Args:
-            predict: From timesteps (B,), int64, to latents (B, C, h, w).
-
-        Returns:
-            Latents (B, C, h, w); of a single knot exactly those that it gives.
-        """
+    @property
+    def knots(self) -> list[Tensor]:
+        """Timesteps (B,), int64, of every run."""
         # Images with fewer knots repeat their last, with no weight.
         count = max(len(m.knots) for m in self.maps)
         knots = [[*m.knots, *[m.knots[-1]] * (count - len(m.knots))] for m in self.maps]
-        timesteps = torch.tensor(knots, device=self.device)  # [B, knots]
-        mixed = None
-        for number in range(count):
-            latents = predict(timesteps[:, number])
-            if count == 1:
-                return latents
-            part = latents.float() * self._weights(number, *latents.shape[2:])
-            mixed = part if mixed is None else mixed.add_(part)
-        return mixed.to(latents.dtype)
+        return list(torch.tensor(knots, device=self.device).unbind(1))
 
-    def _weights(self, number: int, height: int, width: int) -> Tensor:
-        """Return what each position takes of its map's knot of that number, (B, 1, h, w)."""
-        weights = [m.weights(height, width, self.covered) for m in self.maps]
-        zero = torch.zeros(height, width)
-        chosen = [w[number] if number < len(w) else zero for w in weights]
-        return torch.stack(chosen)[:, None].to(self.device)
+    def mix(
+        self, results: Sequence[Tensor], size: tuple[int, int], rows: tuple[int, int] | None = None
+    ) -> Tensor:
+        """Mix what every run gave, at each position by its timestep.
+
+        Args:
+            results: Images or parts of them, (B, C, rows, W), one per knot.
+            size: Height and width of the whole images.
+            rows: First and last but one of the rows that `results` are of; None for all.
+
+        Returns:
+            Like a result; of a single knot the very one.
+        """
+        if len(results) == 1:
+            return results[0]
+        rows = rows or (0, size[0])
+        weights = torch.zeros(len(self.maps), len(results), rows[1] - rows[0], size[1])
+        for image, timestep_map in enumerate(self.maps):
+            own = timestep_map.weights(*size, rows)
+            weights[image, : len(own)] = own
+        weights = weights.to(self.device)
+        mixed = torch.zeros_like(results[0], dtype=torch.float32)
+        for number, result in enumerate(results):
+            mixed.addcmul_(result.float(), weights[:, number, None])
+        return mixed.to(results[0].dtype)
 
 
-def predict_at(
+def run_at(
     timesteps: Tensor | TimestepField,
-    predict: Callable[[Tensor], Tensor],
+    run: Callable[[Tensor], Result],
     generator: torch.Generator | None = None,
-) -> Tensor:
-    """Run a prediction at one timestep per image, or at those of maps with the same noise.
+) -> list[Result]:
+    """Run at one timestep per image, or at every knot of maps with the same noise.
 
     Args:
         timesteps: One per image, (B,), int64, or maps.
-        predict: From timesteps (B,), int64, to latents (B, C, h, w).
-        generator: What `predict` samples from, or None.
+        run: From timesteps (B,), int64, to a result.
+        generator: What `run` samples from, or None.
 
     Returns:
-        Latents (B, C, h, w).
+        The results, one without maps.
     """
     if not isinstance(timesteps, TimestepField):
-        return predict(timesteps)
+        return [run(timesteps)]
     state = None if generator is None else generator.get_state()
-
-    def predict_anew(timesteps: Tensor) -> Tensor:
+    results = []
+    for knot in timesteps.knots:
         if generator is not None:
             generator.set_state(state)
-        return predict(timesteps)
-
-    return timesteps.mix(predict_anew)
+        results.append(run(knot))
+    return results

@@ -17,12 +17,16 @@ from torch import Tensor
 
 MAX_GAP = 250
 """Knots are at most this far apart where a map has timesteps between them."""
-MIN_SHARE = 0.01
-"""Timesteps with less of the area than this get no knot of their own."""
+MIN_SHARE_BETWEEN = 0.01
+"""Less of the area than this between two knots is mixed of them, however far apart they are."""
+MIN_SHARE = 0.05
+"""Timesteps between a map's ends that hold so much of the area get knots of their own."""
 MAX_LEVELS = 8
-"""At most so many timesteps, those with the most area, get knots of their own."""
+"""At most so many timesteps get knots of their own."""
 _GRAY_MODES = {"1": 255, "L": 255, "I;16": 65535, "I;16L": 65535, "I;16B": 65535, "I": 65535}
 """Modes of PIL that can be a map, and their white."""
+_COLOR_MODES = ("RGB", "RGBA", "LA", "P", "PA")
+"""Modes of PIL that hold grey where all colours are equal."""
 _ARRAY_WHITE = {np.dtype(bool): 1, np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}
 """Of other integers there is no white; that of floats is 1."""
 
@@ -39,6 +43,8 @@ class TimestepMap:
 
     values: Tensor
     """(h, w), float32, in 0..999; spread over the whole image, whatever its size."""
+    named: tuple[float, ...] = ()
+    """Timesteps that get a knot of their own wherever they occur, however small the place."""
 
     def __post_init__(self) -> None:
         values = self.values
@@ -124,36 +130,34 @@ class TimestepMap:
             distance = torch.hypot(*torch.broadcast_tensors(dx, dy))
             share = 1 - distance / feather if feather else (distance == 0).float()
             values = torch.lerp(values, torch.tensor(timestep), share.clamp(0, 1))
-        return cls(values)
+        return cls(values, named=(default, *(timestep for _, timestep, _ in boxes)))
 
     @cached_property
     def knots(self) -> tuple[int, ...]:
         """Whole timesteps, rising, that the networks run at; results between them are mixed.
 
-        Every timestep that holds 1 % of the area, and others where a map has timesteps in
-        between that are more than 250 away from the next.
+        The lowest and the highest, those that are named, those that hold 5 % of the area, and
+        others where the map has timesteps in between that are more than 250 away from the next.
         """
         levels, counts = self.values.round().unique(return_counts=True)
         share = counts / counts.sum()
-        most = share.argsort(descending=True)[:MAX_LEVELS]
-        knots = levels[most[share[most] >= MIN_SHARE]].tolist()
-
-        def share_between(low: float, high: float) -> float:
-            return share[(levels > low) & (levels < high)].sum().item()
-
-        lowest, highest = levels[0].item(), levels[-1].item()
-        if not knots or share_between(-1, min(knots)) >= MIN_SHARE:
-            knots.append(lowest)
-        if share_between(max(knots), highest + 1) >= MIN_SHARE:
-            knots.append(highest)
-        knots = sorted({int(knot) for knot in knots})
+        by_area = [int(levels[i]) for i in share.argsort(descending=True)]
+        named = {round(timestep) for timestep in self.named}
+        num_large = int((share >= MIN_SHARE).sum())
+        wanted = [
+            *(int(levels[0]), int(levels[-1])),
+            *(level for level in by_area if level in named),
+            *by_area[:num_large],
+        ]
+        knots = sorted(list(dict.fromkeys(wanted))[:MAX_LEVELS])
         for low, high in list(pairwise(knots)):
-            if high - low > MAX_GAP and share_between(low, high) >= MIN_SHARE:
+            between = share[(levels > low) & (levels < high)].sum()
+            if high - low > MAX_GAP and between >= MIN_SHARE_BETWEEN:
                 steps = math.ceil((high - low) / MAX_GAP)
                 knots += [low + (high - low) * step // steps for step in range(1, steps)]
         return tuple(sorted(knots))
 
-    def at(self, height: int, width: int, covered: tuple[float, float] = (1.0, 1.0)) -> Tensor:
+    def at(self, height: int, width: int, rows: tuple[int, int] | None = None) -> Tensor:
         """Return the map at a resolution.
 
         Enlarged linearly; shrunk by a triangle over all values that a position covers, as
@@ -162,35 +166,34 @@ class TimestepMap:
         Args:
             height: Number of rows.
             width: Number of columns.
-            covered: Shares of the height and width that the image takes; what lies behind it
-                continues the map's edge.
+            rows: First and last but one of the rows that are wanted; None for all.
 
         Returns:
-            (height, width), float32.
+            (rows, width), float32.
         """
-        rows = _resample(self.values, 0, height, covered[0])
-        return _resample(rows, 1, width, covered[1])
+        start, stop = rows or (0, height)
+        return _resample(_resample(self.values, 0, height, start, stop), 1, width, 0, width)
 
-    def weights(self, height: int, width: int, covered: tuple[float, float] = (1.0, 1.0)) -> Tensor:
+    def weights(self, height: int, width: int, rows: tuple[int, int] | None = None) -> Tensor:
         """Return what each position takes of the result at each knot.
 
         Args:
             height: As for `at`.
             width: As for `at`.
-            covered: As for `at`.
+            rows: As for `at`.
 
         Returns:
-            (knots, height, width), float32, in [0, 1]; 1 in sum.
+            (knots, rows, width), float32, in [0, 1]; 1 in sum.
         """
-        values = self.at(height, width, covered)
+        values = self.at(height, width, rows)
         knots = torch.tensor(self.knots, dtype=torch.float32)
         values = values.clamp(knots[0], knots[-1])
         upper = torch.searchsorted(knots, values.contiguous()).clamp(1, max(1, len(knots) - 1))
         if len(knots) == 1:
-            return torch.ones(1, height, width)
+            return torch.ones_like(values)[None]
         low, high = knots[upper - 1], knots[upper]
         share = (values - low) / (high - low)
-        weights = torch.zeros(len(knots), height, width)
+        weights = torch.zeros(len(knots), *values.shape)
         weights.scatter_(0, upper[None] - 1, (1 - share)[None])
         return weights.scatter_(0, upper[None], share[None])
 
@@ -268,11 +271,7 @@ def _read_map(value: Any, size: tuple[int, int]) -> TimestepMap:
 def _gray_values(image: Any) -> tuple[np.ndarray, float | None]:
     """Return values (H, W), float64, and what is white; None if that is not known."""
     if isinstance(image, Image.Image):
-        if image.mode not in _GRAY_MODES:
-            raise ValueError(
-                f"a timestep map must be a grey image (mode L or I), got mode {image.mode}; "
-                'turn it grey with image.convert("L")'
-            )
+        image = _as_gray(image)
         white = _GRAY_MODES[image.mode]
         values = np.asarray(image.convert("L") if image.mode == "1" else image)
     else:
@@ -288,15 +287,28 @@ def _gray_values(image: Any) -> tuple[np.ndarray, float | None]:
     return values.astype(np.float64), white
 
 
-def _resample(values: Tensor, dim: int, length: int, covered: float) -> Tensor:
-    """Resize a side of (h, w) so that it takes a share of a length."""
+def _as_gray(image: Image.Image) -> Image.Image:
+    """Return a grey image in a mode that can be a map; many programs save grey as colours."""
+    if image.mode in _GRAY_MODES:
+        return image
+    if image.mode in _COLOR_MODES:
+        *colors, alpha = image.convert("RGBA").split()
+        if alpha.getextrema() == (255, 255) and colors[0] == colors[1] == colors[2]:
+            return colors[0]
+    raise ValueError(
+        "a timestep map must be a grey image (mode L or I) without transparency, got mode "
+        f'{image.mode}; save it in grey, or turn it with image.convert("L")'
+    )
+
+
+def _resample(values: Tensor, dim: int, length: int, start: int, stop: int) -> Tensor:
+    """Resize a side of (h, w) to a length, and return a part of that."""
     side = values.shape[dim]
-    ratio = side / (length * covered)
-    centers = (torch.arange(length, dtype=torch.float64) + 0.5) * ratio
-    centers = centers.clamp(0.5, side - 0.5)
+    ratio = side / length
+    centers = (torch.arange(start, stop, dtype=torch.float64) + 0.5) * ratio
     stretch = max(1.0, ratio)
     reach = math.ceil(stretch)
-    index = centers.floor().long()[:, None] + torch.arange(-reach, reach + 1)  # [length, taps]
+    index = centers.floor().long()[:, None] + torch.arange(-reach, reach + 1)  # [part, taps]
     weights = (1 - (index + 0.5 - centers[:, None]).abs() / stretch).clamp(min=0)
     weights = weights * ((index >= 0) & (index < side))
     weights = (weights / weights.sum(1, keepdim=True)).float()

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import gradio as gr
 from gradio.data_classes import FileData
@@ -29,10 +29,12 @@ MAX_WAITING = 32
 """Requests that wait; more are told to come back."""
 CACHE_SECONDS = 3600
 """How long uploads and results are kept."""
+CLEANING_SECONDS = 600
+"""How often it is looked for what is older."""
 SHOWN_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".bmp", ".gif"})
 """What every browser shows; other photos are restored without being seen first."""
 SWEEP_TIMESTEPS = (1, 300, 600, 900)
-TILE_CHOICES = [("automatic", None), ("512 px", 512), ("1024 px", 1024), ("everywhere", 0)]
+TILE_CHOICES = [("automatic", "auto"), ("512 px", 512), ("1024 px", 1024), ("everywhere", 0)]
 DEFAULT_TIMESTEP, DEFAULT_PAINTED, MAX_SCALE = 500, 1, 8
 
 PROGRESS = gr.Progress()
@@ -59,7 +61,7 @@ def build(models: Models, limits: DemoLimits) -> gr.Blocks:
     """
     first = models.get(models.names[0])
     with gr.Blocks(
-        title="tadsr", analytics_enabled=False, delete_cache=(CACHE_SECONDS, CACHE_SECONDS)
+        title="tadsr", analytics_enabled=False, delete_cache=(CLEANING_SECONDS, CACHE_SECONDS)
     ) as page:
         gr.Markdown(_ABOUT)
         with gr.Row():
@@ -97,7 +99,7 @@ def build(models: Models, limits: DemoLimits) -> gr.Blocks:
                     )
                     tile_px = gr.Dropdown(
                         TILE_CHOICES,
-                        value=None,
+                        value="auto",
                         label="Attention",
                         info="how far a place of a large result looks around",
                     )
@@ -136,9 +138,10 @@ def build(models: Models, limits: DemoLimits) -> gr.Blocks:
                         f"Restore at {', '.join(map(str, SWEEP_TIMESTEPS))}", elem_id="sweep"
                     )
                     sheet = gr.Image(
-                        label="Timesteps",
+                        show_label=False,  # it would lie on the sheet's own
                         type="pil",
                         format="png",
+                        buttons=["download", "fullscreen"],  # no sharing with a hub
                         interactive=False,
                         elem_id="sheet",
                     )
@@ -178,6 +181,9 @@ def build(models: Models, limits: DemoLimits) -> gr.Blocks:
                     progress=_told_to(progress, "Restoring"),
                 )
 
+        def forget_result() -> tuple[Any, ...]:
+            return None, "", gr.update(value=None, interactive=False), None
+
         def show_canvas(path: str | None) -> Any:
             if path is None:
                 return None
@@ -199,6 +205,9 @@ def build(models: Models, limits: DemoLimits) -> gr.Blocks:
         )
         sweep.click(run_sweep, shared, sheet, api_name="sweep", **one)
         photo.change(show_canvas, photo, painting, api_visibility="private")
+        photo.change(
+            forget_result, None, [pair, summary, download, sheet], api_visibility="private"
+        )
         model.change(show_prompt, model, prompt, api_visibility="private", **one)
     return page.queue(max_size=MAX_WAITING)
 
@@ -215,7 +224,7 @@ def _choices(
     scale: float,
     prompt: str | None,
     color_fix: ColorFix,
-    tile_px: int | None,
+    tile_px: int | Literal["auto"],
 ) -> Choices:
     return Choices(
         timestep=round(timestep),
@@ -224,7 +233,7 @@ def _choices(
         scale=scale,
         prompt=prompt or "",  # a textbox that nobody wrote in gives None
         color_fix=color_fix,
-        tile_px=tile_px,
+        tile_px=None if tile_px == "auto" else tile_px,
     )
 
 

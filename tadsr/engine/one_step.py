@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
-from functools import partial
 from typing import get_args
 
 import torch
@@ -13,7 +12,6 @@ from diffusers import UNet2DConditionModel
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
-from tadsr.conditioning import TimestepField, predict_at
 from tadsr.engine.plan import EngineName, EnginePlan, choose_plan
 from tadsr.engine.stages import CompiledStages, EagerStages, FusedStages
 from tadsr.engine.support import unknown_blocks, wrapped_modules
@@ -114,7 +112,7 @@ class OneStepEngine:
     def restore(
         self,
         lq: Tensor,
-        timesteps: Tensor | TimestepField,
+        timesteps: Tensor,
         prompt_embeds: Tensor,
         *,
         generator: torch.Generator | None = None,
@@ -126,7 +124,7 @@ class OneStepEngine:
 
         Args:
             lq: (B, 3, H, W), in [-1, 1]; H and W multiples of the autoencoder's factor.
-            timesteps: One per image, (B,), int64, or a map per image.
+            timesteps: One per image, (B,), int64.
             prompt_embeds: (B, L, D).
             generator: Samples the posterior; None takes its mean.
             finish: What follows on the device with the images in [-1, 1]; it is launched before
@@ -138,50 +136,26 @@ class OneStepEngine:
         Raises:
             TADSRError: The result is not finite.
         """
-        run = partial(self._run, prompt_embeds=prompt_embeds, generator=generator)
-
-        def show(image: Tensor) -> Tensor:
-            return finish(image.clamp(-1, 1))
-
-        if not isinstance(timesteps, TimestepField):
-            return run(lq, range(3), timesteps, finish=show)
-        pred_x0 = predict_at(timesteps, lambda knot: run(lq, range(2), knot), generator)
-        return run(pred_x0, range(2, 3), None, finish=show)
-
-    def _run(
-        self,
-        x: Tensor,
-        part: range,
-        timesteps: Tensor | None,
-        *,
-        prompt_embeds: Tensor,
-        generator: torch.Generator | None,
-        finish: Callable[[Tensor], Tensor] = lambda result: result,
-    ) -> Tensor:
-        """Run consecutive stages; the first that overflows and those after it once more."""
+        # The first stage that overflows and those after it run once more.
         stages: list[Stages] = [self.stages] * len(_STAGE_NAMES)
         can_widen = self.unet.dtype == torch.float16 and stages[0] is not self._eager
-        inputs = {part.start: x}
-        flags: dict[int, Tensor] = {}
+        stages[0].prepare(timesteps, prompt_embeds)
+        inputs: list[Tensor] = [lq, lq, lq]
+        flags: list[Tensor] = [lq, lq, lq]
         widened: set[int] = set()
-        start = part.start
-        if start == 0:
-            stages[0].prepare(timesteps, prompt_embeds)
+        start = 0
         while True:
-            for index in range(start, part.stop):
-                x = inputs[index]
-                if index == 0:
-                    moments, flags[0] = stages[0].encode(x, timesteps)
-                    inputs[1] = self._latents(moments, generator)
-                elif index == 1:
-                    inputs[2], flags[1] = stages[1].predict_x0(x, timesteps, prompt_embeds)
-                else:
-                    inputs[3], flags[2] = stages[2].decode(x)
-            result = finish(inputs[part.stop])
-            found = torch.stack([flags[index] for index in part]).tolist()  # waits for the device
+            if start == 0:
+                moments, flags[0] = stages[0].encode(inputs[0], timesteps)
+                inputs[1] = self._latents(moments, generator)
+            if start <= 1:
+                inputs[2], flags[1] = stages[1].predict_x0(inputs[1], timesteps, prompt_embeds)
+            image, flags[2] = stages[2].decode(inputs[2])
+            result = finish(image.clamp(-1, 1))
+            found = torch.stack(flags).tolist()  # waits for the device
             if all(found):
                 return result
-            start = part[found.index(False)]
+            start = found.index(False)
             if not can_widen or start in widened:
                 raise not_finite(self.unet.dtype)
             widened.add(start)

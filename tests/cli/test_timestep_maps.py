@@ -29,6 +29,15 @@ def test_a_mask_with_a_range_is_used_for_every_photo(upscale, photo, expect):
         )
 
 
+def test_a_mask_without_a_range_is_taken_as_it_is_and_said_so(upscale, photo):
+    Image.new("L", (2, 2), 255).save("mask.png")
+    result = upscale(photo("a.png"), "out.png", "--timestep-map", "mask.png")
+    assert "white is taken as timestep 255" in result.stderr
+    Image.new("L", (2, 2), 200).save("mask.png")
+    result = upscale("a.png", "other.png", "--timestep-map", "mask.png")
+    assert "white" not in result.stderr
+
+
 def test_regions_come_from_a_json_file(upscale, photo, expect):
     regions = {"default": 900, "regions": [{"box": [0, 0, 4, 3], "timestep": 1, "feather": 2}]}
     Path("regions.json").write_text(json.dumps(regions))
@@ -50,6 +59,7 @@ def test_regions_come_from_a_json_file(upscale, photo, expect):
         (["--timestep-map", "mask.png", "--timestep-range", "1-2"], "must be like 50:800"),
         (["--timestep-map", "mask.png", "--timestep-range", "1:1200"], "0..999, got 1200"),
         (["--timestep-map", "color.png"], "color.png: a timestep map must be a grey image"),
+        (["--timestep-map", "mask.png", "-t", 3], "--timestep and --timestep-map must not both"),
         (["--timestep-map", "r.json"], "r.json: a timestep map of regions must have default"),
         (["--timestep-map", "broken.json"], "broken.json: Expecting"),
     ],
@@ -57,7 +67,7 @@ def test_regions_come_from_a_json_file(upscale, photo, expect):
 def test_wrong_maps_are_misuse(upscale, photo, args, message):
     photo("a.png")
     Image.new("L", (2, 2), 255).save("mask.png")
-    Image.new("RGB", (2, 2)).save("color.png")
+    Image.new("RGB", (2, 2), "red").save("color.png")
     Path("r.json").write_text("{}")
     Path("broken.json").write_text("{")
     assert message in upscale("a.png", *args, code=2).stderr

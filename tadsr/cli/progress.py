@@ -1,0 +1,47 @@
+"""A bar for one image, where that takes a while."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+
+class ImageProgress:
+    """A bar for the image at hand, which comes only where an image takes a while.
+
+    Args:
+        quiet: Whether there is none; otherwise there is one on a terminal.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._hidden = True if quiet else None
+        self._bar: tqdm | None = None
+
+    def of(self, image: object) -> Callable[[float], None]:
+        """Begin an image, whatever it is, and return what is told the share that is done."""
+        self.close()
+        return self._advance
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.close()
+        self._bar = None
+
+    def _advance(self, share: float) -> None:
+        from tqdm import tqdm
+
+        if self._bar is None and share < 1:
+            form = "{l_bar}{bar}| {elapsed}<{remaining}"
+            self._bar = tqdm(total=1.0, delay=2, leave=False, disable=self._hidden, bar_format=form)
+        if self._bar is not None:
+            self._bar.update(share - self._bar.n)
+
+    def __enter__(self) -> ImageProgress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
