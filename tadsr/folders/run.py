@@ -133,9 +133,11 @@ def run_files(
         try:
             while True:
                 with pace.measure("writing"):
-                    # Who sends the jobs may wait for results before there are more.
-                    _report_written(pending, report, 0 if reader.is_behind() else num_writers)
+                    _report_written(pending, report, num_writers)
                 with pace.measure("reading"):
+                    while not reader.wait():
+                        # Who sends the jobs may wait for results before there are more.
+                        _report_finished(pending, report)
                     item = reader.next()
                 if item is None:
                     break
@@ -157,7 +159,9 @@ def run_files(
                     size = request.output_size(item.image) if result is None else result.size
                     item.about["size"] = size
                     item.image = None
-                    pending.append((item, writer.submit(_write, result, item, request)))
+                    future = writer.submit(_write, result, item, request)
+                    future.add_done_callback(lambda _: reader.wake())
+                    pending.append((item, future))
                 if item.pixels * request.settings.scale**2 > _ALONE_PIXELS:
                     with pace.measure("writing"):
                         _report_written(pending, report, 0)
@@ -223,16 +227,22 @@ class _Reader(AbstractContextManager):
         # A daemon: the source of jobs may wait for ever when the run is broken off.
         threading.Thread(target=self._run, name="tadsr-read", daemon=True).start()
 
-    def is_behind(self) -> bool:
-        """Return whether `next` would have to wait."""
-        return not self._items
-
-    def next(self) -> _Item | None:
-        """Return the next image, or None after the last."""
+    def wait(self) -> bool:
+        """Wait for the next image or for `wake`, not long, and return whether there is one."""
         with self._changed:
-            while not self._items:
+            if not self._items:
                 # In steps, so that an interrupt is seen.
                 self._changed.wait(_POLL_SECONDS)
+            return bool(self._items)
+
+    def wake(self) -> None:
+        """End a `wait`."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def next(self) -> _Item | None:
+        """Return the next image that `wait` found, or None after the last."""
+        with self._changed:
             return self._take()
 
     def read_ahead(self, count: int) -> None:
@@ -319,6 +329,12 @@ def _report_written(pending: deque[tuple[_Item, Future]], report: Report, num_le
             report(Outcome(item.job, "written", item.seconds, **item.about))
             continue
         _report_failure(item, error, report)
+
+
+def _report_finished(pending: deque[tuple[_Item, Future]], report: Report) -> None:
+    """Report the first writes as far as they have ended."""
+    while pending and pending[0][1].done():
+        _report_written(pending, report, len(pending) - 1)
 
 
 def _report_failure(item: _Item, error: BaseException | None, report: Report) -> None:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 _JOBS_AHEAD = 3
 """One computed, one read, one to come."""
+_JOBS_AHEAD_IN_BATCHES = 32
+"""Of a GPU: as many small images as go through it together, and as many to come."""
 _TRIES = 2
 _STARTS_IN_VAIN = 3
 _END_SECONDS = 20
@@ -121,7 +123,8 @@ class _Run:
 
     def _feed(self, worker: _Worker) -> None:
         # All at once only while there is enough for everybody.
-        ahead = min(_JOBS_AHEAD, max(1, len(self.jobs) // len(self.workers)))
+        most = _JOBS_AHEAD_IN_BATCHES if str(worker.device).startswith("cuda") else _JOBS_AHEAD
+        ahead = min(most, max(1, len(self.jobs) // len(self.workers)))
         while self.jobs and len(worker.given) < ahead:
             job = self.jobs.popleft()
             worker.given.append(job)
@@ -182,10 +185,12 @@ def _work(
     # The run decides what an interrupt means; ended by it, files in the making are removed.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
-    if device == "cpu":
-        import torch
+    import torch
 
+    if device == "cpu":
         torch.set_num_threads(num_threads)
+    elif str(device).startswith("cuda"):
+        torch.cuda.set_device(device)
     try:
         run_files(_received(connection), request, partial(load, device), connection.send)
     except BrokenPipeError:

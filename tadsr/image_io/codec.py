@@ -403,7 +403,7 @@ def _to_bands(planes: Tensor, dtype: np.dtype) -> np.ndarray:
     if dtype == np.uint8:
         # Before it leaves the device: a quarter of the bytes.
         planes = planes.byte()
-    return np.ascontiguousarray(planes.permute(1, 2, 0).cpu().numpy().astype(dtype))
+    return planes.permute(1, 2, 0).contiguous().cpu().numpy().astype(dtype, copy=False)
 
 
 def unreadable(name: object, error: Exception) -> ImageReadError:

@@ -82,7 +82,7 @@ def check_writable(
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise ImageWriteError(f"{path}: its folder is not writable; choose another")
     if os.path.lexists(path) and not overwrite:
-        raise ImageWriteError(f"{path}: exists already; pass overwrite=True to replace it")
+        raise ImageWriteError(f"{path}: exists already; overwrite=True (--overwrite) replaces it")
     if num_frames > 1 and format not in _ANIMATED_FORMATS:
         raise ImageWriteError(
             f"{path}: {format} cannot hold an animation of {num_frames} frames; write .png, "
