@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +19,9 @@ from tadsr.folders.restoring import FileRequest
 from tadsr.folders.resume import upscale_files
 from tadsr.folders.run import Report, run_files
 from tadsr.folders.workers import Load
+
+MAX_TRIES = 2
+"""An image whose worker dies so many times counts as failed."""
 
 
 def upscale_folder(
@@ -81,6 +85,8 @@ def upscale_folder(
         pool = ray.data.ActorPoolStrategy(size=min(num_workers, len(todo)))
         # Ray repeats what a lost worker had not handed out, which may be written already.
         rows = [{"job": _pack(replace(job, may_replace=True))} for job in todo]
+        for job in todo:
+            _Tries(job).forget()  # a killed run's
         # A block for each image: what a lost worker had not handed out is one image.
         dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
             _Upscaler,
@@ -133,11 +139,42 @@ class _Upscaler:
     def _upscale(self, job: Job) -> Outcome | BaseException:
         found: list[Outcome] = []
         try:
-            run_files([job], self.request, self.load, found.append)
+            pipe = self.load()
+            tries = _Tries(job)
+            if tries.begin() > MAX_TRIES:
+                tries.forget()
+                message = (
+                    f"{job.source}: its worker ended {MAX_TRIES} times, perhaps for lack of memory"
+                )
+                return Outcome(job, "failed", message=message)
+            run_files([job], self.request, lambda: pipe, found.append)
         # Raised here it would end the actor, and Ray would try again and again.
         except TADSRError as error:
             return error
+        tries.forget()
         return found[0]
+
+
+class _Tries:
+    """How often an image was begun, in a file beside its result, as workers share nothing else.
+
+    Ray starts a worker that died again without end.
+    """
+
+    def __init__(self, job: Job) -> None:
+        name = hashlib.sha256(job.target.name.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        self._path = job.target.parent / f".tadsr-tries-{name}"
+
+    def begin(self) -> int:
+        """Count one more, and return how many it is."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("ab") as file:
+            file.write(b".")
+            return file.tell()
+
+    def forget(self) -> None:
+        """Count anew."""
+        self._path.unlink(missing_ok=True)
 
 
 def _once(function: Callable[[], Any]) -> Callable[[], Any]:

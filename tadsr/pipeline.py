@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
@@ -49,9 +50,8 @@ from tadsr.streaming import (
     Strip,
     alpha_rows,
     assemble_images,
-    choose_tiling,
     group_timesteps,
-    upscale_in_strips,
+    upscale_as_chosen,
 )
 from tadsr.tiling import TileSpec
 
@@ -539,13 +539,8 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
         progress: Callable[[float], None] | None,
     ) -> Iterator[Strip]:
         """Restore images (B, 3, h, w) in [0, 1], in pieces or as a whole."""
-        spec = choose_tiling(tiling, step, rgb, settings)
-        if spec is not None:
-            yield from upscale_in_strips(step, rgb, settings, spec, progress)
-            return
-        yield 0, self._upscale(step, rgb, settings)
-        if progress is not None:
-            progress(1.0)
+        whole = partial(self._upscale, step, rgb, settings)
+        return upscale_as_chosen(tiling, whole, step, rgb, settings, progress)
 
     def _upscale(self, step: OneStep, rgb: Tensor, settings: UpscaleSettings) -> Tensor:
         """Restore images (B, 3, h, w) in [0, 1] at their output size, in [0, 1], float32."""

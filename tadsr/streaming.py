@@ -53,6 +53,8 @@ TOGETHER_PIXELS = 2**20
 STRIP_PIXELS = 2**19
 """Pixels of a strip that is handed out, about."""
 _SHARE_OF_AVAILABLE = 0.7
+_FRAGMENTATION = 2
+"""Room over what lies in it at once, for parts to find a place in."""
 _BANDS_AT_ONCE = 6
 """Working sets that may be alive together, with what convolutions need inside."""
 _STRIP_BYTES = 8 * 12 * STRIP_PIXELS
@@ -95,6 +97,55 @@ class OneStep:
         if isinstance(self.timesteps, TimestepField):
             return self.timesteps.mix(results, size, rows)
         return results[0]
+
+
+def upscale_as_chosen(
+    tiling: TileSpec | Literal["auto"] | None,
+    whole: Callable[[], Tensor],
+    model: OneStep,
+    rgb: Tensor,
+    settings: UpscaleSettings,
+    progress: Progress | None = None,
+) -> Iterator[Strip]:
+    """Restore and enlarge images as a whole or in pieces.
+
+    Args:
+        tiling: As for `choose_tiling`; with "auto", what does not fit as a whole is cut.
+        whole: Computes the whole, (B, 3, H, W) in [0, 1].
+        model: As for `upscale_in_strips`.
+        rgb: As for `upscale_in_strips`.
+        settings: As for `upscale_in_strips`.
+        progress: As for `upscale_in_strips`.
+
+    Yields:
+        As `upscale_in_strips`, or the whole.
+
+    Raises:
+        TADSRError: As `upscale_in_strips`.
+    """
+    spec = choose_tiling(tiling, model, rgb, settings)
+    if spec is None:
+        try:
+            result = whole()
+        except (RuntimeError, MemoryError) as error:
+            is_cut = tiling == "auto" and can_be_cut(rgb, settings) and is_out_of_memory(error)
+            if not is_cut:
+                raise
+        else:
+            yield 0, result
+            if progress is not None:
+                progress(1.0)
+            return
+        # Not in the handler, which holds what the computation left.
+        warnings.warn(
+            "memory ran out for the image as a whole, so that it is computed in pieces; "
+            "tiling=TileSpec() avoids the first try",
+            stacklevel=3,
+        )
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+        spec = TileSpec()
+    yield from upscale_in_strips(model, rgb, settings, spec, progress)
 
 
 def upscale_in_strips(
@@ -185,10 +236,7 @@ def choose_tiling(
     """
     if tiling is not None and tiling != "auto" and not isinstance(tiling, TileSpec):
         raise TypeError(f'tiling must be "auto", None or a TileSpec, got {tiling!r}')
-    input_size = rgb.shape[-2:]
-    is_resized = settings.network_size(*input_size) != settings.output_size(*input_size)
-    if tiling is None or is_resized:
-        # What is enlarged for the network is small.
+    if tiling is None or not can_be_cut(rgb, settings):
         return None
     if tiling == "auto":
         if not _needs_bands(model, rgb, settings):
@@ -196,6 +244,15 @@ def choose_tiling(
         tiling = TileSpec()
     check_unet(model.unet)
     return tiling
+
+
+def can_be_cut(rgb: Tensor, settings: UpscaleSettings) -> bool:
+    """Tell whether images (B, 3, h, w) can be computed in pieces.
+
+    What is enlarged for the network cannot, and is small.
+    """
+    size = rgb.shape[-2:]
+    return settings.network_size(*size) == settings.output_size(*size)
 
 
 def group_timesteps(timesteps: Tensor, size: tuple[int, int]) -> list[Tensor]:
@@ -285,8 +342,11 @@ class _Run:
         band_bytes = spec.band_bytes_on(self.device.type)
         attention_px = spec.attention_px_for(*self.size)
         work: list[int] = []
-        self.compute(Bands(PlannedStorage(self.device), band_bytes, work.append), attention_px)
+        plan = PlannedStorage(self.device)
+        self.compute(Bands(plan, band_bytes, work.append), attention_px)
         total = sum(work)
+        # More would only be asked for, and refused where memory is counted when it is asked for.
+        enough = _FRAGMENTATION * plan.peak_bytes
 
         def tick(multiplications: int) -> None:
             nonlocal done
@@ -297,10 +357,10 @@ class _Run:
         while True:
             done = 0
 
-            limit = self._buffer_bytes(spec, band_bytes)
-            host = int(_SHARE_OF_AVAILABLE * available_bytes(torch.device("cpu")))
-            storage = BandStorage(self.device, device_bytes=limit, host_bytes=host)
+            limit = min(enough, self._buffer_bytes(spec, band_bytes))
+            host = min(enough, int(_SHARE_OF_AVAILABLE * available_bytes(torch.device("cpu"))))
             try:
+                storage = BandStorage(self.device, device_bytes=limit, host_bytes=host)
                 return self.compute(Bands(storage, band_bytes, tick), attention_px)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):

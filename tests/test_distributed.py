@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import runpy
 from pathlib import Path
 
@@ -83,6 +84,33 @@ def test_a_killed_worker_loses_nothing_and_a_second_run_has_nothing_to_do(
     assert f"1 written, {NUM_PHOTOS - 1} skipped" in " ".join(capsys.readouterr().out.split())
     with Image.open(tmp_path / "sharp" / "0.png") as image:
         assert image.size == (64, 48)
+
+
+def test_an_image_that_kills_its_workers_fails_alone(cluster, model_dir, tmp_path):
+    from tadsr import TADSRPipeline
+
+    class Killer(TADSRPipeline):
+        def __call__(self, image, *arguments, **options):
+            if image.size == (3, 3):
+                os._exit(9)
+            return super().__call__(image, *arguments, **options)
+
+    def load(device):
+        pipe = TADSRPipeline.from_pretrained(model_dir)
+        pipe.__class__ = Killer
+        return pipe
+
+    for number in range(3):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        side = 3 if number == 1 else 8
+        Image.new("RGB", (side, side)).save(tmp_path / "photos" / f"{number}.png")
+    request = FileRequest(UpscaleSettings(process_size=0))
+    outcomes = upscale_folder(
+        tmp_path / "photos", tmp_path / "sharp", request=request, num_workers=1, load=load
+    )
+    status = {outcome.job.source.name: outcome.status for outcome in outcomes}
+    assert status == {"0.png": "written", "1.png": "failed", "2.png": "written"}
+    assert not list((tmp_path / "sharp").glob(".tadsr-tries-*"))
 
 
 def test_a_model_that_is_missing_ends_the_run(cluster, tmp_path):

@@ -399,3 +399,15 @@ def test_interrupted_write_leaves_nothing_behind(tmp_path):
     assert "KeyboardInterrupt" in done.stderr
     assert done.returncode in (-signal.SIGINT, 1, 130)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".bmp"])
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_alpha_that_is_opaque_everywhere_is_no_obstacle(mode, suffix, tmp_path):
+    image = Image.new("RGBA", (8, 6), (90, 90, 90, 255)).convert(mode)
+    if mode == "P":
+        image.info["transparency"] = bytes([255] * 256)
+    write_image(image, tmp_path / f"a{suffix}")
+    with Image.open(tmp_path / f"a{suffix}") as found:
+        assert found.mode == "RGB" if mode != "LA" else found.mode in ("L", "RGB")
+        assert np.abs(np.asarray(found.convert("RGB")).astype(int) - 90).max() <= 2

@@ -262,3 +262,16 @@ def test_an_animation_is_a_value(tmp_path):
     one, other = read_frames(tmp_path / "a.gif"), read_frames(tmp_path / "a.gif")
     assert isinstance(one, Animation)
     assert one == other
+
+
+@pytest.mark.parametrize(
+    ("durations", "expected"),
+    [
+        ((33.3, 33.3, 33.3), (30, 40, 30)),
+        ((16.7, 16.7, 16.7), (20, 20, 20)),
+        ((5, 104, 0), (20, 90, 20)),
+    ],
+)
+def test_gif_keeps_time_in_hundredths(durations, expected, tmp_path):
+    write_frames(_frames()[:3], tmp_path / "a.gif", durations_ms=durations)
+    assert read_frames(tmp_path / "a.gif").durations_ms == expected

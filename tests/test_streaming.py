@@ -93,16 +93,16 @@ def test_a_seeded_posterior_is_that_of_the_whole(pipe, lq):
 
 
 def test_large_images_are_cut_without_being_asked(pipe, monkeypatch):
-    import tadsr.pipeline
+    import tadsr.streaming
 
     chosen = []
-    original = tadsr.pipeline.upscale_in_strips
+    original = tadsr.streaming.upscale_in_strips
 
     def noting(step, rgb, settings, spec, progress):
         chosen.append(spec)
         return original(step, rgb, settings, spec, progress)
 
-    monkeypatch.setattr(tadsr.pipeline, "upscale_in_strips", noting)
+    monkeypatch.setattr(tadsr.streaming, "upscale_in_strips", noting)
     pipe(Image.new("RGB", (100, 100)))
     assert not chosen  # 400 × 400 px, enlarged to 512
     result = pipe(Image.new("RGB", (150, 130)))
@@ -273,3 +273,23 @@ def test_memory_is_counted_once_for_a_size(pipe, lq, monkeypatch):
     assert 3.5 * small < large < 4.5 * small
     monkeypatch.delattr(streaming._Run, "compute")
     assert (count((32, 48)), count((16, 24))) == (large, small)
+
+
+def test_what_does_not_fit_as_a_whole_is_cut(pipe, lq, monkeypatch):
+    expected = pipe(lq, 300, process_size=0, output_type="pt", tiling=TileSpec())
+
+    def fails(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    monkeypatch.setattr(pipe, "_upscale", fails, raising=False)
+    with pytest.warns(UserWarning, match="memory ran out for the image as a whole") as caught:
+        found = pipe(lq, 300, process_size=0, output_type="pt")
+    assert len(caught) == 1
+    assert torch.equal(found, expected)
+    with pytest.raises(torch.OutOfMemoryError):
+        pipe(lq, 300, process_size=0, tiling=None)
+
+
+def test_no_more_memory_is_asked_for_than_an_image_needs(pipe, lq):
+    # More than this machine has; an allocation of it would fail.
+    pipe(lq, process_size=0, tiling=TileSpec(max_memory=2**50))

@@ -114,7 +114,7 @@ class Manifest(AbstractContextManager):
             settings=self.settings,
             finished=_now(),
             seconds=round(outcome.seconds, 3),
-            target_bytes=os.path.getsize(job.target) if is_written else None,
+            target_bytes=_size_of(job.target) if is_written else None,
             width=outcome.size[0] if is_written else None,
             height=outcome.size[1] if is_written else None,
             error=None if is_written else outcome.message,
@@ -143,6 +143,13 @@ class Manifest(AbstractContextManager):
         # ASCII: a name on disk may be no text at all, or hold what some call the end of a line.
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
+
+
+def _size_of(path: Path) -> int | None:
+    try:
+        return os.path.getsize(path)
+    except OSError:  # somebody has taken it away already
+        return None
 
 
 def settings_digest(settings: Mapping[str, Any]) -> str:

@@ -86,6 +86,7 @@ def read_input(job: Job, request: FileRequest) -> SourceImage:
     from tadsr.image_io import (
         check_writable,
         count_frames,
+        is_see_through,
         read_frames,
         read_image,
         strip_metadata,
@@ -98,7 +99,7 @@ def read_input(job: Job, request: FileRequest) -> SourceImage:
     job.target.parent.mkdir(parents=True, exist_ok=True)
     check_writable(
         job.target,
-        has_alpha=image.has_transparency_data,
+        has_alpha=image.has_transparency_data if is_animated else is_see_through(image),
         size=request.output_size(image),
         num_frames=num_frames(image),
     )

@@ -60,8 +60,11 @@ def upscale_files(
             checked, reason = check_existing(job, request, manifest)
             if reason is None:
                 todo.append(checked)
-            else:
+            elif is_image(job.target):
                 report(Outcome(job, "skipped", message=reason))
+            else:
+                message = f"{job.target}: exists, but is no image; --overwrite replaces a file"
+                report(Outcome(job, "failed", message=message))
 
         def note(outcome: Outcome) -> None:
             if outcome.job.folder is not None:
@@ -105,16 +108,23 @@ def check_existing(
 def is_whole(path: Path, record: Record) -> bool:
     """Return whether a result is what the run that made it left, by its size and its header."""
     try:
-        if os.path.getsize(path) != record.target_bytes:
-            return False
+        is_as_large = os.path.getsize(path) == record.target_bytes
+    except OSError:
+        return False
+    return is_as_large and is_image(path, (record.width, record.height))
+
+
+def is_image(path: Path, size: tuple[int | None, int | None] | None = None) -> bool:
+    """Return whether a file has the header of an image, of a width and height if they are given."""
+    try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as image:
-                return image.size == (record.width, record.height)
+                return size is None or image.size == size
     except Image.DecompressionBombError:
         return True  # its header is sound, and names more pixels than Pillow opens
     except UnidentifiedImageError:
         # Pillow does not know every layout of a TIFF file.
-        return path.suffix.lower() in (".tif", ".tiff")
+        return path.suffix.lower() in (".tif", ".tiff") and path.stat().st_size > 0
     except OSError:
         return False

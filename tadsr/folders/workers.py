@@ -9,7 +9,6 @@ import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -32,6 +31,7 @@ _JOBS_AHEAD_IN_BATCHES = 32
 _TRIES = 2
 _STARTS_IN_VAIN = 3
 _END_SECONDS = 20
+_LOADED = "loaded"
 _TERMINATED = 128 + signal.SIGTERM
 
 Load = Callable[[str], "TADSRPipeline"]
@@ -82,8 +82,12 @@ class _Worker:
         self.connection.close()
         if not self.given:
             self.process.join(_END_SECONDS)  # it sees the end of its jobs
-        self.process.terminate()
-        self.process.join(_END_SECONDS)
+        for _ in range(_END_SECONDS):
+            # Again and again: where it is in the middle of a finaliser, one is swallowed.
+            self.process.terminate()
+            self.process.join(1)
+            if not self.process.is_alive():
+                break
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
@@ -141,7 +145,10 @@ class _Run:
             return
         if isinstance(message, BaseException):
             raise message
-        self.num_starts_in_vain = 0
+        if message == _LOADED:
+            # What it dies of from now on is an image, and counted as that image's.
+            self.num_starts_in_vain = 0
+            return
         worker.given.remove(message.job)
         self.report(message)
 
@@ -152,7 +159,7 @@ class _Run:
         self.num_starts_in_vain += 1
         if self.num_starts_in_vain > _STARTS_IN_VAIN * len(self.workers):
             raise TADSRError(
-                f"a worker on {worker.device} must finish an image, but {self.num_starts_in_vain} "
+                f"a worker on {worker.device} must load the model, but {self.num_starts_in_vain} "
                 f"of them ended first (the last with exit code {code}); try one --device"
             )
         if worker.given:
@@ -191,8 +198,14 @@ def _work(
         torch.set_num_threads(num_threads)
     elif str(device).startswith("cuda"):
         torch.cuda.set_device(device)
+
+    def load_and_say_so() -> TADSRPipeline:
+        pipe = load(device)
+        connection.send(_LOADED)
+        return pipe
+
     try:
-        run_files(_received(connection), request, partial(load, device), connection.send)
+        run_files(_received(connection), request, load_and_say_so, connection.send)
     except BrokenPipeError:
         pass  # the run is gone
     except Exception as error:

@@ -12,7 +12,7 @@ from tadsr.image_io.codec import (
     encode_image,
     strip_metadata,
 )
-from tadsr.image_io.files import check_writable, write_image
+from tadsr.image_io.files import check_writable, is_see_through, write_image
 from tadsr.image_io.frames import Animation, count_frames, read_frames, write_frames
 from tadsr.image_io.metadata import upright_size
 from tadsr.image_io.reading import MAX_PIXELS, count_pages, read_image
@@ -41,6 +41,7 @@ __all__ = [
     "count_pages",
     "decode_image",
     "encode_image",
+    "is_see_through",
     "pad_reflect",
     "read_frames",
     "read_image",

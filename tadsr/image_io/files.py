@@ -140,7 +140,7 @@ def write_image(
         path,
         overwrite=overwrite,
         format=format,
-        has_alpha=image.has_transparency_data,
+        has_alpha=is_see_through(image),
         size=image.size,
     )
     format = _file_format(Path(path), format)
@@ -270,7 +270,17 @@ def _fit_mode(image: Image.Image | ArrayImage, format: str) -> Image.Image | Arr
     image = encode_image(decoded.rgb, decoded.alpha, decoded, "pil")
     if image.mode in modes:
         return image
-    return image.convert("RGB" if decoded.alpha is None else "RGBA")
+    is_opaque = decoded.alpha is None or format in _OPAQUE_FORMATS
+    return image.convert("RGB" if is_opaque else "RGBA")
+
+
+def is_see_through(image: Image.Image | ArrayImage) -> bool:
+    """Tell whether an image has an alpha channel that is not opaque everywhere."""
+    if not image.has_transparency_data:
+        return False
+    if isinstance(image, ArrayImage):
+        return decode_image(image).alpha.min().item() < 1
+    return image.convert("RGBA").getchannel("A").getextrema()[0] < 255
 
 
 def save_options(image: Image.Image, format: str, quality: int | None) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,8 @@ def write_frames(
                 options["loop"] = max(num_plays - 1, 0)
         format = "WEBP" if suffix == ".webp" else "GIF"
         durations = [round(duration) for duration in durations_ms]
+        if format == "GIF":
+            durations = _hundredths(durations_ms)
         try:
             images[0].save(
                 file,
@@ -210,6 +213,17 @@ def write_frames(
             )
         except Exception as error:
             raise ImageWriteError(f"{path}: cannot be written as {format}: {error!r}") from error
+
+
+def _hundredths(durations_ms: Sequence[float]) -> list[int]:
+    """Round durations to what GIF can hold, so that the sum keeps time.
+
+    Below 20 ms viewers wait for a tenth of a second instead.
+    """
+    rounded: list[int] = []
+    for total in accumulate(durations_ms):
+        rounded.append(max(20, round((total - sum(rounded)) / 10) * 10))
+    return rounded
 
 
 def _frame_indices(image: Image.Image) -> range:

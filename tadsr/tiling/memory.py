@@ -38,8 +38,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error says that memory ran out, on any device."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    message = str(error)
-    return isinstance(error, RuntimeError) and ("alloc" in message and "memory" in message)
+    message = str(error).lower()
+    # Of torch on a CPU, of CUDA for pinned memory, and of its libraries.
+    names = "out of memory", "alloc_failed"
+    is_named = any(name in message for name in names)
+    return isinstance(error, RuntimeError) and (
+        is_named or ("alloc" in message and "memory" in message)
+    )
 
 
 def _cgroup_value(name: str) -> int | None:

@@ -22,6 +22,8 @@ _UNSUPPORTED = (
     "time_cond_proj_dim",
     "time_embedding_act_fn",
 )
+_FEED_FORWARD = 4
+"""Rows of a feed-forward's inside over those around it, beside the copies that any layer needs."""
 _BLOCKS = {
     *("DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"),
     *("UNetMidBlock2DCrossAttn", None),
@@ -186,15 +188,15 @@ class _Run:
                 heads=attention.heads,
                 scale=attention.scale,
             )
-        for start, attended in results:
-            stop = start + attended.shape[2]
-            x = _to_tokens(tokens.read(start, stop))
-            x = attention.to_out[0](_to_tokens(attended)) + x
-            if block.attn2 is not None:
-                x = block.attn2(block.norm2(x), encoder_hidden_states=self.prompt_embeds) + x
-            x = block.ff(block.norm3(x)) + x
-            tokens.write(start, _to_map(x, stop - start))
-            bands.report((stop - start) * row_work)
+        for first, attended in results:
+            # What a window serves can be many rows of a wide image.
+            for start, stop in bands.split(attended.shape[2], _FEED_FORWARD * row_bytes, row_work):
+                x = _to_tokens(tokens.read(first + start, first + stop))
+                x = attention.to_out[0](_to_tokens(attended[:, :, start:stop])) + x
+                if block.attn2 is not None:
+                    x = block.attn2(block.norm2(x), encoder_hidden_states=self.prompt_embeds) + x
+                x = block.ff(block.norm3(x)) + x
+                tokens.write(first + start, _to_map(x, stop - start))
         for part in parts:
             part.free()
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import resource
 import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +20,11 @@ from PIL import ExifTags, Image
 
 import tadsr
 from tadsr.cli.model import load_on
-from tadsr.errors import TADSRError
 from tadsr.folders.jobs import Job, mirror_folder
 from tadsr.folders.manifest import MANIFEST_NAME, Manifest, Record, read_manifest
 from tadsr.folders.restoring import FileRequest, UpscaleSettings
 from tadsr.folders.resume import is_whole, upscale_files
 from tadsr.folders.run import run_files
-from tadsr.folders.workers import run_on_devices
 
 PACKAGE_PARENT = str(Path(tadsr.__file__).parents[1])
 FAST = FileRequest(UpscaleSettings(process_size=0))
@@ -525,61 +521,3 @@ def test_several_devices_share_the_work(upscale, model_dir):
 )
 def test_devices_that_make_no_sense_are_misuse(upscale, photo, options, message):
     assert message in " ".join(upscale(photo("a.png"), *options, code=2).output.split())
-
-
-def workers() -> list[multiprocessing.process.BaseProcess]:
-    return multiprocessing.active_children()
-
-
-def run_with_a_death(model_dir) -> list:
-    """Upscale with two workers, of which one is killed after the first outcome.
-
-    One only: two may hit the same photo, which then rightly counts as failed.
-    """
-    outcomes = []
-
-    def report(outcome) -> None:
-        outcomes.append(outcome)
-        if len(outcomes) == 1:
-            workers()[0].kill()
-
-    jobs = mirror_folder("photos", "photos_x4")
-    request = FileRequest(UpscaleSettings(process_size=128))
-    load = partial(load_on, str(model_dir), None, "fp32", "", 1)
-
-    def run(todo, report) -> None:
-        run_on_devices(todo, request, load, ["cpu", "cpu"], report)
-
-    upscale_files(jobs, request, {}, run, report)
-    assert workers() == []
-    return outcomes
-
-
-def test_a_killed_worker_loses_nothing(model_dir, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write_photos("photos", 12)
-    outcomes = run_with_a_death(model_dir)
-    assert sorted(o.job.source.name for o in outcomes) == [f"{n:02}.png" for n in range(12)]
-    assert {outcome.status for outcome in outcomes} == {"written"}
-    check_whole("photos_x4", 12, (24, 20))
-
-
-def test_workers_that_cannot_load_end_the_run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write_photos("photos", 3)
-    load = partial(load_on, "missing-model", None, "fp32", "", 1)
-    jobs = mirror_folder("photos", "photos_x4")
-    with pytest.raises(TADSRError, match="missing-model"):
-        run_on_devices(jobs, FAST, load, ["cpu", "cpu"], print)
-    assert workers() == []
-
-
-def test_workers_that_only_die_end_the_run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write_photos("photos", 30)
-    jobs = mirror_folder("photos", "photos_x4")
-    # `os._exit` in place of what loads a model: the worker ends when it is called.
-    outcomes = []
-    with pytest.raises(TADSRError, match="must finish an image, but"):
-        run_on_devices(jobs, FAST, os._exit, [7, 7], outcomes.append)
-    assert {outcome.status for outcome in outcomes} <= {"failed"}

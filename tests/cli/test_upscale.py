@@ -97,6 +97,17 @@ def test_existing_outputs_are_skipped_unless_overwritten(upscale, photo):
     assert read("out/a.png")[2] == (24, 20)
 
 
+def test_what_is_in_the_way_and_no_image_is_a_failure(upscale, photo):
+    for name in "abc":
+        photo(f"photos/{name}.png")
+    Path("out/a.png").mkdir(parents=True)
+    Path("out/b.png").write_bytes(b"")
+    result = upscale("photos/", "out/", code=1)
+    assert "out/a.png: exists, but is no image" in result.stderr
+    assert "out/b.png: exists, but is no image" in result.stderr
+    assert "1 written, 0 skipped, 2 failed" in result.stdout
+
+
 def test_a_run_with_nothing_to_do_loads_no_model(tadsr, photo):
     result = tadsr("upscale", photo("a.jpg"), "-o", photo("b.png"), "-m", "missing-model")
     assert "b.png: exists, skipped" in result.stderr
