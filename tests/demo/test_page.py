@@ -222,10 +222,10 @@ def test_what_is_painted_has_another_timestep(browser, photo):
 def test_a_result_goes_with_its_photo(browser, photo):
     browser.upload(photo)
     browser.run()
-    (button,) = browser.all("#photo button[aria-label='Clear'], #photo button[title='Clear']")
+    (button,) = browser.all("#photo button[aria-label='Remove Image']")
     button.click()
     browser.wait(lambda: browser.result() is None)
-    assert not browser.all("#download:not([disabled]) a[href]")
+    browser.wait(lambda: not browser.all("#download")[0].is_enabled())
 
 
 def test_the_pictures_of_the_documentation(browser):
