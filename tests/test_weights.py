@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,8 @@ from tadsr.errors import CheckpointError
 from tadsr.image_io import resize_bicubic
 from tadsr.training.degradation import PRESETS, apply_degradation, sample_degradation
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "photos" / "lighthouse.jpg"
+ROOT = Path(__file__).parent.parent
+EXAMPLE = ROOT / "examples" / "photos" / "lighthouse.jpg"
 MAX_BYTES = 20_000_000
 
 
@@ -66,6 +69,45 @@ def test_it_restores_a_degraded_photo_better_than_bicubic(tiny, data_dir):
         gains.append(10 * np.log10(error[0] / error[1]))  # dB
     assert np.mean(gains) > 0.1
     assert np.median(gains) > 0
+
+
+LEVEL_DB = 0.015
+"""Steps of PSNR that mean nothing: on real pairs it rises by 0.011 dB from timestep 1 to 100."""
+RESULTS = {"**Real pairs**": "realsr_cpu", "**Degraded photographs**": "kodak_cpu"}
+
+
+def read_results(name):
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text("utf-8"))["rows"]
+
+
+@pytest.mark.parametrize("heading", RESULTS)
+def test_the_cards_figures_are_those_that_were_recorded(heading):
+    card = (ROOT / "docs" / "tadsr-tiny.md").read_text("utf-8")
+    table = next(part for part in card[card.index(heading) :].split("\n\n") if part[0] == "|")
+    shown = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+    recorded = {}
+    for row in read_results(RESULTS[heading]):
+        means, wins = row["means"], row["wins_over_bicubic"]
+        texts = {"detail": f"{means['detail']:.2f}"}
+        for name, digits in (("psnr_y", 2), ("ssim_y", 4), ("squeezenet", 4)):
+            if name in means:
+                count = f" ({wins[name]})" if name in wins else ""
+                texts[name] = f"{means[name]:.{digits}f}{count}"
+        label = row["name"].replace("t=", "timestep ").replace("HQ", "the original")
+        recorded[label] = [
+            texts.get(name, "") for name in ("psnr_y", "ssim_y", "detail", "squeezenet")
+        ]
+    assert {label: cells for label, *cells in shown} == recorded
+
+
+@pytest.mark.parametrize("report", RESULTS.values())
+def test_the_knob_went_from_faithful_to_vivid_when_it_was_measured(report):
+    rows = [row["means"] for row in read_results(report) if row["timestep"] in range(1, 701)]
+    assert len(rows) == 6
+    for before, after in pairwise(rows):
+        assert after["psnr_y"] < before["psnr_y"] + LEVEL_DB
+        assert after["detail"] > before["detail"]
+    assert rows[-1]["psnr_y"] < rows[0]["psnr_y"] - 0.2
 
 
 def test_the_timestep_changes_the_picture(tiny):
