@@ -50,7 +50,7 @@ class TimestepField:
         Args:
             results: Images or parts of them, (B, C, rows, W), one per knot.
             size: Height and width of the whole images.
-            rows: First and last but one of the rows that `results` are of; None for all.
+            rows: First row that `results` are of, and the one after the last; None for all.
 
         Returns:
             Like a result; of a single knot the very one.

@@ -166,7 +166,7 @@ class TimestepMap:
         Args:
             height: Number of rows.
             width: Number of columns.
-            rows: First and last but one of the rows that are wanted; None for all.
+            rows: First row that is wanted, and the one after the last; None for all.
 
         Returns:
             (rows, width), float32.
