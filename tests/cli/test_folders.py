@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -341,6 +342,14 @@ def test_a_folder_that_closes_half_way_fails_image_by_image(model_dir, tmp_path,
     write_photos("photos", 3)
     outcomes = []
     moved = Path("moved")
+    is_closed = threading.Event()
+
+    def jobs():
+        yield Job(Path("photos/00.png"), Path("photos_x4/00.png"))
+        # The others come once the folder is gone, or their results might be written before.
+        is_closed.wait(timeout=60)
+        for n in (1, 2):
+            yield Job(Path(f"photos/0{n}.png"), Path(f"photos_x4/0{n}.png"))
 
     def report(outcome) -> None:
         outcomes.append(outcome)
@@ -348,9 +357,9 @@ def test_a_folder_that_closes_half_way_fails_image_by_image(model_dir, tmp_path,
             # What a share that is gone looks like; rights alone do not stop an administrator.
             os.rename("photos_x4", moved)
             Path("photos_x4").touch()
+            is_closed.set()
 
-    jobs = [Job(Path(f"photos/0{n}.png"), Path(f"photos_x4/0{n}.png")) for n in range(3)]
-    run_files(jobs, FAST, lambda: load_on(str(model_dir), None, "fp32", "", 1, "cpu"), report)
+    run_files(jobs(), FAST, lambda: load_on(str(model_dir), None, "fp32", "", 1, "cpu"), report)
     assert [outcome.status for outcome in outcomes] == ["written", "failed", "failed"]
     with Image.open(moved / "00.png") as image:
         image.load()
