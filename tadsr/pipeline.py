@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
-from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,29 +13,31 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from tadsr.checkpoints import load_checkpoint
-from tadsr.color import COLOR_FIXES
 from tadsr.conditioning import (
     TimestepField,
     TimestepLike,
     TimestepMap,
     read_timestep_maps,
+    read_timesteps,
     run_at,
 )
 from tadsr.config import ColorFix, UpscaleSettings
 from tadsr.engine import (
     EngineName,
     EnginePlan,
+    NetworkLock,
     OneStepEngine,
     batch_pixels,
     same_size_ranges,
 )
 from tadsr.image_io import (
     DecodedImage,
+    alpha_rows,
+    assemble_images,
     check_streamable,
     check_writable,
     decode_image,
-    pad_reflect,
-    resize_bicubic,
+    takes_bytes,
     write_strips,
 )
 from tadsr.models.prompt_embeddings import PromptEmbeddings
@@ -45,19 +45,16 @@ from tadsr.models.time_aware_vae import TimeAwareAutoencoderKL
 from tadsr.pipeline_weights import PipelineWeights
 from tadsr.prompts import TextEmbeddings, check_taggable, choose_prompts
 from tadsr.schedule import make_alphas_cumprod
-from tadsr.streaming import (
-    OneStep,
-    Strip,
-    alpha_rows,
-    assemble_images,
-    group_timesteps,
-    upscale_as_chosen,
-)
+from tadsr.streaming import OneStep, Strip, group_timesteps, upscale_as_chosen
 from tadsr.tiling import TileSpec
+from tadsr.whole_image import upscale_whole
 
 
 class TADSRPipeline(PipelineWeights, DiffusionPipeline):
     """Restore and enlarge photographs in one diffusion step, with a timestep as the knob.
+
+    Threads may share a pipeline: one at a time uses the networks, while the others decode and
+    encode images.
 
     Args:
         vae: Time-aware autoencoder.
@@ -110,6 +107,7 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
         self.alphas_cumprod = make_alphas_cumprod(
             config.beta_start, config.beta_end, config.beta_schedule, config.num_train_timesteps
         )
+        self._lock = NetworkLock()
         self._text_embeddings = TextEmbeddings()
         self._engine = OneStepEngine(vae, unet, self.alphas_cumprod)
         self.tagger: Callable[[Any], str] | None = None
@@ -211,8 +209,9 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
             ValueError: `engine` is none of these.
         """
         chosen = OneStepEngine(self.vae, self.unet, self.alphas_cumprod, engine)
-        self._engine.release()
-        self._engine = chosen
+        with self._lock:
+            self._engine.release()
+            self._engine = chosen
 
     @torch.inference_mode(False)  # what is kept for later calls must outlive a caller's mode
     @torch.no_grad()
@@ -295,9 +294,11 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
             )
             share = _share_of(progress, number, len(groups))
             rgb = torch.stack([decoded[i].rgb for i in rows])
-            strips = self._strips(step, rgb, settings, tiling, share)
-            results += assemble_images(strips, [decoded[i] for i in rows], settings, output_type)
-        self.maybe_free_model_hooks()
+            these = [decoded[i] for i in rows]
+            may_be_bytes = all(takes_bytes(one, output_type) for one in these)
+            strips = self._strips(step, rgb, settings, tiling, share, takes_bytes=may_be_bytes)
+            results += assemble_images(strips, these, settings, output_type)
+        self._free_offloaded()
         if is_batch and isinstance(results[0], Tensor):
             return torch.stack(results)
         return results if is_list or is_batch else results[0]
@@ -346,9 +347,12 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
             batch = embeds.expand(len(group), -1, -1)
             step = OneStep(self.vae, self.unet, self.alphas_cumprod, group, batch)
             share = _share_of(progress, number, len(groups))
-            strips = self._strips(step, decoded.rgb[None], settings, tiling, share)
+            may_be_bytes = takes_bytes(decoded, output_type)
+            strips = self._strips(
+                step, decoded.rgb[None], settings, tiling, share, takes_bytes=may_be_bytes
+            )
             results += assemble_images(strips, [decoded] * len(group), settings, output_type)
-        self.maybe_free_model_hooks()
+        self._free_offloaded()
         return results
 
     @torch.inference_mode(False)
@@ -406,7 +410,7 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
             for start, colors in self._strips(step, decoded.rgb[None], settings, tiling, progress)
         )
         write_strips(strips, path, like=decoded, size=size, overwrite=overwrite)
-        self.maybe_free_model_hooks()
+        self._free_offloaded()
 
     def images_at_once(self, size: tuple[int, int], settings: UpscaleSettings) -> int:
         """Return how many images of a list go through the networks together, at least 1.
@@ -442,11 +446,12 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
 
         Source: TADSR (arXiv 2508.16557), one-step inference.
         """
-        results = run_at(
-            timesteps,
-            lambda knot: self.engine.restore(lq, knot, prompt_embeds, generator=generator),
-            generator,
-        )
+        with self._lock:
+            results = run_at(
+                timesteps,
+                lambda knot: self.engine.restore(lq, knot, prompt_embeds, generator=generator),
+                generator,
+            )
         is_map = isinstance(timesteps, TimestepField)
         return timesteps.mix(results, tuple(lq.shape[-2:])) if is_map else results[0]
 
@@ -454,11 +459,13 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
         self, lq: Tensor, timesteps: Tensor, *, generator: torch.Generator | None = None
     ) -> Tensor:
         """Encode LQ images (B, 3, H, W) to scaled latents (B, C, H/f, W/f) at their timesteps."""
-        return self.engine.encode(lq, timesteps, generator=generator)
+        with self._lock:
+            return self.engine.encode(lq, timesteps, generator=generator)
 
     def predict_x0(self, latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Tensor:
         """Take the student's one step on scaled latents (B, C, h, w)."""
-        return self.engine.predict_x0(latents, timesteps, prompt_embeds)
+        with self._lock:
+            return self.engine.predict_x0(latents, timesteps, prompt_embeds)
 
     def decode_latents(self, pred_x0: Tensor) -> Tensor:
         """Decode scaled latents to images (B, 3, H, W), clamped to [-1, 1].
@@ -466,7 +473,8 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
         Raises:
             TADSRError: The result is not finite.
         """
-        return self.engine.decode(pred_x0)
+        with self._lock:
+            return self.engine.decode(pred_x0)
 
     def encode_prompt(self, prompts: Sequence[str]) -> Tensor:
         """Return the embeddings of prompts; those that were used lately are kept.
@@ -484,11 +492,11 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
         for prompt in prompts:
             if not isinstance(prompt, str):
                 raise TypeError(f"prompt must be text, got {type(prompt).__name__}")
-        if self.text_encoder is None:
-            return self.prompt_embeddings(list(prompts)).to(self._execution_device)
-        return self._text_embeddings.of(
-            prompts, self.text_encoder, self.tokenizer, self._execution_device
-        )
+        device = self._execution_device
+        with self._lock:
+            if self.text_encoder is None:
+                return self.prompt_embeddings(list(prompts)).to(device)
+            return self._text_embeddings.of(prompts, self.text_encoder, self.tokenizer, device)
 
     def check_timesteps(self, timestep: int | Sequence[int], num_images: int) -> Tensor:
         """Turn a user's timestep into one int64 per image, (B,), on the execution device.
@@ -497,21 +505,8 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
             TypeError: A timestep is not a number.
             ValueError: A timestep is not whole or out of range, or their number is wrong.
         """
-        if isinstance(timestep, Tensor):
-            timestep = timestep.tolist()
-        values = list(timestep) if hasattr(timestep, "__len__") else [timestep] * num_images
-        if len(values) != num_images:
-            raise ValueError(
-                f"timestep must be one number or one per image ({num_images}), got {len(values)}"
-            )
         last = len(self.alphas_cumprod) - 1
-        whole = [_whole_number(value) for value in values]
-        for value in whole:
-            if not 0 <= value <= last:
-                raise ValueError(
-                    f"timestep must be in 0..{last}, got {value}; small keeps the photo faithful, "
-                    "large makes it vivid"
-                )
+        whole = read_timesteps(timestep, num_images, last)
         return torch.tensor(whole, dtype=torch.int64, device=self._execution_device)
 
     def _read_timesteps(
@@ -530,6 +525,10 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
         )
         return TimestepField(tuple(maps), self._execution_device)
 
+    def _free_offloaded(self) -> None:
+        with self._lock:
+            self.maybe_free_model_hooks()
+
     def _strips(
         self,
         step: OneStep,
@@ -537,32 +536,21 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
         settings: UpscaleSettings,
         tiling: TileSpec | Literal["auto"] | None,
         progress: Callable[[float], None] | None,
+        *,
+        takes_bytes: bool = False,
     ) -> Iterator[Strip]:
         """Restore images (B, 3, h, w) in [0, 1], in pieces or as a whole."""
-        whole = partial(self._upscale, step, rgb, settings)
-        return upscale_as_chosen(tiling, whole, step, rgb, settings, progress)
 
-    def _upscale(self, step: OneStep, rgb: Tensor, settings: UpscaleSettings) -> Tensor:
-        """Restore images (B, 3, h, w) in [0, 1] at their output size, in [0, 1], float32."""
-        height, width = rgb.shape[-2:]
-        size = settings.network_size(height, width)
-        reference = resize_bicubic(rgb.to(self._execution_device), size).clamp(0, 1)
-        multiple = self.vae.downscale_factor
-        reference = reference.expand(len(step.prompt_embeds), -1, -1, -1)
-        padded = pad_reflect(reference, -size[0] % multiple, -size[1] % multiple)
+        def whole() -> Tensor:
+            return upscale_whole(self.engine, step, rgb, settings, takes_bytes=takes_bytes)
 
-        def finish(restored: Tensor) -> Tensor:
-            restored = restored[..., : size[0], : size[1]].float() / 2 + 0.5
-            fixed = COLOR_FIXES[settings.color_fix](restored, reference).clamp(0, 1)
-            return resize_bicubic(fixed, settings.output_size(height, width)).clamp(0, 1)
-
-        def restore(timesteps: Tensor) -> Tensor:
-            lq = padded * 2 - 1
-            embeds, generator = step.prompt_embeds, step.generator
-            return self.engine.restore(lq, timesteps, embeds, generator=generator, finish=finish)
-
-        results = run_at(step.timesteps, restore, step.generator)
-        return step.mix(results, settings.output_size(height, width))
+        strips = upscale_as_chosen(tiling, whole, step, rgb, settings, progress)
+        while True:
+            with self._lock:
+                strip = next(strips, None)
+            if strip is None:
+                return
+            yield strip
 
 
 def _share_of(
@@ -572,12 +560,3 @@ def _share_of(
     if progress is None:
         return None
     return lambda share: progress((number + share) / count)
-
-
-def _whole_number(value: Any) -> int:
-    """Return a whole number as an int; a float such as 500.0 counts as whole."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"timestep must be a whole number, got {type(value).__name__}")
-    if value != value or value % 1 != 0:
-        raise ValueError(f"timestep must be a whole number, got {value}")
-    return int(value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
@@ -17,15 +17,7 @@ from tadsr.color import match_moments, wavelet_color_fix, wavelet_reach_px
 from tadsr.conditioning import TimestepField, run_at
 from tadsr.config import UpscaleSettings
 from tadsr.errors import TADSRError, not_finite
-from tadsr.image_io import (
-    DecodedImage,
-    ImageLike,
-    OutputType,
-    StripCanvas,
-    pad_reflect,
-    reflect_index,
-    resize_bicubic_rows,
-)
+from tadsr.image_io import pad_reflect, reflect_index, resize_bicubic_rows
 from tadsr.models.time_aware_vae import TimeAwareAutoencoderKL
 from tadsr.schedule import residual_to_x0
 from tadsr.tiling import (
@@ -65,7 +57,7 @@ _OUTPUT_BYTES_PER_PIXEL = 4
 """Where the strips come together."""
 
 Strip = tuple[int, Tensor]
-"""First row, and (B, 3, rows, W) in [0, 1], float32."""
+"""First row, and (B, 3, rows, W): float32 in [0, 1], or bytes where they were asked for."""
 Progress = Callable[[float], None]
 """Told the share of the work that is done, 0..1; may raise to cancel."""
 
@@ -111,7 +103,7 @@ def upscale_as_chosen(
 
     Args:
         tiling: As for `choose_tiling`; with "auto", what does not fit as a whole is cut.
-        whole: Computes the whole, (B, 3, H, W) in [0, 1].
+        whole: Computes the whole, (B, 3, H, W), as in `Strip`.
         model: As for `upscale_in_strips`.
         rgb: As for `upscale_in_strips`.
         settings: As for `upscale_in_strips`.
@@ -178,39 +170,6 @@ def upscale_in_strips(
     finally:
         for one in restored:
             one.pixels.free()
-
-
-def assemble_images(
-    strips: Iterable[Strip],
-    decoded: Sequence[DecodedImage],
-    settings: UpscaleSettings,
-    output_type: OutputType | None = None,
-) -> list[ImageLike]:
-    """Put strips together to images of the kinds that were decoded.
-
-    Args:
-        strips: Of B images, from top to bottom.
-        decoded: The B images that they were made from, of one size.
-        settings: Their scale.
-        output_type: As for `encode_image`.
-    """
-    size = settings.output_size(*decoded[0].rgb.shape[-2:])
-    canvases = [StripCanvas(image, size, output_type) for image in decoded]
-    for start, strip in strips:
-        for canvas, image, colors in zip(canvases, decoded, strip, strict=True):
-            canvas.write(start, colors, alpha_rows(image, settings, start, colors))
-    return [canvas.image for canvas in canvases]
-
-
-def alpha_rows(
-    decoded: DecodedImage, settings: UpscaleSettings, start: int, colors: Tensor
-) -> Tensor | None:
-    """Enlarge the alpha channel beside a strip of colours, (1, rows, W) in [0, 1]."""
-    if decoded.alpha is None:
-        return None
-    size = settings.output_size(*decoded.alpha.shape[-2:])
-    stop = start + colors.shape[-2]
-    return resize_bicubic_rows(decoded.alpha[None], size, start, stop)[0].clamp(0, 1)
 
 
 def choose_tiling(

@@ -1,5 +1,11 @@
 from __future__ import annotations
 
+import copy
+import pickle
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tadsr import TADSRError, TADSRPipeline, TimeAwareAutoencoderKL
+from tadsr.engine import OneStepEngine
 from tadsr.image_io import resize_bicubic
 from tadsr.models.prompt_embeddings import PromptEmbeddings
 
@@ -176,6 +183,50 @@ def test_the_colour_fixes_differ_and_adain_keeps_the_mean(pipe):
     assert abs(results["adain"].mean() - image.mean()) < 0.02
     assert abs(results["none"].mean() - image.mean()) > 0.1
     assert np.abs(results["adain"] - results["wavelet"]).max() > 0.01
+
+
+@pytest.mark.parametrize("color_fix", ["adain", "wavelet", "none"])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_bytes_are_the_rounded_floats(color_fix, channels, pipe):
+    array = photo(channels=channels)
+    options = {"timestep": 300, "color_fix": color_fix, **FAST}
+    floats = pipe(array[..., :3].astype(np.float32) / 255, **options)
+    for result in (pipe(array, **options), np.asarray(pipe(Image.fromarray(array), **options))):
+        assert result.dtype == np.uint8
+        # One beside it where a value lies at the border of two.
+        difference = result[..., :3] - (floats * 255)
+        assert np.abs(difference).max() < 0.51
+        if channels == 4:
+            alpha = resize_bicubic(torch.from_numpy(array[..., 3] / 255)[None, None], (36, 52))
+            assert np.abs(result[..., 3] - alpha[0, 0].clamp(0, 1).numpy() * 255).max() < 0.51
+
+
+def test_threads_share_a_pipeline(pipe):
+    images = [photo(height, 12) for height in (8, 9, 10, 11)] * 3
+    expected = [pipe(image, 300, **FAST) for image in images]
+    is_used = threading.Event()
+
+    def restore(*arguments, **options):
+        assert not is_used.is_set(), "two threads are at the networks at once"
+        is_used.set()
+        try:
+            time.sleep(0.005)
+            return OneStepEngine.restore(pipe.engine, *arguments, **options)
+        finally:
+            is_used.clear()
+
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(4) as threads:
+        patch.setattr(pipe.engine, "restore", restore)
+        found = list(threads.map(lambda image: pipe(image, 300, **FAST), images))
+    for result, wanted in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(result, wanted)
+
+
+def test_a_copy_of_a_pipeline_does_not_wait_for_it(pipe):
+    for other in (copy.deepcopy(pipe), pickle.loads(pickle.dumps(pipe))):
+        with pipe._lock, ThreadPoolExecutor(1) as threads:
+            result = threads.submit(other, photo(), **FAST).result(timeout=60)
+        np.testing.assert_array_equal(result, pipe(photo(), **FAST))
 
 
 def test_output_type_overrides_the_kind(pipe):

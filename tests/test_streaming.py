@@ -278,10 +278,10 @@ def test_memory_is_counted_once_for_a_size(pipe, lq, monkeypatch):
 def test_what_does_not_fit_as_a_whole_is_cut(pipe, lq, monkeypatch):
     expected = pipe(lq, 300, process_size=0, output_type="pt", tiling=TileSpec())
 
-    def fails(*arguments):
+    def fails(*arguments, **options):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
-    monkeypatch.setattr(pipe, "_upscale", fails, raising=False)
+    monkeypatch.setattr(pipe.engine, "restore", fails)
     with pytest.warns(UserWarning, match="memory ran out for the image as a whole") as caught:
         found = pipe(lq, 300, process_size=0, output_type="pt")
     assert len(caught) == 1

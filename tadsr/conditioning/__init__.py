@@ -1,6 +1,7 @@
-"""Timesteps that differ from place to place in an image."""
+"""Timesteps as users give them: numbers, and maps that differ from place to place."""
 
 from tadsr.conditioning.field import TimestepField, run_at
+from tadsr.conditioning.numbers import read_timesteps
 from tadsr.conditioning.timestep_map import (
     TimestepLike,
     TimestepMap,
@@ -14,5 +15,6 @@ __all__ = [
     "TimestepMap",
     "largest_timestep",
     "read_timestep_maps",
+    "read_timesteps",
     "run_at",
 ]

@@ -66,6 +66,10 @@ class OneStepEngine:
         self._has_channels_last = False
         self._warned: set[str] = set()
 
+    def __getstate__(self) -> dict[str, object]:
+        # What is folded and recorded belongs to these very weights; a copy makes its own.
+        return {**vars(self), "_built": None, "_wide": {}}
+
     def release(self) -> None:
         """Free what was folded and recorded, and bring the weights back into torch's layout."""
         self._built = None

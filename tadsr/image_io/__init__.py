@@ -1,7 +1,7 @@
 """Images in and out: the only room that knows ranges, alpha, 16 bit, EXIF and ICC."""
 
 from tadsr.image_io.array_image import ArrayImage
-from tadsr.image_io.canvas import StripCanvas
+from tadsr.image_io.canvas import alpha_rows, assemble_images
 from tadsr.image_io.codec import (
     OUTPUT_TYPES,
     DecodedImage,
@@ -11,6 +11,7 @@ from tadsr.image_io.codec import (
     decode_image,
     encode_image,
     strip_metadata,
+    takes_bytes,
 )
 from tadsr.image_io.files import check_writable, is_see_through, write_image
 from tadsr.image_io.frames import Animation, count_frames, read_frames, write_frames
@@ -34,7 +35,8 @@ __all__ = [
     "ImageKind",
     "ImageLike",
     "OutputType",
-    "StripCanvas",
+    "alpha_rows",
+    "assemble_images",
     "check_streamable",
     "check_writable",
     "count_frames",
@@ -49,6 +51,7 @@ __all__ = [
     "resize_bicubic",
     "resize_bicubic_rows",
     "strip_metadata",
+    "takes_bytes",
     "upright_size",
     "write_frames",
     "write_image",

@@ -1,18 +1,56 @@
-"""An image that is put together from strips."""
+"""Images that are put together from strips."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from tadsr.config import UpscaleSettings
 from tadsr.image_io.array_image import ArrayImage
 from tadsr.image_io.codec import DecodedImage, ImageLike, OutputType, encode_image
+from tadsr.image_io.tensors import resize_bicubic_rows
+
+
+def assemble_images(
+    strips: Iterable[tuple[int, Tensor]],
+    decoded: Sequence[DecodedImage],
+    settings: UpscaleSettings,
+    output_type: OutputType | None = None,
+) -> list[ImageLike]:
+    """Put strips together to images of the kinds that were decoded.
+
+    Args:
+        strips: Of B images, from top to bottom: the first row, and (B, 3, rows, W) as for
+            `StripCanvas.write`.
+        decoded: The B images that they were made from, of one size.
+        settings: Their scale.
+        output_type: As for `encode_image`.
+    """
+    size = settings.output_size(*decoded[0].rgb.shape[-2:])
+    canvases = [StripCanvas(image, size, output_type) for image in decoded]
+    for start, strip in strips:
+        for canvas, image, colors in zip(canvases, decoded, strip, strict=True):
+            canvas.write(start, colors, alpha_rows(image, settings, start, colors))
+    return [canvas.image for canvas in canvases]
+
+
+def alpha_rows(
+    decoded: DecodedImage, settings: UpscaleSettings, start: int, colors: Tensor
+) -> Tensor | None:
+    """Enlarge the alpha channel beside a strip of colours, (1, rows, W) in [0, 1]."""
+    if decoded.alpha is None:
+        return None
+    size = settings.output_size(*decoded.alpha.shape[-2:])
+    stop = start + colors.shape[-2]
+    return resize_bicubic_rows(decoded.alpha[None], size, start, stop)[0].clamp(0, 1)
 
 
 class StripCanvas:
-    """Takes strips as float tensors and gives back the kind of image that was decoded.
+    """Takes strips as tensors and gives back the kind of image that was decoded.
 
     Args:
         like: The decoded image whose kind to give back.
@@ -33,12 +71,15 @@ class StripCanvas:
 
         Args:
             start: Its first row.
-            rgb: Float (3, rows, W) in [0, 1].
+            rgb: (3, rows, W), as for `encode_image`.
             alpha: Float (1, rows, W) in [0, 1]; None for an opaque image.
         """
         strip = encode_image(rgb, alpha, self._like, self._output_type)
         height, width = self._size
         if isinstance(strip, Image.Image):
+            if strip.size == (width, height):
+                self._image = strip
+                return
             if self._image is None:
                 self._image = Image.new(strip.mode, (width, height))
                 self._image.info = strip.info

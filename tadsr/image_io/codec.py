@@ -143,14 +143,15 @@ def encode_image(
     like: DecodedImage,
     output_type: OutputType | None = None,
 ) -> ImageLike:
-    """Turn float tensors back into the kind of image that was decoded.
+    """Turn tensors back into the kind of image that was decoded.
 
     Grey stays grey, by BT.601 luma. PIL modes come back as they were, except 1 as L; P and the
     colour spaces as RGB; premultiplied as plain alpha; and 16-bit grey with alpha, which Pillow
     has no mode for, as 8-bit LA. Integers are rounded half up.
 
     Args:
-        rgb: Float (3, H, W), clamped to [0, 1]; H and W may differ from those decoded.
+        rgb: Float (3, H, W), clamped to [0, 1]; H and W may differ from those decoded. Or bytes,
+            where `takes_bytes`.
         alpha: Float (1, H, W), clamped to [0, 1], attached as it is; None for an opaque result.
         like: The decoded image whose kind to give back.
         output_type: None for that kind; "pil" for an 8-bit PIL image; "np" for an array
@@ -162,13 +163,14 @@ def encode_image(
         was none.
 
     Raises:
-        TypeError: If `rgb` or `alpha` is not a float tensor.
+        TypeError: If `rgb` or `alpha` is neither of these.
         ValueError: If a shape or `output_type` is wrong, or a value is NaN or infinite.
     """
     if output_type is not None and output_type not in OUTPUT_TYPES:
         choices = ", ".join(map(repr, OUTPUT_TYPES))
         raise ValueError(f"output_type must be None, {choices}; got {output_type!r}")
-    rgb = _checked_result(rgb, "rgb", channels=3)
+    may_be_bytes = takes_bytes(like, output_type)
+    rgb = _checked_result(rgb, "rgb", channels=3, may_be_bytes=may_be_bytes)
     if alpha is not None:
         alpha = _checked_result(alpha, "alpha", channels=1)
         if alpha.shape[1:] != rgb.shape[1:]:
@@ -177,6 +179,8 @@ def encode_image(
                 f"got {tuple(alpha.shape[1:])}"
             )
         alpha = alpha.to(rgb.device)
+        if rgb.dtype == torch.uint8:
+            alpha = _to_integers(alpha, np.dtype(np.uint8))
     kind = like.kind
     if kind.is_gray:
         weights = rgb.new_tensor(_LUMA_BT601).view(3, 1, 1)
@@ -191,6 +195,16 @@ def encode_image(
     if container == "np":
         return _encode_array(rgb, alpha, kind, same_layout=output_type is None)
     return _encode_pil(rgb, alpha, kind, wide=output_type is None)
+
+
+def takes_bytes(like: DecodedImage, output_type: OutputType | None = None) -> bool:
+    """Return whether `encode_image` can do with bytes: the result has three colours of 8 bit."""
+    kind = like.kind
+    container = output_type or kind.container
+    is_8bit = container == "pil"
+    if container == "np":
+        is_8bit = kind.dtype == np.uint8 if output_type is None else not kind.is_16bit
+    return is_8bit and not kind.is_gray
 
 
 def _decode_pil(image: Image.Image) -> DecodedImage:
@@ -355,12 +369,17 @@ def _split_alpha(planes: Tensor) -> tuple[Tensor, Tensor | None]:
     return colors.repeat(3 // colors.shape[0], 1, 1), alpha
 
 
-def _checked_result(values: Tensor, name: str, channels: int) -> Tensor:
-    if not isinstance(values, Tensor) or not values.is_floating_point():
+def _checked_result(
+    values: Tensor, name: str, channels: int, *, may_be_bytes: bool = False
+) -> Tensor:
+    is_bytes = may_be_bytes and isinstance(values, Tensor) and values.dtype == torch.uint8
+    if not is_bytes and (not isinstance(values, Tensor) or not values.is_floating_point()):
         found = values.dtype if isinstance(values, Tensor) else type(values).__name__
         raise TypeError(f"{name} must be a floating-point tensor, not {found}")
     if values.ndim != 3 or values.shape[0] != channels or values.numel() == 0:
         raise ValueError(f"{name} must be ({channels}, H, W), got {tuple(values.shape)}")
+    if is_bytes:
+        return values
     values = values.detach().to(torch.float32)
     if not torch.isfinite(values).all():
         raise ValueError(
@@ -396,14 +415,18 @@ def _encode_pil(rgb: Tensor, alpha: Tensor | None, kind: ImageKind, wide: bool) 
 
 
 def _to_bands(planes: Tensor, dtype: np.dtype) -> np.ndarray:
-    """Return planes (C, H, W) in [0, 1] as an array (H, W, C) of a dtype."""
+    """Return planes (C, H, W), in [0, 1] or bytes, as an array (H, W, C) of a dtype."""
+    if planes.dtype != torch.uint8:
+        planes = _to_integers(planes, dtype)
+    return planes.permute(1, 2, 0).contiguous().cpu().numpy().astype(dtype, copy=False)
+
+
+def _to_integers(planes: Tensor, dtype: np.dtype) -> Tensor:
     white = _INTEGER_WHITE.get(dtype.newbyteorder("="))
     if white is not None:
         planes = planes.mul(white).add_(0.5).floor_()  # half up
-    if dtype == np.uint8:
-        # Before it leaves the device: a quarter of the bytes.
-        planes = planes.byte()
-    return planes.permute(1, 2, 0).contiguous().cpu().numpy().astype(dtype, copy=False)
+    # Before it leaves the device: a quarter of the bytes.
+    return planes.byte() if dtype == np.uint8 else planes
 
 
 def unreadable(name: object, error: Exception) -> ImageReadError:

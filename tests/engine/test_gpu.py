@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 
+from tadsr import TADSRPipeline
 from tadsr.engine import EnginePlan, OneStepEngine, choose_plan
 from tadsr.engine.layers import attend_in_chunks
 
@@ -69,6 +72,31 @@ def test_changed_weights_are_recorded_anew(on_gpu, alphas_cumprod):
         engine.unet.conv_in.weight.mul_(factor)
         for _ in range(3):
             assert relative_error(engine.restore(*inputs), eager_of(engine, inputs)) < 1e-5
+
+
+@pytest.mark.parametrize("color_fix", ["adain", "wavelet", "none"])
+def test_bytes_are_on_the_host_once_a_call_returns(color_fix):
+    pipe = TADSRPipeline.from_pretrained("tadsr-tiny").to("cuda")
+    rng = np.random.default_rng(0)
+    options = {"color_fix": color_fix, "timestep": 300}
+    for _ in range(3):
+        photos = [rng.integers(0, 256, (128, 160, 3), np.uint8) for _ in range(4)]
+        found = pipe(photos, **options)
+        floats = pipe([photo.astype(np.float32) / 255 for photo in photos], **options)
+        for result, wanted in zip(found, floats, strict=True):
+            # What two ways of rounding differ by at most.
+            assert np.abs(result - wanted * 255).max() < 0.6
+
+
+def test_threads_share_a_pipeline_on_a_gpu():
+    pipe = TADSRPipeline.from_pretrained("tadsr-tiny").to("cuda", torch.float16)
+    rng = np.random.default_rng(0)
+    photos = [rng.integers(0, 256, (128, 128 + 16 * n, 3), np.uint8) for n in range(4)] * 8
+    expected = [pipe(photo) for photo in photos]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(pipe, photos))
+    for result, wanted in zip(found, expected, strict=True):
+        np.testing.assert_allclose(result.astype(int), wanted.astype(int), atol=1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -15,7 +15,9 @@ SCRIPT = """
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from tadsr import TADSRPipeline
@@ -26,9 +28,9 @@ folder = Path(sys.argv[1])
 golden = load_file(folder / "golden.safetensors")
 launches = []
 run = launch.Launch.__init__
-def count(self, *arguments, **options):
-    launches.append(1)
-    run(self, *arguments, **options)
+def count(self, kernel, *arguments, **options):
+    launches.append(kernel.fn.__name__)
+    run(self, kernel, *arguments, **options)
 launch.Launch.__init__ = count
 
 pipe = TADSRPipeline.from_pretrained(folder / "base", adapter=folder / "tadsr.pkl")
@@ -36,6 +38,16 @@ pipe.set_engine(EnginePlan(fused_kernels=True))
 timestep, prompt = int(sys.argv[2]), sys.argv[3]
 image = pipe.restore(golden["0.lq"], torch.tensor([timestep]), pipe.encode_prompt([prompt]))
 torch.testing.assert_close(image, golden["0.mode.image"], atol=2e-4, rtol=0)
+
+photo = Image.effect_noise((40, 24), 90).convert("RGB").resize((20, 12))
+options = {"timestep": timestep, "prompt": prompt, "process_size": 0}
+ends = {"adain": "adain_kernel", "wavelet": "wavelet_level_kernel", "none": "to_uint8_kernel"}
+for color_fix, last in ends.items():
+    floats = pipe(photo, color_fix=color_fix, output_type="pt", **options)
+    assert launches[-1] != last
+    pixels = np.asarray(pipe(photo, color_fix=color_fix, **options))
+    assert launches[-1] == last
+    assert np.abs(pixels - floats.permute(1, 2, 0).numpy() * 255).max() < 0.51
 print(len(launches))
 """
 
