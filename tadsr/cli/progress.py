@@ -34,11 +34,13 @@ class ImageProgress:
     def _advance(self, share: float) -> None:
         from tqdm import tqdm
 
-        if self._bar is None and share < 1:
+        bar = self._bar  # of two images at once either may take it away
+        if bar is None and share < 1:
             form = "{l_bar}{bar}| {elapsed}<{remaining}"
-            self._bar = tqdm(total=1.0, delay=2, leave=False, disable=self._hidden, bar_format=form)
-        if self._bar is not None:
-            self._bar.update(share - self._bar.n)
+            bar = tqdm(total=1.0, delay=2, leave=False, disable=self._hidden, bar_format=form)
+            self._bar = bar
+        if bar is not None:
+            bar.update(share - bar.n)
 
     def __enter__(self) -> ImageProgress:
         return self

@@ -173,6 +173,15 @@ def restore(
     return pipe(image, request.timestep, **options)
 
 
+def batches_at_once(pipe: TADSRPipeline) -> int:
+    """Return how many batches are computed at once: with a GPU one is decoded or encoded meanwhile.
+
+    Args:
+        pipe: The pipeline; one batch at a time uses its networks.
+    """
+    return 2 if pipe.device.type == "cuda" else 1
+
+
 def images_at_once(pipe: TADSRPipeline, image: SourceImage, request: FileRequest) -> int:
     """Return how many images like this one `restore_together` takes, at least 1.
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
@@ -368,6 +369,8 @@ def test_a_folder_that_closes_half_way_fails_image_by_image(model_dir, tmp_path,
 class Batches:
     """A pipeline that takes images together as on a GPU, once they have been read."""
 
+    device = torch.device("cpu")
+
     def __init__(self, pipe, jobs, at_once: int) -> None:
         self.pipe, self.at_once, self.counts = pipe, at_once, []
         self._left, self._num_taken, self._is_all_read = jobs, 0, False
@@ -431,6 +434,59 @@ def test_images_of_one_size_go_through_together(model_dir, batch_jobs):
             with Image.open(outcome.job.target) as found:
                 assert found.mode == alone.mode
                 np.testing.assert_array_equal(found, alone)
+
+
+class OnGPU:
+    """A pipeline of which two calls must come at once."""
+
+    device = torch.device("cuda")
+
+    def __init__(self, pipe) -> None:
+        self.pipe, self.barrier = pipe, threading.Barrier(2)
+
+    def images_at_once(self, size, settings) -> int:
+        return 1
+
+    def __call__(self, *args, **options):
+        self.barrier.wait(timeout=20)
+        return self.pipe(*args, **options)
+
+
+def test_beside_a_gpu_the_next_image_is_decoded(model_dir, batch_jobs):
+    pipe = load_on(str(model_dir), None, "fp32", "", 1, "cpu")
+    outcomes = []
+    jobs = [job for job in batch_jobs if job.source.name != "04.png"]
+    pace = run_files(jobs, FAST, lambda: OnGPU(pipe), outcomes.append)
+    written = [outcome for outcome in outcomes if outcome.status == "written"]
+    assert [o.job.source.name for o in written] == [
+        *("00.png", "00b.png", "01.png", "02.png", "02b.png", "03.png")
+    ]
+    assert [o.job.source.name for o in outcomes if o.status == "failed"] == ["03b.png"]
+    assert pace.computing > 0
+    for outcome in written:
+        with Image.open(outcome.job.target) as found:
+            alone = pipe(Image.open(outcome.job.source), 500, process_size=0)
+            np.testing.assert_array_equal(found, alone)
+
+
+def test_beside_a_gpu_results_come_while_no_images_do(model_dir, batch_jobs):
+    pipe = load_on(str(model_dir), None, "fp32", "", 1, "cpu")
+    outcomes = []
+    is_there = threading.Event()
+
+    def jobs():
+        # As a run on several devices sends them.
+        yield from batch_jobs[:2]
+        assert is_there.wait(timeout=60)
+        yield from batch_jobs[2:4]
+
+    def report(outcome) -> None:
+        outcomes.append(outcome)
+        if len(outcomes) == 2:
+            is_there.set()
+
+    run_files(jobs(), FAST, lambda: OnGPU(pipe), report)
+    assert [outcome.status for outcome in outcomes] == ["written"] * 4
 
 
 def test_what_fails_in_a_batch_fails_alone(model_dir, batch_jobs):
