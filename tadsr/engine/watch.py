@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
+from itertools import chain
 
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
-
-from tadsr.engine.support import is_hooked
 
 
 class ModuleWatch:
@@ -23,36 +23,43 @@ class ModuleWatch:
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
         modules = list({m: None for network in networks for m in network.modules()})
-        self._children = [(m, tuple(m._modules.values())) for m in modules]
-        self._parameters = [
-            (m, tuple((p, _identity(p)) for p in m._parameters.values() if p is not None))
-            for m in modules
-            if m._parameters
-        ]
-        self._hooked = [is_hooked(m) for m in modules]
-        self._processors = [(m, m.processor) for m in modules if isinstance(m, Attention)]
+        states = [m.__dict__ for m in modules]
+        # The dicts themselves, since every call of the pipeline goes through all of them.
+        self._child_dicts = [state["_modules"] for state in states]
+        self._weight_dicts = [state["_parameters"] for state in states if state["_parameters"]]
+        kinds = ("_forward_hooks", "_forward_pre_hooks")
+        self._hook_dicts = [state[kind] for state in states for kind in kinds]
+        self._states = states
+        self._attentions = [m for m in modules if isinstance(m, Attention)]
+        self._known = self._look()
         # Weak: a weight that was replaced must be freed. Yet the storage's own address cannot be
         # taken by another while these exist, as a data pointer can.
         self._storages = [
-            StorageWeakRef(p.untyped_storage()) for _, given in self._parameters for p, _ in given
+            StorageWeakRef(p.untyped_storage()) for p in self._known[1] if p is not None
         ]
 
     def is_current(self) -> bool:
         """Tell whether nothing has changed."""
-        for (module, children), hooked in zip(self._children, self._hooked, strict=True):
-            if tuple(module._modules.values()) != children or is_hooked(module) != hooked:
-                return False
-        for module, given in self._parameters:
-            found = [p for p in module._parameters.values() if p is not None]
-            if len(found) != len(given):
-                return False
-            for parameter, (known, identity) in zip(found, given, strict=True):
-                if parameter is not known or _identity(parameter) != identity:
-                    return False
-        return all(module.processor is known for module, known in self._processors)
+        known, found = self._known, self._look()
+        # Weights are compared as objects: == would compare their values.
+        return found[0] == known[0] and all(
+            len(now) == len(then) and all(map(operator.is_, now, then))
+            for now, then in zip(found[1:], known[1:], strict=True)
+        )
+
+    def _look(self) -> tuple[list[object], ...]:
+        weights = list(chain.from_iterable(map(dict.values, self._weight_dicts)))
+        numbers = [
+            *(None if p is None else _version(p) for p in weights),
+            *(None if p is None else p.untyped_storage()._cdata for p in weights),
+            *map(len, self._hook_dicts),
+            # What offloading and some optimizers put in place of the method.
+            *("forward" in state for state in self._states),
+        ]
+        children = list(chain.from_iterable(map(dict.values, self._child_dicts)))
+        return numbers, weights, children, [m.processor for m in self._attentions]
 
 
-def _identity(parameter: Tensor) -> tuple[int, int, int]:
+def _version(parameter: Tensor) -> int:
     # Tensors made in inference mode count no versions.
-    version = -1 if parameter.is_inference() else parameter._version
-    return version, parameter.untyped_storage()._cdata, parameter.data_ptr()
+    return -1 if parameter.is_inference() else parameter._version
