@@ -10,6 +10,9 @@ from typing import Literal, get_args
 ColorFix = Literal["adain", "wavelet", "none"]
 """How the result's colours are brought back to the input's."""
 
+MAX_PIXELS = 178_956_970
+"""Largest input that is read unless asked: where Pillow itself refuses to open a file."""
+
 MAX_ENLARGED_ASPECT = 4
 """Enlarging to `process_size` stops at an area of this many process_size × process_size squares,
 or a strip of a few pixels would become gigapixels."""

@@ -12,10 +12,15 @@ from PIL import EpsImagePlugin, ExifTags, Image, ImageCms, features
 
 from tadsr.errors import ImageReadError, ImageWriteError
 from tadsr.image_io import (
+    MAX_PIXELS,
+    ArrayImage,
     check_writable,
+    count_frames,
+    count_pages,
     decode_image,
     encode_image,
     files,
+    read_frames,
     read_image,
     write_image,
 )
@@ -130,7 +135,7 @@ def test_zero_sized_file(tmp_path):
 
 def test_decompression_bomb_in_pillows_eyes(tmp_path):
     (tmp_path / "bomb.png").write_bytes(_huge_png(30_000, 20_000))
-    for max_pixels in (10, None, 10**12):
+    for max_pixels in (10, MAX_PIXELS, None):
         with pytest.raises(ImageReadError, match=r"600000000.*178956970|trust"):
             read_image(tmp_path / "bomb.png", max_pixels=max_pixels)
 
@@ -148,6 +153,49 @@ def test_max_pixels(tmp_path):
     with pytest.raises(ValueError, match="max_pixels"):
         read_image(tmp_path / "small.png", max_pixels=0)
     assert limit == Image.MAX_IMAGE_PIXELS
+
+
+@pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif", ".gif", "16.png"])
+@pytest.mark.parametrize("limit", [200, 100])  # Pillow warns, and refuses
+def test_trusted_files_may_be_larger_than_pillow_allows(suffix, limit, tmp_path, monkeypatch):
+    path = tmp_path / f"large{suffix}"
+    image = _noise(width=24, height=16)
+    if suffix == "16.png":
+        image = ArrayImage(np.asarray(image).astype(np.uint16) * 257)
+    write_image(image, path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with pytest.raises(ImageReadError, match=r"trust the file.*--max-pixels"):
+        read_image(path)
+    assert read_image(path, max_pixels=MAX_PIXELS + 1).size == (24, 16)
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(ImageReadError):
+        read_image(path, max_pixels=MAX_PIXELS + 1)
+    assert limit == Image.MAX_IMAGE_PIXELS
+
+
+def test_trusted_files_of_several_images(tmp_path, monkeypatch):
+    frames = [_noise(seed=seed) for seed in range(3)]
+    for suffix in (".gif", ".tif"):
+        frames[0].save(tmp_path / f"a{suffix}", save_all=True, append_images=frames[1:])
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    trust = {"max_pixels": MAX_PIXELS + 1}
+    with pytest.raises(ImageReadError, match="--max-pixels"):
+        read_frames(tmp_path / "a.gif")
+    clip = read_frames(tmp_path / "a.gif", **trust)
+    for frame in clip:
+        assert frame.size == (24, 16)
+        assert Image.MAX_IMAGE_PIXELS == 100  # while others work on the frame
+    assert count_frames(tmp_path / "a.gif", **trust) == 3
+    assert count_pages(tmp_path / "a.tif", **trust) == 3
+
+
+def test_a_real_file_of_200_megapixels(tmp_path):
+    path = tmp_path / "large.png"
+    Image.new("1", (20_000, 10_000), 1).save(path)
+    with pytest.raises(ImageReadError, match=r"178956970 pixels.*--max-pixels"):
+        read_image(path)
+    assert read_image(path, max_pixels=200_000_000).getextrema() == (255, 255)
 
 
 @pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")

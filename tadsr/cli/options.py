@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 import typer
 
-from tadsr.config import ColorFix
+from tadsr.config import MAX_PIXELS, ColorFix
 
 ScaleOption = Annotated[
     float,
@@ -40,6 +41,14 @@ AdapterOption = Annotated[
     str | None,
     typer.Option("--adapter", metavar="FILE", help="tadsr.pkl, if not in the model's folder."),
 ]
+MaxPixelsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--max-pixels",
+        metavar="N",
+        help="Largest input, such as 500M; 179M if not given, against files that pretend.",
+    ),
+]
 DeviceOption = Annotated[
     str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")
 ]
@@ -47,3 +56,18 @@ DtypeOption = Annotated[
     Literal["auto", "fp32", "fp16", "bf16"],
     typer.Option("--dtype", help="Precision; auto: fp16 on CUDA, else fp32."),
 ]
+
+
+def parse_max_pixels(text: str | None) -> int:
+    """Turn what `--max-pixels` was given, such as "500M" or "1.5G", into a number.
+
+    Raises:
+        ValueError: It is no such number, or below 1.
+    """
+    if text is None:
+        return MAX_PIXELS
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kMG]?)", text.strip(), re.IGNORECASE)
+    number = int(float(found[1]) * 1000 ** " KMG".index(found[2].upper() or " ")) if found else 0
+    if number < 1:
+        raise ValueError(f"--max-pixels must be a number such as 500M or 2G, got {text!r}")
+    return number

@@ -14,11 +14,13 @@ from tadsr.cli.options import (
     ColorFixOption,
     DeviceOption,
     DtypeOption,
+    MaxPixelsOption,
     ModelOption,
     ProcessSizeOption,
     PromptOption,
     ScaleOption,
     TaggerOption,
+    parse_max_pixels,
 )
 from tadsr.cli.plan import check_place, plan_jobs
 from tadsr.cli.progress import ImageProgress
@@ -149,6 +151,7 @@ def upscale(
             "--max-memory", metavar="SIZE", help="Memory to stay within, such as 6GB or 500MB."
         ),
     ] = None,
+    max_pixels: MaxPixelsOption = None,
     format: Annotated[
         Format | None,
         typer.Option("--format", "-f", help="Of outputs that are not named; png if left out."),
@@ -173,6 +176,7 @@ def upscale(
     with as_usage_errors():
         settings = UpscaleSettings(scale, color_fix, process_size)
         tiling = _parse_tiling(tile, max_memory)
+        limit = parse_max_pixels(max_pixels)
     check_range("--timestep", timestep, 0, 999, "small is faithful, large is vivid")
     check_range("--quality", quality, 1, 100, "small makes small files")
     # torch takes seeds of 64 bits.
@@ -184,7 +188,9 @@ def upscale(
     if timestep is None:
         timestep = DEFAULT_TIMESTEP
     map_range = parse_timestep_range(timestep_map, timestep_range)
-    request = FileRequest(settings, timestep, prompt, seed, tiling, quality, overwrite, strip)
+    request = FileRequest(
+        settings, timestep, prompt, seed, tiling, quality, overwrite, strip, limit
+    )
     with readable_errors(debug):
         map_digest = None
         if timestep_map is not None:

@@ -124,7 +124,7 @@ def _read(job: Job, request: FileRequest) -> Item:
             item.image = read_input(job, request)
             width, height = item.image.size
             item.pixels = width * height * num_frames(item.image)
-            about = {"num_frames": num_frames(item.image), "note": note_about(job)}
+            about = {"num_frames": num_frames(item.image), "note": note_about(job, request)}
             size, digest = fingerprint(job.source)
             item.about = {"source_bytes": size, "source_sha256": digest, **about}
         # All of them: the thread must live on, and what is no failure is raised by the run.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from tadsr.config import UpscaleSettings
+from tadsr.config import MAX_PIXELS, UpscaleSettings
 from tadsr.folders.jobs import Job
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ class FileRequest:
     """Whether results that exist are replaced."""
     strip: bool = False
     """Whether metadata is dropped, but for the ICC profile."""
+    max_pixels: int | None = MAX_PIXELS
+    """Largest input in pixels, as for `read_image`."""
 
     def output_size(self, image: SourceImage) -> tuple[int, int]:
         """Return the result's width and height in px."""
@@ -92,8 +94,9 @@ def read_input(job: Job, request: FileRequest) -> SourceImage:
         strip_metadata,
     )
 
-    is_animated = count_frames(job.source) > 1
-    image = read_frames(job.source) if is_animated else read_image(job.source)
+    limit = request.max_pixels
+    is_animated = count_frames(job.source, max_pixels=limit) > 1
+    image = (read_frames if is_animated else read_image)(job.source, max_pixels=limit)
     if request.strip:
         image = image.strip_metadata() if is_animated else strip_metadata(image)
     job.target.parent.mkdir(parents=True, exist_ok=True)
@@ -111,11 +114,11 @@ def num_frames(image: SourceImage) -> int:
     return len(getattr(image, "durations_ms", (0,)))
 
 
-def note_about(job: Job) -> str:
+def note_about(job: Job, request: FileRequest) -> str:
     """Return what of a file is not read, or nothing."""
     from tadsr.image_io import count_pages
 
-    count = count_pages(job.source)
+    count = count_pages(job.source, max_pixels=request.max_pixels)
     if count == 1:
         return ""
     return f"{job.source} holds {count} pages, of which the first is taken; split it for the others"

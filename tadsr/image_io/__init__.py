@@ -1,5 +1,6 @@
 """Images in and out: the only room that knows ranges, alpha, 16 bit, EXIF and ICC."""
 
+from tadsr.config import MAX_PIXELS
 from tadsr.image_io.array_image import ArrayImage
 from tadsr.image_io.canvas import alpha_rows, assemble_images
 from tadsr.image_io.codec import (
@@ -16,7 +17,7 @@ from tadsr.image_io.codec import (
 from tadsr.image_io.files import check_writable, is_see_through, write_image
 from tadsr.image_io.frames import Animation, count_frames, read_frames, write_frames
 from tadsr.image_io.metadata import upright_size
-from tadsr.image_io.reading import MAX_PIXELS, count_pages, read_image
+from tadsr.image_io.reading import count_pages, read_image
 from tadsr.image_io.strips import STREAMED_SUFFIXES, check_streamable, write_strips
 from tadsr.image_io.tensors import (
     pad_reflect,

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from tadsr.errors import ImageReadError
+from tadsr.image_io.limits import check_size
 from tadsr.image_io.metadata import turn_upright
 
 _DTYPES = (np.dtype(np.uint16), np.dtype(np.float32))
@@ -136,11 +137,7 @@ def read_tiff(path: Path, max_pixels: int | None) -> tuple[np.ndarray, Image.Exi
                 f"{path}: must name one height, width and number of samples, but has "
                 f"{height}, {width} and {samples}; get an intact copy"
             )
-        if max_pixels is not None and height * width > max_pixels:
-            raise ImageReadError(
-                f"{path}: must have at most {max_pixels} pixels, got {width}×{height} = "
-                f"{width * height}; pass a larger max_pixels if you trust the file"
-            )
+        check_size(path, width, height, max_pixels)
         is_known = page.photometric in (_MIN_IS_WHITE, 1, 2) and 1 <= samples <= 4
         if (
             not is_known

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from tadsr.config import MAX_PIXELS
 from tadsr.errors import ImageReadError, ImageWriteError
 from tadsr.image_io.codec import (
     decode_image,
@@ -21,6 +22,7 @@ from tadsr.image_io.codec import (
     unreadable,
 )
 from tadsr.image_io.files import check_writable, open_whole, save_options, to_palette
+from tadsr.image_io.limits import BOMBS, pillow_opens, too_large
 from tadsr.image_io.metadata import (
     find_orientation,
     kept_metadata,
@@ -30,7 +32,7 @@ from tadsr.image_io.metadata import (
     upright_size,
 )
 from tadsr.image_io.png import PngWriter
-from tadsr.image_io.reading import ANIMATED_FORMATS, MAX_PIXELS, check_readable, open_image
+from tadsr.image_io.reading import ANIMATED_FORMATS, check_readable, open_image
 
 _RESTORE_BACKGROUND = 2
 
@@ -50,6 +52,7 @@ class Animation:
             RGB.
         info: Metadata of the file, which each frame carries.
         orientation: Of the file's frames, as in EXIF; they are turned upright by it.
+        max_pixels: Largest width × height that is read, as for `read_image`.
     """
 
     path: Path
@@ -59,16 +62,22 @@ class Animation:
     has_transparency_data: bool = False
     info: Mapping[str, Any] = field(default_factory=dict, hash=False)
     orientation: int = 1
+    max_pixels: int | None = MAX_PIXELS
 
     def __len__(self) -> int:
         return len(self.durations_ms)
 
     def __iter__(self) -> Iterator[Image.Image]:
         try:
-            with open_image(self.path, None) as image:
-                for index in _frame_indices(image):
-                    image.seek(index)
-                    frame = image.convert("RGBA" if self.has_transparency_data else "RGB")
+            with pillow_opens(self.max_pixels):
+                image = open_image(self.path, self.max_pixels)
+            with image:
+                with pillow_opens(self.max_pixels):
+                    indices = _frame_indices(image)
+                for index in indices:
+                    with pillow_opens(self.max_pixels):  # not while others work on the frame
+                        image.seek(index)
+                        frame = image.convert("RGBA" if self.has_transparency_data else "RGB")
                     frame = turn_upright(frame, self.orientation)
                     frame.info = dict(self.info)
                     yield frame
@@ -84,15 +93,19 @@ class Animation:
         return replace(self, info=strip_metadata(blank).info)
 
 
-def count_frames(path: str | os.PathLike[str]) -> int:
+def count_frames(path: str | os.PathLike[str], *, max_pixels: int | None = MAX_PIXELS) -> int:
     """Return the number of frames of an animation: GIF, WebP, APNG or AVIF; else 1.
+
+    Args:
+        path: The file.
+        max_pixels: As for `read_image`; a file of larger frames counts as 1.
 
     Raises:
         ImageReadError: If the file is missing.
     """
-    path = check_readable(path, None)
+    path = check_readable(path, max_pixels)
     try:
-        with open_image(path, None) as image:
+        with pillow_opens(max_pixels), open_image(path, max_pixels) as image:
             return len(_frame_indices(image))
     except Exception:
         return 1  # `read_image` says what is wrong
@@ -114,7 +127,7 @@ def read_frames(path: str | os.PathLike[str], *, max_pixels: int | None = MAX_PI
     """
     path = check_readable(path, max_pixels)
     try:
-        with open_image(path, max_pixels) as image:
+        with pillow_opens(max_pixels), open_image(path, max_pixels) as image:
             durations, has_alpha = [], False
             for index in _frame_indices(image):
                 image.seek(index)
@@ -134,7 +147,10 @@ def read_frames(path: str | os.PathLike[str], *, max_pixels: int | None = MAX_PI
                 has_alpha,
                 upright_metadata(read_exif(image), image.info, b"RGB "),
                 find_orientation(image),
+                max_pixels,
             )
+    except BOMBS as error:
+        raise too_large(path, error) from error
     except ImageReadError:
         raise
     except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything

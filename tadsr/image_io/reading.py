@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from tadsr.config import MAX_PIXELS
 from tadsr.errors import ImageReadError, ImageReadWarning
 from tadsr.image_io.array_image import ArrayImage, check_unit, read_16bit, read_tiff
 from tadsr.image_io.codec import unreadable
+from tadsr.image_io.limits import BOMBS, check_size, pillow_opens, too_large
 from tadsr.image_io.metadata import read_exif, tidy_exif, upright_metadata
 
-MAX_PIXELS = 178_956_970  # where Pillow itself refuses to open a file, by default
 # Files of several images of equal rank; others keep thumbnails and depth maps beside the first.
 ANIMATED_FORMATS = ("GIF", "PNG", "WEBP", "AVIF")
 _PAGED_FORMATS = ("TIFF", "HEIF")
@@ -30,8 +31,9 @@ def read_image(
 
     Args:
         path: The file; HEIC needs the library pillow-heif.
-        max_pixels: Largest width × height, against decompression bombs; None for no limit but
-            Pillow's own, 2 × `PIL.Image.MAX_IMAGE_PIXELS`, which holds in any case.
+        max_pixels: Largest width × height, against decompression bombs. Above `MAX_PIXELS` it
+            takes the place of Pillow's own limit, 2 × `PIL.Image.MAX_IMAGE_PIXELS`, for as long as
+            the file is read; None leaves that one alone.
 
     Returns:
         A PIL image in the file's own mode, not yet turned by its EXIF orientation; or an upright
@@ -45,12 +47,10 @@ def read_image(
     """
     path = check_readable(path, max_pixels)
     try:
-        with open_image(path, max_pixels) as image:
+        with pillow_opens(max_pixels), open_image(path, max_pixels) as image:
             return _read(image, path)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageReadError(
-            f"{path}: {error} If you trust the file, raise PIL.Image.MAX_IMAGE_PIXELS"
-        ) from error
+    except BOMBS as error:
+        raise too_large(path, error) from error
     except ImageReadError:
         raise
     except _NeedsTifffile:
@@ -59,15 +59,19 @@ def read_image(
         raise unreadable(path, error) from error
 
 
-def count_pages(path: str | os.PathLike[str]) -> int:
+def count_pages(path: str | os.PathLike[str], *, max_pixels: int | None = MAX_PIXELS) -> int:
     """Return the number of pages of a TIFF, or of images of a HEIC; else 1.
+
+    Args:
+        path: The file.
+        max_pixels: As for `read_image`; a file of more counts as 1.
 
     Raises:
         ImageReadError: If the file is missing.
     """
-    path = check_readable(path, None)
+    path = check_readable(path, max_pixels)
     try:
-        with open_image(path, None) as image:
+        with pillow_opens(max_pixels), open_image(path, max_pixels) as image:
             return getattr(image, "n_frames", 1) if image.format in _PAGED_FORMATS else 1
     except Exception:
         return 1  # `read_image` says what is wrong
@@ -109,7 +113,7 @@ def open_image(path: Path, max_pixels: int | None) -> Image.Image:
             raise ImageReadError(
                 f"{path}: must be a picture, but is a PostScript program; save it as PNG or TIFF"
             )
-        _check_file_size(path, image.size, max_pixels)
+        check_size(path, *image.size, max_pixels)
     except ImageReadError:
         image.close()
         raise
@@ -185,16 +189,5 @@ def _open_heif(path: Path, head: bytes, max_pixels: int | None) -> Image.Image:
         ) from error
     # Opened by its own class: registering it with Pillow would change every other use of Pillow.
     image = HeifImageFile(path)
-    _check_file_size(path, image.size, max_pixels)
+    check_size(path, *image.size, max_pixels)
     return image
-
-
-def _check_file_size(path: Path, size: tuple[int, int], max_pixels: int | None) -> None:
-    width, height = size
-    if width * height == 0:
-        raise ImageReadError(f"{path}: must have no side of 0 px, got {width}×{height}")
-    if max_pixels is not None and width * height > max_pixels:
-        raise ImageReadError(
-            f"{path}: must have at most {max_pixels} pixels, got {width}×{height} = "
-            f"{width * height}; pass a larger max_pixels if you trust the file"
-        )

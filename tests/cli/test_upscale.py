@@ -238,6 +238,31 @@ def test_pieces_that_make_no_sense_are_misuse(upscale, photo, options, message):
     assert files_under(".") == {"photo.png"}
 
 
+def test_larger_inputs_are_read_when_they_are_trusted(upscale, photo, monkeypatch):
+    path = photo("photo.png", size=(6, 5))
+    result = upscale(path, "--max-pixels", 29, code=1)
+    assert "at most 29 pixels" in result.stderr
+    assert "--max-pixels" in result.stderr
+    upscale(path, "--max-pixels", "0.03k")
+    assert read("photo_x4.png")[2] == (24, 20)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 14)
+    assert "--max-pixels" in upscale(path, "a.png", code=1).stderr
+    upscale(path, "a.png", "--max-pixels", "200M")
+    assert Image.MAX_IMAGE_PIXELS == 14
+
+
+def test_results_do_not_depend_on_the_largest_input(upscale, photo):
+    photo("photos/a.png")
+    upscale("photos", "--max-pixels", "1G")
+    assert "other settings" not in upscale("photos").stderr
+
+
+@pytest.mark.parametrize("text", ["many", "0", "-5", "0.1", "5 MB"])
+def test_numbers_of_pixels_that_make_no_sense_are_misuse(upscale, photo, text):
+    result = upscale(photo("photo.png"), f"--max-pixels={text}", code=2)
+    assert "--max-pixels must be a number such as 500M or 2G" in result.stderr
+
+
 def test_very_large_results_are_written_in_strips(upscale, photo, monkeypatch):
     path = photo("photo.png", size=(20, 30))
     upscale(path, "whole.png")

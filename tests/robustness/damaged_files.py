@@ -96,7 +96,7 @@ def run_case(
 def upscale(pipe: TADSRPipeline, job: Job, request: FileRequest) -> str:
     """Go the way of a folder run's files, and check the result."""
     image = read_input(job, request)
-    note_about(job)
+    note_about(job, request)
     width, height = request.output_size(image)
     if image.size[0] * image.size[1] > RESTORED_PIXELS:
         return "only read"
