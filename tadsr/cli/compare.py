@@ -63,6 +63,9 @@ def compare(
         typer.echo(_format_figures(found.figures))
         target.parent.mkdir(parents=True, exist_ok=True)
         write_image(sheet, target, overwrite=overwrite)
+        if (images[0] == images[1]).all():
+            typer.echo(f"no pixel of {a} and {b} differs; see {target}")
+            return
         box = found.box
         side = f"{box.right - box.left}×{box.bottom - box.top}"
         typer.echo(f"most different: {side} px at {box.left},{box.top}; see {target}")
