@@ -45,6 +45,7 @@ _MAX_BATCHES_AT_ONCE = 2
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 Report = Callable[[Outcome], None]
+Begin = Callable[[Job], None]
 ProgressOf = Callable[[Job], Callable[[float], None]]
 
 
@@ -86,6 +87,7 @@ def run_files(
     load: Callable[[], TADSRPipeline],
     report: Report,
     progress_of: ProgressOf | None = None,
+    begin: Begin = lambda job: None,
 ) -> Pace:
     """Upscale files; one that fails leaves the others alone.
 
@@ -100,6 +102,7 @@ def run_files(
         load: Gives the pipeline; called when the first image has been read.
         report: Told each outcome as soon as it is known, in this thread.
         progress_of: Gives each image's progress.
+        begin: Told of each image, in this thread, before it is computed.
 
     Returns:
         What the run waited for.
@@ -135,13 +138,16 @@ def run_files(
                     # Outside of what may fail: without a model there is no point in the next file.
                     pipe = load()
                     max_batches = batches_at_once(pipe)
-                is_alone = item.pixels * request.settings.scale**2 > _ALONE_PIXELS
+                is_large = item.pixels * request.settings.scale**2 > _ALONE_PIXELS
+                is_alone = is_large or item.job.alone
                 num_left = 0 if is_alone else max_batches - 1
                 at_once = images_at_once(pipe, item.image, request)
                 batch = [item, *reader.like(item, at_once - 1)]
                 reader.read_ahead(at_once)
                 with pace.measure("computing"):
                     results.take_computed(num_left)
+                    for one in batch:
+                        begin(one.job)
                     arguments = (pipe, batch, request, progress_of)
                     if max_batches == 1:
                         # In this thread, where an interrupt ends it at once.
