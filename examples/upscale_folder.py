@@ -9,23 +9,10 @@ python examples/upscale_folder.py photos/ sharp/ --devices cuda:0 cuda:1
 from __future__ import annotations
 
 import argparse
-from functools import partial
 
-import torch
-
-from tadsr import TADSRPipeline
-from tadsr.folders.jobs import Job, mirror_folder
 from tadsr.folders.outcome import Outcome
 from tadsr.folders.restoring import FileRequest
-from tadsr.folders.resume import upscale_files
-from tadsr.folders.run import Report, run_files
-from tadsr.folders.workers import run_on_devices
-
-
-def load(model: str, device: str) -> TADSRPipeline:
-    """Load the pipeline on a device; workers call it by its name, so it is no lambda."""
-    dtype = torch.float16 if device.startswith("cuda") else torch.float32
-    return TADSRPipeline.from_pretrained(model, torch_dtype=dtype).to(device)
+from tadsr.folders.upscale import upscale_folder
 
 
 def show(outcome: Outcome) -> None:
@@ -41,21 +28,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("target")
     parser.add_argument("--model", default="tadsr-tiny")
     parser.add_argument("--timestep", type=int, default=500)
-    parser.add_argument("--devices", nargs="+", default=["cpu"])
+    parser.add_argument("--devices", nargs="+", help="one or several, such as cuda:0 cuda:1")
     options = parser.parse_args(arguments)
 
-    request = FileRequest(timestep=options.timestep)
-    load_on = partial(load, options.model)
-
-    def run(todo: list[Job], report: Report) -> None:
-        if len(options.devices) == 1:
-            run_files(todo, request, partial(load_on, options.devices[0]), report)
-        else:
-            run_on_devices(todo, request, load_on, options.devices, report)
-
     # Skips what the manifest in the target knows to be done, and writes down what is done now.
-    jobs = mirror_folder(options.source, options.target, suffix=".png")
-    upscale_files(jobs, request, {"model": options.model}, run, show)
+    outcomes = upscale_folder(
+        options.source,
+        options.target,
+        model=options.model,
+        request=FileRequest(timestep=options.timestep),
+        devices=options.devices,
+        report=show,
+    )
+    print(f"{sum(outcome.status == 'failed' for outcome in outcomes)} of {len(outcomes)} failed")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import hashlib
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tadsr.folders.outcome import Outcome
 from tadsr.folders.restoring import FileRequest
 from tadsr.folders.resume import upscale_files
 from tadsr.folders.run import Report, run_files
+from tadsr.folders.upscale import load_model
 from tadsr.folders.workers import Load
 
 MAX_TRIES = 2
@@ -72,7 +74,7 @@ def upscale_folder(
     ray = _import_ray()
     jobs = mirror_folder(Path(source).absolute(), Path(target).absolute(), suffix)
     request = request or FileRequest()
-    load = load or _Loader(str(model))
+    load = load or partial(load_model, str(model))
     outcomes: list[Outcome] = []
 
     def note(outcome: Outcome) -> None:
@@ -104,21 +106,6 @@ def upscale_folder(
 
     upscale_files(jobs, request, {"model": str(model)}, run, note)
     return outcomes
-
-
-class _Loader:
-    """Loads a model by name; an object, for it to be picklable."""
-
-    def __init__(self, model: str) -> None:
-        self.model = model
-
-    def __call__(self, device: str) -> Any:
-        import torch
-
-        from tadsr.pipeline import TADSRPipeline
-
-        dtype = torch.float16 if device.startswith("cuda") else torch.float32
-        return TADSRPipeline.from_pretrained(self.model, torch_dtype=dtype).to(device)
 
 
 class _Upscaler:

@@ -90,3 +90,6 @@ def test_a_folder_is_upscaled_and_goes_on(model_dir, tmp_path, capsys):
     run("upscale_folder", *arguments)
     printed = capsys.readouterr().out
     assert (printed.count("written"), printed.count("skipped ")) == (1, 1)
+    (photos / "c.png").write_bytes(b"no image")
+    run("upscale_folder", *arguments, "--devices", "cpu", "cpu")
+    assert capsys.readouterr().out.endswith("1 of 3 failed\n")
