@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from tadsr.errors import TADSRError
+from tadsr.folders.jobs import Job
 from tadsr.folders.outcome import Outcome
 from tadsr.version import __version__
 from tadsr.whole_file import remove_abandoned
@@ -56,23 +58,61 @@ class Record:
     error: str | None = None
 
 
+_RECORD_FIELDS = {each.name for each in fields(Record)}
+
+
+@dataclass
+class _Beginning:
+    """That a run began an image.
+
+    Args:
+        settings: As in its record to be.
+        means: Digest of the settings and of what an image may be too much for; None once the run
+            has left the image in good order, by an interrupt or an error.
+        started: Time in UTC, ISO 8601.
+    """
+
+    settings: str
+    means: str | None
+    started: str
+
+
+@dataclass
+class _Contents:
+    """What a manifest holds."""
+
+    records: dict[str, Record] = field(default_factory=dict)
+    """By target."""
+    known: set[str] = field(default_factory=set)
+    """Digests of the settings that are spelled out."""
+    begun: dict[str, list[_Beginning]] = field(default_factory=lambda: defaultdict(list))
+    """By target, what has no end that a record tells."""
+    is_cut: bool = False
+    """Whether the last line has no end."""
+
+
 class Manifest(AbstractContextManager):
     """The manifest of one folder, held by one run at a time.
 
     Args:
         folder: Folder of the results; made if it is missing.
         settings: What the results depend on, as JSON's types.
+        means: What bounds a run beside them, such as a limit of memory.
 
     Raises:
         TADSRError: Another run writes to the folder.
         OSError: The folder cannot be written.
     """
 
-    def __init__(self, folder: str | Path, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self, folder: str | Path, settings: Mapping[str, Any], means: str | None = None
+    ) -> None:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.path = self.folder / MANIFEST_NAME
         self.settings = settings_digest(settings)
+        self._means = settings_digest({"settings": self.settings, "means": means})
+        self._begun_now: set[str] = set()
         self._lock = FileLock(self.folder / _LOCK_NAME)
         try:
             self._lock.acquire(timeout=0)
@@ -81,20 +121,43 @@ class Manifest(AbstractContextManager):
                 f"{self.folder}: another run writes to this folder; wait for it, or choose another"
             ) from error
         try:
-            self._records, known, is_cut = _read(self.path)
+            self._contents = _read(self.path)
             self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115, closed by close()
         except BaseException:
             self._lock.release()
             raise
-        if is_cut:
+        if self._contents.is_cut:
             self._file.write("\n")
-        if self.settings not in known:
+        if self.settings not in self._contents.known:
             head = {"settings": self.settings, "tadsr": __version__, **settings}
             self._write({"run": head, "started": _now()})
 
     def find(self, target: Path) -> Record | None:
         """Return the last record of a result, or None."""
-        return self._records.get(self._name(target))
+        return self._contents.records.get(self._name(target))
+
+    def is_suspect(self, target: Path) -> bool:
+        """Return whether a run was killed while it was at a result."""
+        return any(begun.means is not None for begun in self._begun(target))
+
+    def num_deaths(self, target: Path) -> int:
+        """Return how many runs with these settings and means were killed while at a result."""
+        return sum(begun.means == self._means for begun in self._begun(target))
+
+    def begin(self, target: Path) -> None:
+        """Write down that a result is being made, for the next run if this one is killed.
+
+        Args:
+            target: The result.
+
+        Raises:
+            OSError: The manifest cannot be written.
+        """
+        name = self._name(target)
+        begun = _Beginning(self.settings, self._means, _now())
+        self._write({"begun": name, **asdict(begun)})
+        self._contents.begun[name].append(begun)
+        self._begun_now.add(name)
 
     def add(self, outcome: Outcome) -> None:
         """Write down one image.
@@ -105,22 +168,46 @@ class Manifest(AbstractContextManager):
         Raises:
             OSError: The manifest cannot be written.
         """
-        job, is_written = outcome.job, outcome.status == "written"
-        record = Record(
-            target=self._name(job.target),
-            source=job.source.as_posix(),
+        is_written = outcome.status == "written"
+        self._add(
+            outcome.job,
             source_bytes=outcome.source_bytes,
             source_sha256=outcome.source_sha256,
             settings=self.settings,
             finished=_now(),
             seconds=round(outcome.seconds, 3),
-            target_bytes=_size_of(job.target) if is_written else None,
+            target_bytes=_size_of(outcome.job.target) if is_written else None,
             width=outcome.size[0] if is_written else None,
             height=outcome.size[1] if is_written else None,
             error=None if is_written else outcome.message,
         )
-        self._write(asdict(record))
-        self._records[record.target] = record
+
+    def adopt(self, job: Job, size: tuple[int, int] | tuple[None, None]) -> None:
+        """Write down a result that a run made and was killed before it could say so.
+
+        Args:
+            job: Which image; one that was not begun or is older than that is left alone.
+            size: Width and height of the result in px, if they are known.
+
+        Raises:
+            OSError: The manifest cannot be written, or there is no such result.
+        """
+        made = os.path.getmtime(job.target)
+        begun = self._begun(job.target)
+        if not begun or made < datetime.fromisoformat(begun[-1].started).timestamp():
+            return
+        source_bytes, source_sha256 = fingerprint(job.source)
+        self._add(
+            job,
+            source_bytes=source_bytes,
+            source_sha256=source_sha256,
+            settings=begun[-1].settings,
+            finished=datetime.fromtimestamp(made, timezone.utc).isoformat(timespec="seconds"),
+            seconds=0.0,
+            target_bytes=_size_of(job.target),
+            width=size[0],
+            height=size[1],
+        )
 
     def remove_abandoned(self, targets: Iterable[Path]) -> None:
         """Remove half-written files of killed runs beside the results."""
@@ -129,11 +216,27 @@ class Manifest(AbstractContextManager):
 
     def close(self) -> None:
         """Close the file and let other runs have the folder."""
-        self._file.close()
-        self._lock.release()
+        try:
+            # An error or an interrupt is no death.
+            for name in sorted(self._begun_now):
+                self._write({"left": name})
+            self._file.close()
+        finally:
+            self._lock.release()
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def _begun(self, target: Path) -> list[_Beginning]:
+        return self._contents.begun.get(self._name(target), [])
+
+    def _add(self, job: Job, **about: Any) -> None:
+        name = self._name(job.target)
+        record = Record(target=name, source=job.source.as_posix(), **about)
+        self._write(asdict(record))
+        self._begun_now.discard(name)
+        self._contents.begun.pop(name, None)
+        self._contents.records[name] = record
 
     def _name(self, target: Path) -> str:
         return Path(os.path.relpath(target, self.folder)).as_posix()
@@ -177,30 +280,38 @@ def read_manifest(folder: str | Path) -> list[Record]:
     Returns:
         One record per result, in the order in which they first came; empty without a manifest.
     """
-    return list(_read(Path(folder) / MANIFEST_NAME)[0].values())
+    return list(_read(Path(folder) / MANIFEST_NAME).records.values())
 
 
-def _read(path: Path) -> tuple[dict[str, Record], set[str], bool]:
-    """Return records by target, the settings that are spelled out, and if the end is cut off."""
-    records: dict[str, Record] = {}
-    known: set[str] = set()
-    names = {field.name for field in fields(Record)}
+def _read(path: Path) -> _Contents:
+    contents = _Contents()
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
-        return records, known, False
+        return contents
     for line in text.split("\n"):
         try:
-            entry = json.loads(line)
-            if "run" in entry:
-                known.add(entry["run"]["settings"])
-            else:
-                # Fields of later versions are no matter.
-                record = Record(**{k: v for k, v in entry.items() if k in names})
-                records[record.target] = record
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            _take(json.loads(line), contents)
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
             continue  # a line that was cut off by a power failure, or is none of ours
-    return records, known, bool(text) and not text.endswith("\n")
+    contents.is_cut = bool(text) and not text.endswith("\n")
+    return contents
+
+
+def _take(entry: dict[str, Any], contents: _Contents) -> None:
+    if "run" in entry:
+        contents.known.add(entry["run"]["settings"])
+    elif "begun" in entry:
+        begun = _Beginning(entry["settings"], entry["means"], entry["started"])
+        datetime.fromisoformat(begun.started)
+        contents.begun[entry["begun"]].append(begun)
+    elif "left" in entry:
+        contents.begun[entry["left"]][-1].means = None
+    else:
+        # Fields of later versions are no matter.
+        record = Record(**{k: v for k, v in entry.items() if k in _RECORD_FIELDS})
+        contents.records[record.target] = record
+        contents.begun.pop(record.target, None)
 
 
 def fingerprint(path: Path) -> tuple[int, str] | tuple[None, None]:

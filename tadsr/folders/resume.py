@@ -21,6 +21,9 @@ from tadsr.folders.run import Report
 Run = Callable[[list[Job], Report], None]
 """Upscales files and reports each: `run_files`, `run_on_devices` or a cluster's way."""
 
+_MAX_DEATHS = 2
+"""An image that was computed when so many runs ended is left out, for the others' sake."""
+
 
 def upscale_files(
     jobs: Sequence[Job],
@@ -32,7 +35,9 @@ def upscale_files(
     """Upscale what is not done yet, and write down what was done.
 
     A result that exists is left alone. One that a manifest knows is checked first, by its size in
-    bytes and its header; a damaged one is made anew.
+    bytes and its header; a damaged one is made anew. An image that was computed when a run was
+    killed comes first and by itself; after the second time it fails without being tried, and is
+    tried again once a run has got to its end.
 
     Args:
         jobs: Which files; those with a folder are written to its manifest.
@@ -49,30 +54,57 @@ def upscale_files(
         described = {**request.described(), **settings}
         manifests: dict[Path, Manifest] = {}
         for folder in dict.fromkeys(job.folder for job in jobs if job.folder is not None):
-            manifest = manifests[folder] = stack.enter_context(Manifest(folder, described))
+            # Activations that find no room kill; what bounds them changes no result.
+            held = Manifest(folder, described, means=str(request.tiling))
+            manifest = manifests[folder] = stack.enter_context(held)
             own = [job.target for job in jobs if job.folder == folder]
             manifest.remove_abandoned(own)
             # Workers that are killed on the way leave something as well.
             stack.callback(manifest.remove_abandoned, own)
-        todo = []
+        todo, deadly = [], []
         for job in jobs:
             manifest = manifests.get(job.folder) if job.folder else None
             checked, reason = check_existing(job, request, manifest)
             if reason is None:
-                todo.append(checked)
+                num_deaths = manifest.num_deaths(job.target) if manifest else 0
+                is_deadly = num_deaths >= _MAX_DEATHS and not request.overwrite
+                (deadly if is_deadly else todo).append(checked)
             elif is_image(job.target):
+                if manifest is not None:
+                    manifest.adopt(job, _header_size(job.target))
                 report(Outcome(job, "skipped", message=reason))
             else:
                 message = f"{job.target}: exists, but is no image; --overwrite replaces a file"
                 report(Outcome(job, "failed", message=message))
-
-        def note(outcome: Outcome) -> None:
-            if outcome.job.folder is not None:
-                manifests[outcome.job.folder].add(outcome)
+        left_out = [Outcome(job, "failed", message=_death_of(job)) for job in deadly]
+        for outcome in left_out:
             report(outcome)
 
+        # First, with nothing else under way that would be taken for the one that killed.
+        todo.sort(key=lambda job: not job.alone)
         if todo:
-            run(todo, note)
+            run(todo, _Notes(manifests, report))
+        # This makes an end of them, which the next run would take for leave to try them again.
+        for outcome in left_out:
+            manifests[outcome.job.folder].add(outcome)
+
+
+class _Notes:
+    """Writes down what a run says, and passes its outcomes on."""
+
+    def __init__(self, manifests: Mapping[Path, Manifest], report: Report) -> None:
+        self._manifests, self._report = manifests, report
+
+    def begin(self, job: Job) -> None:
+        """Write down an image that is about to be computed, in case it kills the run."""
+        if job.folder is not None:
+            self._manifests[job.folder].begin(job.target)
+
+    def __call__(self, outcome: Outcome) -> None:
+        """Write down what became of an image."""
+        if outcome.job.folder is not None:
+            self._manifests[outcome.job.folder].add(outcome)
+        self._report(outcome)
 
 
 def check_existing(
@@ -86,8 +118,11 @@ def check_existing(
         manifest: Of the output folder, if there is one.
 
     Returns:
-        The job, with leave to replace a damaged result; and why it is skipped, or None.
+        The job, with leave to replace a damaged result, and alone if a run was killed at it; and
+        why it is skipped, or None.
     """
+    if manifest is not None and manifest.is_suspect(job.target):
+        job = replace(job, alone=True)
     if request.overwrite or not os.path.lexists(job.target):
         return job, None
     record = manifest.find(job.target) if manifest else None
@@ -128,3 +163,20 @@ def is_image(path: Path, size: tuple[int | None, int | None] | None = None) -> b
         return path.suffix.lower() in (".tif", ".tiff") and path.stat().st_size > 0
     except OSError:
         return False
+
+
+def _header_size(path: Path) -> tuple[int, int] | tuple[None, None]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                return image.size
+    except (OSError, Image.DecompressionBombError):  # of a kind that Pillow does not know
+        return None, None
+
+
+def _death_of(job: Job) -> str:
+    return (
+        f"{job.source}: the run ended {_MAX_DEATHS} times while this image was computed, perhaps "
+        "for lack of memory; try --max-memory, or run again to try it as it is"
+    )

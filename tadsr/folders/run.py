@@ -45,7 +45,6 @@ _MAX_BATCHES_AT_ONCE = 2
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 Report = Callable[[Outcome], None]
-Begin = Callable[[Job], None]
 ProgressOf = Callable[[Job], Callable[[float], None]]
 
 
@@ -87,7 +86,6 @@ def run_files(
     load: Callable[[], TADSRPipeline],
     report: Report,
     progress_of: ProgressOf | None = None,
-    begin: Begin = lambda job: None,
 ) -> Pace:
     """Upscale files; one that fails leaves the others alone.
 
@@ -100,9 +98,9 @@ def run_files(
         jobs: Which files; taken one at a time, from a thread of its own.
         request: What is done to each.
         load: Gives the pipeline; called when the first image has been read.
-        report: Told each outcome as soon as it is known, in this thread.
+        report: Told each outcome as soon as it is known, in this thread; and each job before it is
+            computed, by its method `begin` if it has one.
         progress_of: Gives each image's progress.
-        begin: Told of each image, in this thread, before it is computed.
 
     Returns:
         What the run waited for.
@@ -112,6 +110,7 @@ def run_files(
         TADSRError: What `load` raises.
     """
     pipe, max_batches = None, 1
+    begin = getattr(report, "begin", lambda job: None)
     pace = Pace()
     num_writers = max(1, min(_MAX_WRITERS, (os.cpu_count() or 1) // 2))
     with (

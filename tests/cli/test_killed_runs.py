@@ -1,0 +1,190 @@
+"""Runs that are killed at an image: the next ones go on, and a deadly image fails alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tadsr.cli.model import load_on
+from tadsr.folders.jobs import Job, mirror_folder
+from tadsr.folders.manifest import MANIFEST_NAME, read_manifest
+from tadsr.folders.outcome import Outcome
+from tadsr.folders.resume import upscale_files
+from tadsr.folders.run import run_files
+from tadsr.tiling.spec import TileSpec
+
+from .test_folders import FAST, PACKAGE_PARENT, write_photos
+
+KILLER = """
+import os, signal
+from tadsr import TADSRPipeline
+from tadsr.cli import main
+
+upscale = TADSRPipeline.__call__
+
+def upscale_or_die(self, image, *arguments, **options):
+    if image.size == (3, 3):
+        os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does where memory runs out
+    return upscale(self, image, *arguments, **options)
+
+TADSRPipeline.__call__ = upscale_or_die
+main()
+"""
+
+
+@pytest.fixture
+def jobs(tmp_path, monkeypatch) -> list[Job]:
+    monkeypatch.chdir(tmp_path)
+    write_photos("photos", 4)
+    return mirror_folder("photos", "photos_x4")
+
+
+def die(jobs, name: str, request=FAST, result: Image.Image | None = None) -> None:
+    """Have a run killed while it computes an image, or once its result is written."""
+    child = os.fork()
+    if child == 0:
+
+        def run(todo, report) -> None:
+            job = next(job for job in todo if job.target.name == name)
+            report.begin(job)
+            if result is not None:
+                result.save(job.target)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        try:
+            upscale_files(jobs, request, {}, run, print)
+        finally:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+
+
+def next_run(jobs, request=FAST, error: type[BaseException] | None = None):
+    """Return what the next run would compute, in order, and what it reports."""
+    found: list[Job] = []
+    outcomes: list[Outcome] = []
+
+    def run(todo, report) -> None:
+        found.extend(todo)
+        if error is not None:
+            report.begin(todo[0])
+            raise error
+
+    upscale_files(jobs, request, {}, run, outcomes.append)
+    return found, outcomes
+
+
+def test_an_image_that_kills_twice_fails_and_the_others_are_done(upscale, model_dir):
+    write_photos("photos", 4)
+    Image.new("RGB", (3, 3)).save("photos/01.png")
+    command = [sys.executable, "-c", KILLER, "upscale", "photos", "-m", model_dir]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PACKAGE_PARENT}
+    runs = [
+        subprocess.run(
+            [*command, "--process-size", "0"], capture_output=True, text=True, env=environment
+        )
+        for _ in range(3)
+    ]
+    assert [run.returncode for run in runs] == [-signal.SIGKILL, -signal.SIGKILL, 1]
+    message = "photos/01.png: the run ended 2 times while this image was computed"
+    assert message in runs[-1].stderr
+    errors = {record.target: record.error for record in read_manifest("photos_x4")}
+    assert errors.pop("01.png").startswith(message)
+    assert errors == {"00.png": None, "02.png": None, "03.png": None}
+    # The run got to its end, so that the next one tries again, as with any other failure.
+    assert "1 written, 3 skipped" in upscale("photos").stdout
+
+
+def test_what_killed_a_run_is_tried_first_and_by_itself(jobs):
+    die(jobs, "02.png")
+    todo, outcomes = next_run(jobs)
+    assert [job.target.name for job in todo] == ["02.png", "00.png", "01.png", "03.png"]
+    assert [job.alone for job in todo] == [True, False, False, False]
+    assert outcomes == []
+
+
+def test_what_killed_twice_stays_out_until_a_run_gets_to_its_end(jobs):
+    for _ in range(2):
+        die(jobs, "02.png")
+    die(jobs, "01.png")
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            next_run(jobs, error=KeyboardInterrupt)
+    todo, outcomes = next_run(jobs)
+    assert [job.target.name for job in todo] == ["01.png", "00.png", "03.png"]
+    assert [outcome.job.target.name for outcome in outcomes] == ["02.png"]
+    assert next_run(jobs)[0][1] == jobs[0]
+    assert len(next_run(jobs)[0]) == 4
+
+
+@pytest.mark.parametrize(
+    "changed", [{"tiling": TileSpec(max_memory=10**9)}, {"timestep": 9}, {"overwrite": True}]
+)
+def test_what_killed_twice_is_tried_in_another_way(jobs, changed):
+    for _ in range(2):
+        die(jobs, "02.png")
+    todo, outcomes = next_run(jobs, replace(FAST, **changed))
+    assert (todo[0].target.name, todo[0].alone) == ("02.png", True)
+    assert outcomes == []
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, ValueError])
+def test_an_interrupt_or_an_error_is_no_death(jobs, error):
+    for _ in range(3):
+        with pytest.raises(error):
+            next_run(jobs, error=error)
+    assert next_run(jobs) == (jobs, [])
+
+
+def test_a_result_that_a_killed_run_did_not_write_down_is_written_down(jobs):
+    die(jobs, "02.png", result=Image.new("RGB", (24, 20)))
+    assert read_manifest("photos_x4") == []
+    todo, outcomes = next_run(jobs)
+    assert [job.target.name for job in todo] == ["00.png", "01.png", "03.png"]
+    assert "02.png: exists, skipped" in outcomes[0].message
+    (record,) = read_manifest("photos_x4")
+    assert (record.source, record.width, record.height) == ("photos/02.png", 24, 20)
+    assert record.target_bytes == os.path.getsize("photos_x4/02.png")
+    assert record.source_bytes == os.path.getsize("photos/02.png")
+
+
+def test_a_file_that_is_older_than_its_run_is_not_taken_for_a_result(jobs):
+    die(jobs, "02.png", result=Image.new("RGB", (24, 20)))
+    os.utime("photos_x4/02.png", (0, 0))
+    todo, outcomes = next_run(jobs)
+    assert len(todo) == 3
+    assert "02.png: exists, skipped" in outcomes[0].message
+    assert read_manifest("photos_x4") == []
+
+
+def test_images_are_begun_before_they_are_computed(model_dir, jobs):
+    Path("photos/03.png").write_bytes(b"no image")
+    events: list[tuple[str, str]] = []
+
+    class Notes:
+        def begin(self, job: Job) -> None:
+            assert not job.target.exists()
+            events.append(("begun", job.target.name))
+
+        def __call__(self, outcome: Outcome) -> None:
+            events.append((outcome.status, outcome.job.target.name))
+
+    alone = [replace(job, alone=True) for job in jobs]
+    run_files(alone, FAST, lambda: load_on(str(model_dir), None, "fp32", "", 1, "cpu"), Notes())
+    # Each has its end before the next is begun, for it not to be taken for what killed.
+    ends = [(status, f"0{n}.png") for n in range(3) for status in ("begun", "written")]
+    assert events == [*ends, ("failed", "03.png")]
+
+
+def test_what_is_begun_is_no_record_to_earlier_versions(jobs):
+    die(jobs, "02.png")
+    entry = json.loads(Path("photos_x4", MANIFEST_NAME).read_text().splitlines()[-1])
+    assert entry["begun"] == "02.png"
+    assert not {"run", "target"} & set(entry), "without these it is none of their lines"
