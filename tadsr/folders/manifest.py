@@ -67,8 +67,9 @@ class _Beginning:
 
     Args:
         settings: As in its record to be.
-        means: Digest of the settings and of what an image may be too much for; None once the run
-            has left the image in good order, by an interrupt or an error.
+        means: Digest of the settings and of what an image may be too much for; None if the run
+            cannot have died of the image: it has left it by an interrupt or an error, or others
+            compute.
         started: Time in UTC, ISO 8601.
     """
 
@@ -144,17 +145,18 @@ class Manifest(AbstractContextManager):
         """Return how many runs with these settings and means were killed while at a result."""
         return sum(begun.means == self._means for begun in self._begun(target))
 
-    def begin(self, target: Path) -> None:
+    def begin(self, target: Path, *, is_deadly: bool = True) -> None:
         """Write down that a result is being made, for the next run if this one is killed.
 
         Args:
             target: The result.
+            is_deadly: Whether this process would die of the image, and not a worker of its.
 
         Raises:
             OSError: The manifest cannot be written.
         """
         name = self._name(target)
-        begun = _Beginning(self.settings, self._means, _now())
+        begun = _Beginning(self.settings, self._means if is_deadly else None, _now())
         self._write({"begun": name, **asdict(begun)})
         self._contents.begun[name].append(begun)
         self._begun_now.add(name)

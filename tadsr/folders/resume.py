@@ -95,10 +95,10 @@ class _Notes:
     def __init__(self, manifests: Mapping[Path, Manifest], report: Report) -> None:
         self._manifests, self._report = manifests, report
 
-    def begin(self, job: Job) -> None:
-        """Write down an image that is about to be computed, in case it kills the run."""
+    def begin(self, job: Job, *, is_deadly: bool = True) -> None:
+        """Write down an image that is about to be computed, in case the run is killed."""
         if job.folder is not None:
-            self._manifests[job.folder].begin(job.target)
+            self._manifests[job.folder].begin(job.target, is_deadly=is_deadly)
 
     def __call__(self, outcome: Outcome) -> None:
         """Write down what became of an image."""

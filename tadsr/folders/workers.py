@@ -55,7 +55,8 @@ def run_on_devices(
         request: What is done to each.
         load: Gives the pipeline on a device; must be picklable.
         devices: What torch calls them; one may come several times.
-        report: Told each outcome, in this thread.
+        report: Told each outcome, in this thread; and each job before it is given to a worker, by
+            its method `begin` if it has one.
 
     Raises:
         TADSRError: The model cannot be loaded, or workers die without finishing anything.
@@ -103,6 +104,7 @@ class _Run:
         report: Report,
     ) -> None:
         self.jobs, self.report = jobs, report
+        self.begin = getattr(report, "begin", lambda job, *, is_deadly: None)
         num_threads = max(1, (os.cpu_count() or 1) // len(devices))
         self.arguments = (load, request, num_threads)
         self.devices = devices
@@ -132,6 +134,7 @@ class _Run:
         while self.jobs and len(worker.given) < ahead:
             job = self.jobs.popleft()
             worker.given.append(job)
+            self.begin(job, is_deadly=False)
             try:
                 worker.connection.send(job)
             except OSError:
