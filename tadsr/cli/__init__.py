@@ -84,5 +84,8 @@ def _root(
 
 
 def main() -> None:
-    """Run the command line on `sys.argv` and exit: 0 done, 1 failed, 2 misused, 130 Ctrl-C."""
+    """Run the command line on `sys.argv` and exit: 0 done, 1 failed, 2 misused, 130 Ctrl-C.
+
+    `tadsr upscale` exits with 143 after SIGTERM.
+    """
     app(prog_name="tadsr")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import re
+import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +31,10 @@ class UsageError(typer.BadParameter):
         return self.message
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came, as from `docker stop`, slurm or systemd."""
+
+
 @contextmanager
 def readable_errors(debug: bool) -> Iterator[None]:
     """Turn expected errors into one message on stderr and exit code 1.
@@ -41,6 +47,9 @@ def readable_errors(debug: bool) -> Iterator[None]:
     """
     try:
         yield
+    except Terminated as error:
+        typer.echo("Terminated; what is written is whole and stays.", err=True)
+        raise typer.Exit(128 + signal.SIGTERM) from error
     except KeyboardInterrupt:
         typer.echo("Interrupted; what is written is whole and stays.", err=True)
         raise  # typer exits with 130
@@ -50,6 +59,31 @@ def readable_errors(debug: bool) -> Iterator[None]:
             raise
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(1) from error
+
+
+@contextmanager
+def interrupted_by_sigterm() -> Iterator[None]:
+    """End what runs as Ctrl-C does when SIGTERM comes, for `readable_errors` to say so.
+
+    Raises:
+        Terminated: It came.
+    """
+
+    def interrupt(*_: object) -> None:
+        # Whoever insists gets what is being written finished, not a second interrupt of it.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Terminated
+
+    # Other threads take no signals, and who ignores or handles them shall go on to.
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from tadsr.cli.reporting import (
     UsageError,
     as_usage_errors,
     check_range,
+    interrupted_by_sigterm,
     parse_bytes,
     readable_errors,
     silence_libraries,
@@ -191,7 +192,7 @@ def upscale(
     request = FileRequest(
         settings, timestep, prompt, seed, tiling, quality, overwrite, strip, limit
     )
-    with readable_errors(debug):
+    with readable_errors(debug), interrupted_by_sigterm():
         map_digest = None
         if timestep_map is not None:
             found, timestep = read_timestep_map(timestep_map, map_range)

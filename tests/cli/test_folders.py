@@ -269,21 +269,36 @@ def test_what_a_worker_leaves_that_is_killed_on_the_way_is_removed(tmp_path):
     workers[0].communicate()
 
 
-def test_an_interrupt_leaves_whole_files_and_the_rest_is_done_later(upscale, model_dir):
+@pytest.mark.parametrize(
+    ("sent", "code", "message", "options"),
+    [
+        (signal.SIGINT, 130, "Interrupted", []),
+        (signal.SIGTERM, 143, "Terminated", []),
+        (signal.SIGTERM, 143, "Terminated", ["--devices", "cpu,cpu"]),
+    ],
+    ids=["ctrl-c", "sigterm", "sigterm_to_all_processes"],
+)
+def test_an_interrupt_leaves_whole_files_and_the_rest_is_done_later(
+    upscale, model_dir, sent, code, message, options
+):
     write_photos("photos", 40)
-    run = start("photos", "-m", model_dir, "--process-size", 128)
+    options = ["-m", model_dir, "--process-size", 128, *options]
+    run = start("photos", *options, start_new_session=True)
     wait_for_records(2)
-    run.send_signal(signal.SIGINT)
+    # As slurm and systemd do; workers ignore Ctrl-C.
+    os.killpg(run.pid, sent)
     _, errors = run.communicate(timeout=60)
-    assert run.returncode == 130
-    assert "Interrupted; what is written is whole and stays." in errors
+    assert run.returncode == code
+    assert f"{message}; what is written is whole and stays." in errors
     assert "Traceback" not in errors
+    assert not list(Path("photos_x4").glob(".tadsr-*.png"))
     num_done = len(records())
     assert 2 <= num_done < 40
     done = sum(path.suffix == ".png" for path in Path("photos_x4").iterdir())
-    assert done == num_done, "every file is in the manifest"
+    assert done == num_done or "--devices" in options, "every file is in the manifest"
     upscale("photos")
     check_whole("photos_x4", 40, (24, 20))
+    assert len(records()) == 40, "what a worker could not report any more is in the manifest"
 
 
 def test_a_killed_run_goes_on(upscale, model_dir):
@@ -294,11 +309,8 @@ def test_a_killed_run_goes_on(upscale, model_dir):
     run.communicate(timeout=60)
     assert 2 <= len(records()) < 40
     upscale("photos")
-    names = {path.name for path in Path("photos_x4").iterdir() if path.suffix == ".png"}
-    assert names == {f"{number:02}.png" for number in range(40)}
-    for name in names:
-        with Image.open(Path("photos_x4", name)) as image:
-            image.load()
+    check_whole("photos_x4", 40, (24, 20))
+    assert len(records()) == 40
 
 
 def test_a_disk_that_fills_up_stops_the_run_and_it_goes_on_later(upscale, model_dir, tmp_path):
