@@ -134,16 +134,38 @@ def compare_with_whole(pipe: TADSRPipeline, lq: Image.Image) -> dict[str, dict[s
 
 
 def compare_positions(pipe: TADSRPipeline, lq: Image.Image) -> dict[str, float]:
-    """Return how much the inside of a picture changes when the grid falls elsewhere."""
+    """Return the PSNR of the same part wherever the grid falls, the worst for each way to cut.
+
+    A picture that repeats itself has the same part at several places of the grid, and the same
+    statistics for all. The last two move the grid by another cut of the picture, which changes
+    what the part is seen beside, for the whole computation as well.
+    """
     options = {"timestep": 500, "output_type": "pt", "color_fix": "none"}
-    spec = TileSpec(attention_px=768)
-    shift = 20  # px of LQ, no divisor of the windows
-    whole = pipe(lq, tiling=spec, **options)
-    moved = pipe(lq.crop((shift, shift, *lq.size)), tiling=spec, **options)
-    inner = 4 * 64
-    a = whole[:, 4 * shift + inner : -inner, 4 * shift + inner : -inner]
-    b = moved[:, inner:-inner, inner:-inner]
-    return describe_difference(b, a)
+    spec, count = TileSpec(attention_px=768), 4
+    period = lq.width // count
+    repeated = Image.new("RGB", (count * period, count * period))
+    for number in range(count**2):
+        place = (number % count * period, number // count * period)
+        repeated.paste(lq.crop((period, period, 2 * period, 2 * period)), place)
+
+    def worst(result: Tensor) -> float:
+        parts = result.unflatten(1, (count, -1)).unflatten(3, (count, -1))[:, 1:-1, :, 1:-1]
+        errors = (parts - parts[:, :1, :, :1]).square().mean(dim=(0, 2, 4)).flatten()
+        return -10 * errors.max().log10().item()
+
+    report = {"attention windows of 768 px": worst(pipe(repeated, tiling=spec, **options))}
+    report["the whole"] = worst(pipe(repeated, tiling=None, **options))
+    with blended_unet_tiles(pipe, 768):
+        report["blended UNet tiles of 768 px"] = worst(pipe(repeated, tiling=None, **options))
+    shift, inner = 20, 4 * 64  # px of LQ, no divisor of the windows; px of the result
+    for name, tiling in {"windows": spec, "the whole": None}.items():
+        full = pipe(lq, tiling=tiling, **options)
+        moved = pipe(lq.crop((shift, shift, *lq.size)), tiling=tiling, **options)
+        a = full[:, 4 * shift + inner : -inner, 4 * shift + inner : -inner]
+        psnr = describe_difference(moved[:, inner:-inner, inner:-inner], a)["psnr"]
+        report[f"another cut of the picture, {name}"] = psnr
+    print(report, flush=True)
+    return report
 
 
 def measure(photo: str, side: int, model: str, max_memory: int) -> dict[str, float]:
@@ -181,7 +203,7 @@ def main() -> None:
         lq = lq.resize((COMPARED_LQ_PX, COMPARED_LQ_PX), Image.LANCZOS)
         pipe = TADSRPipeline.from_pretrained(arguments.model)
         report["against the whole, 2048 px"] = compare_with_whole(pipe, lq)
-        report["the grid elsewhere, 2048 px"] = compare_positions(pipe, lq)
+        report["PSNR of the same part elsewhere, 2048 px"] = compare_positions(pipe, lq)
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -22,6 +22,8 @@ from tadsr.tiling import BandStorage, TileSpec
 PHOTO = Path(__file__).parents[1] / "examples" / "photos" / "lighthouse.jpg"
 IN_PIECES = TileSpec(band_bytes=2**18, max_memory=1, attention_px=0)
 """Small bands, and nothing kept in memory between layers."""
+SAME_PART_DB = 90
+"""What docs/tiling.md promises of a part of a picture wherever the grid falls."""
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +44,23 @@ def test_pieces_give_the_whole(pipe, lq, color_fix, scale):
     for tiling in (IN_PIECES, TileSpec(attention_px=0), TileSpec()):
         found = pipe(lq, 300, tiling=tiling, **options)
         torch.testing.assert_close(found, whole, rtol=0, atol=1e-4)
+
+
+def test_the_same_part_is_restored_alike_wherever_the_grid_falls(pipe):
+    period, count = 28, 4  # no multiple of the windows' steps, nor of the bands
+    part = Image.open(PHOTO).crop((150, 60, 150 + period, 60 + period))
+    lq = Image.new("RGB", (count * period, count * period))
+    for number in range(count**2):
+        lq.paste(part, (number % count * period, number // count * period))
+    spec = TileSpec(band_bytes=2**18, attention_px=128)
+    options = {"color_fix": "none", "process_size": 0, "output_type": "pt"}
+    result = pipe(lq, tiling=spec, **options)
+    parts = result.unflatten(1, (count, -1)).unflatten(3, (count, -1))[:, 1:-1, :, 1:-1]
+    first = parts[:, :1, :, :1]
+    errors = (parts - first).square().mean(dim=(0, 2, 4)).flatten()[1:]
+    psnr = -10 * errors.max().log10().item()
+    # Found: 115 dB; 61 dB with a UNet on blended tiles.
+    assert psnr >= SAME_PART_DB
 
 
 @settings(max_examples=8)
