@@ -43,8 +43,11 @@ def make_files(folder: Path) -> dict[str, bytes]:
         "lossy.webp": _saved(photo, "WEBP", exif=exif),
         "lossless.webp": _saved(alpha, "WEBP", lossless=True),
         "rgb.avif": _saved(photo, "AVIF", **options, speed=10),
+        "frames.avif": _saved(frames[0], "AVIF", **animated, speed=10),
         "rgb.tif": _saved(photo, "TIFF", compression="tiff_lzw", dpi=(300, 300)),
         "palette.tif": _saved(photo.quantize(30), "TIFF"),
+        "fax.tif": _saved(photo.convert("1"), "TIFF", compression="group4"),
+        "pages.tif": _saved(frames[0], "TIFF", save_all=True, append_images=frames[1:]),
         "rgb.bmp": _saved(photo, "BMP"),
         "palette.bmp": _saved(photo.quantize(16), "BMP"),
         "rgb.gif": _saved(photo, "GIF"),
@@ -53,9 +56,12 @@ def make_files(folder: Path) -> dict[str, bytes]:
         "frames.png": _saved(frames[0], "PNG", **animated),
         "frames.webp": _saved(frames[0], "WEBP", **animated, exif=exif),
         "frames.gif": _saved(frames[0], "GIF", **animated),
+        # Last: it leaves a JPEG's settings in the frames, which a TIFF then stumbles over.
+        "pictures.mpo": _saved(frames[0], "MPO", save_all=True, append_images=frames[1:]),
     }
     bytes_8 = np.asarray(photo)
     wide = bytes_8.astype(np.uint16) * 257
+    files["gray16.png"] = _saved(Image.fromarray(wide[..., 0]), "PNG")
     unit = bytes_8.astype(np.float32) / 255
     for name, pixels in {"wide.png": wide, "wide.tif": wide, "float.tif": unit}.items():
         write_image(ArrayImage(pixels, {"exif": exif.tobytes()}), folder / name)
