@@ -8,7 +8,7 @@ import platform
 import re
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -45,14 +45,13 @@ def remove_abandoned(folder: Path) -> None:
     """Remove what processes of this machine that were killed left half-written in a folder.
 
     Args:
-        folder: The folder; one that does not exist holds nothing.
+        folder: The folder; one that does not exist or is closed holds nothing.
     """
-    if not folder.is_dir():
-        return
-    for path in folder.glob(".tadsr-*"):
-        found = _PARTIAL.fullmatch(path.name)
-        if found and found["host"] == _host() and not _is_alive(int(found["process"])):
-            path.unlink(missing_ok=True)
+    with suppress(OSError):
+        for path in folder.glob(".tadsr-*"):
+            found = _PARTIAL.fullmatch(path.name)
+            if found and found["host"] == _host() and not _is_alive(int(found["process"])):
+                path.unlink(missing_ok=True)
 
 
 def _is_alive(process: int) -> bool:

@@ -96,6 +96,30 @@ def split_output(paths: Sequence[str], output: str | None) -> tuple[list[str], s
     return list(paths), None
 
 
+def check_places(jobs: Sequence[Job]) -> list[Job]:
+    """Check that results can come to lie where they should.
+
+    Args:
+        jobs: The whole run.
+
+    Returns:
+        The jobs, with an `error` where a folder inside a run's output is closed.
+
+    Raises:
+        ImageWriteError: A run's output itself, or the place of a file by itself, is closed.
+    """
+    checked = []
+    for job in jobs:
+        check_place(job.target if job.folder is None else job.folder / job.target.name)
+        try:
+            check_place(job.target)
+        except ImageWriteError as error:
+            is_done = os.path.lexists(job.target)
+            job = job if is_done else replace(job, error=job.error or str(error))
+        checked.append(job)
+    return checked
+
+
 def check_place(target: Path) -> None:
     """Check that a file can come to lie where it should; its folder need not exist yet.
 

@@ -22,7 +22,7 @@ from tadsr.cli.options import (
     TaggerOption,
     parse_max_pixels,
 )
-from tadsr.cli.plan import check_place, plan_jobs
+from tadsr.cli.plan import check_places, plan_jobs
 from tadsr.cli.progress import ImageProgress
 from tadsr.cli.reporting import (
     DebugOption,
@@ -198,9 +198,7 @@ def upscale(
             found, timestep = read_timestep_map(timestep_map, map_range)
             request = replace(request, timestep=found)
             map_digest = fingerprint(timestep_map)[1]
-        jobs = plan_jobs(paths, output, format=format, scale=scale)
-        for job in jobs:
-            check_place(job.target)
+        jobs = check_places(plan_jobs(paths, output, format=format, scale=scale))
 
         from tadsr.cli.model import choose_device, load_on, parse_devices
 

@@ -26,6 +26,7 @@ class Job:
         may_replace: Whether a `target` that exists is our own, damaged or of a try that ended
             half-way, and is replaced in any case.
         alone: Whether it must not share a batch, since it may be what ended a run.
+        error: Why it cannot be done at all, or empty; `source` may then be a folder.
     """
 
     source: Path
@@ -33,6 +34,7 @@ class Job:
     folder: Path | None = None
     may_replace: bool = False
     alone: bool = False
+    error: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,14 @@ class Draft:
         folder: Where its result goes.
         tag: What follows the name's stem.
         root: Output folder of the whole run, or None.
+        error: Why the source, which may be a folder, cannot be read; or empty.
     """
 
     source: Path
     folder: Path
     tag: str = ""
     root: Path | None = None
+    error: str = ""
 
     def target(self, suffix: str, *, is_distinct: bool = False) -> Path:
         """Return the file to write, named with the source's suffix too if `is_distinct`."""
@@ -66,7 +70,8 @@ def mirror_folder(source: str | Path, target: str | Path, suffix: str = ".png") 
         suffix: Of the results.
 
     Returns:
-        One job per image, in the order of the names.
+        One job per image, in the order of the names, and at the end one with an `error` per folder
+        that cannot be read.
 
     Raises:
         ValueError: `source` is no folder or holds no image, or is `target` itself.
@@ -88,17 +93,27 @@ def draft_folder(folder: Path, root: Path, output: Path) -> Iterator[Draft]:
         output: Not searched; `root` or a folder above it.
 
     Yields:
-        One draft per image.
+        One draft per image; at the end one per folder inside that cannot be read.
 
     Raises:
         ValueError: `root` is the folder itself, or no image is found.
-        OSError: A folder cannot be read.
+        OSError: The folder itself cannot be read.
     """
     if os.path.realpath(folder) == os.path.realpath(root):
         raise ValueError(f"the output must not be the input folder {folder}; choose another")
     own_output = os.path.realpath(output)
     is_empty = True
-    for place, folders, files in os.walk(folder, onerror=_raise):
+    closed: list[Draft] = []
+
+    def leave_out(error: OSError) -> None:
+        path = Path(error.filename)
+        if path == folder:
+            raise error
+        reason = f"{path}: must be a readable folder, got: {error.strerror}; it is left out"
+        place = root / path.parent.relative_to(folder)
+        closed.append(Draft(path, place, root=root, error=reason))
+
+    for place, folders, files in os.walk(folder, onerror=leave_out):
         # Hidden ones hold no photographs: thumbnails and other systems' companions.
         folders[:] = sorted(
             name
@@ -110,7 +125,8 @@ def draft_folder(folder: Path, root: Path, output: Path) -> Iterator[Draft]:
                 is_empty = False
                 path = Path(place, name)
                 yield Draft(path, root / Path(place).relative_to(folder), root=root)
-    if is_empty:
+    yield from closed
+    if is_empty and not closed:
         raise ValueError(
             f"{folder} must hold images ({' '.join(sorted(INPUT_SUFFIXES))}), found none"
         )
@@ -131,8 +147,11 @@ def name_targets(drafts: Sequence[Draft], suffix: str) -> list[Job]:
         # Some file systems do not tell A.png from a.png.
         return str(draft.target(suffix)).casefold()
 
-    counts = Counter(map(key, drafts))
-    return [Job(d.source, d.target(suffix, is_distinct=counts[key(d)] > 1), d.root) for d in drafts]
+    counts = Counter(key(draft) for draft in drafts if not draft.error)
+    return [
+        Job(d.source, d.target(suffix, is_distinct=counts[key(d)] > 1), d.root, error=d.error)
+        for d in drafts
+    ]
 
 
 def check_targets(jobs: Sequence[Job]) -> None:
@@ -146,7 +165,7 @@ def check_targets(jobs: Sequence[Job]) -> None:
     """
     sources = {os.path.realpath(job.source): job.source for job in jobs}
     seen: dict[str, Job] = {}
-    for job in jobs:
+    for job in (job for job in jobs if not job.error):
         target = os.path.realpath(job.target)
         if target in sources:
             raise ValueError(
@@ -159,7 +178,3 @@ def check_targets(jobs: Sequence[Job]) -> None:
                 "upscale them apart"
             )
         seen[target] = job
-
-
-def _raise(error: OSError) -> None:
-    raise error

@@ -192,10 +192,13 @@ class Manifest(AbstractContextManager):
             size: Width and height of the result in px, if they are known.
 
         Raises:
-            OSError: The manifest cannot be written, or there is no such result.
+            OSError: The manifest cannot be written.
         """
-        made = os.path.getmtime(job.target)
         begun = self._begun(job.target)
+        try:
+            made = os.path.getmtime(job.target)
+        except OSError:  # somebody has taken it away already
+            return
         if not begun or made < datetime.fromisoformat(begun[-1].started).timestamp():
             return
         source_bytes, source_sha256 = fingerprint(job.source)

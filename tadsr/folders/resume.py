@@ -63,6 +63,9 @@ def upscale_files(
             stack.callback(manifest.remove_abandoned, own)
         todo, deadly = [], []
         for job in jobs:
+            if job.error:
+                report(Outcome(job, "failed", message=job.error))
+                continue
             manifest = manifests.get(job.folder) if job.folder else None
             checked, reason = check_existing(job, request, manifest)
             if reason is None:
