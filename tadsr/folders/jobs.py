@@ -135,6 +135,8 @@ def draft_folder(folder: Path, root: Path, output: Path) -> Iterator[Draft]:
 def name_targets(drafts: Sequence[Draft], suffix: str) -> list[Job]:
     """Name each result after its source, with the source's suffix kept where two would clash.
 
+    Which results exist already plays no part, so that a run goes on under the same names.
+
     Args:
         drafts: Sources and the folders of their results.
         suffix: Of the results.
@@ -142,15 +144,20 @@ def name_targets(drafts: Sequence[Draft], suffix: str) -> list[Job]:
     Returns:
         One job per draft, in their order.
     """
-
-    def key(draft: Draft) -> str:
+    distinct: set[int] = set()
+    while True:
+        targets = [d.target(suffix, is_distinct=n in distinct) for n, d in enumerate(drafts)]
         # Some file systems do not tell A.png from a.png.
-        return str(draft.target(suffix)).casefold()
-
-    counts = Counter(key(draft) for draft in drafts if not draft.error)
+        keys = [str(target).casefold() for target in targets]
+        counts = Counter(key for key, d in zip(keys, drafts, strict=True) if not d.error)
+        # A name that keeps its suffix may be another's without: a.jpg and a.jpg.png.
+        clashing = {n for n, key in enumerate(keys) if counts[key] > 1} - distinct
+        if not clashing:
+            break
+        distinct |= clashing
     return [
-        Job(d.source, d.target(suffix, is_distinct=counts[key(d)] > 1), d.root, error=d.error)
-        for d in drafts
+        Job(draft.source, target, draft.root, error=draft.error)
+        for draft, target in zip(drafts, targets, strict=True)
     ]
 
 

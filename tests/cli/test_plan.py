@@ -85,6 +85,24 @@ def test_sources_of_one_name_keep_their_suffix():
     assert found["photos/sub/q.tif"] == "new/sub/q.png"
 
 
+def test_a_suffix_that_is_kept_may_make_another_clash():
+    for name in ("x.jpg", "x.png", "x.jpg.png", "x.jpg.png.webp", "x.png.webp.tif"):
+        Path("more", name).touch()
+    expected = {
+        "more/r.webp": "new/r.png",
+        "more/x.jpg": "new/x.jpg.png",
+        "more/x.png": "new/x.png.png",
+        "more/x.jpg.png": "new/x.jpg.png.png",
+        "more/x.jpg.png.webp": "new/x.jpg.png.webp.png",
+        "more/x.png.webp.tif": "new/x.png.webp.png",
+    }
+    assert plan("more", "new") == expected
+    for target in expected.values():
+        Path(target).parent.mkdir(exist_ok=True)
+        Path(target).touch()
+        assert plan("more", "new") == expected
+
+
 @pytest.mark.parametrize(
     ("paths", "output", "format", "message"),
     [
