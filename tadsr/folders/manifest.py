@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from pathlib import Path
@@ -101,31 +102,32 @@ class Manifest(AbstractContextManager):
         means: What bounds a run beside them, such as a limit of memory.
 
     Raises:
-        TADSRError: Another run writes to the folder.
-        OSError: The folder cannot be written.
+        TADSRError: Another run writes to the folder, or it cannot be written.
     """
 
     def __init__(
         self, folder: str | Path, settings: Mapping[str, Any], means: str | None = None
     ) -> None:
         self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.path = self.folder / MANIFEST_NAME
         self.settings = settings_digest(settings)
         self._means = settings_digest({"settings": self.settings, "means": means})
         self._begun_now: set[str] = set()
         self._lock = FileLock(self.folder / _LOCK_NAME)
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
+            self._contents = _read(self.path)
+            self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115, closed by close()
         except Timeout as error:
             raise TADSRError(
                 f"{self.folder}: another run writes to this folder; wait for it, or choose another"
             ) from error
-        try:
-            self._contents = _read(self.path)
-            self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115, closed by close()
-        except BaseException:
+        except BaseException as error:
             self._lock.release()
+            # The latter where a file system has no locks.
+            if isinstance(error, (OSError, NotImplementedError)):
+                raise _cannot_hold(self.path, error) from error
             raise
         if self._contents.is_cut:
             self._file.write("\n")
@@ -153,7 +155,7 @@ class Manifest(AbstractContextManager):
             is_deadly: Whether this process would die of the image, and not a worker of its.
 
         Raises:
-            OSError: The manifest cannot be written.
+            TADSRError: The manifest cannot be written.
         """
         name = self._name(target)
         begun = _Beginning(self.settings, self._means if is_deadly else None, _now())
@@ -168,7 +170,7 @@ class Manifest(AbstractContextManager):
             outcome: What became of it.
 
         Raises:
-            OSError: The manifest cannot be written.
+            TADSRError: The manifest cannot be written.
         """
         is_written = outcome.status == "written"
         self._add(
@@ -192,7 +194,7 @@ class Manifest(AbstractContextManager):
             size: Width and height of the result in px, if they are known.
 
         Raises:
-            OSError: The manifest cannot be written.
+            TADSRError: The manifest cannot be written.
         """
         begun = self._begun(job.target)
         try:
@@ -225,8 +227,11 @@ class Manifest(AbstractContextManager):
             # An error or an interrupt is no death.
             for name in sorted(self._begun_now):
                 self._write({"left": name})
-            self._file.close()
+        except TADSRError:
+            pass  # a full disk, say, which has ended the run by now
         finally:
+            with suppress(OSError):
+                self._file.close()
             self._lock.release()
 
     def __exit__(self, *error: object) -> None:
@@ -249,8 +254,20 @@ class Manifest(AbstractContextManager):
     def _write(self, line: Mapping[str, Any]) -> None:
         # One write for a line and its end: a killed run leaves whole lines, but for the last.
         # ASCII: a name on disk may be no text at all, or hold what some call the end of a line.
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise _cannot_hold(self.path, error) from error
+
+
+def _cannot_hold(path: Path, error: OSError | NotImplementedError) -> TADSRError:
+    is_full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    hint = "free some space and run again, which goes on from here" if is_full else "choose another"
+    reason = getattr(error, "strerror", None) or error
+    return TADSRError(
+        f"{path}: the output folder must hold a record of the run, got: {reason}; {hint}"
+    )
 
 
 def _size_of(path: Path) -> int | None:

@@ -47,8 +47,8 @@ def upscale_files(
         report: Told each outcome.
 
     Raises:
-        TADSRError: Another run writes to a folder, or what `run` raises.
-        OSError: A manifest cannot be written.
+        TADSRError: Another run writes to a folder, a manifest cannot be written, or what `run`
+            raises.
     """
     with ExitStack() as stack:
         described = {**request.described(), **settings}

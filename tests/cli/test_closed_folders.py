@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 
 from tadsr.cli.plan import check_places, plan_jobs
-from tadsr.errors import ImageWriteError
+from tadsr.errors import ImageWriteError, TADSRError
 from tadsr.folders.jobs import Job, mirror_folder
+from tadsr.folders.manifest import Manifest
 from tadsr.folders.outcome import Outcome
 from tadsr.folders.restoring import FileRequest
 from tadsr.folders.resume import upscale_files
@@ -138,3 +139,35 @@ def test_the_output_itself_must_be_writable(without_rights):
         return str(caught.value)
 
     assert "the folder photos_x4 is not writable" in without_rights(refusal)
+
+
+@pytest.mark.parametrize("closed", ["", "tadsr-manifest.jsonl", ".tadsr-manifest.lock"])
+def test_a_manifest_that_cannot_be_written_says_where_and_what_to_do(without_rights, closed):
+    with Manifest("sharp", {}):
+        pass
+    os.chmod(Path("sharp", closed), 0)
+
+    def refusal() -> str:
+        with pytest.raises(TADSRError) as caught:
+            Manifest("sharp", {})
+        return str(caught.value)
+
+    assert without_rights(refusal) == (
+        "sharp/tadsr-manifest.jsonl: the output folder must hold a record of the run, got: "
+        "Permission denied; choose another"
+    )
+    os.chmod(Path("sharp", closed), 0o700)
+    with Manifest("sharp", {}):
+        pass
+
+
+def test_a_manifest_on_a_full_disk_ends_the_run_in_good_order(tmp_path):
+    job = Job(Path("a.png"), tmp_path / "a.png")
+    with Manifest(tmp_path, {}) as manifest:
+        manifest.begin(job.target)
+        manifest._file.close()
+        manifest._file = open("/dev/full", "a")  # noqa: SIM115, closed by the manifest
+        with pytest.raises(TADSRError, match="No space left on device; free some space and"):
+            manifest.add(Outcome(job, "failed", message="?"))
+    with Manifest(tmp_path, {}) as manifest:
+        assert manifest.find(job.target) is None
