@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from tadsr.cli.reporting import parse_bytes
 from tadsr.config import MAX_PIXELS, ColorFix
+
+if TYPE_CHECKING:
+    from tadsr.tiling.spec import TileSpec
 
 ScaleOption = Annotated[
     float,
@@ -41,6 +45,24 @@ AdapterOption = Annotated[
     str | None,
     typer.Option("--adapter", metavar="FILE", help="tadsr.pkl, if not in the model's folder."),
 ]
+EngineOption = Annotated[
+    Literal["auto", "fused", "eager", "compile"],
+    typer.Option("--engine", help="How the networks are run; auto is the fastest."),
+]
+TileOption = Annotated[
+    str,
+    typer.Option(
+        "--tile",
+        metavar="auto|off|PX",
+        help="Whether large images are computed in pieces; PX: how far a piece looks.",
+    ),
+]
+MaxMemoryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--max-memory", metavar="SIZE", help="Memory to stay within, such as 6GB or 500MB."
+    ),
+]
 MaxPixelsOption = Annotated[
     str | None,
     typer.Option(
@@ -71,3 +93,23 @@ def parse_max_pixels(text: str | None) -> int:
     if number < 1:
         raise ValueError(f"--max-pixels must be a number such as 500M or 2G, got {text!r}")
     return number
+
+
+def parse_tiling(tile: str, max_memory: str | None) -> TileSpec | Literal["auto"] | None:
+    """Turn `--tile` and `--max-memory` into the pipeline's `tiling`.
+
+    Raises:
+        ValueError: One of them is not what it may be, or they exclude each other.
+    """
+    if tile not in ("auto", "off") and not tile.isdecimal():
+        raise ValueError(f"--tile must be auto, off or a number of px, got {tile!r}")
+    if tile == "off" and max_memory is not None:
+        raise ValueError("--max-memory needs pieces; leave --tile off out")
+    if tile == "off":
+        return None
+    if tile == "auto" and max_memory is None:
+        return "auto"
+    from tadsr.tiling.spec import TileSpec
+
+    num_bytes = None if max_memory is None else parse_bytes(max_memory)
+    return TileSpec(max_memory=num_bytes, attention_px=None if tile == "auto" else int(tile))

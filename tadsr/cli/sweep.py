@@ -13,11 +13,15 @@ from tadsr.cli.options import (
     ColorFixOption,
     DeviceOption,
     DtypeOption,
+    EngineOption,
+    MaxMemoryOption,
     ModelOption,
     ProcessSizeOption,
     PromptOption,
     ScaleOption,
     TaggerOption,
+    TileOption,
+    parse_tiling,
 )
 from tadsr.cli.plan import check_place
 from tadsr.cli.progress import ImageProgress
@@ -81,6 +85,9 @@ def sweep(
     adapter: AdapterOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
+    engine: EngineOption = "auto",
+    tile: TileOption = "auto",
+    max_memory: MaxMemoryOption = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace files that exist.")
     ] = False,
@@ -89,6 +96,7 @@ def sweep(
     """Run `tadsr sweep`."""
     with as_usage_errors():
         settings = UpscaleSettings(scale, color_fix, process_size)
+        tiling = parse_tiling(tile, max_memory)
         values = _parse_numbers("--timesteps", timesteps)
         corner = None if crop is None else _parse_numbers("--crop", crop, count=4)
     for value in values:
@@ -133,12 +141,14 @@ def sweep(
             prompt=prompt,
             timestep=max(values),
             tagger=tagger,
+            engine=engine,
         )
         with ImageProgress() as bar:
             results = pipe.sweep(
                 lq,
                 values,
                 prompt=prompt,
+                tiling=tiling,
                 progress=bar.of(photo),
                 scale=scale,
                 color_fix=color_fix,

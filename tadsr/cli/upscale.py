@@ -14,13 +14,17 @@ from tadsr.cli.options import (
     ColorFixOption,
     DeviceOption,
     DtypeOption,
+    EngineOption,
+    MaxMemoryOption,
     MaxPixelsOption,
     ModelOption,
     ProcessSizeOption,
     PromptOption,
     ScaleOption,
     TaggerOption,
+    TileOption,
     parse_max_pixels,
+    parse_tiling,
 )
 from tadsr.cli.plan import check_places, plan_jobs
 from tadsr.cli.progress import ImageProgress
@@ -30,7 +34,6 @@ from tadsr.cli.reporting import (
     as_usage_errors,
     check_range,
     interrupted_by_sigterm,
-    parse_bytes,
     readable_errors,
     silence_libraries,
 )
@@ -51,7 +54,6 @@ if TYPE_CHECKING:
     from tadsr.folders.outcome import Outcome
     from tadsr.folders.run import Pace, Report
     from tadsr.folders.workers import Load
-    from tadsr.tiling.spec import TileSpec
 
 UPSCALE_HELP = """Enlarge and restore images.
 
@@ -134,24 +136,9 @@ def upscale(
         ),
     ] = None,
     dtype: DtypeOption = "auto",
-    engine: Annotated[
-        Literal["auto", "fused", "eager", "compile"],
-        typer.Option("--engine", help="How the networks are run; auto is the fastest."),
-    ] = "auto",
-    tile: Annotated[
-        str,
-        typer.Option(
-            "--tile",
-            metavar="auto|off|PX",
-            help="Whether large images are computed in pieces; PX: how far a piece looks.",
-        ),
-    ] = "auto",
-    max_memory: Annotated[
-        str | None,
-        typer.Option(
-            "--max-memory", metavar="SIZE", help="Memory to stay within, such as 6GB or 500MB."
-        ),
-    ] = None,
+    engine: EngineOption = "auto",
+    tile: TileOption = "auto",
+    max_memory: MaxMemoryOption = None,
     max_pixels: MaxPixelsOption = None,
     format: Annotated[
         Format | None,
@@ -176,7 +163,7 @@ def upscale(
     """Run `tadsr upscale`."""
     with as_usage_errors():
         settings = UpscaleSettings(scale, color_fix, process_size)
-        tiling = _parse_tiling(tile, max_memory)
+        tiling = parse_tiling(tile, max_memory)
         limit = parse_max_pixels(max_pixels)
     check_range("--timestep", timestep, 0, 999, "small is faithful, large is vivid")
     check_range("--quality", quality, 1, 100, "small makes small files")
@@ -267,22 +254,6 @@ def _upscale_all(
 
         upscale_files(jobs, request, described, run, report)
     return tally
-
-
-def _parse_tiling(tile: str, max_memory: str | None) -> TileSpec | Literal["auto"] | None:
-    """Turn `--tile` and `--max-memory` into the pipeline's `tiling`."""
-    if tile not in ("auto", "off") and not tile.isdecimal():
-        raise ValueError(f"--tile must be auto, off or a number of px, got {tile!r}")
-    if tile == "off" and max_memory is not None:
-        raise ValueError("--max-memory needs pieces; leave --tile off out")
-    if tile == "off":
-        return None
-    if tile == "auto" and max_memory is None:
-        return "auto"
-    from tadsr.tiling.spec import TileSpec
-
-    num_bytes = None if max_memory is None else parse_bytes(max_memory)
-    return TileSpec(max_memory=num_bytes, attention_px=None if tile == "auto" else int(tile))
 
 
 def _say(bar: tqdm, message: str, quiet: bool, *, err: bool = False) -> None:

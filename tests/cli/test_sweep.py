@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -24,6 +25,15 @@ def test_a_sheet_is_written_beside_the_photo(sweep, photo):
     assert "photo_sweep.png exists already; --overwrite replaces it" in again.stderr
     sweep("photo.jpg", "--overwrite", "-t", 5, "--crop", "0,0,20,10")
     assert Image.open("photo_sweep.png").size == (3 * 50 + 10, 28 + 30 + 10 + 20 + 10 + 10)
+
+
+def test_pieces_and_another_engine_change_nothing_that_is_seen(sweep, photo):
+    sweep(photo("photo.png", size=(40, 30)), "-t", "5,900")
+    sweep("photo.png", "-t", "5,900", "-o", "b.png", "--engine", "eager", "--max-memory", "9GB")
+    sheets = [np.asarray(Image.open(name)).astype(int) for name in ("photo_sweep.png", "b.png")]
+    assert np.abs(sheets[0] - sheets[1]).max() <= 1
+    message = "--max-memory needs pieces"
+    assert message in sweep("photo.png", "--tile", "off", "--max-memory", "1GB", code=2).stderr
 
 
 def test_an_original_adds_figures_and_the_curve(sweep, photo):
