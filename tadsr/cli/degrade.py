@@ -89,7 +89,7 @@ def degrade(
         raise UsageError(f"OUTPUT must be a folder, but {output} is a file")
     with readable_errors(debug):
         jobs = plan_jobs([source], f"{output}{os.sep}", format=format, scale=scale)
-        silence_libraries(debug)
+        silence_libraries(debug, quiet)
         records = None if replay is None else dict(_read_records(Path(replay), strict=True))
         request = _Request(preset, scale, seed, overwrite, quiet, debug, records)
         failures = _degrade_all(_name_jobs(jobs, Path(source)), folder, request)

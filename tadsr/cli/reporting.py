@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import re
 import signal
+import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -116,15 +118,17 @@ def check_range(option: str, value: int | None, low: int, high: int, hint: str) 
         raise UsageError(f"{option} must be in {low}..{high}, got {value}; {hint}")
 
 
-def silence_libraries(debug: bool) -> None:
-    """Switch off what diffusers, transformers and torch print beside the results.
+def silence_libraries(debug: bool, quiet: bool = False) -> None:
+    """Switch off what diffusers, transformers and torch print; our warnings become plain lines.
 
     Args:
-        debug: Whether to leave everything on.
+        debug: Whether to leave everything on, as it is.
+        quiet: Whether our own warnings are switched off as well.
     """
     if debug:
         return
-    warnings.simplefilter("ignore")
+    warnings.simplefilter("ignore" if quiet else "always")
+    warnings.showwarning = _say_own_warnings()
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
@@ -132,6 +136,33 @@ def silence_libraries(debug: bool) -> None:
     for logging in (diffusers_logging, transformers_logging):
         logging.set_verbosity_error()
         logging.disable_progress_bar()
+
+
+def _say_own_warnings() -> Callable[..., None]:
+    """Return what shows each of our warnings once, and none of others'."""
+    said: set[str] = set()
+
+    def show(message: Warning | str, *about: object) -> None:
+        text = str(message)
+        if text in said or not _is_own_warning(sys._getframe(1)):
+            return
+        said.add(text)
+        from tqdm import tqdm
+
+        with tqdm.external_write_mode():
+            typer.echo(f"Warning: {text}", err=True)
+
+    return show
+
+
+def _is_own_warning(frame: FrameType | None) -> bool:
+    # Which file a warning names depends on its stack level and on who decorates what is called.
+    while frame is not None and frame.f_globals["__name__"].endswith("warnings"):
+        frame = frame.f_back
+    if frame is None or not frame.f_globals["__name__"].startswith("tadsr."):
+        return False
+    # Those that torch and numpy raise in C come from whoever calls them, and not from `warn`.
+    return "warn" in frame.f_code.co_names
 
 
 def parse_bytes(text: str) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Annotated, Any
 
 import typer
 
 from tadsr.cli.reporting import DebugOption, UsageError, readable_errors, silence_libraries
+from tadsr.errors import ImageReadWarning
 
 TRAIN_HELP = """Train a model; an interrupted run in the same output folder goes on where it was.
 
@@ -79,6 +81,8 @@ def train(
         raise UsageError("--config FILE, or --model, --data and --output must be given")
     with readable_errors(debug):
         silence_libraries(debug)
+        # Of pages and animations the first is meant, and it would be said once a worker.
+        warnings.simplefilter("ignore", ImageReadWarning)
         _run(config, overrides)
 
 

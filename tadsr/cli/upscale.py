@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -44,6 +45,7 @@ from tadsr.cli.timestep_maps import (
     read_timestep_map,
 )
 from tadsr.config import UpscaleSettings
+from tadsr.errors import ImageReadWarning
 from tadsr.folders.jobs import Job
 from tadsr.folders.manifest import fingerprint
 from tadsr.folders.restoring import FileRequest
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
     from tadsr.folders.outcome import Outcome
     from tadsr.folders.run import Pace, Report
     from tadsr.folders.workers import Load
+    from tadsr.pipeline import TADSRPipeline
 
 UPSCALE_HELP = """Enlarge and restore images.
 
@@ -189,7 +192,7 @@ def upscale(
 
         from tadsr.cli.model import choose_device, load_on, parse_devices
 
-        silence_libraries(debug)
+        _set_warnings(debug, quiet)
         places = parse_devices(devices) if devices is not None else [choose_device(device)]
         options = {"tagger": tagger, "engine": engine}
         load = partial(load_on, model, adapter, dtype, prompt, timestep, **options)
@@ -227,7 +230,8 @@ def _upscale_all(
         else:
             from tadsr.folders.workers import run_on_devices
 
-            run_on_devices(todo, request, load, devices, report)
+            in_worker = partial(_load_in_worker, load, debug, quiet)
+            run_on_devices(todo, request, in_worker, devices, report)
 
     with tqdm(total=len(jobs), unit="image", disable=hidden) as bar, progress:
 
@@ -254,6 +258,17 @@ def _upscale_all(
 
         upscale_files(jobs, request, described, run, report)
     return tally
+
+
+def _load_in_worker(load: Load, debug: bool, quiet: bool, device: str) -> TADSRPipeline:
+    _set_warnings(debug, quiet)
+    return load(device)
+
+
+def _set_warnings(debug: bool, quiet: bool) -> None:
+    silence_libraries(debug, quiet)
+    # The outcome of each image has a note that says the same.
+    warnings.simplefilter("ignore", ImageReadWarning)
 
 
 def _say(bar: tqdm, message: str, quiet: bool, *, err: bool = False) -> None:

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -14,7 +15,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tadsr.errors import TADSRError
+from tadsr.errors import ImageReadWarning, TADSRError
 from tadsr.folders.jobs import Job
 from tadsr.folders.outcome import Outcome
 from tadsr.folders.restoring import FileRequest
@@ -195,6 +196,8 @@ def _work(
     # The run decides what an interrupt means; ended by it, files in the making are removed.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
+    # An outcome's note says the same.
+    warnings.simplefilter("ignore", ImageReadWarning)
     import torch
 
     if device == "cpu":

@@ -1,0 +1,62 @@
+"""What commands say on the way: our own warnings, plainly and once, and nobody else's."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tadsr.cli.reporting import silence_libraries
+from tadsr.engine.one_step import OneStepEngine
+
+CUT = (
+    "Warning: memory ran out for the image as a whole, so that it is computed in pieces; "
+    "tiling=TileSpec() avoids the first try\n"
+)
+
+
+@pytest.fixture
+def little_memory(monkeypatch) -> None:
+    def fails(*arguments, **options):
+        warnings.warn("a library's own", stacklevel=1)
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    monkeypatch.setattr(OneStepEngine, "restore", fails)
+
+
+def scan(path: str) -> None:
+    pages = [Image.new("RGB", (6, 5), color) for color in ("red", "blue")]
+    pages[0].save(path, save_all=True, append_images=pages[1:])
+
+
+def test_a_warning_of_ours_is_said_once_and_plainly(upscale, photo, little_memory):
+    photo("photos/a.png")
+    photo("photos/b.png")
+    assert upscale("photos").stderr == CUT
+
+
+def test_quiet_runs_say_nothing(upscale, photo, little_memory):
+    assert upscale(photo("a.png"), "--quiet").output == ""
+
+
+def test_further_pages_are_said_once(upscale, tadsr, tmp_path):
+    (tmp_path / "scans").mkdir()
+    scan(tmp_path / "scans" / "a.tif")
+    assert upscale("scans").stderr.count("holds 2 pages") == 1
+    said = tadsr("degrade", "scans", "small").stderr
+    assert said.count("Warning: scans/a.tif holds 2 pages, of which the first is read") == 1
+    assert "UserWarning" not in said
+
+
+def test_warnings_that_c_code_raises_in_our_functions_are_not_ours(capsys):
+    silence_libraries(debug=False)
+    code = compile("np.float32(1e30).astype(np.float16)", "x.py", "exec")
+    with np.errstate(over="warn"):
+        exec(code, {"__name__": "tadsr.engine", "np": np})
+    code = compile("import warnings; warnings.warn('ours', stacklevel=9)", "x.py", "exec")
+    exec(code, {"__name__": "tadsr.engine"})
+    exec(code, {"__name__": "diffusers"})
+    assert capsys.readouterr().err == "Warning: ours\n"
