@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import math
 import re
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +21,10 @@ from tadsr.errors import TADSRError
 
 READABLE_ERRORS = (TADSRError, ValueError, TypeError, OSError)
 """What goes wrong in use; anything else is a bug of ours and keeps its traceback."""
+
+_ECHO_SECONDS = 1
+"""A supervisor and its group may send one SIGTERM each, of which the second must not end what the
+first has begun to tidy up."""
 
 DebugOption = Annotated[
     bool, typer.Option("--debug", help="Show tracebacks and the libraries' own warnings.")
@@ -70,11 +76,13 @@ def interrupted_by_sigterm() -> Iterator[None]:
     Raises:
         Terminated: It came.
     """
+    last = -math.inf
 
     def interrupt(*_: object) -> None:
-        # Whoever insists gets what is being written finished, not a second interrupt of it.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise Terminated
+        nonlocal last
+        is_echo, last = time.monotonic() - last < _ECHO_SECONDS, time.monotonic()
+        if not is_echo:
+            raise Terminated
 
     # Other threads take no signals, and who ignores or handles them shall go on to.
     is_main = threading.current_thread() is threading.main_thread()
