@@ -1,8 +1,8 @@
-"""Self-attention in windows: every position looks at what lies around it."""
+"""Self-attention in windows, where positions look around them, or to all others in blocks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -88,3 +88,32 @@ def attend_in_windows(
             attended = attended.transpose(1, 2).flatten(2).transpose(1, 2)  # [B, C, tokens]
             out[..., first:last] = attended.unflatten(2, (stop - start, last - first))
         yield start, out
+
+
+def attend_to_blocks(
+    query: Tensor, blocks: Iterable[tuple[Tensor, Tensor]], *, scale: float
+) -> Tensor:
+    """Let every query attend to all keys, of which only one block is there at once.
+
+    Args:
+        query: (..., N, C).
+        blocks: Keys and values, (..., M, C) each.
+        scale: Factor of the scores.
+
+    Returns:
+        The result, (..., N, C).
+
+    Source: Milakov and Gimelshein, Online normalizer calculation for softmax (2018).
+    """
+    # In float32 where the weights are halves, as fused attention computes.
+    query32 = query.float() * scale
+    highest = query32.new_full((*query.shape[:-1], 1), -torch.inf)
+    total, out = torch.zeros_like(highest), 0.0
+    for key, value in blocks:
+        scores = query32 @ key.float().transpose(-1, -2)  # [..., N, M]
+        before, highest = highest, torch.maximum(highest, scores.amax(-1, keepdim=True))
+        weights = scores.sub_(highest).exp_()
+        faded = (before - highest).exp_()
+        total = total * faded + weights.sum(-1, keepdim=True)
+        out = out * faded + weights @ value.float()
+    return (out / total).to(query.dtype)

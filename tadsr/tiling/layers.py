@@ -12,6 +12,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from tadsr.tiling.attention import attend_to_blocks
 from tadsr.tiling.offloading import weights_in_place
 from tadsr.tiling.storage import Activation, BandStorage, PlannedStorage, StoredActivation
 
@@ -20,6 +21,8 @@ Affine = tuple[Tensor, Tensor]
 
 _WORKING_COPIES = 3
 """Copies of a band that are alive at once in a layer: input, activated input, output."""
+_KEYS_AT_ONCE = 512
+"""About how many positions are attended to at once where not all keys lie on the device."""
 
 
 @dataclass(frozen=True)
@@ -245,8 +248,10 @@ class Bands:
         """
         batch, channels, height, width = x.shape
         affine = x.statistics.affine(attention.group_norm)
-        keys: list[Tensor] = []
-        values: list[Tensor] = []
+        shape = (batch, attention.inner_kv_dim, height, width)
+        keys, values = (self.storage.allocate(shape, x.dtype, in_one_piece=True) for _ in range(2))
+        keys.begin(with_statistics=False)
+        values.begin(with_statistics=False)
 
         def normalized(start: int, stop: int) -> Tensor:
             rows = x.read(start, stop)
@@ -257,18 +262,31 @@ class Bands:
         row_work = batch * width * channels * channels
         for start, stop in self.split(height, row_bytes, 2 * row_work):
             tokens = normalized(start, stop)
-            keys.append(_split_heads(attention.to_k(tokens), attention.heads))
-            values.append(_split_heads(attention.to_v(tokens), attention.heads))
-        if not self.is_plan:
-            key, value = torch.cat(keys, dim=2), torch.cat(values, dim=2)
-            del keys, values
+            for part, layer in ((keys, attention.to_k), (values, attention.to_v)):
+                part.write(start, layer(tokens).transpose(1, 2).unflatten(2, (stop - start, width)))
+
+        whole = (keys.in_place(), values.in_place())
+        is_whole = batch == 1 and all(found is not None for found in whole)
+        key_rows = height if is_whole else max(1, _KEYS_AT_ONCE // width)
+
+        def heads_of(*maps: Tensor) -> list[Tensor]:
+            return [_split_heads(m.flatten(2).transpose(1, 2), attention.heads) for m in maps]
+
+        def attend(query: Tensor) -> Tensor:
+            if is_whole:
+                return F.scaled_dot_product_attention(
+                    query, *heads_of(*whole), scale=attention.scale
+                )
+            spans = ((a, min(a + key_rows, height)) for a in range(0, height, key_rows))
+            blocks = (heads_of(keys.read(*span), values.read(*span)) for span in spans)
+            return attend_to_blocks(query, blocks, scale=attention.scale)
+
         x.begin(with_statistics=True)
         # Scores of a band may exist as a whole, where no fused attention takes these widths.
-        score_bytes = batch * width * height * width * 4
+        score_bytes = batch * attention.heads * width * key_rows * width * 4
         row_work = 2 * batch * width * channels * (channels + height * width)
         for start, stop in self.split(height, max(row_bytes, score_bytes), row_work):
-            query = _split_heads(attention.to_q(normalized(start, stop)), attention.heads)
-            out = F.scaled_dot_product_attention(query, key, value, scale=attention.scale)
+            out = attend(_split_heads(attention.to_q(normalized(start, stop)), attention.heads))
             out = attention.to_out[0](out.transpose(1, 2).flatten(2))
             out = out.transpose(1, 2).unflatten(2, (stop - start, width))
             kept = x.read(start, stop)
@@ -276,6 +294,8 @@ class Bands:
             if attention.residual_connection:
                 out += kept / attention.rescale_output_factor
             x.write(start, out)
+        keys.free()
+        values.free()
         return x
 
 

@@ -110,6 +110,10 @@ class StoredActivation(Activation):
     @abstractmethod
     def _write(self, start: int, rows: Tensor) -> None: ...
 
+    def in_place(self) -> Tensor | None:
+        """Return all rows as they lie on the device, (B, C, H, W); None where they do not."""
+        return None
+
     def begin(self, *, with_statistics: bool) -> None:
         """Start a new content, from row 0 on."""
         batch, channels = self.shape[:2]
@@ -125,12 +129,14 @@ class StoredActivation(Activation):
 class _PartedActivation(StoredActivation):
     """Rows in parts that find room one by one, when they are first written."""
 
-    def __init__(self, storage: BandStorage, shape: Shape, dtype: torch.dtype) -> None:
+    def __init__(
+        self, storage: BandStorage, shape: Shape, dtype: torch.dtype, part_bytes: int
+    ) -> None:
         super().__init__(shape, dtype)
         self._storage = storage
         batch, channels, _, width = shape
         self._row_shape = (batch, width, channels)
-        self._rows_per_part = max(1, _PART_BYTES // count_bytes((batch, channels, 1, width), dtype))
+        self._rows_per_part = max(1, part_bytes // count_bytes((batch, channels, 1, width), dtype))
         self._parts: dict[int, _MemoryPart | _FilePart] = {}
 
     def read(self, start: int, stop: int) -> Tensor:
@@ -151,6 +157,13 @@ class _PartedActivation(StoredActivation):
             part_rows = rows[first - start : last - start]
             self._parts[number].write(first - number * self._rows_per_part, part_rows)
 
+    def in_place(self) -> Tensor | None:
+        part = self._parts.get(0)
+        is_here = isinstance(part, _MemoryPart) and self._rows_per_part >= self.shape[2]
+        if not is_here or part.rows.device.type != self._storage.device.type:
+            return None
+        return _as_map(part.rows)
+
     def give_up(self, stop: int) -> None:
         for number in [n for n in self._parts if (n + 1) * self._rows_per_part <= stop]:
             self._parts.pop(number).free()
@@ -167,16 +180,16 @@ class _PartedActivation(StoredActivation):
 
 class _MemoryPart:
     def __init__(self, rows: Tensor, free: Free) -> None:
-        self._rows = rows
+        self.rows = rows
         self.free = free
 
     def read(self, start: int, target: Tensor) -> None:
-        rows = self._rows[start : start + len(target)]
+        rows = self.rows[start : start + len(target)]
         # A strided copy between devices goes element by element.
         target.copy_(rows.to(target.device, non_blocking=True))
 
     def write(self, start: int, rows: Tensor) -> None:
-        place = self._rows[start : start + len(rows)]
+        place = self.rows[start : start + len(rows)]
         is_near = rows.device == place.device
         place.copy_(rows if is_near else rows.contiguous(), non_blocking=True)
 
@@ -338,14 +351,18 @@ class BandStorage:
             self._places = [_CachedMemory(device, device_bytes), _CachedMemory(host, host_bytes)]
         self._file = _SpillFile(folder)
 
-    def allocate(self, shape: Shape, dtype: torch.dtype) -> StoredActivation:
+    def allocate(
+        self, shape: Shape, dtype: torch.dtype, *, in_one_piece: bool = False
+    ) -> StoredActivation:
         """Return an activation without content; it finds room as it is written.
 
         Args:
             shape: (B, C, H, W).
             dtype: Of the elements.
+            in_one_piece: Whether it lies in one place, so that it may be used there.
         """
-        return _PartedActivation(self, shape, dtype)
+        part_bytes = count_bytes(shape, dtype) if in_one_piece else _PART_BYTES
+        return _PartedActivation(self, shape, dtype, part_bytes)
 
     def take(self, shape: Shape, dtype: torch.dtype) -> _MemoryPart | _FilePart:
         """Return room for some rows (rows, B, W, C).
@@ -393,7 +410,9 @@ class PlannedStorage(BandStorage):
         self.peak_bytes = 0
         self._bytes = 0
 
-    def allocate(self, shape: Shape, dtype: torch.dtype) -> StoredActivation:
+    def allocate(
+        self, shape: Shape, dtype: torch.dtype, *, in_one_piece: bool = False
+    ) -> StoredActivation:
         """Return an activation without content."""
         return _PlannedActivation(self, shape, dtype)
 

@@ -15,6 +15,7 @@ from tadsr.tiling import (
     ComputedActivation,
     PlannedStorage,
     check_unet,
+    layers,
     predict_in_bands,
 )
 
@@ -62,6 +63,33 @@ def test_the_autoencoder_with_attention_equals_the_whole(golden_pipeline, band_b
     z = torch.randn_like(whole.mean)
     image = decoded(vae, z, bands(band_bytes, limit))
     assert relative_error(image, vae.decode(z).sample) < 1e-5
+
+
+@torch.no_grad()
+def test_what_the_autoencoder_attends_to_counts_as_memory(golden_pipeline, monkeypatch):
+    attention = golden_pipeline.vae.encoder.mid_block.attentions[0]
+    x = torch.randn(1, attention.query_dim, 40, 30)
+    whole, num_bytes = attention(x), x.numel() * x.itemsize
+
+    def attended(storage):
+        found = storage.allocate(tuple(x.shape), x.dtype)
+        found.begin(with_statistics=True)
+        if not isinstance(storage, PlannedStorage):
+            found.write(0, x)
+        return Bands(storage, SMALLEST).attend_globally(attention, found)
+
+    plan = PlannedStorage(CPU)
+    attended(plan)
+    assert plan.peak_bytes == 3 * num_bytes  # keys and values beside the input
+    results = {}
+    for copies in (3, 2, 1, 0):
+        storage = BandStorage(CPU, device_bytes=copies * num_bytes)
+        results[copies] = attended(storage).read(0, 40)
+        assert storage.spilled_bytes == (3 - copies) * num_bytes
+        assert relative_error(results[copies], whole) < 1e-5
+    # What is in memory is used where it lies.
+    monkeypatch.setattr(layers, "attend_to_blocks", None)
+    assert attended(BandStorage(CPU, device_bytes=3 * num_bytes)).read(0, 40).equal(results[3])
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from torch import nn
 import tadsr.tiling.storage as storage_module
 from tadsr.errors import TADSRError
 from tadsr.tiling import BandStorage, PlannedStorage, TileSpec
-from tadsr.tiling.attention import Windows, attend_in_windows
+from tadsr.tiling.attention import Windows, attend_in_windows, attend_to_blocks
 from tadsr.tiling.statistics import ChannelStatistics
 from tadsr.tiling.storage import JoinedActivation
 
@@ -158,6 +158,18 @@ def test_a_temporary_file_without_room_is_told():
             stored(storage, torch.zeros(1, 4, 64, 64))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("size", [1, 7, 60, 100])
+def test_attention_to_blocks_is_attention_to_all(dtype, size):
+    query, key, value = (2 * torch.randn(3, 2, 2, 60, 8)).to(dtype)
+    blocks = zip(key.split(size, dim=2), value.split(size, dim=2), strict=True)
+    found = attend_to_blocks(query, blocks, scale=1.5)
+    wanted = F.scaled_dot_product_attention(query.double(), key.double(), value.double(), scale=1.5)
+    at_once = F.scaled_dot_product_attention(query, key, value, scale=1.5)
+    assert found.dtype == dtype
+    assert (found - wanted).norm() <= 1.2 * (at_once - wanted).norm() + 1e-6 * wanted.norm()
 
 
 @given(st.integers(1, 300), st.integers(1, 120))
