@@ -11,6 +11,7 @@ from tadsr.version import __version__
 _EXPORTS = {
     "TADSRError": "tadsr.errors",
     "TADSRPipeline": "tadsr.pipeline",
+    "TADSRWarning": "tadsr.errors",
     "TimeAwareAutoencoderKL": "tadsr.models.time_aware_vae",
     "TimestepMap": "tadsr.conditioning",
 }
@@ -18,6 +19,7 @@ _EXPORTS = {
 __all__ = [
     "TADSRError",
     "TADSRPipeline",
+    "TADSRWarning",
     "TimeAwareAutoencoderKL",
     "TimestepMap",
     "__version__",
@@ -25,7 +27,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from tadsr.conditioning import TimestepMap
-    from tadsr.errors import TADSRError
+    from tadsr.errors import TADSRError, TADSRWarning
     from tadsr.models.time_aware_vae import TimeAwareAutoencoderKL
     from tadsr.pipeline import TADSRPipeline
 

@@ -13,7 +13,11 @@ class ImageReadError(TADSRError):
     """An image file cannot be read: missing, broken, truncated or too large."""
 
 
-class ImageReadWarning(UserWarning):
+class TADSRWarning(UserWarning):
+    """Base of every warning of tadsr: what was asked for is done, but in another way."""
+
+
+class ImageReadWarning(TADSRWarning):
     """A file holds more images than the one that was read."""
 
 

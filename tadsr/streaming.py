@@ -16,7 +16,7 @@ from torch import Tensor
 from tadsr.color import match_moments, wavelet_color_fix, wavelet_reach_px
 from tadsr.conditioning import TimestepField, run_at
 from tadsr.config import UpscaleSettings
-from tadsr.errors import TADSRError, not_finite
+from tadsr.errors import TADSRError, TADSRWarning, not_finite
 from tadsr.image_io import pad_reflect, reflect_index, resize_bicubic_rows
 from tadsr.models.time_aware_vae import TimeAwareAutoencoderKL
 from tadsr.schedule import residual_to_x0
@@ -131,7 +131,8 @@ def upscale_as_chosen(
         # Not in the handler, which holds what the computation left.
         warnings.warn(
             "memory ran out for the image as a whole, so that it is computed in pieces; "
-            "tiling=TileSpec() avoids the first try",
+            "tiling=TileSpec() or --max-memory avoids the first try",
+            TADSRWarning,
             stacklevel=3,
         )
         if torch.cuda.is_initialized():
@@ -332,7 +333,9 @@ class _Run:
             smaller = max(MIN_BAND_BYTES, band_bytes // 4)
             warnings.warn(
                 f"memory ran out with bands of {band_bytes} bytes; trying {smaller}, and half as "
-                "much kept between layers. A TileSpec with these values avoids the first try",
+                "much kept between layers. A TileSpec with these values, or --max-memory, avoids "
+                "the first try",
+                TADSRWarning,
                 stacklevel=5,
             )
             band_bytes = smaller

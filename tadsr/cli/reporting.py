@@ -6,18 +6,16 @@ import errno
 import math
 import re
 import signal
-import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
 from typing import Annotated
 
 import typer
 
-from tadsr.errors import TADSRError
+from tadsr.errors import TADSRError, TADSRWarning
 
 READABLE_ERRORS = (TADSRError, ValueError, TypeError, OSError)
 """What goes wrong in use; anything else is a bug of ours and keeps its traceback."""
@@ -135,8 +133,10 @@ def silence_libraries(debug: bool, quiet: bool = False) -> None:
     """
     if debug:
         return
-    warnings.simplefilter("ignore" if quiet else "always")
-    warnings.showwarning = _say_own_warnings()
+    warnings.simplefilter("ignore")
+    if not quiet:
+        warnings.simplefilter("always", TADSRWarning)
+    warnings.showwarning = _say_once()
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
@@ -146,13 +146,13 @@ def silence_libraries(debug: bool, quiet: bool = False) -> None:
         logging.disable_progress_bar()
 
 
-def _say_own_warnings() -> Callable[..., None]:
-    """Return what shows each of our warnings once, and none of others'."""
+def _say_once() -> Callable[..., None]:
+    """Return what shows each warning as a line, once."""
     said: set[str] = set()
 
     def show(message: Warning | str, *about: object) -> None:
         text = str(message)
-        if text in said or not _is_own_warning(sys._getframe(1)):
+        if text in said:
             return
         said.add(text)
         from tqdm import tqdm
@@ -161,16 +161,6 @@ def _say_own_warnings() -> Callable[..., None]:
             typer.echo(f"Warning: {text}", err=True)
 
     return show
-
-
-def _is_own_warning(frame: FrameType | None) -> bool:
-    # Which file a warning names depends on its stack level and on who decorates what is called.
-    while frame is not None and frame.f_globals["__name__"].endswith("warnings"):
-        frame = frame.f_back
-    if frame is None or not frame.f_globals["__name__"].startswith("tadsr."):
-        return False
-    # Those that torch and numpy raise in C come from whoever calls them, and not from `warn`.
-    return "warn" in frame.f_code.co_names
 
 
 def parse_bytes(text: str) -> int:

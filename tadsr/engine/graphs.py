@@ -10,6 +10,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from tadsr.errors import TADSRWarning
+
 Stage = Callable[..., tuple[Tensor, Tensor]]
 """From tensors to a result and whether it is finite."""
 
@@ -148,6 +150,7 @@ class GraphCache:
                 warnings.warn(
                     f"a CUDA graph could not be recorded ({error}); at such sizes every kernel is "
                     "launched by itself, which is slower for small images",
+                    TADSRWarning,
                     stacklevel=2,
                 )
             return None

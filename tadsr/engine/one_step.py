@@ -16,7 +16,7 @@ from tadsr.engine.plan import EngineName, EnginePlan, choose_plan
 from tadsr.engine.stages import CompiledStages, EagerStages, FusedStages
 from tadsr.engine.support import unknown_blocks, wrapped_modules
 from tadsr.engine.watch import ModuleWatch
-from tadsr.errors import not_finite
+from tadsr.errors import TADSRWarning, not_finite
 from tadsr.models.time_aware_vae import TimeAwareAutoencoderKL
 
 Stages = EagerStages | CompiledStages | FusedStages
@@ -234,4 +234,4 @@ class OneStepEngine:
     def _warn_once(self, message: str) -> None:
         if message not in self._warned:
             self._warned.add(message)
-            warnings.warn(message, stacklevel=2)
+            warnings.warn(message, TADSRWarning, stacklevel=2)
