@@ -359,6 +359,16 @@ def test_unwritable_places(name, options, message, tmp_path):
     assert (tmp_path / "taken.png").read_text() == "precious"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="names are counted in another way")
+@pytest.mark.parametrize("letter", ["a", "ä"])
+def test_names_that_the_file_system_does_not_take(letter, tmp_path):
+    name = letter * (251 // len(letter.encode()))
+    check_writable(tmp_path / f"{name}.png")
+    write_image(_noise(), tmp_path / f"{name}.png")
+    with pytest.raises(ImageWriteError, match=r"takes, but has 256 bytes; choose a shorter"):
+        check_writable(tmp_path / f"{name}{letter}.png")
+
+
 def test_pillow_without_avif_is_told(tmp_path, monkeypatch):
     head = b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf"
     (tmp_path / "a.avif").write_bytes(head + bytes(100))

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 INPUT_SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".jfif", ".jp2", ".webp", ".avif", ".tif", ".tiff", ".bmp"}
-    | {".gif", ".apng", ".heic", ".heif", ".hif", ".ppm", ".pgm", ".pbm", ".pnm"}
+    {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".jp2", ".j2k", ".jpx", ".webp", ".avif"}
+    | {".tif", ".tiff", ".bmp", ".dib", ".tga", ".gif", ".apng", ".heic", ".heif", ".hif"}
+    | {".ppm", ".pgm", ".pbm", ".pnm"}
 )
 """What a folder is searched for; a file that is named itself may have any suffix."""
 

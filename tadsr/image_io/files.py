@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 from collections.abc import Iterator
@@ -71,12 +72,13 @@ def check_writable(
 
     Raises:
         ImageWriteError: If the folder is missing or not writable, the file exists and may not be
-            replaced, or the format is unknown, or cannot hold the alpha channel, the size or
-            the frames.
+            replaced, its name is too long, or the format is unknown, or cannot hold the alpha
+            channel, the size or the frames.
     """
     path, format = Path(path), _file_format(Path(path), format)
     if not os.path.isdir(path.parent):
         raise ImageWriteError(f"{path}: its folder must exist, but does not; create it first")
+    _check_name_length(path)
     if os.path.isdir(path):
         raise ImageWriteError(f"{path}: must name a file, but is a folder")
     if not os.access(path.parent, os.W_OK | os.X_OK):
@@ -97,6 +99,17 @@ def check_writable(
         raise ImageWriteError(
             f"{path}: {format} holds at most {limit} px a side, not {size[0]}×{size[1]}; write PNG"
         )
+
+
+def _check_name_length(path: Path) -> None:
+    try:
+        os.lstat(path)  # only the file system knows what it takes
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise ImageWriteError(
+                f"{path}: its name must be one that the file system takes, but has "
+                f"{len(os.fsencode(path.name))} bytes; choose a shorter one"
+            ) from None
 
 
 def write_image(

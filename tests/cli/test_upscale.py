@@ -187,6 +187,14 @@ def test_an_unwritable_place_is_an_error_before_work(tadsr, photo):
     )
 
 
+def test_a_name_too_long_for_the_result_is_an_error_before_work(upscale, photo, monkeypatch):
+    from tadsr import TADSRPipeline
+
+    monkeypatch.setattr(TADSRPipeline, "__call__", None)
+    result = upscale(photo("a" * 250 + ".jpg"), code=1)
+    assert "has 257 bytes; choose a shorter one" in result.stderr
+
+
 def test_one_broken_file_is_an_error_and_leaves_nothing(tadsr):
     Path("photo.jpg").write_bytes(b"\xff\xd8 no jpeg")
     result = tadsr("upscale", "photo.jpg", "out/", "-m", "missing-model", code=1)

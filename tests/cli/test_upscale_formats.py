@@ -50,6 +50,14 @@ def clip(tadsr) -> Path:
     return Path("clip.gif")
 
 
+@pytest.mark.parametrize("suffix", [".jpe", ".mpo", ".j2k", ".jpx", ".dib", ".tga"])
+def test_less_common_suffixes_are_found_in_folders(upscale, tmp_path, suffix):
+    Path("photos").mkdir()
+    Image.new("RGB", (6, 5), (200, 90, 30)).save(f"photos/a{suffix}")
+    upscale("photos", "sharp/")
+    assert read_image("sharp/a.png").size == (24, 20)
+
+
 @pytest.mark.parametrize("name", ["out.png", "out.tif"])
 def test_16_bit_stay_16_bit(upscale, scan, name):
     upscale(scan, name)

@@ -50,6 +50,8 @@ def make_files(folder: Path) -> dict[str, bytes]:
         "pages.tif": _saved(frames[0], "TIFF", save_all=True, append_images=frames[1:]),
         "rgb.bmp": _saved(photo, "BMP"),
         "palette.bmp": _saved(photo.quantize(16), "BMP"),
+        "rgb.dib": _saved(photo, "DIB"),
+        "alpha.tga": _saved(alpha, "TGA", compression="tga_rle"),
         "rgb.gif": _saved(photo, "GIF"),
         "rgb.jp2": _saved(photo, "JPEG2000"),
         "rgb.ppm": _saved(photo, "PPM"),
