@@ -231,7 +231,7 @@ def _upscale_all(
             from tadsr.folders.workers import run_on_devices
 
             in_worker = partial(_load_in_worker, load, debug, quiet)
-            run_on_devices(todo, request, in_worker, devices, report)
+            tally.pace = run_on_devices(todo, request, in_worker, devices, report)
 
     with tqdm(total=len(jobs), unit="image", disable=hidden) as bar, progress:
 

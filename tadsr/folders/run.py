@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from tadsr.errors import ImageWriteError, TADSRError
@@ -70,6 +70,17 @@ class Pace:
         parts = (f"{100 * s / max(seconds, 1e-9):.0f} % {name}" for name, s in shares.items())
         return f"{seconds:.1f} s: {', '.join(parts)}"
 
+    def add(self, other: Pace) -> None:
+        """Count the seconds of another run, or of a part of it, as well."""
+        for each in fields(self):
+            setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
+
+    def take(self) -> Pace:
+        """Return what has been counted, and begin anew."""
+        taken = replace(self)
+        self.computing = self.reading = self.writing = 0.0
+        return taken
+
     @contextmanager
     def measure(self, stage: Literal["computing", "reading", "writing"]) -> Iterator[None]:
         """Count the seconds of a stage."""
@@ -86,6 +97,7 @@ def run_files(
     load: Callable[[], TADSRPipeline],
     report: Report,
     progress_of: ProgressOf | None = None,
+    pace: Pace | None = None,
 ) -> Pace:
     """Upscale files; one that fails leaves the others alone.
 
@@ -101,6 +113,7 @@ def run_files(
         report: Told each outcome as soon as it is known, in this thread; and each job before it is
             computed, by its method `begin` if it has one.
         progress_of: Gives each image's progress.
+        pace: Where what the run waits for is counted as it goes.
 
     Returns:
         What the run waited for.
@@ -111,7 +124,7 @@ def run_files(
     """
     pipe, max_batches = None, 1
     begin = getattr(report, "begin", lambda job: None)
-    pace = Pace()
+    pace = pace or Pace()
     num_writers = max(1, min(_MAX_WRITERS, (os.cpu_count() or 1) // 2))
     with (
         ThreadPoolExecutor(num_writers, "tadsr-write") as writers,

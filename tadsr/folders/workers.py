@@ -19,7 +19,7 @@ from tadsr.errors import ImageReadWarning, TADSRError
 from tadsr.folders.jobs import Job
 from tadsr.folders.outcome import Outcome
 from tadsr.folders.restoring import FileRequest
-from tadsr.folders.run import Report, run_files
+from tadsr.folders.run import Pace, Report, run_files
 from tadsr.whole_file import remove_abandoned
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def run_on_devices(
     load: Load,
     devices: Sequence[str],
     report: Report,
-) -> None:
+) -> Pace:
     """Upscale files on several devices at once.
 
     A worker that dies, as of too little memory, is started again; the image it was at is tried
@@ -59,10 +59,15 @@ def run_on_devices(
         report: Told each outcome, in this thread; and each job before it is given to a worker, by
             its method `begin` if it has one.
 
+    Returns:
+        What the devices waited for, together.
+
     Raises:
         TADSRError: The model cannot be loaded, or workers die without finishing anything.
     """
-    _Run(deque(jobs), request, load, devices, report).finish()
+    run = _Run(deque(jobs), request, load, devices, report)
+    run.finish()
+    return run.pace
 
 
 class _Worker:
@@ -112,6 +117,7 @@ class _Run:
         self.workers: list[_Worker] = []
         self.num_tries: Counter[Path] = Counter()
         self.num_starts_in_vain = 0
+        self.pace = Pace()
 
     def finish(self) -> None:
         try:
@@ -153,8 +159,10 @@ class _Run:
             # What it dies of from now on is an image, and counted as that image's.
             self.num_starts_in_vain = 0
             return
-        worker.given.remove(message.job)
-        self.report(message)
+        outcome, pace = message
+        self.pace.add(pace)
+        worker.given.remove(outcome.job)
+        self.report(outcome)
 
     def _replace(self, worker: _Worker) -> None:
         """Start a dead worker again and give its jobs back."""
@@ -210,8 +218,13 @@ def _work(
         connection.send(_LOADED)
         return pipe
 
+    pace = Pace()
+
+    def report(outcome: Outcome) -> None:
+        connection.send((outcome, pace.take()))
+
     try:
-        run_files(_received(connection), request, load_and_say_so, connection.send)
+        run_files(_received(connection), request, load_and_say_so, report, pace=pace)
     except BrokenPipeError:
         pass  # the run is gone
     except Exception as error:
