@@ -28,6 +28,7 @@ from tadsr.engine import (
     NetworkLock,
     OneStepEngine,
     batch_pixels,
+    group_timesteps,
     same_size_ranges,
 )
 from tadsr.image_io import (
@@ -45,9 +46,9 @@ from tadsr.models.time_aware_vae import TimeAwareAutoencoderKL
 from tadsr.pipeline_weights import PipelineWeights
 from tadsr.prompts import TextEmbeddings, check_taggable, choose_prompts
 from tadsr.schedule import make_alphas_cumprod
-from tadsr.streaming import OneStep, Strip, group_timesteps, upscale_as_chosen
+from tadsr.streaming import OneStep, Strip
 from tadsr.tiling import TileSpec
-from tadsr.whole_image import upscale_whole
+from tadsr.upscaling import upscale
 
 
 class TADSRPipeline(PipelineWeights, DiffusionPipeline):
@@ -540,11 +541,9 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
         takes_bytes: bool = False,
     ) -> Iterator[Strip]:
         """Restore images (B, 3, h, w) in [0, 1], in pieces or as a whole."""
-
-        def whole() -> Tensor:
-            return upscale_whole(self.engine, step, rgb, settings, takes_bytes=takes_bytes)
-
-        strips = upscale_as_chosen(tiling, whole, step, rgb, settings, progress)
+        with self._lock:
+            engine = self.engine
+        strips = upscale(engine, step, rgb, settings, tiling, progress, takes_bytes=takes_bytes)
         while True:
             with self._lock:
                 strip = next(strips, None)

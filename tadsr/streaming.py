@@ -6,7 +6,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -28,20 +28,13 @@ from tadsr.tiling import (
     StoredActivation,
     TileSpec,
     available_bytes,
-    check_unet,
     is_out_of_memory,
     predict_in_bands,
     used_bytes,
 )
-from tadsr.tiling.spec import MIN_BAND_BYTES, WHOLE_ATTENTION_PIXELS
+from tadsr.tiling.spec import MIN_BAND_BYTES
 from tadsr.tiling.statistics import ChannelStatistics
 
-BANDS_ON_CPU_PIXELS = 512 * 512
-"""Above this area of the output bands are faster than the whole on a CPU."""
-EAGER_MEMORY_FACTOR = 4
-"""Peak memory of the whole computation over what bands keep between layers, with a margin."""
-TOGETHER_PIXELS = 2**20
-"""One image's timesteps go through an accelerator together up to this area of all results."""
 STRIP_PIXELS = 2**19
 """Pixels of a strip that is handed out, about."""
 _SHARE_OF_AVAILABLE = 0.7
@@ -91,56 +84,6 @@ class OneStep:
         return results[0]
 
 
-def upscale_as_chosen(
-    tiling: TileSpec | Literal["auto"] | None,
-    whole: Callable[[], Tensor],
-    model: OneStep,
-    rgb: Tensor,
-    settings: UpscaleSettings,
-    progress: Progress | None = None,
-) -> Iterator[Strip]:
-    """Restore and enlarge images as a whole or in pieces.
-
-    Args:
-        tiling: As for `choose_tiling`; with "auto", what does not fit as a whole is cut.
-        whole: Computes the whole, (B, 3, H, W), as in `Strip`.
-        model: As for `upscale_in_strips`.
-        rgb: As for `upscale_in_strips`.
-        settings: As for `upscale_in_strips`.
-        progress: As for `upscale_in_strips`.
-
-    Yields:
-        As `upscale_in_strips`, or the whole.
-
-    Raises:
-        TADSRError: As `upscale_in_strips`.
-    """
-    spec = choose_tiling(tiling, model, rgb, settings)
-    if spec is None:
-        try:
-            result = whole()
-        except (RuntimeError, MemoryError) as error:
-            is_cut = tiling == "auto" and can_be_cut(rgb, settings) and is_out_of_memory(error)
-            if not is_cut:
-                raise
-        else:
-            yield 0, result
-            if progress is not None:
-                progress(1.0)
-            return
-        # Not in the handler, which holds what the computation left.
-        warnings.warn(
-            "memory ran out for the image as a whole, so that it is computed in pieces; "
-            "tiling=TileSpec() or --max-memory avoids the first try",
-            TADSRWarning,
-            stacklevel=3,
-        )
-        if torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
-        spec = TileSpec()
-    yield from upscale_in_strips(model, rgb, settings, spec, progress)
-
-
 def upscale_in_strips(
     model: OneStep,
     rgb: Tensor,
@@ -173,82 +116,14 @@ def upscale_in_strips(
             one.pixels.free()
 
 
-def choose_tiling(
-    tiling: TileSpec | Literal["auto"] | None,
-    model: OneStep,
-    rgb: Tensor,
-    settings: UpscaleSettings,
-) -> TileSpec | None:
-    """Decide whether images are computed in pieces.
+def planned_bytes(model: OneStep, rgb: Tensor, settings: UpscaleSettings) -> int:
+    """Return what bands keep between layers at the most; counted once for a size.
 
     Args:
-        tiling: A choice, None for never, or "auto".
-        model: Networks and conditions.
-        rgb: Images, (B, 3, h, w).
-        settings: Scale and smallest size.
-
-    Returns:
-        The pieces' sizes, or None for the images as a whole.
-
-    Raises:
-        TypeError: `tiling` is none of these.
-        ValueError: Pieces are asked for and the UNet has other blocks than Stable Diffusion's.
+        model: As for `upscale_in_strips`.
+        rgb: As for `upscale_in_strips`.
+        settings: As for `upscale_in_strips`.
     """
-    if tiling is not None and tiling != "auto" and not isinstance(tiling, TileSpec):
-        raise TypeError(f'tiling must be "auto", None or a TileSpec, got {tiling!r}')
-    if tiling is None or not can_be_cut(rgb, settings):
-        return None
-    if tiling == "auto":
-        if not _needs_bands(model, rgb, settings):
-            return None
-        tiling = TileSpec()
-    check_unet(model.unet)
-    return tiling
-
-
-def can_be_cut(rgb: Tensor, settings: UpscaleSettings) -> bool:
-    """Tell whether images (B, 3, h, w) can be computed in pieces.
-
-    What is enlarged for the network cannot, and is small.
-    """
-    size = rgb.shape[-2:]
-    return settings.network_size(*size) == settings.output_size(*size)
-
-
-def group_timesteps(timesteps: Tensor, size: tuple[int, int]) -> list[Tensor]:
-    """Divide the timesteps of one image into those that go through the networks together.
-
-    Args:
-        timesteps: (N,), on the device.
-        size: Height and width in px that the networks work at.
-
-    Returns:
-        The timesteps in their order, in parts.
-
-    Raises:
-        ValueError: There are none.
-    """
-    if not len(timesteps):
-        raise ValueError("timesteps must be at least one, got none")
-    # A CPU gains nothing by it.
-    is_cpu = timesteps.device.type == "cpu"
-    num_together = 1 if is_cpu else max(1, TOGETHER_PIXELS // (size[0] * size[1]))
-    return list(timesteps.split(num_together))
-
-
-def _needs_bands(model: OneStep, rgb: Tensor, settings: UpscaleSettings) -> bool:
-    height, width = settings.output_size(*rgb.shape[-2:])
-    device = model.timesteps.device
-    if device.type == "cpu":
-        # Exact all the same, and faster where a band fits the caches.
-        return height * width > BANDS_ON_CPU_PIXELS
-    if height * width > WHOLE_ATTENTION_PIXELS:
-        return True
-    return EAGER_MEMORY_FACTOR * _planned_bytes(model, rgb, settings) > available_bytes(device)
-
-
-def _planned_bytes(model: OneStep, rgb: Tensor, settings: UpscaleSettings) -> int:
-    """Return what bands keep between layers at the most; counted once for a size."""
     # Counting walks through every layer, which takes longer than a GPU computes a small image.
     known = _PLANNED_BYTES.setdefault(model.unet, OrderedDict())
     is_map = isinstance(model.timesteps, TimestepField)

@@ -112,16 +112,16 @@ def test_a_seeded_posterior_is_that_of_the_whole(pipe, lq):
 
 
 def test_large_images_are_cut_without_being_asked(pipe, monkeypatch):
-    import tadsr.streaming
+    import tadsr.upscaling
 
     chosen = []
-    original = tadsr.streaming.upscale_in_strips
+    original = tadsr.upscaling.upscale_in_strips
 
     def noting(step, rgb, settings, spec, progress):
         chosen.append(spec)
         return original(step, rgb, settings, spec, progress)
 
-    monkeypatch.setattr(tadsr.streaming, "upscale_in_strips", noting)
+    monkeypatch.setattr(tadsr.upscaling, "upscale_in_strips", noting)
     pipe(Image.new("RGB", (100, 100)))
     assert not chosen  # 400 × 400 px, enlarged to 512
     result = pipe(Image.new("RGB", (150, 130)))
@@ -286,7 +286,7 @@ def test_memory_is_counted_once_for_a_size(pipe, lq, monkeypatch):
         step = OneStep(
             pipe.vae, pipe.unet, pipe.alphas_cumprod, torch.tensor([1]), pipe.encode_prompt([""])
         )
-        return streaming._planned_bytes(step, rgb, UpscaleSettings())
+        return streaming.planned_bytes(step, rgb, UpscaleSettings())
 
     small, large = count((16, 24)), count((32, 48))
     assert 3.5 * small < large < 4.5 * small

@@ -9,9 +9,9 @@ from PIL import Image
 
 import tadsr.pipeline
 from tadsr import TADSRPipeline
+from tadsr.engine.batches import TOGETHER_PIXELS, group_timesteps
 from tadsr.evaluation import TimestepSweep
 from tadsr.metrics import make_metric
-from tadsr.streaming import TOGETHER_PIXELS, group_timesteps
 from tadsr.tiling import TileSpec
 
 

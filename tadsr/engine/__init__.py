@@ -10,7 +10,7 @@ thread at a time), `support` and `watch` (which modules, and whether they are
 still the same).
 """
 
-from tadsr.engine.batches import batch_pixels, same_size_ranges
+from tadsr.engine.batches import batch_pixels, group_timesteps, same_size_ranges
 from tadsr.engine.lock import NetworkLock
 from tadsr.engine.one_step import OneStepEngine
 from tadsr.engine.plan import EngineName, EnginePlan, choose_plan
@@ -22,5 +22,6 @@ __all__ = [
     "OneStepEngine",
     "batch_pixels",
     "choose_plan",
+    "group_timesteps",
     "same_size_ranges",
 ]

@@ -1,4 +1,4 @@
-"""Which images of a list go through the networks together."""
+"""Which images of a list, and which timesteps of one image, go through the networks together."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
+from torch import Tensor
 
 from tadsr.models.time_aware_vae import TimeAwareAutoencoderKL
 from tadsr.tiling import available_bytes
 
 MAX_BATCH_PIXELS = 16 * 512 * 512
 """Output of a batch beyond which a large GPU gains nothing more."""
+TOGETHER_PIXELS = 2**20
+"""One image's timesteps go through an accelerator together up to this area of all results."""
 _SHARE_OF_AVAILABLE = 0.5
 _WIDEST_COPIES = 4
 """Activations of the decoder's widest layer that are alive together."""
@@ -56,3 +59,24 @@ def same_size_ranges(
         ranges += [range(first, last) for first, last in pairwise(cuts)]
         start = stop
     return ranges
+
+
+def group_timesteps(timesteps: Tensor, size: tuple[int, int]) -> list[Tensor]:
+    """Divide the timesteps of one image into those that go through the networks together.
+
+    Args:
+        timesteps: (N,), on the device.
+        size: Height and width in px that the networks work at.
+
+    Returns:
+        The timesteps in their order, in parts.
+
+    Raises:
+        ValueError: There are none.
+    """
+    if not len(timesteps):
+        raise ValueError("timesteps must be at least one, got none")
+    # A CPU gains nothing by it.
+    is_cpu = timesteps.device.type == "cpu"
+    num_together = 1 if is_cpu else max(1, TOGETHER_PIXELS // (size[0] * size[1]))
+    return list(timesteps.split(num_together))
