@@ -7,8 +7,8 @@ from collections.abc import Callable
 from diffusers.models.autoencoders.vae import Decoder, Encoder
 from torch import Tensor, nn
 
+from tadsr.tiling.activations import Activation, StoredActivation
 from tadsr.tiling.layers import Bands, Source
-from tadsr.tiling.storage import Activation, StoredActivation
 
 
 def encode_in_bands(

@@ -16,9 +16,9 @@ from torch import nn
 import tadsr.tiling.storage as storage_module
 from tadsr.errors import TADSRError
 from tadsr.tiling import BandStorage, PlannedStorage, TileSpec
+from tadsr.tiling.activations import JoinedActivation
 from tadsr.tiling.attention import Windows, attend_in_windows, attend_to_blocks
 from tadsr.tiling.statistics import ChannelStatistics
-from tadsr.tiling.storage import JoinedActivation
 
 CPU = torch.device("cpu")
 
