@@ -136,6 +136,8 @@ def compare_with_whole(pipe: TADSRPipeline, lq: Image.Image) -> dict[str, dict[s
 def compare_positions(pipe: TADSRPipeline, lq: Image.Image) -> dict[str, float]:
     """Return the PSNR of the same part wherever the grid falls, the worst for each way to cut.
 
+    160 stands for equal, since JSON has no infinity.
+
     A picture that repeats itself has the same part at several places of the grid, and the same
     statistics for all. The last two move the grid by another cut of the picture, which changes
     what the part is seen beside, for the whole computation as well.
@@ -151,7 +153,7 @@ def compare_positions(pipe: TADSRPipeline, lq: Image.Image) -> dict[str, float]:
     def worst(result: Tensor) -> float:
         parts = result.unflatten(1, (count, -1)).unflatten(3, (count, -1))[:, 1:-1, :, 1:-1]
         errors = (parts - parts[:, :1, :, :1]).square().mean(dim=(0, 2, 4)).flatten()
-        return -10 * errors.max().log10().item()
+        return -10 * errors.max().clamp_min(1e-16).log10().item()
 
     report = {"attention windows of 768 px": worst(pipe(repeated, tiling=spec, **options))}
     report["the whole"] = worst(pipe(repeated, tiling=None, **options))
