@@ -3,17 +3,15 @@
 from tadsr.config import MAX_PIXELS
 from tadsr.image_io.array_image import ArrayImage
 from tadsr.image_io.canvas import alpha_rows, assemble_images
-from tadsr.image_io.codec import (
-    OUTPUT_TYPES,
+from tadsr.image_io.decoding import (
     DecodedImage,
     ImageKind,
     ImageLike,
     OutputType,
     decode_image,
-    encode_image,
     strip_metadata,
-    takes_bytes,
 )
+from tadsr.image_io.encoding import OUTPUT_TYPES, encode_image, takes_bytes
 from tadsr.image_io.files import check_writable, is_see_through, write_image
 from tadsr.image_io.frames import Animation, count_frames, read_frames, write_frames
 from tadsr.image_io.metadata import upright_size

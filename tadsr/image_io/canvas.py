@@ -11,7 +11,8 @@ from torch import Tensor
 
 from tadsr.config import UpscaleSettings
 from tadsr.image_io.array_image import ArrayImage
-from tadsr.image_io.codec import DecodedImage, ImageLike, OutputType, encode_image
+from tadsr.image_io.decoding import DecodedImage, ImageLike, OutputType
+from tadsr.image_io.encoding import encode_image
 from tadsr.image_io.tensors import resize_bicubic_rows
 
 

@@ -15,7 +15,8 @@ from PIL import Image, PngImagePlugin, features
 
 from tadsr.errors import ImageWriteError
 from tadsr.image_io.array_image import ArrayImage
-from tadsr.image_io.codec import decode_image, encode_image, icc_space, unit_planes
+from tadsr.image_io.decoding import decode_image, icc_space, unit_planes
+from tadsr.image_io.encoding import encode_image
 from tadsr.image_io.metadata import exif_with_dpi, kept_metadata
 from tadsr.image_io.png import PngWriter, metadata_chunks
 from tadsr.whole_file import whole_file

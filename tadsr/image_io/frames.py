@@ -15,12 +15,8 @@ from PIL import Image
 
 from tadsr.config import MAX_PIXELS
 from tadsr.errors import ImageReadError, ImageWriteError
-from tadsr.image_io.codec import (
-    decode_image,
-    encode_image,
-    strip_metadata,
-    unreadable,
-)
+from tadsr.image_io.decoding import decode_image, strip_metadata, unreadable
+from tadsr.image_io.encoding import encode_image
 from tadsr.image_io.files import check_writable, open_whole, save_options, to_palette
 from tadsr.image_io.limits import BOMBS, pillow_opens, too_large
 from tadsr.image_io.metadata import (

@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from tadsr.config import MAX_PIXELS
 from tadsr.errors import ImageReadError, ImageReadWarning
 from tadsr.image_io.array_image import ArrayImage, check_unit, read_16bit, read_tiff
-from tadsr.image_io.codec import unreadable
+from tadsr.image_io.decoding import unreadable
 from tadsr.image_io.limits import BOMBS, check_size, pillow_opens, too_large
 from tadsr.image_io.metadata import read_exif, tidy_exif, upright_metadata
 

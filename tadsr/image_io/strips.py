@@ -10,7 +10,8 @@ import numpy as np
 from torch import Tensor
 
 from tadsr.errors import ImageWriteError
-from tadsr.image_io.codec import DecodedImage, encode_image
+from tadsr.image_io.decoding import DecodedImage
+from tadsr.image_io.encoding import encode_image
 from tadsr.image_io.files import check_writable, open_whole
 from tadsr.image_io.metadata import kept_metadata
 from tadsr.image_io.png import PngWriter
