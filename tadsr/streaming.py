@@ -42,6 +42,8 @@ _FRAGMENTATION = 2
 """Room over what lies in it at once, for parts to find a place in."""
 _BANDS_AT_ONCE = 6
 """Working sets that may be alive together, with what convolutions need inside."""
+_SCRATCH_BYTES = 2**26
+"""What convolutions and allocators take beside what they are asked for, whatever the size."""
 _STRIP_BYTES = 8 * 12 * STRIP_PIXELS
 """Copies of a strip while its colours are fixed."""
 _PLANNED_BYTES: WeakKeyDictionary[UNet2DConditionModel, OrderedDict[Any, int]] = WeakKeyDictionary()
@@ -234,7 +236,8 @@ class _Run:
             room = spec.max_memory - used_bytes(self.device)
         height, width = self.size
         output = _OUTPUT_BYTES_PER_PIXEL * self.rgb.shape[0] * height * width
-        return max(0, room - output - _BANDS_AT_ONCE * band_bytes - _STRIP_BYTES)
+        working = _BANDS_AT_ONCE * band_bytes + _STRIP_BYTES + _SCRATCH_BYTES
+        return max(0, room - output - working)
 
     def compute(self, bands: Bands, attention_px: int) -> list[_Restored]:
         """Run all networks; with a plan, count only."""
