@@ -75,12 +75,6 @@ def upscale_folder(
     jobs = mirror_folder(Path(source).absolute(), Path(target).absolute(), suffix)
     request = request or FileRequest()
     load = load or partial(load_model, str(model))
-    outcomes: list[Outcome] = []
-
-    def note(outcome: Outcome) -> None:
-        outcomes.append(outcome)
-        if report is not None:
-            report(outcome)
 
     def run(todo: list[Job], report: Report) -> None:
         device = "cuda" if gpus_per_worker else "cpu"
@@ -104,8 +98,7 @@ def upscale_folder(
                 raise outcome
             report(outcome)
 
-    upscale_files(jobs, request, {"model": str(model)}, run, note)
-    return outcomes
+    return upscale_files(jobs, request, {"model": str(model)}, run, report)
 
 
 class _Upscaler:

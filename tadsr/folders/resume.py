@@ -30,8 +30,8 @@ def upscale_files(
     request: FileRequest,
     settings: Mapping[str, Any],
     run: Run,
-    report: Report,
-) -> None:
+    report: Report | None = None,
+) -> list[Outcome]:
     """Upscale what is not done yet, and write down what was done.
 
     A result that exists is left alone. One that a manifest knows is checked first, by its size in
@@ -44,12 +44,22 @@ def upscale_files(
         request: What is done to each.
         settings: What results depend on beside the request, such as the model; JSON's types.
         run: How files are upscaled.
-        report: Told each outcome.
+        report: Told each outcome as it comes.
+
+    Returns:
+        The outcome of every image; one that failed is among them.
 
     Raises:
         TADSRError: Another run writes to a folder, a manifest cannot be written, or what `run`
             raises.
     """
+    outcomes: list[Outcome] = []
+
+    def tell(outcome: Outcome) -> None:
+        outcomes.append(outcome)
+        if report is not None:
+            report(outcome)
+
     with ExitStack() as stack:
         described = {**request.described(), **settings}
         manifests: dict[Path, Manifest] = {}
@@ -64,7 +74,7 @@ def upscale_files(
         todo, deadly = [], []
         for job in jobs:
             if job.error:
-                report(Outcome(job, "failed", message=job.error))
+                tell(Outcome(job, "failed", message=job.error))
                 continue
             manifest = manifests.get(job.folder) if job.folder else None
             checked, reason = check_existing(job, request, manifest)
@@ -75,21 +85,22 @@ def upscale_files(
             elif is_image(job.target):
                 if manifest is not None:
                     manifest.adopt(job, _header_size(job.target))
-                report(Outcome(job, "skipped", message=reason))
+                tell(Outcome(job, "skipped", message=reason))
             else:
                 message = f"{job.target}: exists, but is no image; --overwrite replaces a file"
-                report(Outcome(job, "failed", message=message))
+                tell(Outcome(job, "failed", message=message))
         left_out = [Outcome(job, "failed", message=_death_of(job)) for job in deadly]
         for outcome in left_out:
-            report(outcome)
+            tell(outcome)
 
         # First, with nothing else under way that would be taken for the one that killed.
         todo.sort(key=lambda job: not job.alone)
         if todo:
-            run(todo, _Notes(manifests, report))
+            run(todo, _Notes(manifests, tell))
         # This makes an end of them, which the next run would take for leave to try them again.
         for outcome in left_out:
             manifests[outcome.job.folder].add(outcome)
+    return outcomes
 
 
 class _Notes:

@@ -59,12 +59,6 @@ def upscale_folder(
     jobs = mirror_folder(source, target, suffix)
     request = request or FileRequest()
     load = load or partial(load_model, str(model))
-    outcomes: list[Outcome] = []
-
-    def note(outcome: Outcome) -> None:
-        outcomes.append(outcome)
-        if report is not None:
-            report(outcome)
 
     def run(todo: list[Job], report: Report) -> None:
         if len(devices) == 1:
@@ -72,8 +66,7 @@ def upscale_folder(
         else:
             run_on_devices(todo, request, load, devices, report)
 
-    upscale_files(jobs, request, {"model": str(model)}, run, note)
-    return outcomes
+    return upscale_files(jobs, request, {"model": str(model)}, run, report)
 
 
 def load_model(model: str, device: str) -> TADSRPipeline:
