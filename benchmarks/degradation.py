@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from machine import describe_machine
 
+from tadsr.degradation import PRESETS, apply_degradation, sample_degradation
+from tadsr.degradation.jpeg import compress_jpeg, simulate_jpeg
 from tadsr.training import DataConfig
 from tadsr.training.data import open_data
-from tadsr.training.degradation import PRESETS, apply_degradation, sample_degradation
-from tadsr.training.degradation.jpeg import compress_jpeg, simulate_jpeg
 
 SIDE_PX = 512
 QUALITY = 75

@@ -71,7 +71,7 @@ def build_pipeline(device: str, dtype: torch.dtype, *, has_adapters: bool) -> An
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
     from tadsr import TimeAwareAutoencoderKL
-    from tadsr.models.adapters import attach_new_adapters, fuse_adapters
+    from tadsr.networks.adapters import attach_new_adapters, fuse_adapters
 
     configs = json.loads((TESTS_DATA / "official_layout.json").read_text("utf-8"))["configs"]
     with torch.device("meta"):

@@ -26,7 +26,7 @@ from machine import describe_machine
 from PIL import Image
 
 from tadsr.checkpoints import load_checkpoint
-from tadsr.metrics import psnr
+from tadsr.measure.metrics import psnr
 from tadsr.training import Trainer, ValidationConfig, load_recipe
 
 DESIGNS = {"f4c4": (4, 4), "f4c8": (4, 8), "f8c4": (8, 4), "f8c8": (8, 8), "f8c16": (8, 16)}

@@ -25,10 +25,12 @@ from machine import describe_machine
 from PIL import Image, ImageDraw, ImageFont
 
 from tadsr import TADSRPipeline
-from tadsr.evaluation import evaluate_model, format_table, make_perceptual_metric, plot, write_json
+from tadsr.degradation import PRESETS, apply_degradation, sample_degradation
 from tadsr.folders.jobs import INPUT_SUFFIXES
-from tadsr.metrics import make_metric
-from tadsr.training.degradation import PRESETS, apply_degradation, sample_degradation
+from tadsr.measure.evaluation import evaluate_model, make_perceptual_metric
+from tadsr.measure.metrics import make_metric
+from tadsr.measure.plot import plot
+from tadsr.measure.report import format_table, write_json
 
 SCALE = 4
 METRICS = ("psnr_y", "ssim_y", "psnr_rgb", "detail")

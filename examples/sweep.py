@@ -9,10 +9,10 @@ import argparse
 from collections.abc import Sequence
 
 from tadsr import TADSRPipeline
-from tadsr.comparison import read_rgb8
-from tadsr.evaluation import TimestepSweep
-from tadsr.image_io import write_image
-from tadsr.metrics import detail
+from tadsr.images import write_image
+from tadsr.measure.metrics import detail
+from tadsr.measure.pictures import read_rgb8
+from tadsr.measure.sweep import TimestepSweep
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

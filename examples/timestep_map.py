@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Sequence
 
 from tadsr import TADSRPipeline, TimestepMap
-from tadsr.image_io import read_image, write_image
+from tadsr.images import read_image, write_image
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

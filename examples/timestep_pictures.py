@@ -11,16 +11,11 @@ import numpy as np
 from PIL import Image
 
 from tadsr import TADSRPipeline, TimestepMap
-from tadsr.comparison import (
-    Panel,
-    compare_images,
-    difference_map,
-    draw_comparison,
-    draw_sheet,
-    find_box,
-)
-from tadsr.evaluation import TimestepSweep
-from tadsr.image_io import write_image
+from tadsr.images import write_image
+from tadsr.measure.compare import compare_images, draw_comparison
+from tadsr.measure.regions import difference_map, find_box
+from tadsr.measure.sheet import Panel, draw_sheet
+from tadsr.measure.sweep import TimestepSweep
 
 ROOT = Path(__file__).parents[1]
 PHOTO = ROOT / "examples" / "photos" / "lighthouse.jpg"

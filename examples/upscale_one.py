@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from tadsr import TADSRPipeline
-from tadsr.image_io import read_image, write_image
+from tadsr.images import read_image, write_image
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

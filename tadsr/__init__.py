@@ -12,7 +12,7 @@ _EXPORTS = {
     "TADSRError": "tadsr.errors",
     "TADSRPipeline": "tadsr.pipeline",
     "TADSRWarning": "tadsr.errors",
-    "TimeAwareAutoencoderKL": "tadsr.models.time_aware_vae",
+    "TimeAwareAutoencoderKL": "tadsr.networks.time_aware_vae",
     "TimestepMap": "tadsr.conditioning",
 }
 
@@ -28,7 +28,7 @@ __all__ = [
 if TYPE_CHECKING:
     from tadsr.conditioning import TimestepMap
     from tadsr.errors import TADSRError, TADSRWarning
-    from tadsr.models.time_aware_vae import TimeAwareAutoencoderKL
+    from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
     from tadsr.pipeline import TADSRPipeline
 
 

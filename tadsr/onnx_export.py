@@ -17,8 +17,8 @@ from torch.export import Dim
 
 from tadsr.checkpoints.save import write_atomically
 from tadsr.errors import TADSRError
-from tadsr.models.adapters import has_adapters
-from tadsr.models.time_aware_vae import TimeAwareAutoencoderKL
+from tadsr.networks.adapters import has_adapters
+from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
 from tadsr.pipeline import TADSRPipeline
 from tadsr.schedule import residual_to_x0
 

@@ -31,7 +31,7 @@ from tadsr.engine import (
     group_timesteps,
     same_size_ranges,
 )
-from tadsr.image_io import (
+from tadsr.images import (
     DecodedImage,
     alpha_rows,
     assemble_images,
@@ -41,8 +41,8 @@ from tadsr.image_io import (
     takes_bytes,
     write_strips,
 )
-from tadsr.models.prompt_embeddings import PromptEmbeddings
-from tadsr.models.time_aware_vae import TimeAwareAutoencoderKL
+from tadsr.networks.prompt_embeddings import PromptEmbeddings
+from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
 from tadsr.pipeline_weights import PipelineWeights
 from tadsr.prompts import TextEmbeddings, check_taggable, choose_prompts
 from tadsr.schedule import make_alphas_cumprod

@@ -13,8 +13,8 @@ from tadsr.checkpoints import save_native
 from tadsr.checkpoints.card import model_card
 from tadsr.checkpoints.hub import publish
 from tadsr.checkpoints.lora_files import read_lora
-from tadsr.models.adapters import AdapterSet, extract_adapters, fuse_adapters, has_adapters
-from tadsr.models.lora import merge_lora
+from tadsr.networks.adapters import AdapterSet, extract_adapters, fuse_adapters, has_adapters
+from tadsr.networks.lora import merge_lora
 from tadsr.prompts import TextEmbeddings
 
 

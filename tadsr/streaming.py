@@ -17,8 +17,8 @@ from tadsr.color import match_moments, wavelet_color_fix, wavelet_reach_px
 from tadsr.conditioning import TimestepField, run_at
 from tadsr.config import UpscaleSettings
 from tadsr.errors import TADSRError, TADSRWarning, not_finite
-from tadsr.image_io import pad_reflect, reflect_index, resize_bicubic_rows
-from tadsr.models.time_aware_vae import TimeAwareAutoencoderKL
+from tadsr.images import pad_reflect, reflect_index, resize_bicubic_rows
+from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
 from tadsr.schedule import residual_to_x0
 from tadsr.tiling import (
     Bands,

@@ -14,7 +14,7 @@ from tadsr.conditioning import run_at
 from tadsr.config import UpscaleSettings
 from tadsr.engine import OneStepEngine
 from tadsr.errors import TADSRWarning
-from tadsr.image_io import pad_reflect, resize_bicubic
+from tadsr.images import pad_reflect, resize_bicubic
 from tadsr.kernels import adain_color_fix_uint8, to_uint8_nhwc, wavelet_color_fix_uint8
 from tadsr.streaming import OneStep, Progress, Strip, planned_bytes, upscale_in_strips
 from tadsr.tiling import TileSpec, available_bytes, check_unet, is_out_of_memory

@@ -72,7 +72,7 @@ def model_dir(tmp_path_factory) -> Path:
     from diffusers import DDPMScheduler, UNet2DConditionModel
 
     from tadsr import TADSRPipeline, TimeAwareAutoencoderKL
-    from tadsr.models.prompt_embeddings import PromptEmbeddings
+    from tadsr.networks.prompt_embeddings import PromptEmbeddings
 
     torch.manual_seed(0)
     vae = TimeAwareAutoencoderKL(

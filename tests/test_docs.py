@@ -31,7 +31,7 @@ from typer.testing import CliRunner
 from tadsr import TADSRPipeline
 from tadsr.cli import app
 from tadsr.config import UpscaleSettings
-from tadsr.image_io import ArrayImage, read_frames, read_image, write_frames, write_image
+from tadsr.images import ArrayImage, read_frames, read_image, write_frames, write_image
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

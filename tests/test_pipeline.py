@@ -16,8 +16,8 @@ from PIL import Image
 
 from tadsr import TADSRError, TADSRPipeline, TimeAwareAutoencoderKL
 from tadsr.engine import OneStepEngine
-from tadsr.image_io import resize_bicubic
-from tadsr.models.prompt_embeddings import PromptEmbeddings
+from tadsr.images import resize_bicubic
+from tadsr.networks.prompt_embeddings import PromptEmbeddings
 
 
 def build_pipeline() -> TADSRPipeline:

@@ -14,11 +14,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PUBLIC = (
     "tadsr",
-    "tadsr.comparison",
-    "tadsr.evaluation",
+    "tadsr.degradation",
     "tadsr.kernels",
     "tadsr.training",
-    "tadsr.training.degradation",
 )
 """Packages all of whose names are public."""
 

@@ -15,7 +15,7 @@ from PIL import Image, ImageCms
 
 from tadsr import TADSRError, TADSRPipeline, streaming
 from tadsr.config import UpscaleSettings
-from tadsr.image_io import resize_bicubic, resize_bicubic_rows
+from tadsr.images import resize_bicubic, resize_bicubic_rows
 from tadsr.streaming import OneStep
 from tadsr.tiling import BandStorage, TileSpec
 

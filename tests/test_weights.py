@@ -16,9 +16,9 @@ from PIL import Image
 from tadsr import TADSRPipeline
 from tadsr.checkpoints import inspect_checkpoint
 from tadsr.checkpoints.detect import SUMS_NAME, check_sums
+from tadsr.degradation import PRESETS, apply_degradation, sample_degradation
 from tadsr.errors import CheckpointError
-from tadsr.image_io import resize_bicubic
-from tadsr.training.degradation import PRESETS, apply_degradation, sample_degradation
+from tadsr.images import resize_bicubic
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "photos" / "lighthouse.jpg"

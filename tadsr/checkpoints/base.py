@@ -21,7 +21,7 @@ from tadsr.checkpoints.layout import NATIVE, OFFICIAL
 from tadsr.checkpoints.load import load_checkpoint
 from tadsr.checkpoints.tensors import read_json
 from tadsr.errors import CheckpointError
-from tadsr.models.time_aware_vae import TimeAwareAutoencoderKL, neutralize_time_layers
+from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL, neutralize_time_layers
 
 _SHARED_VAE_CONFIG = (
     "in_channels",

@@ -9,9 +9,9 @@ from typing import Any
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel, PreTrainedTokenizerBase
 
-from tadsr.models.adapters import AdapterSet
-from tadsr.models.prompt_embeddings import PromptEmbeddings
-from tadsr.models.time_aware_vae import TimeAwareAutoencoderKL
+from tadsr.networks.adapters import AdapterSet
+from tadsr.networks.prompt_embeddings import PromptEmbeddings
+from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,8 +14,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, PreTraine
 from tadsr.checkpoints.layout import Component, Format, choose_weight_file
 from tadsr.checkpoints.tensors import Change, TensorReader, load_strict, read_json
 from tadsr.errors import CheckpointError
-from tadsr.models.prompt_embeddings import PromptEmbeddings
-from tadsr.models.time_aware_vae import TimeAwareAutoencoderKL
+from tadsr.networks.prompt_embeddings import PromptEmbeddings
+from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
 
 _MODEL_CLASSES = {
     "vae": TimeAwareAutoencoderKL,

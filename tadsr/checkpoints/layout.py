@@ -78,7 +78,7 @@ _TOKENIZER_FILES = (
 
 def _vae(folder: str) -> Component:
     return Component(
-        "vae", folder, "tadsr.models.time_aware_vae", "TimeAwareAutoencoderKL", DIFFUSERS_STEMS
+        "vae", folder, "tadsr.networks.time_aware_vae", "TimeAwareAutoencoderKL", DIFFUSERS_STEMS
     )
 
 
@@ -114,7 +114,7 @@ NATIVE = Format(
         Component(
             "prompt_embeddings",
             "prompt_embeddings",
-            "tadsr.models.prompt_embeddings",
+            "tadsr.networks.prompt_embeddings",
             "PromptEmbeddings",
             DIFFUSERS_STEMS,
             is_required=False,

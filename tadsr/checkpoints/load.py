@@ -21,7 +21,7 @@ from tadsr.checkpoints.hub import download
 from tadsr.checkpoints.layout import NATIVE, PUBLISHED_LICENCE, Format
 from tadsr.checkpoints.tensors import read_json
 from tadsr.errors import CheckpointError
-from tadsr.models.adapters import attach_adapters, check_adapters, weight_changes
+from tadsr.networks.adapters import attach_adapters, check_adapters, weight_changes
 
 
 def load_checkpoint(

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from tadsr.checkpoints.components import clip_common_name
 from tadsr.checkpoints.tensors import TensorReader, read_json
 from tadsr.errors import CheckpointError
-from tadsr.models.adapters import plain_state_dict
-from tadsr.models.lora import LoraProduct
+from tadsr.networks.adapters import plain_state_dict
+from tadsr.networks.lora import LoraProduct
 
 _FOLDER_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 _PEFT_CONFIG = "adapter_config.json"

@@ -26,9 +26,9 @@ from tadsr.checkpoints.detect import PIPELINE_CLASS
 from tadsr.checkpoints.layout import NATIVE, OFFICIAL, Component, Format
 from tadsr.checkpoints.load import load_checkpoint
 from tadsr.errors import CheckpointError
-from tadsr.models.adapters import AdapterSet, extract_adapters, has_adapters, plain_state_dict
-from tadsr.models.prompt_embeddings import PromptEmbeddings
-from tadsr.models.time_aware_vae import TimeAwareAutoencoderKL
+from tadsr.networks.adapters import AdapterSet, extract_adapters, has_adapters, plain_state_dict
+from tadsr.networks.prompt_embeddings import PromptEmbeddings
+from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
 
 
 def save_native(

@@ -15,7 +15,7 @@ from tadsr.checkpoints.detect import locate
 from tadsr.checkpoints.hub import download
 from tadsr.checkpoints.tensors import TensorMeta, check_names, load_strict, read_pickle
 from tadsr.errors import CheckpointError
-from tadsr.models.adapters import merged_weight
+from tadsr.networks.adapters import merged_weight
 from tadsr.prompts.tagger import Tagger, TaggerConfig, TaggerNetwork
 
 TAGGER_FILE = "ram_swin_large_14m.pth"

@@ -49,8 +49,9 @@ def compare(
     target = output or a.with_name(f"{a.stem}_vs_{b.stem}.png")
     with readable_errors(debug):
         check_place(target)
-        from tadsr.comparison import compare_images, draw_comparison, read_rgb8
-        from tadsr.image_io import check_writable, write_image
+        from tadsr.images import check_writable, write_image
+        from tadsr.measure.compare import compare_images, draw_comparison
+        from tadsr.measure.pictures import read_rgb8
 
         if target.parent.is_dir():
             check_writable(target, overwrite=overwrite)

@@ -27,7 +27,7 @@ from tadsr.whole_file import whole_file
 if TYPE_CHECKING:
     from PIL import Image
 
-    from tadsr.training.degradation import DegradationParams
+    from tadsr.degradation import DegradationParams
 
 DEGRADE_HELP = """Write low-quality copies of photographs, to train or to measure on.
 
@@ -148,8 +148,8 @@ def _degrade_all(jobs: dict[str, Job], folder: Path, request: _Request) -> list[
 def _degrade_one(
     name: str, job: Job, folder: Path, request: _Request
 ) -> tuple[dict[str, Any], Image.Image]:
-    from tadsr.image_io import decode_image, encode_image, read_image
-    from tadsr.training.degradation import apply_degradation
+    from tadsr.degradation import apply_degradation
+    from tadsr.images import decode_image, encode_image, read_image
 
     rgb = decode_image(read_image(job.source)).rgb
     origin, params = _choose(name, request)
@@ -168,7 +168,7 @@ def _degrade_one(
 
 
 def _write(image: Image.Image, target: Path, request: _Request) -> None:
-    from tadsr.image_io import write_image
+    from tadsr.images import write_image
 
     target.parent.mkdir(parents=True, exist_ok=True)
     write_image(image, target, overwrite=request.overwrite)
@@ -178,7 +178,7 @@ def _choose(name: str, request: _Request) -> tuple[dict[str, Any], DegradationPa
     """Return where a degradation is from, and the degradation."""
     import numpy as np
 
-    from tadsr.training.degradation import PRESETS, DegradationParams, sample_degradation
+    from tadsr.degradation import PRESETS, DegradationParams, sample_degradation
 
     if request.replay is None:
         digest = hashlib.sha256(name.encode()).digest()

@@ -125,7 +125,7 @@ def evaluate(
             check_place(path)
         from tadsr import evaluation
         from tadsr.cli.model import choose_device, load_model
-        from tadsr.metrics import default_metrics, make_metric
+        from tadsr.measure.metrics import default_metrics, make_metric
 
         silence_libraries(debug)
         place = choose_device(device)

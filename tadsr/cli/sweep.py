@@ -38,7 +38,7 @@ from tadsr.config import UpscaleSettings
 if TYPE_CHECKING:
     import numpy as np
 
-    from tadsr.comparison import Box
+    from tadsr.measure.regions import Box
 
 SWEEP_HELP = """Show one photo at several timesteps.
 
@@ -116,9 +116,9 @@ def sweep(
                 raise UsageError(f"{path} exists already; --overwrite replaces it")
         from tadsr import evaluation
         from tadsr.cli.model import choose_device, load_model
-        from tadsr.comparison import read_rgb8, to_rgb8
-        from tadsr.image_io import check_writable, write_image
-        from tadsr.metrics import default_metrics, make_metric
+        from tadsr.images import check_writable, write_image
+        from tadsr.measure.metrics import default_metrics, make_metric
+        from tadsr.measure.pictures import read_rgb8, to_rgb8
 
         target.parent.mkdir(parents=True, exist_ok=True)
         check_writable(target, overwrite=overwrite)
@@ -185,7 +185,7 @@ def _check_original(original: np.ndarray | None, size: tuple[int, int]) -> None:
 
 
 def _box_inside(corner: list[int], size: tuple[int, int]) -> Box:
-    from tadsr.comparison import Box
+    from tadsr.measure.regions import Box
 
     left, top, width, height = corner
     box = Box(left, top, left + width, top + height)

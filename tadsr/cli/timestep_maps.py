@@ -75,7 +75,7 @@ def read_timestep_map(
         OSError: It cannot be read.
     """
     from tadsr.conditioning import TimestepMap, largest_timestep
-    from tadsr.image_io import read_image
+    from tadsr.images import read_image
 
     with as_usage_errors():
         try:

@@ -89,9 +89,9 @@ def train(
 def _run(config: str | None, overrides: dict[str, Any]) -> None:
     import logging
 
-    from tadsr.training.config import TrainingConfig
     from tadsr.training.recipe import config_from_mapping, load_recipe, override
     from tadsr.training.trainer import Trainer
+    from tadsr.training.training_config import TrainingConfig
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("tadsr").setLevel(logging.INFO)

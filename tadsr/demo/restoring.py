@@ -12,13 +12,13 @@ from threading import Lock
 import numpy as np
 from PIL import Image, ImageOps
 
-from tadsr.comparison import to_rgb8
 from tadsr.conditioning import TimestepMap
 from tadsr.config import ColorFix, UpscaleSettings
 from tadsr.errors import TADSRError
-from tadsr.evaluation import TimestepSweep
 from tadsr.folders.jobs import INPUT_SUFFIXES
-from tadsr.image_io import ImageLike, read_image, write_image
+from tadsr.images import ImageLike, read_image, write_image
+from tadsr.measure.pictures import to_rgb8
+from tadsr.measure.sweep import TimestepSweep
 from tadsr.pipeline import TADSRPipeline
 from tadsr.tiling.spec import TileSpec
 

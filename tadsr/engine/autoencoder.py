@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from tadsr.engine.layers import Activation, Layers, TimeConditions
-from tadsr.models.time_aware_vae import TimeAwareAutoencoderKL
+from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
 
 
 def encode(layers: Layers, vae: TimeAwareAutoencoderKL, lq: Tensor, time: TimeConditions) -> Tensor:

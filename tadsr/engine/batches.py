@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from tadsr.models.time_aware_vae import TimeAwareAutoencoderKL
+from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
 from tadsr.tiling import available_bytes
 
 MAX_BATCH_PIXELS = 16 * 512 * 512

@@ -19,7 +19,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 from tadsr.engine.layers import PromptConditions, TimeConditions
-from tadsr.models.time_aware_vae import TimeAwareEncoder
+from tadsr.networks.time_aware_vae import TimeAwareEncoder
 
 MAX_TIMESTEPS = 64
 """Timesteps, or combinations of them in a batch, whose tensors are kept."""

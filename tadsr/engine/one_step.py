@@ -17,7 +17,7 @@ from tadsr.engine.stages import CompiledStages, EagerStages, FusedStages
 from tadsr.engine.support import unknown_blocks, wrapped_modules
 from tadsr.engine.watch import ModuleWatch
 from tadsr.errors import TADSRWarning, not_finite
-from tadsr.models.time_aware_vae import TimeAwareAutoencoderKL
+from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
 
 Stages = EagerStages | CompiledStages | FusedStages
 

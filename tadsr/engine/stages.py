@@ -19,7 +19,7 @@ from tadsr.engine.graphs import GraphCache
 from tadsr.engine.layers import Layers
 from tadsr.engine.plan import EnginePlan
 from tadsr.engine.unet import predict
-from tadsr.models.time_aware_vae import TimeAwareAutoencoderKL
+from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
 from tadsr.schedule import residual_to_x0
 
 

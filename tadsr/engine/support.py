@@ -20,7 +20,7 @@ from diffusers.models.upsampling import Upsample2D
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from tadsr.models.time_aware_vae import TimeAwareAutoencoderKL
+from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
 from tadsr.tiling import check_unet
 
 _PROCESSORS = (AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor, XFormersAttnProcessor)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from tadsr.conditioning import TimestepLike
-    from tadsr.image_io import Animation, ArrayImage
+    from tadsr.images import Animation, ArrayImage
     from tadsr.pipeline import TADSRPipeline
     from tadsr.tiling.spec import TileSpec
 
@@ -50,7 +50,7 @@ class FileRequest:
         """Return the result's width and height in px."""
         from PIL import Image
 
-        from tadsr.image_io import upright_size
+        from tadsr.images import upright_size
 
         width, height = upright_size(image) if isinstance(image, Image.Image) else image.size
         return self.settings.output_size(height, width)[::-1]
@@ -85,7 +85,7 @@ def read_input(job: Job, request: FileRequest) -> SourceImage:
         TADSRError: The image cannot be read, or the result could not be written.
         OSError: The result's folder cannot be made.
     """
-    from tadsr.image_io import (
+    from tadsr.images import (
         check_writable,
         count_frames,
         is_see_through,
@@ -116,7 +116,7 @@ def num_frames(image: SourceImage) -> int:
 
 def note_about(job: Job, request: FileRequest) -> str:
     """Return what of a file is not read, or nothing."""
-    from tadsr.image_io import count_pages
+    from tadsr.images import count_pages
 
     count = count_pages(job.source, max_pixels=request.max_pixels)
     if count == 1:
@@ -147,7 +147,7 @@ def restore(
     Raises:
         TADSRError: As the pipeline says.
     """
-    from tadsr.image_io import STREAMED_SUFFIXES
+    from tadsr.images import STREAMED_SUFFIXES
 
     settings = request.settings
     options = {
@@ -238,7 +238,7 @@ def _restore_frames(
     options: dict[str, Any],
 ) -> None:
     """Restore an animation into its file."""
-    from tadsr.image_io import write_frames
+    from tadsr.images import write_frames
 
     progress = options.pop("progress") or (lambda share: None)
 
@@ -271,7 +271,7 @@ def write_result(result: Image.Image | ArrayImage, job: Job, request: FileReques
     Raises:
         ImageWriteError: It cannot be written.
     """
-    from tadsr.image_io import write_image
+    from tadsr.images import write_image
 
     overwrite = request.overwrite or job.may_replace
     write_image(result, job.target, quality=request.quality, overwrite=overwrite)

@@ -29,7 +29,7 @@ from tadsr.folders.restoring import (
 if TYPE_CHECKING:
     from PIL import Image
 
-    from tadsr.image_io import ArrayImage
+    from tadsr.images import ArrayImage
     from tadsr.pipeline import TADSRPipeline
 
 FAILURES = (TADSRError, ValueError, TypeError, OSError, RuntimeError, MemoryError)

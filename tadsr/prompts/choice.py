@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tadsr.image_io import DecodedImage, encode_image
+from tadsr.images import DecodedImage, encode_image
 
 
 def choose_prompts(

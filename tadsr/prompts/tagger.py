@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, SwinConfig, SwinModel
 from transformers.models.bert.modeling_bert import BertIntermediate, BertOutput, BertSelfOutput
 
-from tadsr.image_io import decode_image
+from tadsr.images import decode_image
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)

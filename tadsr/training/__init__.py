@@ -9,15 +9,15 @@ from __future__ import annotations
 import importlib
 
 _EXPORTS = {
-    "AutoencoderConfig": "tadsr.training.stages.config",
+    "AutoencoderConfig": "tadsr.training.stages.stage_config",
     "DataConfig": "tadsr.training.data",
-    "DistillationConfig": "tadsr.training.stages.config",
-    "OptimizerConfig": "tadsr.training.stages.config",
-    "TeacherConfig": "tadsr.training.stages.config",
-    "TimestepRamp": "tadsr.training.stages.config",
+    "DistillationConfig": "tadsr.training.stages.stage_config",
+    "OptimizerConfig": "tadsr.training.stages.stage_config",
+    "TeacherConfig": "tadsr.training.stages.stage_config",
+    "TimestepRamp": "tadsr.training.stages.stage_config",
     "Trainer": "tadsr.training.trainer",
-    "TrainingConfig": "tadsr.training.config",
-    "ValidationConfig": "tadsr.training.config",
+    "TrainingConfig": "tadsr.training.training_config",
+    "ValidationConfig": "tadsr.training.training_config",
     "load_recipe": "tadsr.training.recipe",
 }
 

@@ -12,9 +12,9 @@ import torch
 
 from tadsr.checkpoints import save_adapters, save_native
 from tadsr.checkpoints.checkpoint import Checkpoint
-from tadsr.models.adapters import DEFAULT_ALPHA, extract_adapters, has_adapters
-from tadsr.training.config import TrainingConfig
+from tadsr.networks.adapters import DEFAULT_ALPHA, extract_adapters, has_adapters
 from tadsr.training.recipe import config_to_mapping
+from tadsr.training.training_config import TrainingConfig
 from tadsr.version import __version__
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

@@ -12,8 +12,8 @@ from torch import nn
 from tadsr.checkpoints import load_checkpoint
 from tadsr.checkpoints.base import find_folder, is_stable_diffusion, load_base
 from tadsr.checkpoints.checkpoint import Checkpoint
-from tadsr.models.prompt_embeddings import PromptEmbeddings
-from tadsr.models.time_aware_vae import TimeAwareAutoencoderKL, neutralize_time_layers
+from tadsr.networks.prompt_embeddings import PromptEmbeddings
+from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL, neutralize_time_layers
 
 _NETWORKS = {
     "vae": TimeAwareAutoencoderKL,

@@ -10,8 +10,8 @@ from typing import Any, Literal, TypeVar, Union
 
 import yaml
 
-from tadsr.training.config import TrainingConfig
-from tadsr.training.stages.config import TimestepRamp
+from tadsr.training.stages.stage_config import TimestepRamp
+from tadsr.training.training_config import TrainingConfig
 
 Config = TypeVar("Config")
 

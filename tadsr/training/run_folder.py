@@ -17,8 +17,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from tadsr.errors import TrainingError
-from tadsr.training.config import TrainingConfig
 from tadsr.training.recipe import config_to_mapping
+from tadsr.training.training_config import TrainingConfig
 
 _FREE_TO_CHANGE = ("output", "steps", "device", "log_every", "save_every", "keep_checkpoints",
                    "trackers", "validation", "export_precision")  # fmt: skip

@@ -10,15 +10,15 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from tadsr.checkpoints.checkpoint import Checkpoint
-from tadsr.models.adapters import (
+from tadsr.networks.adapters import (
     adapter_parameters,
     attach_new_adapters,
     has_adapters,
 )
-from tadsr.models.prompt_embeddings import PromptEmbeddings
-from tadsr.models.time_aware_vae import TimeAwareAutoencoderKL, neutralize_time_layers
+from tadsr.networks.prompt_embeddings import PromptEmbeddings
+from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL, neutralize_time_layers
 from tadsr.schedule import residual_to_x0
-from tadsr.training.stages.config import DistillationConfig
+from tadsr.training.stages.stage_config import DistillationConfig
 
 
 class Restored(NamedTuple):

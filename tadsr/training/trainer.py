@@ -16,17 +16,17 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from tadsr.errors import TrainingError
-from tadsr.training.config import TrainingConfig
+from tadsr.measure.perceptual import PerceptualDistance
 from tadsr.training.data import Batch, TrainingData, open_data
 from tadsr.training.export import TrainingFacts, export_model
 from tadsr.training.networks import keep_frozen_weights_in
-from tadsr.training.perceptual import PerceptualDistance
 from tadsr.training.randomness import SampleRandomness
 from tadsr.training.run_folder import RunLog, StopRequest, claim_folder
 from tadsr.training.stages.base import Runtime
 from tadsr.training.stages.build import build_stage
-from tadsr.training.stages.config import OptimizerConfig
+from tadsr.training.stages.stage_config import OptimizerConfig
 from tadsr.training.state import RunState
+from tadsr.training.training_config import TrainingConfig
 from tadsr.training.validation import Validator
 
 logger = logging.getLogger(__name__)

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from tadsr.image_io import decode_image, read_image
-from tadsr.metrics import psnr, ssim
-from tadsr.training.config import ValidationConfig
+from tadsr.degradation import PRESETS, apply_degradation, sample_degradation
+from tadsr.images import decode_image, read_image
+from tadsr.measure.metrics import psnr, ssim
 from tadsr.training.data import find_photos, upsample_lq
-from tadsr.training.degradation import PRESETS, apply_degradation, sample_degradation
 from tadsr.training.stages.base import Stage
+from tadsr.training.training_config import ValidationConfig
 
 LABEL_PX = 18
 """Height of the captions above the columns."""

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from tadsr.checkpoints import Checkpoint, load_checkpoint, save_native
-from tadsr.models.prompt_embeddings import PromptEmbeddings
+from tadsr.networks.prompt_embeddings import PromptEmbeddings
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 

@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 
 from tadsr.checkpoints import load_checkpoint, save_native
 from tadsr.errors import CheckpointError
-from tadsr.models.adapters import has_adapters
+from tadsr.networks.adapters import has_adapters
 
 from .conftest import same_tensors, split_into_shards
 

@@ -10,7 +10,7 @@ import pytest
 import tifffile
 from PIL import ExifTags, Image, ImageCms, ImageDraw
 
-from tadsr.image_io import read_frames, read_image
+from tadsr.images import read_frames, read_image
 
 SRGB_ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 DURATIONS = (50.0, 120.0, 200.0)

@@ -23,7 +23,7 @@ import pytest
 from PIL import Image
 
 from tadsr import TADSRPipeline
-from tadsr.image_io import ArrayImage, read_image, write_image
+from tadsr.images import ArrayImage, read_image, write_image
 
 pytestmark = pytest.mark.demo
 PHOTO = Path(__file__).parents[2] / "examples" / "photos" / "lighthouse.jpg"

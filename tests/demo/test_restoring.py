@@ -19,7 +19,7 @@ from tadsr.demo.restoring import (
     restore,
 )
 from tadsr.errors import ImageReadError, TADSRError
-from tadsr.image_io import ArrayImage, read_image, write_image
+from tadsr.images import ArrayImage, read_image, write_image
 
 
 @pytest.fixture(scope="module")

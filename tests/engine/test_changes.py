@@ -15,7 +15,7 @@ from tadsr import TADSRError, TADSRPipeline
 from tadsr.engine import EnginePlan, OneStepEngine
 from tadsr.engine.conditions import MAX_PROMPTS, MAX_TIMESTEPS, PromptFolding, fold_encoder_time
 from tadsr.engine.stages import CompiledStages, EagerStages, FusedStages
-from tadsr.models.adapters import attach_new_adapters, has_adapters
+from tadsr.networks.adapters import attach_new_adapters, has_adapters
 
 from .conftest import build_networks, make_inputs, relative_error
 

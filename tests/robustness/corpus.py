@@ -10,7 +10,7 @@ import pillow_heif
 import tifffile
 from PIL import ExifTags, Image
 
-from tadsr.image_io import ArrayImage, write_image
+from tadsr.images import ArrayImage, write_image
 
 PHOTO = Path(__file__).parents[1] / "data" / "kodim19_crop.png"
 SIZE = (21, 14)

@@ -33,7 +33,7 @@ from tadsr.config import UpscaleSettings
 from tadsr.errors import ImageWriteError
 from tadsr.folders.jobs import Job
 from tadsr.folders.restoring import FileRequest, note_about, read_input, restore, write_result
-from tadsr.image_io import ArrayImage, count_frames, read_frames, read_image
+from tadsr.images import ArrayImage, count_frames, read_frames, read_image
 
 SECONDS_A_CASE = 30
 MEMORY_BYTES = 6 * 2**30

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from tadsr.models.adapters import attach_new_adapters
+from tadsr.networks.adapters import attach_new_adapters
 from tadsr.schedule import make_alphas_cumprod
 from tadsr.training.vsd import (
     diffusion_loss,

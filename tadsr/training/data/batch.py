@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tadsr.training.degradation import DegradationParams, apply_degradation
+from tadsr.degradation import DegradationParams, apply_degradation
 
 
 @dataclass(frozen=True, eq=False)

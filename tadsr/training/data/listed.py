@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, Sampler
 
 from tadsr.errors import DataError, ImageReadError
 from tadsr.training.data.batch import Sample
-from tadsr.training.data.config import DataConfig
+from tadsr.training.data.data_config import DataConfig
 from tadsr.training.data.photos import (
     UnusablePhotoError,
     find_photos,

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch.utils.data import DataLoader
 
 from tadsr.training.data.batch import Batch, collate
-from tadsr.training.data.config import DataConfig
+from tadsr.training.data.data_config import DataConfig
 from tadsr.training.data.listed import (
     ListedPhotos,
     Record,

@@ -10,15 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tadsr.image_io import decode_image, read_image
-from tadsr.training.data.batch import Sample, upsample_lq
-from tadsr.training.data.config import DataConfig
-from tadsr.training.degradation import (
+from tadsr.degradation import (
     PRESETS,
     DegradationConfig,
     apply_degradation,
     sample_degradation,
 )
+from tadsr.images import decode_image, read_image
+from tadsr.training.data.batch import Sample, upsample_lq
+from tadsr.training.data.data_config import DataConfig
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif")
 """What counts as a photograph in a folder."""

@@ -18,9 +18,9 @@ import numpy as np
 from PIL import Image
 
 from tadsr.errors import DataError
-from tadsr.image_io import decode_image
+from tadsr.images import decode_image
 from tadsr.training.data.batch import Batch, Sample, collate
-from tadsr.training.data.config import DataConfig
+from tadsr.training.data.data_config import DataConfig
 from tadsr.training.data.photos import SUFFIXES, UnusablePhotoError, make_sample, to_uint8
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from tadsr.checkpoints.checkpoint import Checkpoint
-from tadsr.models.time_aware_vae import TimeAwareAutoencoderKL, neutralize_time_layers
+from tadsr.measure.perceptual import PerceptualDistance, make_perceptual
+from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL, neutralize_time_layers
 from tadsr.training.data import Batch
 from tadsr.training.losses import chroma_mse
-from tadsr.training.perceptual import PerceptualDistance, make_perceptual
 from tadsr.training.randomness import SampleRandomness
 from tadsr.training.stages.base import Phase, Stage, TrainedNetwork
-from tadsr.training.stages.config import AutoencoderConfig, OptimizerConfig
+from tadsr.training.stages.stage_config import AutoencoderConfig, OptimizerConfig
 
 SCALING_CROPS = 64
 """Crops that the latents' variance is measured on."""

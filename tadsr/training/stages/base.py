@@ -15,7 +15,7 @@ from tadsr.checkpoints.checkpoint import Checkpoint
 from tadsr.schedule import make_alphas_cumprod
 from tadsr.training.data import Batch
 from tadsr.training.randomness import SampleRandomness
-from tadsr.training.stages.config import OptimizerConfig
+from tadsr.training.stages.stage_config import OptimizerConfig
 
 
 class TrainedNetwork(NamedTuple):

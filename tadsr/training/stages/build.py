@@ -7,15 +7,15 @@ from pathlib import Path
 from tadsr.checkpoints.base import find_folder, is_stable_diffusion, load_base
 from tadsr.checkpoints.checkpoint import Checkpoint
 from tadsr.checkpoints.detect import detect_format
-from tadsr.training.config import TrainingConfig
+from tadsr.measure.perceptual import PerceptualDistance
 from tadsr.training.networks import load_networks
-from tadsr.training.perceptual import PerceptualDistance
 from tadsr.training.prompts import PromptEncoder
 from tadsr.training.stages.autoencoder import AutoencoderStage
 from tadsr.training.stages.base import Stage
-from tadsr.training.stages.config import AutoencoderConfig, DistillationConfig, TeacherConfig
 from tadsr.training.stages.distillation import DistillationStage
+from tadsr.training.stages.stage_config import AutoencoderConfig, DistillationConfig, TeacherConfig
 from tadsr.training.stages.teacher import TeacherStage
+from tadsr.training.training_config import TrainingConfig
 
 
 def build_stage(

@@ -11,16 +11,16 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from tadsr.checkpoints.checkpoint import Checkpoint
-from tadsr.models.adapters import attach_new_adapters, plain_state_dict
-from tadsr.models.time_aware_vae import TimeAwareAutoencoderKL, neutralize_time_layers
+from tadsr.measure.perceptual import PerceptualDistance, make_perceptual
+from tadsr.networks.adapters import attach_new_adapters, plain_state_dict
+from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL, neutralize_time_layers
 from tadsr.training.adversarial import PatchDiscriminator, discriminator_loss, generator_loss
 from tadsr.training.data import Batch
 from tadsr.training.losses import blurred_mse, chroma_mse, mse_per_sample
-from tadsr.training.perceptual import PerceptualDistance, make_perceptual
 from tadsr.training.prompts import PromptEncoder
 from tadsr.training.randomness import SampleRandomness
 from tadsr.training.stages.base import Phase, Runtime, Stage, TrainedNetwork
-from tadsr.training.stages.config import DistillationConfig, OptimizerConfig
+from tadsr.training.stages.stage_config import DistillationConfig, OptimizerConfig
 from tadsr.training.student import Restored, make_student
 from tadsr.training.vsd import (
     diffusion_loss,

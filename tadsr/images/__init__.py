@@ -1,0 +1,58 @@
+"""Images in and out: the only room that knows ranges, alpha, 16 bit, EXIF and ICC."""
+
+from tadsr.config import MAX_PIXELS
+from tadsr.images.array_image import ArrayImage
+from tadsr.images.canvas import alpha_rows, assemble_images
+from tadsr.images.decoding import (
+    DecodedImage,
+    ImageKind,
+    ImageLike,
+    OutputType,
+    decode_image,
+    strip_metadata,
+)
+from tadsr.images.encoding import OUTPUT_TYPES, encode_image, takes_bytes
+from tadsr.images.files import check_writable, is_see_through, write_image
+from tadsr.images.frames import Animation, count_frames, read_frames, write_frames
+from tadsr.images.metadata import upright_size
+from tadsr.images.reading import count_pages, read_image
+from tadsr.images.strips import STREAMED_SUFFIXES, check_streamable, write_strips
+from tadsr.images.tensors import (
+    pad_reflect,
+    reflect_index,
+    resize_bicubic,
+    resize_bicubic_rows,
+)
+
+__all__ = [
+    "MAX_PIXELS",
+    "OUTPUT_TYPES",
+    "STREAMED_SUFFIXES",
+    "Animation",
+    "ArrayImage",
+    "DecodedImage",
+    "ImageKind",
+    "ImageLike",
+    "OutputType",
+    "alpha_rows",
+    "assemble_images",
+    "check_streamable",
+    "check_writable",
+    "count_frames",
+    "count_pages",
+    "decode_image",
+    "encode_image",
+    "is_see_through",
+    "pad_reflect",
+    "read_frames",
+    "read_image",
+    "reflect_index",
+    "resize_bicubic",
+    "resize_bicubic_rows",
+    "strip_metadata",
+    "takes_bytes",
+    "upright_size",
+    "write_frames",
+    "write_image",
+    "write_strips",
+]

@@ -1,0 +1,234 @@
+"""Images of 16 bit and float channels, for which Pillow has no mode."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from tadsr.errors import ImageReadError
+from tadsr.images.limits import check_size
+from tadsr.images.metadata import turn_upright
+
+_DTYPES = (np.dtype(np.uint16), np.dtype(np.float32))
+_ORIENTATION_TAG = 274
+_XMP_TAG = 700
+_MIN_IS_WHITE = 0
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayImage:
+    """An upright image with more than 8 bit a channel, and its metadata.
+
+    Args:
+        pixels: (H, W, 1..4), uint16 or float32 in [0, 1]: grey, grey and alpha, RGB, or RGBA.
+        info: As of a PIL image: `icc_profile`, `exif`, `dpi`, `xmp`.
+
+    Raises:
+        TypeError: `pixels` has another dtype.
+        ValueError: `pixels` has another shape.
+    """
+
+    pixels: np.ndarray
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.pixels, np.ndarray) or self.pixels.dtype not in _DTYPES:
+            found = getattr(self.pixels, "dtype", type(self.pixels).__name__)
+            raise TypeError(f"pixels must be an array of uint16 or float32, not {found}")
+        if self.pixels.ndim != 3 or not 1 <= self.pixels.shape[2] <= 4 or 0 in self.pixels.shape:
+            raise ValueError(
+                f"pixels must be (H, W, 1..4), no side 0, got {tuple(self.pixels.shape)}"
+            )
+
+    @property
+    def width(self) -> int:
+        """Width in px."""
+        return self.pixels.shape[1]
+
+    @property
+    def height(self) -> int:
+        """Height in px."""
+        return self.pixels.shape[0]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in px, as of a PIL image."""
+        return self.width, self.height
+
+    @property
+    def has_transparency_data(self) -> bool:
+        """Whether there is an alpha channel."""
+        return self.pixels.shape[2] in (2, 4)
+
+    @property
+    def is_gray(self) -> bool:
+        """Whether there is one channel of colour."""
+        return self.pixels.shape[2] <= 2
+
+
+def read_16bit(image: Image.Image) -> np.ndarray | None:
+    """Read all 16 bit of an opened PNG or TIFF, where Pillow would keep 8.
+
+    Pillow's decoders know raw modes that take the high and such that take the low byte of each
+    sample, so that two readings have it all: with every compression, interlacing and tiling.
+
+    Args:
+        image: As `PIL.Image.open` gives it, not loaded; its file is read twice.
+
+    Returns:
+        Upright pixels (H, W, 2..4), uint16; or None where `image` needs no such reading or
+        cannot be read so.
+    """
+    if image.format not in ("PNG", "TIFF") or not image.tile:
+        return None
+    tags = getattr(image, "tag_v2", {})
+    arguments = image.tile[0].args
+    rawmode = arguments if isinstance(arguments, str) else arguments[0]
+    layout, _, order = str(rawmode).partition(";16")
+    if layout not in ("RGB", "RGBX", "RGBA", "RGBa", "LA") or order not in ("B", "L", "N"):
+        return _keyed_gray(image)
+    if tags.get(284, 1) != 1:  # Pillow reads apart planes in its own way
+        return None
+    if layout == "LA":  # four bytes a pixel: both of grey, both of alpha
+        image.tile = _with_rawmode(image, "RGBA")
+        both = np.asarray(turn_upright(image)).astype(np.uint16)  # [H, W, 4]
+        return both[..., ::2] << 8 | both[..., 1::2]
+    is_big = order == "B" or (order == "N" and sys.byteorder == "big")
+    is_premultiplied, layout = layout == "RGBa", layout.upper()
+    with Image.open(image.filename) as again:
+        again.tile = _with_rawmode(again, f"{layout};16{'L' if is_big else 'B'}")
+        low = np.asarray(turn_upright(again))
+    image.tile = _with_rawmode(image, f"{layout};16{'B' if is_big else 'L'}")
+    pixels = np.asarray(turn_upright(image)).astype(np.uint16) << 8 | low
+    if is_premultiplied:
+        pixels = _unpremultiplied(pixels)
+    key = image.info.get("transparency")
+    return _with_key(pixels, key) if isinstance(key, tuple) else pixels
+
+
+def read_tiff(path: Path, max_pixels: int | None) -> tuple[np.ndarray, Image.Exif, dict[str, Any]]:
+    """Read the first page of a 16 bit or float TIFF that Pillow cannot.
+
+    Args:
+        path: The file.
+        max_pixels: Largest width × height; None for no limit.
+
+    Returns:
+        Upright pixels (H, W, 1..4), uint16 or float32 in [0, 1]; its EXIF; and `icc_profile` and
+        `xmp` where there are any.
+
+    Raises:
+        ImageReadError: The samples are of another kind, or too many.
+        Exception: The file is damaged, or compressed in a way that tifffile does not know alone.
+    """
+    import tifffile
+
+    with tifffile.TiffFile(path) as file:
+        page = file.pages[0]
+        height, width, samples = page.imagelength, page.imagewidth, page.samplesperpixel
+        if not all(isinstance(count, int) for count in (height, width, samples)):
+            raise ImageReadError(
+                f"{path}: must name one height, width and number of samples, but has "
+                f"{height}, {width} and {samples}; get an intact copy"
+            )
+        check_size(path, width, height, max_pixels)
+        is_known = page.photometric in (_MIN_IS_WHITE, 1, 2) and 1 <= samples <= 4
+        if (
+            not is_known
+            or page.dtype is None
+            or page.dtype.kind + str(page.bitspersample)
+            not in (
+                "u16",
+                "f16",
+                "f32",
+                "f64",
+            )
+        ):
+            raise ImageReadError(
+                f"{path}: a TIFF must hold grey or RGB of 8 or 16 bit, or float in [0, 1], got "
+                f"{samples} × {page.dtype}; save it as one of these"
+            )
+        pixels = page.asarray().reshape(
+            (height, width, samples) if page.planarconfig == 1 else (samples, height, width)
+        )
+        if page.planarconfig != 1:
+            pixels = np.moveaxis(pixels, 0, 2)
+        info = {"icc_profile": page.iccprofile, "xmp": page.tags.valueof(_XMP_TAG)}
+        orientation = page.tags.valueof(_ORIENTATION_TAG, default=1)
+        is_inverted = page.photometric == _MIN_IS_WHITE
+        is_premultiplied = 1 in page.extrasamples
+    exif = Image.Exif()
+    with open(path, "rb") as file:
+        exif.load_from_fp(file)
+        for tag in (0x8769, 0x8825):  # read while the file is open
+            exif.get_ifd(tag)
+    if pixels.dtype.kind == "f":
+        pixels = check_unit(pixels.astype(np.float32), path)
+    else:
+        pixels = pixels.astype(np.uint16)
+    if is_inverted:
+        pixels = (1 if pixels.dtype.kind == "f" else 65535) - pixels
+    if is_premultiplied and pixels.shape[2] in (2, 4):
+        pixels = _unpremultiplied(pixels)
+    return np.ascontiguousarray(_turned(pixels, orientation)), exif, info
+
+
+def check_unit(pixels: np.ndarray, path: Path) -> np.ndarray:
+    """Return float pixels, which must be in [0, 1].
+
+    Raises:
+        ImageReadError: They are not.
+    """
+    low, high = float(pixels.min()), float(pixels.max())
+    if not 0 <= low <= high <= 1:  # NaN too
+        raise ImageReadError(
+            f"{path}: float pixels must be from 0 (black) to 1 (white), got {low:g}..{high:g}; "
+            "rescale or tone-map them first"
+        )
+    return pixels
+
+
+def _with_rawmode(image: Image.Image, rawmode: str) -> list[Any]:
+    return [
+        tile._replace(args=rawmode if isinstance(tile.args, str) else (rawmode, *tile.args[1:]))
+        for tile in image.tile
+    ]
+
+
+def _keyed_gray(image: Image.Image) -> np.ndarray | None:
+    """Read 16 bit grey of which one value is transparent."""
+    key = image.info.get("transparency")
+    if not image.mode.startswith("I;16") or not isinstance(key, int):
+        return None
+    pixels = np.asarray(turn_upright(image)).astype(np.uint16)
+    return _with_key(pixels[..., None], (key,))
+
+
+def _with_key(pixels: np.ndarray, key: tuple[int, ...]) -> np.ndarray:
+    opaque = (pixels != np.asarray(key, np.uint16)).any(-1, keepdims=True)
+    return np.concatenate([pixels, opaque.astype(np.uint16) * np.uint16(65535)], axis=-1)
+
+
+def _unpremultiplied(pixels: np.ndarray) -> np.ndarray:
+    white = 1.0 if pixels.dtype.kind == "f" else 65535.0
+    alpha = pixels[..., -1:].astype(np.float64)
+    colors = pixels[..., :-1] * white / np.where(alpha == 0, 1, alpha)
+    colors = colors if white == 1 else np.floor(colors + 0.5)
+    return np.concatenate([colors.clip(0, white).astype(pixels.dtype), pixels[..., -1:]], -1)
+
+
+def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn pixels upright by their EXIF orientation."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return pixels

@@ -1,0 +1,325 @@
+"""Image files: read whole, written whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image, PngImagePlugin, features
+
+from tadsr.errors import ImageWriteError
+from tadsr.images.array_image import ArrayImage
+from tadsr.images.decoding import decode_image, icc_space, unit_planes
+from tadsr.images.encoding import encode_image
+from tadsr.images.metadata import exif_with_dpi, kept_metadata
+from tadsr.images.png import PngWriter, metadata_chunks
+from tadsr.whole_file import whole_file
+
+# What can be written, if this build of Pillow can.
+_SUFFIXES = {
+    ".png": "PNG",
+    ".apng": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".webp": "WEBP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".bmp": "BMP",
+    ".avif": "AVIF",
+    ".gif": "GIF",
+}
+_OPAQUE_FORMATS = ("JPEG", "BMP")
+_ANIMATED_FORMATS = ("PNG", "WEBP", "GIF")
+_LARGEST_SIDE_PX = {"JPEG": 65500, "WEBP": 16383, "GIF": 65535}
+# What fits the one segment that holds it.
+_JPEG_EXIF_BYTES = 65533
+_JPEG_XMP_BYTES = 65504
+_GIF_OPAQUE_COLORS = 255
+_FILE_MODES = {
+    "PNG": ("1", "L", "LA", "I;16", "P", "RGB", "RGBA"),
+    "JPEG": ("L", "RGB", "CMYK"),
+    "WEBP": ("RGB", "RGBA"),
+    "TIFF": ("1", "L", "LA", "I;16", "I", "F", "P", "RGB", "RGBA", "CMYK"),
+    "BMP": ("1", "L", "P", "RGB"),
+    "AVIF": ("RGB", "RGBA"),
+    "GIF": (),
+}
+
+
+def check_writable(
+    path: str | os.PathLike[str],
+    *,
+    overwrite: bool = True,
+    format: str | None = None,
+    has_alpha: bool = False,
+    size: tuple[int, int] | None = None,
+    num_frames: int = 1,
+) -> None:
+    """Raise unless `write_image` could write such an image; writes nothing.
+
+    Args:
+        path: The file to be.
+        overwrite: Whether an existing file may be replaced.
+        format: As for `write_image`.
+        has_alpha: Whether the image will have an alpha channel.
+        size: (width, height) in px that the image will have; None skips that check.
+        num_frames: More than 1 for an animation.
+
+    Raises:
+        ImageWriteError: If the folder is missing or not writable, the file exists and may not be
+            replaced, its name is too long, or the format is unknown, or cannot hold the alpha
+            channel, the size or the frames.
+    """
+    path, format = Path(path), _file_format(Path(path), format)
+    if not os.path.isdir(path.parent):
+        raise ImageWriteError(f"{path}: its folder must exist, but does not; create it first")
+    _check_name_length(path)
+    if os.path.isdir(path):
+        raise ImageWriteError(f"{path}: must name a file, but is a folder")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise ImageWriteError(f"{path}: its folder is not writable; choose another")
+    if os.path.lexists(path) and not overwrite:
+        raise ImageWriteError(f"{path}: exists already; overwrite=True (--overwrite) replaces it")
+    if num_frames > 1 and format not in _ANIMATED_FORMATS:
+        raise ImageWriteError(
+            f"{path}: {format} cannot hold an animation of {num_frames} frames; write .png, "
+            ".webp or .gif, or save the frame that you want by itself first"
+        )
+    if has_alpha and format in _OPAQUE_FORMATS:
+        raise ImageWriteError(
+            f"{path}: {format} cannot hold an alpha channel; write PNG or WebP, or drop it first"
+        )
+    limit = _LARGEST_SIDE_PX.get(format)
+    if size and limit and max(size) > limit:
+        raise ImageWriteError(
+            f"{path}: {format} holds at most {limit} px a side, not {size[0]}×{size[1]}; write PNG"
+        )
+
+
+def _check_name_length(path: Path) -> None:
+    try:
+        os.lstat(path)  # only the file system knows what it takes
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise ImageWriteError(
+                f"{path}: its name must be one that the file system takes, but has "
+                f"{len(os.fsencode(path.name))} bytes; choose a shorter one"
+            ) from None
+
+
+def write_image(
+    image: Image.Image | ArrayImage,
+    path: str | os.PathLike[str],
+    *,
+    format: str | None = None,
+    quality: int | None = None,
+    overwrite: bool = True,
+) -> None:
+    """Write an image file whole or not at all.
+
+    ICC profile, EXIF, XMP and dpi are kept where the format has a place for them: BMP for dpi
+    alone, GIF for none, JPEG for EXIF and XMP of up to 64 kB each, others for all. PNG holds up
+    to 16 bit, TIFF float too; elsewhere 16 bit are rounded to 8, and GIF has 256 colours.
+
+    Args:
+        image: PIL image of any mode, or an `ArrayImage`.
+        path: The file; its suffix chooses the format.
+        format: "PNG", "JPEG", "WebP", "TIFF", "BMP", "AVIF" or "GIF", in place of the suffix's.
+        quality: 1 (small) to 100; None for 95 in JPEG, 90 in WebP and AVIF; others ignore it.
+        overwrite: Whether an existing file may be replaced.
+
+    Raises:
+        TypeError: If `image` is not a PIL image or `quality` not an int.
+        ValueError: If `quality` is not in 1..100, or a mode I or F image that the format cannot
+            hold is outside 0..65535 or 0..255.
+        ImageWriteError: If `check_writable` says so, or writing fails, which leaves any existing
+            file as it was.
+    """
+    if not isinstance(image, Image.Image | ArrayImage):
+        raise TypeError(
+            f"image must be a PIL image or an ArrayImage, not {type(image).__name__}; "
+            "encode_image(..., output_type='pil') gives one"
+        )
+    if quality is not None and (isinstance(quality, bool) or not isinstance(quality, int)):
+        raise TypeError(f"quality must be an int from 1 to 100, not {type(quality).__name__}")
+    if quality is not None and not 1 <= quality <= 100:
+        raise ValueError(f"quality must be from 1 to 100, got {quality}")
+    check_writable(
+        path,
+        overwrite=overwrite,
+        format=format,
+        has_alpha=is_see_through(image),
+        size=image.size,
+    )
+    format = _file_format(Path(path), format)
+    image = _fit_mode(image, format)
+    with open_whole(path) as file:
+        try:
+            if isinstance(image, ArrayImage):
+                _write_array(image, file, format)
+            else:
+                options = save_options(image, format, quality)
+                image.save(file, format=format, **options)
+                if format == "TIFF":
+                    from tadsr.images.tiff import attach_metadata
+
+                    attach_metadata(file, kept_metadata(image.info, icc_space(image.mode)))
+        except Exception as error:
+            raise ImageWriteError(f"{path}: cannot be written as {format}: {error!r}") from error
+
+
+@contextmanager
+def open_whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Open an image file that appears under its name only when all is written.
+
+    Args:
+        path: The file; one that exists is replaced at the end, or stays at any failure.
+
+    Yields:
+        The open file, for writing and reading.
+
+    Raises:
+        ImageWriteError: Writing fails.
+    """
+    try:
+        with whole_file(path) as partial, open(partial, "x+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise ImageWriteError(f"{path}: cannot be written: {error!r}") from error
+
+
+def to_palette(image: Image.Image) -> Image.Image:
+    """Reduce an image to a palette with dithering, as a GIF needs it.
+
+    Args:
+        image: RGB or RGBA; more than half transparent becomes transparent, the rest opaque.
+
+    Returns:
+        Mode P with 255 colours, and `info["transparency"]` where anything is transparent.
+    """
+    colors = image.convert("RGB")
+    palette = colors.quantize(_GIF_OPAQUE_COLORS)
+    entries = palette.getpalette()[: 3 * _GIF_OPAQUE_COLORS]
+    # Filled up by the first colour, so that the last entry can be told apart from every colour.
+    entries = (entries + entries[:3] * 256)[: 3 * 256]
+    palette.putpalette(entries)
+    indices = np.array(colors.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG))
+    indices[indices == _GIF_OPAQUE_COLORS] = 0
+    is_transparent = image.has_transparency_data
+    if is_transparent:
+        indices[np.asarray(image.convert("RGBA"))[..., 3] < 128] = _GIF_OPAQUE_COLORS
+    reduced = Image.fromarray(indices)
+    reduced.putpalette(entries)
+    if is_transparent:
+        reduced.info["transparency"] = _GIF_OPAQUE_COLORS
+    return reduced
+
+
+def _write_array(image: ArrayImage, file: BinaryIO, format: str) -> None:
+    metadata = kept_metadata(image.info, b"GRAY" if image.is_gray else b"RGB ")
+    pixels = image.pixels
+    if format == "TIFF":
+        from tadsr.images.tiff import write_tiff
+
+        write_tiff(file, [pixels], pixels.shape, pixels.dtype, metadata)
+        return
+    if pixels.dtype.kind == "f":
+        pixels = np.floor(pixels * 65535 + 0.5).astype(np.uint16)
+    PngWriter(file, pixels.shape, pixels.dtype, metadata).write_image([pixels])
+
+
+@functools.cache
+def _writable_suffixes() -> dict[str, str]:
+    Image.init()
+    return {suffix: name for suffix, name in _SUFFIXES.items() if name in Image.SAVE}
+
+
+def _file_format(path: Path, format: str | None) -> str:
+    suffix = path.suffix if format is None else f".{format}"
+    found = _writable_suffixes().get(suffix.lower())
+    if found is None:
+        known = " ".join(_writable_suffixes())
+        if suffix.lower() in _SUFFIXES:
+            raise ImageWriteError(
+                f"{path}: this build of Pillow cannot write {_SUFFIXES[suffix.lower()]}, which "
+                f"pip's can: pip install -U pillow; or use one of {known}"
+            )
+        raise ImageWriteError(f"{path}: cannot write {suffix or 'no suffix'!r}; use one of {known}")
+    return found
+
+
+def _fit_mode(image: Image.Image | ArrayImage, format: str) -> Image.Image | ArrayImage:
+    modes = _FILE_MODES[format]
+    if isinstance(image, ArrayImage):
+        if format in ("PNG", "TIFF"):
+            return image
+        decoded = decode_image(image)
+        image = encode_image(decoded.rgb, decoded.alpha, decoded, "pil")
+    if image.mode == "F" and format == "TIFF":
+        # In files white is 1, unlike in Pillow's mode F.
+        planes = unit_planes(np.asarray(image), 255.0, "an image of mode F")
+        return ArrayImage(planes.permute(1, 2, 0).numpy(), dict(image.info))
+    if format == "GIF":
+        decoded = decode_image(image)
+        return to_palette(encode_image(decoded.rgb, decoded.alpha, decoded, "pil"))
+    if image.mode == "I" and "I;16" in modes and "I" not in modes:
+        bands = np.asarray(image)
+        unit_planes(bands, 65535.0, "an image of mode I")  # checks the range
+        narrow = Image.fromarray(bands.astype(np.uint16))
+        narrow.info = dict(image.info)
+        return narrow
+    # Only PNG writes a transparent colour or palette entry; others need an alpha channel.
+    keyed = format != "PNG" and image.has_transparency_data and image.mode[-1] not in "Aa"
+    if image.mode in modes and not keyed:
+        return image
+    decoded = decode_image(image)
+    image = encode_image(decoded.rgb, decoded.alpha, decoded, "pil")
+    if image.mode in modes:
+        return image
+    is_opaque = decoded.alpha is None or format in _OPAQUE_FORMATS
+    return image.convert("RGB" if is_opaque else "RGBA")
+
+
+def is_see_through(image: Image.Image | ArrayImage) -> bool:
+    """Tell whether an image has an alpha channel that is not opaque everywhere."""
+    if not image.has_transparency_data:
+        return False
+    if isinstance(image, ArrayImage):
+        return decode_image(image).alpha.min().item() < 1
+    return image.convert("RGBA").getchannel("A").getextrema()[0] < 255
+
+
+def save_options(image: Image.Image, format: str, quality: int | None) -> dict[str, Any]:
+    """Return what Pillow's saver of a format is told: quality and metadata."""
+    # icc_profile=None overrules savers that look into image.info by themselves.
+    options = {"icc_profile": None, **kept_metadata(image.info, icc_space(image.mode))}
+    if format == "JPEG":
+        options |= {"quality": quality or 95, "subsampling": 0}
+        for key, limit in (("exif", _JPEG_EXIF_BYTES), ("xmp", _JPEG_XMP_BYTES)):
+            if len(options.get(key, b"")) > limit:
+                options[key] = b""
+    elif format in ("WEBP", "AVIF"):
+        options["quality"] = quality or 90
+        if "dpi" in options:
+            options["exif"] = exif_with_dpi(options.get("exif"), options["dpi"])
+    elif format == "PNG":
+        # Only what Pillow's saver would not write by itself.
+        chunks = PngImagePlugin.PngInfo()
+        own = {key: options[key] for key in ("gamma", "chromaticity", "xmp") if key in options}
+        for kind, data in metadata_chunks(own):
+            chunks.add(kind, data)
+        options |= {"compress_level": 4, "pnginfo": chunks}
+    elif format == "TIFF":
+        if features.check_codec("libtiff"):
+            options["compression"] = "tiff_lzw"
+        # EXIF is put in afterwards: Pillow's saver fails at parts of it.
+        options.pop("exif", None)
+    return options

@@ -1,0 +1,257 @@
+"""Animations: GIF, WebP and APNG, frame by frame."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from tadsr.config import MAX_PIXELS
+from tadsr.errors import ImageReadError, ImageWriteError
+from tadsr.images.decoding import decode_image, strip_metadata, unreadable
+from tadsr.images.encoding import encode_image
+from tadsr.images.files import check_writable, open_whole, save_options, to_palette
+from tadsr.images.limits import BOMBS, pillow_opens, too_large
+from tadsr.images.metadata import (
+    find_orientation,
+    kept_metadata,
+    read_exif,
+    turn_upright,
+    upright_metadata,
+    upright_size,
+)
+from tadsr.images.png import PngWriter
+from tadsr.images.reading import ANIMATED_FORMATS, check_readable, open_image
+
+_RESTORE_BACKGROUND = 2
+
+
+@dataclass(frozen=True)
+class Animation:
+    """The frames of a file; iterate to get them one by one as PIL images.
+
+    Each is whole, as it is seen: what earlier frames leave standing is in it.
+
+    Args:
+        path: The file, which is read anew at each iteration.
+        size: Width and height in px, upright.
+        durations_ms: How long each frame is shown.
+        num_plays: How often all are shown, 0 for ever.
+        has_transparency_data: Whether any frame is transparent anywhere: all are RGBA then, else
+            RGB.
+        info: Metadata of the file, which each frame carries.
+        orientation: Of the file's frames, as in EXIF; they are turned upright by it.
+        max_pixels: Largest width × height that is read, as for `read_image`.
+    """
+
+    path: Path
+    size: tuple[int, int]
+    durations_ms: tuple[float, ...]
+    num_plays: int = 0
+    has_transparency_data: bool = False
+    info: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    orientation: int = 1
+    max_pixels: int | None = MAX_PIXELS
+
+    def __len__(self) -> int:
+        return len(self.durations_ms)
+
+    def __iter__(self) -> Iterator[Image.Image]:
+        try:
+            with pillow_opens(self.max_pixels):
+                image = open_image(self.path, self.max_pixels)
+            with image:
+                with pillow_opens(self.max_pixels):
+                    indices = _frame_indices(image)
+                for index in indices:
+                    with pillow_opens(self.max_pixels):  # not while others work on the frame
+                        image.seek(index)
+                        frame = image.convert("RGBA" if self.has_transparency_data else "RGB")
+                    frame = turn_upright(frame, self.orientation)
+                    frame.info = dict(self.info)
+                    yield frame
+        except ImageReadError:
+            raise
+        except (OSError, EOFError, SyntaxError) as error:
+            raise unreadable(self.path, error) from error
+
+    def strip_metadata(self) -> Animation:
+        """Return it without metadata but the ICC profile, as `strip_metadata` does."""
+        blank = Image.new("RGB", (1, 1))
+        blank.info = dict(self.info)
+        return replace(self, info=strip_metadata(blank).info)
+
+
+def count_frames(path: str | os.PathLike[str], *, max_pixels: int | None = MAX_PIXELS) -> int:
+    """Return the number of frames of an animation: GIF, WebP, APNG or AVIF; else 1.
+
+    Args:
+        path: The file.
+        max_pixels: As for `read_image`; a file of larger frames counts as 1.
+
+    Raises:
+        ImageReadError: If the file is missing.
+    """
+    path = check_readable(path, max_pixels)
+    try:
+        with pillow_opens(max_pixels), open_image(path, max_pixels) as image:
+            return len(_frame_indices(image))
+    except Exception:
+        return 1  # `read_image` says what is wrong
+
+
+def read_frames(path: str | os.PathLike[str], *, max_pixels: int | None = MAX_PIXELS) -> Animation:
+    """Read an animation; a still image is one of a single frame.
+
+    Args:
+        path: GIF, WebP, APNG or AVIF.
+        max_pixels: Largest width × height of a frame, as for `read_image`.
+
+    Returns:
+        Its frames, read when iterated over.
+
+    Raises:
+        ValueError: If `max_pixels` is below 1.
+        ImageReadError: As for `read_image`; any damaged frame is found here already.
+    """
+    path = check_readable(path, max_pixels)
+    try:
+        with pillow_opens(max_pixels), open_image(path, max_pixels) as image:
+            durations, has_alpha = [], False
+            for index in _frame_indices(image):
+                image.seek(index)
+                image.load()
+                durations.append(float(image.info.get("duration") or 0))
+                if not has_alpha and image.has_transparency_data:
+                    has_alpha = image.convert("RGBA").getchannel("A").getextrema()[0] < 255
+            loop = image.info.get("loop")
+            if image.format == "GIF":
+                # It counts repetitions, and says nothing for none.
+                loop = 1 if loop is None else loop and loop + 1
+            return Animation(
+                path,
+                upright_size(image),
+                tuple(durations),
+                loop or 0,
+                has_alpha,
+                upright_metadata(read_exif(image), image.info, b"RGB "),
+                find_orientation(image),
+                max_pixels,
+            )
+    except BOMBS as error:
+        raise too_large(path, error) from error
+    except ImageReadError:
+        raise
+    except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
+        raise unreadable(path, error) from error
+
+
+def write_frames(
+    frames: Iterable[Image.Image],
+    path: str | os.PathLike[str],
+    *,
+    durations_ms: Sequence[float],
+    num_plays: int = 0,
+    quality: int | None = None,
+    overwrite: bool = True,
+) -> None:
+    """Write an animation whole or not at all, each frame as soon as it is there.
+
+    APNG keeps all colours and keeps no frame in memory. WebP is lossy, GIF has 256 colours a
+    frame, no half-transparency, and durations of whole 10 ms; for both all frames are in memory.
+
+    Args:
+        frames: PIL images of one size; the first one's metadata is kept, in GIF none.
+        path: .png, .apng, .webp or .gif.
+        durations_ms: How long each is shown; as many as frames.
+        num_plays: How often all are shown, 0 for ever.
+        quality: Of WebP, 1..100; None for 90.
+        overwrite: Whether an existing file may be replaced.
+
+    Raises:
+        ValueError: If there are no frames, or another number of durations.
+        ImageWriteError: If `check_writable` says so, frames differ in size, or writing fails,
+            which leaves any existing file as it was.
+    """
+    check_writable(path, overwrite=overwrite, num_frames=len(durations_ms))
+    suffix = Path(path).suffix.lower()
+    frames = iter(frames)
+    first = next(frames, None)
+    if first is None:
+        raise ValueError("frames must hold at least one image, got none")
+    check_writable(path, has_alpha=first.has_transparency_data, size=first.size)
+    like = decode_image(first)
+    mode = "RGB" if like.alpha is None else "RGBA"
+    # Turns the first upright, and gives it metadata that fits.
+    first = encode_image(like.rgb, like.alpha, like, "pil").convert(mode)
+    alike = _checked(itertools.chain([first], frames), mode, first.size, path)
+    with open_whole(path) as file:
+        if suffix in (".png", ".apng"):
+            shape = (first.height, first.width, len(mode))
+            writer = PngWriter(file, shape, np.dtype(np.uint8), kept_metadata(first.info, b"RGB "))
+            writer.write_frames(map(np.asarray, alike), durations_ms, num_plays)
+            return
+        # A duration for each: `zip` tells where their numbers differ.
+        pairs = list(zip(alike, durations_ms, strict=True))
+        images = [image for image, _ in pairs]
+        if suffix == ".webp":
+            options = save_options(first, "WEBP", quality) | {"loop": num_plays}
+        else:
+            images = [to_palette(image) for image in images]
+            # Each frame replaces all of the one before, where that shows through.
+            options = {"disposal": _RESTORE_BACKGROUND} if mode == "RGBA" else {}
+            options["optimize"] = False
+            if num_plays != 1:
+                options["loop"] = max(num_plays - 1, 0)
+        format = "WEBP" if suffix == ".webp" else "GIF"
+        durations = [round(duration) for duration in durations_ms]
+        if format == "GIF":
+            durations = _hundredths(durations_ms)
+        try:
+            images[0].save(
+                file,
+                format,
+                save_all=True,
+                append_images=images[1:],
+                duration=durations if len(images) > 1 else durations[0],
+                **options,
+            )
+        except Exception as error:
+            raise ImageWriteError(f"{path}: cannot be written as {format}: {error!r}") from error
+
+
+def _hundredths(durations_ms: Sequence[float]) -> list[int]:
+    """Round durations to what GIF can hold, so that the sum keeps time.
+
+    Below 20 ms viewers wait for a tenth of a second instead.
+    """
+    rounded: list[int] = []
+    for total in accumulate(durations_ms):
+        rounded.append(max(20, round((total - sum(rounded)) / 10) * 10))
+    return rounded
+
+
+def _frame_indices(image: Image.Image) -> range:
+    """Return which of an opened file's images are its animation."""
+    if image.format not in ANIMATED_FORMATS:
+        return range(1)
+    # An APNG may hold a picture for viewers that do not know APNG, which is no frame.
+    return range(1 if image.info.get("default_image") else 0, getattr(image, "n_frames", 1))
+
+
+def _checked(
+    frames: Iterable[Image.Image], mode: str, size: tuple[int, int], path: object
+) -> Iterator[Image.Image]:
+    for frame in frames:
+        if frame.size != size:
+            raise ImageWriteError(
+                f"{path}: frames must all have one size, got {size} and {frame.size}"
+            )
+        yield frame.convert(mode)

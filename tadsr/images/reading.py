@@ -1,0 +1,193 @@
+"""Image files read at the precision that they have."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from tadsr.config import MAX_PIXELS
+from tadsr.errors import ImageReadError, ImageReadWarning
+from tadsr.images.array_image import ArrayImage, check_unit, read_16bit, read_tiff
+from tadsr.images.decoding import unreadable
+from tadsr.images.limits import BOMBS, check_size, pillow_opens, too_large
+from tadsr.images.metadata import read_exif, tidy_exif, upright_metadata
+
+# Files of several images of equal rank; others keep thumbnails and depth maps beside the first.
+ANIMATED_FORMATS = ("GIF", "PNG", "WEBP", "AVIF")
+_PAGED_FORMATS = ("TIFF", "HEIF")
+_PHOTOMETRIC_TAG = 262
+_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def read_image(
+    path: str | os.PathLike[str], *, max_pixels: int | None = MAX_PIXELS
+) -> Image.Image | ArrayImage:
+    """Read an image file whole; of several frames or pages the first, with a warning.
+
+    Args:
+        path: The file; HEIC needs the library pillow-heif.
+        max_pixels: Largest width × height, against decompression bombs. Above `MAX_PIXELS` it
+            takes the place of Pillow's own limit, 2 × `PIL.Image.MAX_IMAGE_PIXELS`, for as long as
+            the file is read; None leaves that one alone.
+
+    Returns:
+        A PIL image in the file's own mode, not yet turned by its EXIF orientation; or an upright
+        `ArrayImage` for a PNG or TIFF of 16 bit colours or grey with alpha, and for a float TIFF,
+        whose black is 0 and white 1.
+
+    Raises:
+        ValueError: If `max_pixels` is below 1.
+        ImageReadError: If the file is missing, unreadable, no image, damaged, truncated, empty,
+            too large, of a kind that needs a library that is missing, or float beyond [0, 1].
+    """
+    path = check_readable(path, max_pixels)
+    try:
+        with pillow_opens(max_pixels), open_image(path, max_pixels) as image:
+            return _read(image, path)
+    except BOMBS as error:
+        raise too_large(path, error) from error
+    except ImageReadError:
+        raise
+    except _NeedsTifffile:
+        return _read_with_tifffile(path, max_pixels)
+    except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
+        raise unreadable(path, error) from error
+
+
+def count_pages(path: str | os.PathLike[str], *, max_pixels: int | None = MAX_PIXELS) -> int:
+    """Return the number of pages of a TIFF, or of images of a HEIC; else 1.
+
+    Args:
+        path: The file.
+        max_pixels: As for `read_image`; a file of more counts as 1.
+
+    Raises:
+        ImageReadError: If the file is missing.
+    """
+    path = check_readable(path, max_pixels)
+    try:
+        with pillow_opens(max_pixels), open_image(path, max_pixels) as image:
+            return getattr(image, "n_frames", 1) if image.format in _PAGED_FORMATS else 1
+    except Exception:
+        return 1  # `read_image` says what is wrong
+
+
+def check_readable(path: str | os.PathLike[str], max_pixels: int | None) -> Path:
+    """Return the path of a file that exists, or raise as `read_image` does."""
+    path = Path(path)
+    if max_pixels is not None and max_pixels < 1:
+        raise ValueError(f"max_pixels must be at least 1 or None, got {max_pixels}")
+    if not os.path.exists(path):  # Path.exists raises where a folder above is closed to us
+        raise ImageReadError(f"{path}: an image file must exist, found none; check the path")
+    if os.path.isdir(path):
+        raise ImageReadError(f"{path}: must be an image file, but is a folder; name a file in it")
+    if not os.path.isfile(path):  # a pipe would be waited for, for ever
+        raise ImageReadError(f"{path}: must be a file, but is a pipe or device; save it first")
+    return path
+
+
+def open_image(path: Path, max_pixels: int | None) -> Image.Image:
+    """Open a file without loading its pixels, as `PIL.Image.open`, HEIC too.
+
+    Raises:
+        ImageReadError: The image is too large or empty, or needs a library that is missing.
+        Exception: Whatever Pillow raises for a damaged file.
+    """
+    try:
+        image = Image.open(path)
+    except UnidentifiedImageError:
+        with open(path, "rb") as file:
+            head = file.read(64)
+        if head[4:8] == b"ftyp":
+            return _open_heif(path, head, max_pixels)
+        if head.startswith(_TIFF_MAGIC):
+            raise _NeedsTifffile from None
+        raise
+    try:
+        if image.format == "EPS":  # Pillow would have Ghostscript run it, whatever its suffix
+            raise ImageReadError(
+                f"{path}: must be a picture, but is a PostScript program; save it as PNG or TIFF"
+            )
+        check_size(path, *image.size, max_pixels)
+    except ImageReadError:
+        image.close()
+        raise
+    return image
+
+
+class _NeedsTifffile(Exception):  # noqa: N818 - tells where to go on, no error
+    """The file is a TIFF of a kind that Pillow does not read, or not at full precision."""
+
+
+def _read(image: Image.Image, path: Path) -> Image.Image | ArrayImage:
+    """Load an opened image."""
+    count = getattr(image, "n_frames", 1)
+    is_paged = image.format in _PAGED_FORMATS
+    if count > 1 and (is_paged or image.format in ANIMATED_FORMATS):
+        way_out = "split the file for the others" if is_paged else "read_frames has them all"
+        kind = "pages" if is_paged else "frames"
+        warnings.warn(
+            f"{path} holds {count} {kind}, of which the first is read; {way_out}",
+            ImageReadWarning,
+            stacklevel=3,
+        )
+    is_tiff = image.format == "TIFF"
+    tags = getattr(image, "tag_v2", {})
+    if is_tiff and tags.get(284, 1) == 2 and max(tags.get(258, (8,))) == 16:
+        raise _NeedsTifffile
+    pixels = read_16bit(image)
+    image.load()
+    if is_tiff and image.mode == "F":
+        pixels = check_unit(np.asarray(image, np.float32)[..., None], path)
+    if pixels is not None:
+        return _array_image(pixels, read_exif(image), image.info)
+    plain = image.copy()  # a plain image, which needs the closed file no more
+    if is_tiff:
+        try:
+            plain.info["exif"] = tidy_exif(image.getexif())
+        except Exception:  # damaged EXIF says nothing against the pixels
+            plain.info["exif"] = None
+        if tags.get(_PHOTOMETRIC_TAG) == 0 and image.mode.startswith("I;16"):
+            info, inverted = plain.info, 65535 - np.asarray(plain)
+            plain = Image.fromarray(inverted)
+            plain.info = info
+    return plain
+
+
+def _array_image(pixels: np.ndarray, exif: Image.Exif, info: dict[str, Any]) -> ArrayImage:
+    space = b"GRAY" if pixels.shape[2] <= 2 else b"RGB "
+    return ArrayImage(pixels, upright_metadata(exif, info, space))
+
+
+def _read_with_tifffile(path: Path, max_pixels: int | None) -> ArrayImage:
+    try:
+        pixels, exif, info = read_tiff(path, max_pixels)
+    except ImageReadError:
+        raise
+    except Exception as error:
+        hint = "; pip install imagecodecs may help" if "imagecodecs" in str(error) else ""
+        raise ImageReadError(f"{path}: cannot be read as an image ({error}){hint}") from error
+    return _array_image(pixels, exif, info)
+
+
+def _open_heif(path: Path, head: bytes, max_pixels: int | None) -> Image.Image:
+    if b"avif" in head[8:] or b"avis" in head[8:]:
+        raise ImageReadError(
+            f"{path}: this build of Pillow cannot read AVIF, which pip's can: pip install -U pillow"
+        )
+    try:
+        from pillow_heif import HeifImageFile
+    except ImportError as error:
+        raise ImageReadError(
+            f"{path}: HEIC needs the library pillow-heif; pip install 'tadsr[heif]', or convert "
+            "the file to JPEG or PNG"
+        ) from error
+    # Opened by its own class: registering it with Pillow would change every other use of Pillow.
+    image = HeifImageFile(path)
+    check_size(path, *image.size, max_pixels)
+    return image

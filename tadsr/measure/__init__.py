@@ -1,0 +1,1 @@
+"""Metrics, perceptual distances, evaluation of models, and pictures beside each other."""

@@ -1,0 +1,384 @@
+"""LoRA adapters: attach, merge, extract; what they are is data in `adapter_targets`."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping
+
+import torch
+from diffusers import UNet2DConditionModel
+from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from tadsr.networks.adapter_targets import (
+    DEFAULT_ALPHA,
+    DEFAULT_RANK,
+    LORA_NAME,
+    UNET_FULL,
+    UNET_TARGETS,
+    VAE_TARGETS,
+    VAE_TIME,
+    AdapterSet,
+    adapter_shapes,
+    target_modules,
+    targets_of,
+)
+from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
+
+__all__ = [
+    "DEFAULT_ALPHA",
+    "DEFAULT_RANK",
+    "UNET_TARGETS",
+    "VAE_TARGETS",
+    "AdapterSet",
+    "WeightChange",
+    "adapter_parameters",
+    "adapter_shapes",
+    "attach_adapters",
+    "attach_new_adapters",
+    "check_adapters",
+    "detach_adapters",
+    "extract_adapters",
+    "fuse_adapters",
+    "has_adapters",
+    "merge_adapters",
+    "merged_weight",
+    "plain_state_dict",
+    "target_modules",
+    "weight_changes",
+]
+
+
+def check_adapters(
+    unet: UNet2DConditionModel, vae: TimeAwareAutoencoderKL, adapters: AdapterSet
+) -> None:
+    """Check that adapters have exactly the tensors that these models need.
+
+    Args:
+        unet: The UNet, plain; the meta device suffices.
+        vae: The VAE, plain; the meta device suffices.
+        adapters: The adapters.
+
+    Raises:
+        ValueError: A tensor is missing, extra or misshapen, or a model has adapters already.
+    """
+    for model in (unet, vae):
+        if has_adapters(model):
+            raise ValueError(
+                f"{type(model).__name__} must have no adapters yet, but it has; "
+                "merge them with fuse_adapters first"
+            )
+    expected = adapter_shapes(unet, vae, adapters.rank_unet, adapters.rank_vae)
+    for part, shapes in expected.items():
+        tensors = getattr(adapters, part)
+        problems = {
+            "missing": [n for n in shapes if n not in tensors],
+            "extra": [n for n in tensors if n not in shapes],
+            "misshapen": [
+                f"{n} {tuple(tensors[n].shape)} for {tuple(shape)}"
+                for n, shape in shapes.items()
+                if n in tensors and tensors[n].shape != shape
+            ],
+        }
+        wrong = [
+            f"{len(names)} {kind}, first {names[:5]}" for kind, names in problems.items() if names
+        ]
+        if wrong:
+            raise ValueError(
+                f"adapters must fit the model, but their {part} tensors do not: "
+                f"{'; '.join(wrong)}; "
+                "use the base model and the rank that they were trained with"
+            )
+
+
+def attach_adapters(
+    unet: UNet2DConditionModel, vae: TimeAwareAutoencoderKL, adapters: AdapterSet
+) -> None:
+    """Wrap the models' modules with unmerged adapters, in place, all of them active.
+
+    LoRA matrices are at least float32, whatever the base's dtype. Afterwards only they require
+    gradients, as peft leaves it.
+
+    Args:
+        unet: The UNet, plain.
+        vae: The VAE, plain.
+        adapters: The adapters; their values are copied.
+
+    Raises:
+        ValueError: The adapters do not fit, or a model has adapters already.
+    """
+    check_adapters(unet, vae, adapters)
+    _inject(unet, adapters.rank_unet, adapters.alpha)
+    _inject(vae, adapters.rank_vae, adapters.alpha)
+    _copy_into(unet, adapters.unet)
+    _copy_into(vae, {**adapters.vae, **adapters.vae_time})
+
+
+def attach_new_adapters(
+    unet: UNet2DConditionModel | None,
+    vae: TimeAwareAutoencoderKL | None,
+    *,
+    rank: int = DEFAULT_RANK,
+    alpha: float = DEFAULT_ALPHA,
+) -> None:
+    """Wrap models' modules with untrained adapters, in place, all of them active.
+
+    A is drawn from N(0, 1/rank²) by torch's global generator and B is zero, so the models compute
+    what they did before. Afterwards only LoRA matrices require gradients; `adapter_parameters`
+    names everything that training changes.
+
+    Args:
+        unet: The UNet, plain; None to leave it out.
+        vae: The VAE, plain; None to leave it out.
+        rank: Rank of the matrices, at least 1.
+        alpha: Numerator of the scaling alpha / rank.
+
+    Raises:
+        ValueError: The rank is under 1, or a model has adapters already.
+    """
+    if rank < 1:
+        raise ValueError(f"rank must be at least 1, got {rank}")
+    models = [model for model in (unet, vae) if model is not None]
+    for model in models:
+        if has_adapters(model):
+            raise ValueError(f"{type(model).__name__} must have no adapters yet, but it has")
+    for model in models:
+        _inject(model, rank, alpha)
+
+
+def has_adapters(model: nn.Module) -> bool:
+    """Tell whether a model has unmerged adapters attached.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        True if a submodule is a peft layer.
+    """
+    return any(isinstance(m, BaseTunerLayer) for m in model.modules())
+
+
+def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Collect the parameters that TADSR trains in a model with attached adapters.
+
+    Args:
+        model: UNet2DConditionModel or TimeAwareAutoencoderKL with adapters.
+
+    Returns:
+        Name to parameter: LoRA matrices, and the UNet's `conv_in` or the VAE's time layers.
+
+    Raises:
+        ValueError: The model has no adapters.
+        TypeError: The model is of another class.
+    """
+    full = UNET_FULL if targets_of(model) is UNET_TARGETS else VAE_TIME
+    if not has_adapters(model):
+        raise ValueError(
+            f"{type(model).__name__} must have adapters attached, but it has none; merged adapters "
+            "cannot be told from the base weights, so load with merge_adapters=False"
+        )
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if LORA_NAME.fullmatch(name) or full.fullmatch(name)
+    }
+
+
+def extract_adapters(unet: UNet2DConditionModel, vae: TimeAwareAutoencoderKL) -> AdapterSet:
+    """Copy the attached adapters out of two models.
+
+    Args:
+        unet: The UNet with adapters.
+        vae: The VAE with adapters.
+
+    Returns:
+        The adapters, on the CPU, independent of the models.
+
+    Raises:
+        ValueError: A model has no adapters.
+    """
+    unet_tensors = _to_cpu(adapter_parameters(unet))
+    vae_tensors = _to_cpu(adapter_parameters(vae))
+    unet_config = next(iter(unet.peft_config.values()))
+    vae_config = next(iter(vae.peft_config.values()))
+    return AdapterSet(
+        unet=unet_tensors,
+        vae={n: t for n, t in vae_tensors.items() if LORA_NAME.fullmatch(n)},
+        vae_time={n: t for n, t in vae_tensors.items() if not LORA_NAME.fullmatch(n)},
+        rank_unet=unet_config.r,
+        rank_vae=vae_config.r,
+        alpha=unet_config.lora_alpha,
+    )
+
+
+def merged_weight(weight: Tensor, lora_a: Tensor, lora_b: Tensor, scaling: float) -> Tensor:
+    """Add a LoRA product to a weight in float32.
+
+    Args:
+        weight: (out, in) or (out, in, k, k), any floating dtype.
+        lora_a: (r, in) or (r, in, k, k).
+        lora_b: (out, r) or (out, r, 1, 1).
+        scaling: alpha / rank.
+
+    Returns:
+        The sum, shaped as `weight`, float32: the caller rounds once, to the dtype it wants.
+
+    Source: LoRA (arXiv 2106.09685), equation 3.
+    """
+    a = lora_a.to(weight.device, torch.float32).flatten(1)  # [r, in·k·k]
+    b = lora_b.to(weight.device, torch.float32).flatten(1)  # [out, r]
+    return weight.float() + scaling * (b @ a).view(weight.shape)
+
+
+@torch.no_grad()
+def merge_adapters(
+    unet: UNet2DConditionModel, vae: TimeAwareAutoencoderKL, adapters: AdapterSet
+) -> None:
+    """Merge adapters into plain models, in place; sums are float32, then cast.
+
+    Args:
+        unet: The UNet, plain.
+        vae: The VAE, plain.
+        adapters: The adapters.
+
+    Raises:
+        ValueError: The adapters do not fit, or a model has adapters attached.
+    """
+    check_adapters(unet, vae, adapters)
+    for model, change in zip((unet, vae), weight_changes(adapters), strict=True):
+        for name, parameter in model.named_parameters():
+            changed = change(name, parameter)
+            if changed is not parameter:
+                parameter.copy_(changed)
+
+
+def fuse_adapters(unet: UNet2DConditionModel, vae: TimeAwareAutoencoderKL) -> None:
+    """Merge attached adapters in place and remove peft's wrappers.
+
+    Args:
+        unet: The UNet with adapters.
+        vae: The VAE with adapters.
+
+    Raises:
+        ValueError: A model has no adapters.
+    """
+    adapters = extract_adapters(unet, vae)
+    detach_adapters(unet)
+    detach_adapters(vae)
+    merge_adapters(unet, vae, adapters)
+
+
+def detach_adapters(model: nn.Module) -> None:
+    """Remove peft's wrappers from a model in place, without merging.
+
+    The UNet's `conv_in` and the VAE's time layers keep their trained values.
+
+    Args:
+        model: A model with or without adapters.
+    """
+    wrapped = [(n, m) for n, m in model.named_modules() if isinstance(m, BaseTunerLayer)]
+    for name, layer in wrapped:
+        parent_name, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent_name), child, layer.get_base_layer())
+    if hasattr(model, "peft_config"):
+        del model.peft_config
+    model._hf_peft_config_loaded = False
+
+
+class WeightChange:
+    """Map a plain model's weights to its merged weights, one at a time.
+
+    One at a time, so that a loader can merge each tensor while reading it.
+
+    Args:
+        lora: LoRA matrices by name.
+        full: Replacements by the plain name.
+        scaling: alpha / rank.
+    """
+
+    def __init__(
+        self, lora: Mapping[str, Tensor], full: Mapping[str, Tensor], scaling: float
+    ) -> None:
+        self._full, self._scaling = full, scaling
+        self._pairs: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in lora.items():
+            match = LORA_NAME.fullmatch(name)
+            if match:
+                self._pairs.setdefault(f"{match['module']}.weight", {})[match["side"]] = tensor
+
+    def __call__(self, name: str, weight: Tensor) -> Tensor:
+        """Return the merged weight, float32, or `weight` itself where nothing changes."""
+        base = self._full.get(name, weight)
+        if name not in self._pairs:
+            return base
+        pair = self._pairs[name]
+        return merged_weight(base, pair["A"], pair["B"], self._scaling)
+
+
+def weight_changes(adapters: AdapterSet) -> tuple[WeightChange, WeightChange]:
+    """Return what merging does to the UNet's and to the VAE's weights.
+
+    Args:
+        adapters: The adapters; check them with `check_adapters` first.
+
+    Returns:
+        The UNet's change and the VAE's.
+    """
+    conv_in = {
+        name.replace(".base_layer", ""): tensor
+        for name, tensor in adapters.unet.items()
+        if UNET_FULL.fullmatch(name)
+    }
+    return (
+        WeightChange(adapters.unet, conv_in, adapters.alpha / adapters.rank_unet),
+        WeightChange(adapters.vae, adapters.vae_time, adapters.alpha / adapters.rank_vae),
+    )
+
+
+def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """Return a model's tensors under their plain names, LoRA matrices left out.
+
+    Args:
+        model: A model with or without adapters.
+
+    Returns:
+        Name to tensor, detached, sharing memory with the model.
+    """
+    return {
+        name.replace(".base_layer.", "."): tensor
+        for name, tensor in model.state_dict().items()
+        if not LORA_NAME.fullmatch(name)
+    }
+
+
+def _inject(model: nn.Module, rank: int, alpha: float) -> None:
+    targets = target_modules(model)
+    for adapter, modules in targets.items():
+        # A pattern rather than a list: peft would also match list entries as name endings.
+        exact = "|".join(re.escape(name) for name in modules)
+        config = LoraConfig(
+            r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=exact
+        )
+        with warnings.catch_warnings():
+            # peft warns that a model has several adapters; here that is the design.
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+            model.add_adapter(config, adapter_name=adapter)
+    # add_adapter leaves only the newest one active.
+    model.set_adapter(list(targets))
+    for name, parameter in model.named_parameters():
+        # Single precision under a half-precision base, so that nothing is lost before a merge.
+        if LORA_NAME.fullmatch(name) and parameter.dtype in (torch.float16, torch.bfloat16):
+            parameter.data = parameter.data.float()
+
+
+@torch.no_grad()
+def _copy_into(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    parameters = dict(model.named_parameters())
+    for name, tensor in tensors.items():
+        parameters[name].copy_(tensor)
+
+
+def _to_cpu(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    return {n: p.detach().to("cpu", copy=True) for n, p in parameters.items()}

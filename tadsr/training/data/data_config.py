@@ -1,0 +1,94 @@
+"""Where training samples come from and how they are made, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from tadsr.degradation import PRESETS
+
+Kind = Literal["auto", "folder", "pairs", "list", "huggingface", "webdataset"]
+"""What a source is; "auto" tells by its name."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Photographs, and how their low-quality partners are made."""
+
+    source: str
+    """Folder of HQ photographs (searched recursively), list file (*.txt), data set id
+    "owner/name" on the hub, or WebDataset shards (*.tar, braces allowed)."""
+    kind: Kind = "auto"
+    """What the source is."""
+    lq: str | None = None
+    """Folder of LQ partners with the same relative names, at 1/scale or at the HQ's size; None
+    degrades on the fly."""
+    crop_px: int = 512
+    """Side of the square HQ crop in px, a multiple of 8 and of `scale`."""
+    scale: int = 4
+    """Down-sampling from HQ to LQ, at least 1."""
+    min_zoom: float = 1.0
+    """Crops are taken from the photo shrunk by a random factor in [min_zoom, 1], which gives new
+    sharp detail; in (0, 1], 1 is off."""
+    flip: bool = True
+    """Whether crops are mirrored at random."""
+    rotate: bool = False
+    """Whether crops are turned by multiples of 90° at random."""
+    degradation: str = "realesrgan"
+    """Name of a preset of `tadsr.degradation`."""
+    bicubic_probability: float = 0.01
+    """Probability of plain bicubic reduction in its place, in [0, 1] (published code: 1 %)."""
+    mild_probability: float = 0.0
+    """Probability of the preset "mild" in its place, in [0, 1]; with `bicubic_probability` at most
+    1 together."""
+    degrade_on: Literal["worker", "device"] = "worker"
+    """Where degradation is computed: in the worker processes, or by `Batch.to` on its device."""
+    prompt: str = ""
+    """Prompt of every sample that has no caption."""
+    captions: str | None = None
+    """None for none; "sidecar" for a .txt beside each photo; or a file of lines
+    "relative name<TAB>caption". Lists and streams carry their own captions."""
+    prompt_dropout: float = 0.0
+    """Probability of an empty prompt, in [0, 1]."""
+    split: str = "train"
+    """Part of a data set on the hub."""
+    image_column: str = "image"
+    """Column of a data set on the hub that holds images."""
+    caption_column: str | None = None
+    """Column of a data set on the hub, or suffix in shards, that holds captions."""
+    shuffle_buffer: int = 1000
+    """Samples that a stream is shuffled over, at least 1."""
+    cache_photos: bool = False
+    """Keep decoded photos in memory, for sets of a few hundred."""
+    num_workers: int = 2
+    """Processes that prepare samples beside the training process, at least 0."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {self.kind!r}")
+        if self.scale < 1 or self.num_workers < 0 or self.shuffle_buffer < 1:
+            raise ValueError(
+                "scale and shuffle_buffer must be at least 1 and num_workers at least 0, got "
+                f"{self.scale}, {self.shuffle_buffer} and {self.num_workers}"
+            )
+        if self.crop_px < 8 or self.crop_px % 8 or self.crop_px % self.scale:
+            raise ValueError(
+                f"crop_px must be a positive multiple of 8 and of the scale {self.scale}, "
+                f"got {self.crop_px}"
+            )
+        if not 0 < self.min_zoom <= 1:
+            raise ValueError(f"min_zoom must be in (0, 1], got {self.min_zoom}")
+        for name in ("bicubic_probability", "mild_probability", "prompt_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        if self.bicubic_probability + self.mild_probability > 1:
+            raise ValueError(
+                "bicubic_probability and mild_probability must be at most 1 together, got "
+                f"{self.bicubic_probability} and {self.mild_probability}"
+            )
+        if self.degradation not in PRESETS:
+            raise ValueError(
+                f"degradation must be one of {', '.join(PRESETS)}, got {self.degradation!r}"
+            )
+        if self.degrade_on not in ("worker", "device"):
+            raise ValueError(f"degrade_on must be 'worker' or 'device', got {self.degrade_on!r}")

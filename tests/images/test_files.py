@@ -1,0 +1,471 @@
+import os
+import signal
+import struct
+import subprocess
+import sys
+import zlib
+from contextlib import suppress
+
+import numpy as np
+import pytest
+from PIL import EpsImagePlugin, ExifTags, Image, ImageCms, features
+
+from tadsr.errors import ImageReadError, ImageWriteError
+from tadsr.images import (
+    MAX_PIXELS,
+    ArrayImage,
+    check_writable,
+    count_frames,
+    count_pages,
+    decode_image,
+    encode_image,
+    files,
+    read_frames,
+    read_image,
+    write_image,
+)
+
+SRGB_ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+SUFFIXES = [".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"]
+if features.check("avif"):
+    SUFFIXES.append(".avif")
+ALPHA_SUFFIXES = [suffix for suffix in SUFFIXES if suffix not in (".jpg", ".jpeg", ".bmp")]
+LIGHT_GRAY = 204  # in Pillow's web palette, so that P needs no dithering
+
+
+def _noise(mode="RGB", width=24, height=16, seed=0):
+    channels = len(Image.new(mode, (1, 1)).getbands())
+    bands = np.random.default_rng(seed).integers(0, 256, (height, width, channels), np.uint8)
+    return Image.fromarray(bands[..., 0] if channels == 1 else bands)
+
+
+def _gray16(width=256, height=256):
+    values = np.arange(width * height, dtype=np.uint16).reshape(height, width)
+    return Image.fromarray(values)
+
+
+def _huge_png(width, height):
+    """A blank 1-bit PNG of few bytes that claims width × height pixels."""
+
+    def chunk(kind, data):
+        checksum = zlib.crc32(kind + data)
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
+
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+# --- reading ---
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+def test_read_keeps_mode_and_pixels(mode, tmp_path):
+    image = _noise("RGB").convert(mode)
+    image.save(tmp_path / "a.png")
+    read = read_image(tmp_path / "a.png")
+    assert read.mode == mode
+    np.testing.assert_array_equal(np.asarray(read.convert("RGBA")), image.convert("RGBA"))
+
+
+def test_read_image_outlives_the_file(tmp_path):
+    frames = [Image.new("L", (4, 4), value) for value in (10, 200)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    with pytest.warns(UserWarning, match=r"a\.gif holds 2 frames"):
+        read = read_image(str(tmp_path / "a.gif"))
+    os.remove(tmp_path / "a.gif")
+    assert decode_image(read).rgb.mean().item() == pytest.approx(10 / 255)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".webp", ".bmp"])
+@pytest.mark.parametrize("kept", [0.0, 0.001, 0.3, 0.9])
+def test_truncated_files(suffix, kept, tmp_path):
+    path = tmp_path / f"cut{suffix}"
+    _noise(width=200, height=200).save(path)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * kept)])
+    with pytest.raises(ImageReadError, match=rf"cut\{suffix}"):
+        read_image(path)
+
+
+def test_damaged_pixels(tmp_path):
+    path = tmp_path / "bad.png"
+    _noise(width=100, height=100).save(path)
+    data = bytearray(path.read_bytes())
+    data[100:400] = bytes(300)
+    path.write_bytes(data)
+    with pytest.raises(ImageReadError, match=r"bad\.png"):
+        read_image(path)
+
+
+def test_no_image_at_all(tmp_path):
+    (tmp_path / "notes.png").write_text("not an image")
+    (tmp_path / "file").write_text("")
+    for name, message in [
+        ("notes.png", "none that Pillow knows"),
+        ("missing.png", "found none"),
+        ("", "is a folder"),
+        ("file/a.png", "found none"),
+    ]:
+        with pytest.raises(ImageReadError, match=message):
+            read_image(tmp_path / name)
+
+
+def test_programs_in_postscript_are_not_run(tmp_path, monkeypatch):
+    ghostscript = tmp_path / "gs"
+    ghostscript.write_text(f"#!/bin/sh\ntouch {tmp_path / 'ran'}\n")
+    ghostscript.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    path = tmp_path / "photo.png"
+    _noise().save(path, "EPS")
+    with pytest.raises(ImageReadError, match="PostScript program"):
+        read_image(path)
+    assert not (tmp_path / "ran").exists()
+    # What is refused is what would have run it.
+    with Image.open(path) as image, suppress(OSError):
+        image.load()
+    assert (tmp_path / "ran").exists()
+
+
+def test_zero_sized_file(tmp_path):
+    (tmp_path / "zero.png").write_bytes(_huge_png(0, 5))
+    with pytest.raises(ImageReadError, match=r"zero\.png"):
+        read_image(tmp_path / "zero.png")
+
+
+def test_decompression_bomb_in_pillows_eyes(tmp_path):
+    (tmp_path / "bomb.png").write_bytes(_huge_png(30_000, 20_000))
+    for max_pixels in (10, MAX_PIXELS, None):
+        with pytest.raises(ImageReadError, match=r"600000000.*178956970|trust"):
+            read_image(tmp_path / "bomb.png", max_pixels=max_pixels)
+
+
+@pytest.mark.filterwarnings("default::PIL.Image.DecompressionBombWarning")
+def test_max_pixels(tmp_path):
+    limit = Image.MAX_IMAGE_PIXELS
+    (tmp_path / "large.png").write_bytes(_huge_png(10_000, 10_000))
+    with pytest.raises(ImageReadError, match="at most 99999999 pixels, got 10000×10000"):
+        read_image(tmp_path / "large.png", max_pixels=99_999_999)
+    _noise(width=5, height=4).save(tmp_path / "small.png")
+    assert read_image(tmp_path / "small.png", max_pixels=20).size == (5, 4)
+    with pytest.raises(ImageReadError, match="max_pixels"):
+        read_image(tmp_path / "small.png", max_pixels=19)
+    with pytest.raises(ValueError, match="max_pixels"):
+        read_image(tmp_path / "small.png", max_pixels=0)
+    assert limit == Image.MAX_IMAGE_PIXELS
+
+
+@pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif", ".gif", "16.png"])
+@pytest.mark.parametrize("limit", [200, 100])  # Pillow warns, and refuses
+def test_trusted_files_may_be_larger_than_pillow_allows(suffix, limit, tmp_path, monkeypatch):
+    path = tmp_path / f"large{suffix}"
+    image = _noise(width=24, height=16)
+    if suffix == "16.png":
+        image = ArrayImage(np.asarray(image).astype(np.uint16) * 257)
+    write_image(image, path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with pytest.raises(ImageReadError, match=r"trust the file.*--max-pixels"):
+        read_image(path)
+    assert read_image(path, max_pixels=MAX_PIXELS + 1).size == (24, 16)
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(ImageReadError):
+        read_image(path, max_pixels=MAX_PIXELS + 1)
+    assert limit == Image.MAX_IMAGE_PIXELS
+
+
+def test_trusted_files_of_several_images(tmp_path, monkeypatch):
+    frames = [_noise(seed=seed) for seed in range(3)]
+    for suffix in (".gif", ".tif"):
+        frames[0].save(tmp_path / f"a{suffix}", save_all=True, append_images=frames[1:])
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    trust = {"max_pixels": MAX_PIXELS + 1}
+    with pytest.raises(ImageReadError, match="--max-pixels"):
+        read_frames(tmp_path / "a.gif")
+    clip = read_frames(tmp_path / "a.gif", **trust)
+    for frame in clip:
+        assert frame.size == (24, 16)
+        assert Image.MAX_IMAGE_PIXELS == 100  # while others work on the frame
+    assert count_frames(tmp_path / "a.gif", **trust) == 3
+    assert count_pages(tmp_path / "a.tif", **trust) == 3
+
+
+def test_a_real_file_of_200_megapixels(tmp_path):
+    path = tmp_path / "large.png"
+    Image.new("1", (20_000, 10_000), 1).save(path)
+    with pytest.raises(ImageReadError, match=r"178956970 pixels.*--max-pixels"):
+        read_image(path)
+    assert read_image(path, max_pixels=200_000_000).getextrema() == (255, 255)
+
+
+@pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")
+def test_bomb_warning_raised_as_an_error(tmp_path):
+    (tmp_path / "large.png").write_bytes(_huge_png(10_000, 10_000))
+    with pytest.raises(ImageReadError, match="100000000 pixels"):
+        read_image(tmp_path / "large.png")
+
+
+# --- writing ---
+
+
+@pytest.mark.parametrize("suffix", [*SUFFIXES, ".gif"])
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "YCbCr", "HSV", "I;16", "I", "F"])
+def test_every_opaque_mode_in_every_format(mode, suffix, tmp_path):
+    gray = Image.fromarray(np.full((16, 24), LIGHT_GRAY * 257, np.uint16))
+    colors = {
+        "I;16": gray,
+        "I": gray.convert("I"),
+        "F": Image.new("F", (24, 16), float(LIGHT_GRAY)),
+    }
+    rgb = Image.new("RGB", (24, 16), (LIGHT_GRAY if mode != "1" else 255,) * 3)
+    image = colors.get(mode) or rgb.convert(mode)
+    path = tmp_path / f"a{suffix}"
+    write_image(image, path)
+    with Image.open(path) as opened:
+        assert opened.format in ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "AVIF", "GIF")
+    expected = decode_image(image).rgb.numpy()
+    np.testing.assert_allclose(decode_image(read_image(path)).rgb.numpy(), expected, atol=0.012)
+
+
+@pytest.mark.parametrize("suffix", ALPHA_SUFFIXES)
+@pytest.mark.parametrize("mode", ["LA", "PA", "RGBA", "RGBa", "P"])
+def test_every_alpha_mode_where_it_fits(mode, suffix, tmp_path):
+    image = Image.new("RGBA", (16, 16), (LIGHT_GRAY,) * 3 + (128,))
+    if mode == "P":
+        image = image.convert("RGB").convert("P")
+        image.info["transparency"] = bytes([128] * 256)
+    else:
+        image = image.convert(mode)
+    write_image(image, tmp_path / f"a{suffix}")
+    decoded = decode_image(read_image(tmp_path / f"a{suffix}"))
+    np.testing.assert_allclose(decoded.alpha.numpy(), 128 / 255, atol=0.012)
+    np.testing.assert_allclose(decoded.rgb.numpy(), LIGHT_GRAY / 255, atol=0.012)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_16_bit_file_round_trip_is_exact(suffix, tmp_path):
+    image = _gray16()
+    write_image(image, tmp_path / f"a{suffix}")
+    decoded = decode_image(read_image(tmp_path / f"a{suffix}"))
+    result = encode_image(decoded.rgb, decoded.alpha, decoded)
+    assert result.mode == "I;16"
+    np.testing.assert_array_equal(np.asarray(result), np.asarray(image))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".bmp"])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_lossless_formats_are_exact(mode, suffix, tmp_path):
+    image = _noise(mode)
+    write_image(image, tmp_path / f"a{suffix}")
+    np.testing.assert_array_equal(np.asarray(read_image(tmp_path / f"a{suffix}")), image)
+
+
+@pytest.mark.parametrize("suffix", [suffix for suffix in SUFFIXES if suffix != ".bmp"])
+def test_metadata_is_kept(suffix, tmp_path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Make] = "Camera"
+    image = _noise()
+    image.info |= {"icc_profile": SRGB_ICC, "exif": exif.tobytes(), "dpi": (300, 300)}
+    write_image(image, tmp_path / f"a{suffix}")
+    with Image.open(tmp_path / f"a{suffix}") as opened:
+        opened.load()
+        assert opened.info["icc_profile"] == SRGB_ICC
+        assert opened.getexif()[ExifTags.Base.Make] == "Camera"
+        if suffix not in (".webp", ".avif"):
+            assert opened.info["dpi"] == pytest.approx((300, 300), abs=0.1)
+
+
+def test_profile_of_another_color_space_is_not_written(tmp_path):
+    image = _noise("L")
+    image.info["icc_profile"] = SRGB_ICC
+    write_image(image, tmp_path / "a.png")
+    assert "icc_profile" not in read_image(tmp_path / "a.png").info
+
+
+def test_oversized_exif_does_not_cost_the_picture(tmp_path):
+    image = _noise()
+    exif = Image.Exif()
+    exif[ExifTags.Base.ImageDescription] = "long " * 14_000
+    image.info["exif"] = exif.tobytes()
+    write_image(image, tmp_path / "a.jpg")
+    assert read_image(tmp_path / "a.jpg").size == image.size
+
+
+def test_quality(tmp_path):
+    image = _noise(width=64, height=64)
+    for suffix in (".jpg", ".webp"):
+        sizes = []
+        for quality in (1, None, 100):
+            write_image(image, tmp_path / f"q{suffix}", quality=quality)
+            sizes.append((tmp_path / f"q{suffix}").stat().st_size)
+        assert sizes == sorted(set(sizes))
+    write_image(image, tmp_path / "q.png", quality=1)
+    np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "q.png")), image)
+
+
+def test_jpeg_keeps_full_color_resolution(tmp_path):
+    stripes = np.zeros((16, 16, 3), np.uint8)
+    stripes[:, ::2, 0] = stripes[:, 1::2, 2] = 255
+    write_image(Image.fromarray(stripes), tmp_path / "a.jpg")
+    read = np.asarray(read_image(tmp_path / "a.jpg")).astype(int)
+    assert np.abs(read - stripes).mean() < 12  # about 60 with halved colour
+
+
+@pytest.mark.parametrize("name", ["webp", "WebP", "WEBP"])
+def test_format_overrides_the_suffix(name, tmp_path):
+    write_image(_noise(), tmp_path / "a.tmp", format=name)
+    with Image.open(tmp_path / "a.tmp") as opened:
+        assert opened.format == "WEBP"
+
+
+def test_link_is_followed(tmp_path):
+    (tmp_path / "real").mkdir()
+    _noise(seed=1).save(tmp_path / "real" / "a.png")
+    (tmp_path / "link.png").symlink_to(tmp_path / "real" / "a.png")
+    write_image(_noise(seed=2), tmp_path / "link.png")
+    assert (tmp_path / "link.png").is_symlink()
+    np.testing.assert_array_equal(
+        np.asarray(read_image(tmp_path / "real" / "a.png")), _noise(seed=2)
+    )
+
+
+def test_new_file_has_the_usual_permissions(tmp_path):
+    (tmp_path / "plain").touch()
+    write_image(_noise(), tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("a.xcf", {}, r"\.png .*\.tiff"),
+        ("a", {}, "no suffix"),
+        ("a.png", {"format": "xcf"}, "xcf"),
+        ("missing/a.png", {}, "create it first"),
+        ("file/a.png", {}, "create it first"),
+        ("folder.png", {}, "is a folder"),
+        ("taken.png", {"overwrite": False}, "overwrite=True"),
+    ],
+)
+def test_unwritable_places(name, options, message, tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "taken.png").write_text("precious")
+    before = sorted(tmp_path.iterdir())
+    for call in (check_writable, lambda path, **kw: write_image(_noise(), path, **kw)):
+        with pytest.raises(ImageWriteError, match=message):
+            call(tmp_path / name, **options)
+    assert sorted(tmp_path.iterdir()) == before
+    assert (tmp_path / "taken.png").read_text() == "precious"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="names are counted in another way")
+@pytest.mark.parametrize("letter", ["a", "ä"])
+def test_names_that_the_file_system_does_not_take(letter, tmp_path):
+    name = letter * (251 // len(letter.encode()))
+    check_writable(tmp_path / f"{name}.png")
+    write_image(_noise(), tmp_path / f"{name}.png")
+    with pytest.raises(ImageWriteError, match=r"takes, but has 256 bytes; choose a shorter"):
+        check_writable(tmp_path / f"{name}{letter}.png")
+
+
+def test_pillow_without_avif_is_told(tmp_path, monkeypatch):
+    head = b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf"
+    (tmp_path / "a.avif").write_bytes(head + bytes(100))
+    Image.init()
+    monkeypatch.delitem(Image.SAVE, "AVIF", raising=False)
+    monkeypatch.setattr(Image, "ID", [name for name in Image.ID if name != "AVIF"])
+    files._writable_suffixes.cache_clear()
+    try:
+        with pytest.raises(ImageWriteError, match=r"cannot write AVIF.* pip install -U pillow"):
+            check_writable(tmp_path / "b.avif")
+        with pytest.raises(ImageReadError, match=r"cannot read AVIF.* pip install -U pillow"):
+            read_image(tmp_path / "a.avif")
+    finally:
+        files._writable_suffixes.cache_clear()
+
+
+def test_check_writable_writes_nothing(tmp_path):
+    for suffix in SUFFIXES:
+        check_writable(tmp_path / f"a{suffix}", overwrite=False, size=(16383, 16383))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".bmp"])
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_alpha_is_refused_rather_than_flattened(mode, suffix, tmp_path):
+    with pytest.raises(ImageWriteError, match="PNG or WebP"):
+        check_writable(tmp_path / f"a{suffix}", has_alpha=True)
+    with pytest.raises(ImageWriteError, match="PNG or WebP"):
+        write_image(_noise(mode), tmp_path / f"a{suffix}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_side_too_long_for_the_format(tmp_path):
+    with pytest.raises(ImageWriteError, match=r"16383 px a side, not 16384×1"):
+        write_image(Image.new("L", (16384, 1)), tmp_path / "a.webp")
+    with pytest.raises(ImageWriteError, match="65500"):
+        check_writable(tmp_path / "a.jpg", size=(1, 65501))
+
+
+@pytest.mark.parametrize(
+    ("image", "quality", "error"),
+    [
+        (np.zeros((4, 4, 3), np.uint8), None, TypeError),
+        (Image.new("L", (1, 1)), 0, ValueError),
+        (Image.new("L", (1, 1)), 101, ValueError),
+        (Image.new("L", (1, 1)), 90.0, TypeError),
+        (Image.new("L", (1, 1)), True, TypeError),
+        (Image.new("I", (1, 1), 70000), None, ValueError),
+    ],
+)
+def test_wrong_arguments(image, quality, error, tmp_path):
+    with pytest.raises(error):
+        write_image(image, tmp_path / "a.png", quality=quality)
+    assert not list(tmp_path.iterdir())
+
+
+def test_failed_write_leaves_the_old_file_alone(tmp_path):
+    path = tmp_path / "a.png"
+    write_image(_noise(seed=1), path)
+    old = path.read_bytes()
+    # Pillow's encoders refuse an image without pixels, after the file has been opened
+    with pytest.raises(ImageWriteError, match="cannot be written"):
+        write_image(Image.new("RGB", (0, 0)), path, format="jpeg")
+    assert path.read_bytes() == old
+    assert os.listdir(tmp_path) == ["a.png"]
+
+
+def test_interrupted_write_leaves_nothing_behind(tmp_path):
+    script = (
+        "import os, signal, sys, threading, time\n"
+        "import numpy as np\n"
+        "from PIL import Image\n"
+        "from tadsr.images import write_image\n"
+        "def interrupt():\n"
+        "    while not os.listdir(sys.argv[1]):\n"
+        "        time.sleep(0.001)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "noise = np.random.default_rng(0).integers(0, 256, (1500, 1500, 3), np.uint8)\n"
+        "image = Image.fromarray(noise)\n"
+        "threading.Thread(target=interrupt).start()\n"
+        "write_image(image, sys.argv[1] + '/a.png')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=60
+    )
+    assert "KeyboardInterrupt" in done.stderr
+    assert done.returncode in (-signal.SIGINT, 1, 130)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".bmp"])
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_alpha_that_is_opaque_everywhere_is_no_obstacle(mode, suffix, tmp_path):
+    image = Image.new("RGBA", (8, 6), (90, 90, 90, 255)).convert(mode)
+    if mode == "P":
+        image.info["transparency"] = bytes([255] * 256)
+    write_image(image, tmp_path / f"a{suffix}")
+    with Image.open(tmp_path / f"a{suffix}") as found:
+        assert found.mode == "RGB" if mode != "LA" else found.mode in ("L", "RGB")
+        assert np.abs(np.asarray(found.convert("RGB")).astype(int) - 90).max() <= 2

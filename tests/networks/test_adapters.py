@@ -1,0 +1,221 @@
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from tadsr.networks.adapters import (
+    AdapterSet,
+    adapter_parameters,
+    adapter_shapes,
+    attach_adapters,
+    attach_new_adapters,
+    detach_adapters,
+    extract_adapters,
+    fuse_adapters,
+    has_adapters,
+    merge_adapters,
+    plain_state_dict,
+    target_modules,
+)
+from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden"
+LAYOUT = json.loads((GOLDEN.parent / "official_layout.json").read_text())
+ATOL = {torch.float32: 1e-5, torch.float16: 2e-2}
+
+
+def read_config(name):
+    return json.loads((GOLDEN / "base" / name / "config.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def pickle():
+    return torch.load(GOLDEN / "tadsr.pkl", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def adapters(pickle):
+    return AdapterSet(
+        pickle["state_dict_unet"], pickle["state_dict_vae"], pickle["state_dict_vae_time"]
+    )
+
+
+@pytest.fixture
+def models():
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel.from_config(read_config("unet")).eval()
+    vae = TimeAwareAutoencoderKL.from_config(read_config("time_vae")).eval()
+    return unet, vae
+
+
+@torch.no_grad()
+def run(unet, vae, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(1)
+    lq = torch.rand(1, 3, 32, 32, generator=generator).to(dtype) * 2 - 1
+    latents = torch.randn(1, 4, 8, 8, generator=generator).to(dtype)
+    prompt = torch.randn(1, 7, 16, generator=generator).to(dtype)
+    moments = vae.encode(lq, 500).latent_dist.mode()
+    return unet(latents, 500, prompt).sample.float(), moments.float()
+
+
+def test_target_modules_are_the_published_lists(models, pickle):
+    unet, vae = models
+    found = target_modules(unet)
+    for adapter in ("encoder", "decoder", "others"):
+        assert set(found[f"default_{adapter}"]) == set(pickle[f"unet_lora_{adapter}_modules"])
+    assert set(target_modules(vae)["default_encoder"]) == set(pickle["vae_lora_encoder_modules"])
+
+
+def test_adapter_shapes_are_the_published_tensors_at_full_size():
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(LAYOUT["configs"]["unet"])
+        vae = TimeAwareAutoencoderKL.from_config(LAYOUT["configs"]["time_vae"])
+    published = LAYOUT["tadsr_pkl"]["tensors"]
+    shapes = adapter_shapes(unet, vae)
+    for part in ("unet", "vae", "vae_time"):
+        assert {n: list(s) for n, s in shapes[part].items()} == published[f"state_dict_{part}"]
+    assert (len(shapes["unet"]), len(shapes["vae"])) == (518, 64)
+
+
+def test_module_lists_of_a_set_follow_its_tensors(adapters, models):
+    unet, vae = models
+    for found, model in ((adapters.unet_modules, unet), (adapters.vae_modules, vae)):
+        expected = target_modules(model)
+        assert {k: set(v) for k, v in found.items()} == {k: set(v) for k, v in expected.items()}
+
+
+def test_merged_equals_unmerged(models, adapters):
+    unet, vae = models
+    before = run(unet, vae)
+    merged_unet, merged_vae = copy.deepcopy(unet), copy.deepcopy(vae)
+    merge_adapters(merged_unet, merged_vae, adapters)
+    attach_adapters(unet, vae, adapters)
+    for base, merged, unmerged in zip(
+        before, run(merged_unet, merged_vae), run(unet, vae), strict=True
+    ):
+        torch.testing.assert_close(merged, unmerged, atol=ATOL[torch.float32], rtol=0)
+        assert (merged - base).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("adapter", ["default_encoder", "default_decoder", "default_others"])
+def test_every_adapter_is_active(models, adapters, adapter):
+    unet, vae = models
+    attach_adapters(unet, vae, adapters)
+    before = run(unet, vae)[0]
+    unet.set_adapter([a for a in unet.peft_config if a != adapter])
+    assert (run(unet, vae)[0] - before).abs().max() > 1e-5
+
+
+def test_half_precision_merge_rounds_once(models, adapters):
+    unet, vae = (m.half() for m in models)
+    name = "mid_block.attentions.0.proj_in"
+    base = unet.get_submodule(name).weight.float()
+    a, b = (adapters.unet[f"{name}.lora_{s}.default_others.weight"] for s in "AB")
+    merge_adapters(unet, vae, adapters)
+    assert torch.equal(unet.get_submodule(name).weight, (base + 2 * (b @ a)).half())
+
+
+def test_half_precision_base_keeps_single_precision_adapters(models, adapters):
+    unet, vae = (m.half() for m in models)
+    attach_adapters(unet, vae, adapters)
+    assert unet.dtype == vae.dtype == torch.float16
+    extracted = extract_adapters(unet, vae)
+    for name, tensor in adapters.vae.items():
+        assert torch.equal(extracted.vae[name], tensor)
+    unmerged = run(unet, vae, torch.float16)
+    fuse_adapters(unet, vae)
+    for x, y in zip(unmerged, run(unet, vae, torch.float16), strict=True):
+        torch.testing.assert_close(x, y, atol=ATOL[torch.float16] * x.abs().max().item(), rtol=0)
+
+
+def test_extract_returns_what_was_attached(models, adapters):
+    attach_adapters(*models, adapters)
+    extracted = extract_adapters(*models)
+    for part in ("unet", "vae", "vae_time"):
+        expected, found = getattr(adapters, part), getattr(extracted, part)
+        assert set(found) == set(expected)
+        assert all(torch.equal(found[n], expected[n]) for n in expected)
+    assert (extracted.rank_unet, extracted.rank_vae, extracted.alpha) == (4, 4, 8)
+
+
+def test_fuse_equals_merge_and_leaves_no_wrapper(models, adapters):
+    unet, vae = models
+    merged = copy.deepcopy(unet), copy.deepcopy(vae)
+    merge_adapters(*merged, adapters)
+    attach_adapters(unet, vae, adapters)
+    fuse_adapters(unet, vae)
+    for fused, expected in zip((unet, vae), merged, strict=True):
+        assert not has_adapters(fused)
+        state, reference = fused.state_dict(), expected.state_dict()
+        assert list(state) == list(reference)
+        assert all(torch.equal(state[n], reference[n]) for n in state)
+    attach_new_adapters(unet, vae)  # a fused model is plain again
+
+
+def test_detached_model_has_its_plain_names(models, adapters):
+    unet, vae = models
+    names = list(unet.state_dict())
+    attach_adapters(unet, vae, adapters)
+    assert list(plain_state_dict(unet)) == names
+    detach_adapters(unet)
+    assert list(unet.state_dict()) == names
+
+
+def test_new_adapters_change_nothing_yet(models):
+    unet, vae = models
+    before = run(unet, vae)
+    attach_new_adapters(unet, vae, rank=2, alpha=4)
+    for x, y in zip(before, run(unet, vae), strict=True):
+        assert torch.equal(x, y)
+    adapters = extract_adapters(unet, vae)
+    assert (adapters.rank_unet, adapters.alpha) == (2, 4)
+    a = torch.cat([t.flatten() for n, t in adapters.unet.items() if ".lora_A." in n])
+    assert a.std().item() == pytest.approx(1 / 2, rel=0.05)
+
+
+def test_unet_alone_takes_new_adapters(models):
+    attach_new_adapters(models[0], None)
+    assert has_adapters(models[0])
+    assert not has_adapters(models[1])
+
+
+def test_adapter_parameters_are_the_stored_tensors(models, adapters):
+    attach_adapters(*models, adapters)
+    assert set(adapter_parameters(models[0])) == set(adapters.unet)
+    assert set(adapter_parameters(models[1])) == {*adapters.vae, *adapters.vae_time}
+
+
+def test_misfitting_adapters_are_refused_before_anything_changes(models, adapters):
+    broken = dict(adapters.unet)
+    name = "mid_block.resnets.0.conv1.lora_A.default_others.weight"
+    del broken[name]
+    broken["surprise"] = torch.zeros(1)
+    with pytest.raises(ValueError, match=r"1 missing.*mid_block.*1 extra.*surprise"):
+        attach_adapters(*models, AdapterSet(broken, adapters.vae, adapters.vae_time))
+    with pytest.raises(ValueError, match="misshapen"):
+        merge_adapters(*models, AdapterSet(adapters.unet, adapters.vae, adapters.vae_time, 8))
+    assert not has_adapters(models[0])
+
+
+def test_adapters_attach_once(models, adapters):
+    attach_adapters(*models, adapters)
+    for change in (
+        lambda: attach_adapters(*models, adapters),
+        lambda: merge_adapters(*models, adapters),
+        lambda: attach_new_adapters(*models),
+    ):
+        with pytest.raises(ValueError, match="must have no adapters yet"):
+            change()
+
+
+def test_merged_models_cannot_be_extracted(models):
+    with pytest.raises(ValueError, match="merge_adapters=False"):
+        extract_adapters(*models)
+
+
+def test_other_classes_are_refused():
+    with pytest.raises(TypeError, match="Linear"):
+        target_modules(torch.nn.Linear(1, 1))
