@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -32,6 +33,7 @@ from tadsr.tiling import (
     predict_in_bands,
     used_bytes,
 )
+from tadsr.tiling.offloading import weights_in_place
 from tadsr.tiling.spec import MIN_BAND_BYTES
 from tadsr.tiling.statistics import ChannelStatistics
 
@@ -254,13 +256,15 @@ class _Run:
         prompts = model.prompt_embeds.to(model.unet.dtype)
         side = attention_px // vae.downscale_factor
         latents = self._encode(bands, image, timesteps).to(model.unet.dtype)
-        residual = predict_in_bands(
-            bands, model.unet, latents, timesteps, prompts, attention_side=side
-        )
+        # Only a call of the UNet itself would bring its offloaded weights.
+        with nullcontext() if bands.is_plan else weights_in_place(model.unet):
+            residual = predict_in_bands(
+                bands, model.unet, latents, timesteps, prompts, attention_side=side
+            )
         pred_x0 = residual_to_x0(latents, residual, timesteps, model.alphas_cumprod)
         restored = bands.storage.allocate((batch, 3, *self.size), dtype)
         restored.begin(with_statistics=False)
-        moments = (ChannelStatistics(batch, 3), ChannelStatistics(batch, 3))
+        moments = tuple(ChannelStatistics(batch, 3, self.device) for _ in range(2))
 
         def emit(start: int, rows: Tensor) -> None:
             stop = min(start + rows.shape[2], self.size[0])
@@ -308,10 +312,7 @@ class _Run:
             return restored.pixels.read(first, last).float().div_(2).add_(0.5)
 
         if self.settings.color_fix == "adain":
-            image, reference = (
-                (m.mean.to(self.device), m.variance(correction=1).to(self.device))
-                for m in restored.moments
-            )
+            image, reference = ((m.mean, m.variance(correction=1)) for m in restored.moments)
             return match_moments(rows(start, stop), image, reference)
         if self.settings.color_fix == "wavelet":
             reach = wavelet_reach_px()

@@ -60,6 +60,33 @@ def test_whole_networks_come_and_go(pipe, tiling):
         np.testing.assert_array_equal(pipe(photo(), tiling=tiling, process_size=0), expected)
 
 
+class OnlyDuringACall(OnlyWhileRunning):
+    """Keep a whole network on the meta device until its hook is called, as beside a GPU."""
+
+    def init_hook(self, network: nn.Module) -> nn.Module:
+        self.parts = [(layer, OnlyWhileRunning()) for layer in network.modules()]
+        for layer, hook in self.parts:
+            hook.init_hook(layer)
+        return network
+
+    def pre_forward(self, network: nn.Module, *args, **kwargs):
+        for layer, hook in self.parts:
+            hook.pre_forward(layer)
+        return args, kwargs
+
+    def post_forward(self, network: nn.Module, output):
+        return output
+
+
+@pytest.mark.parametrize("tiling", PIECES, ids=["whole", "bands"])
+def test_a_network_is_brought_by_its_own_hook(pipe, tiling):
+    expected = pipe(photo(), tiling=tiling, process_size=0)
+    pipe.set_engine("auto")
+    for network in (pipe.vae, pipe.unet):
+        add_hook_to_module(network, OnlyDuringACall())
+    np.testing.assert_array_equal(pipe(photo(), tiling=tiling, process_size=0), expected)
+
+
 @pytest.mark.parametrize("tiling", PIECES, ids=["whole", "bands"])
 def test_weights_may_be_there_only_while_their_layer_runs(pipe, tiling):
     expected = pipe(photo(), tiling=tiling, process_size=0)

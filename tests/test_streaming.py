@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from pathlib import Path
 
@@ -292,6 +293,18 @@ def test_memory_is_counted_once_for_a_size(pipe, lq, monkeypatch):
     assert 3.5 * small < large < 4.5 * small
     monkeypatch.delattr(streaming._Run, "compute")
     assert (count((32, 48)), count((16, 24))) == (large, small)
+
+
+def test_memory_is_counted_on_any_device_without_the_weights(pipe):
+    # Meta stands in for all devices but the CPU: mixing it with another one raises.
+    meta = torch.device("meta")
+    on_meta = [copy.deepcopy(network).to(meta) for network in (pipe.vae, pipe.unet)]
+    counted = set()
+    for networks, device in ((on_meta, meta), ((pipe.vae, pipe.unet), torch.device("cpu"))):
+        conditions = (pipe.alphas_cumprod, torch.tensor([5]), pipe.encode_prompt([""]))
+        step = OneStep(*networks, *(values.to(device) for values in conditions))
+        counted.add(streaming.planned_bytes(step, torch.zeros(1, 3, 40, 24), UpscaleSettings()))
+    assert len(counted) == 1
 
 
 def test_what_does_not_fit_as_a_whole_is_cut(pipe, lq, monkeypatch):

@@ -247,7 +247,9 @@ class TimeAwareAutoencoderKL(ModelMixin, ConfigMixin, PeftAdapterMixin):
         Returns:
             As of `encode`; without content where `bands` only plans.
         """
-        temb = self.encoder.embed_timesteps(timesteps, image.dtype)
+        temb = None
+        if not bands.is_plan:
+            temb = self.encoder.embed_timesteps(timesteps, image.dtype)
         moments = encode_in_bands(bands, self.encoder, image, temb)
         if bands.is_plan:
             return EncodedPosterior(None)
@@ -264,7 +266,7 @@ class TimeAwareAutoencoderKL(ModelMixin, ConfigMixin, PeftAdapterMixin):
             z: Unscaled latents, (B, latent_channels, h, w).
             emit: Receives bands of the images in order: the first row, and (B, 3, rows, W).
         """
-        z = self.post_quant_conv(z)
+        z = z if bands.is_plan else self.post_quant_conv(z)
         latents = ComputedActivation(tuple(z.shape), z.dtype, lambda a, b: z[:, :, a:b].clone())
         decode_in_bands(bands, self.decoder, latents, emit)
 

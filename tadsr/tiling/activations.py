@@ -91,7 +91,16 @@ class StoredActivation(Activation):
 
     The rows lie one after the other, (H, B, W, C), so that a band is one piece of memory, with the
     channels inmost as convolutions and attention take and leave them.
+
+    Args:
+        shape: (B, C, H, W).
+        dtype: Of the elements.
+        device: Where rows are computed, and their statistics lie.
     """
+
+    def __init__(self, shape: Shape, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__(shape, dtype)
+        self._device = device
 
     @abstractmethod
     def _write(self, start: int, rows: Tensor) -> None: ...
@@ -103,7 +112,9 @@ class StoredActivation(Activation):
     def begin(self, *, with_statistics: bool) -> None:
         """Start a new content, from row 0 on."""
         batch, channels = self.shape[:2]
-        self.statistics = ChannelStatistics(batch, channels) if with_statistics else None
+        self.statistics = None
+        if with_statistics:
+            self.statistics = ChannelStatistics(batch, channels, self._device)
 
     def write(self, start: int, rows: Tensor) -> None:
         """Replace the rows from `start` on by a tensor (B, C, rows, W) on the device."""

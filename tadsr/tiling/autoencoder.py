@@ -33,8 +33,9 @@ def encode_in_bands(
             pad_end = downsampler.padding == 0
             h = bands.convolve(Source(h), downsampler.conv, pad_end=pad_end, consume=True)
     h = _mid_block(bands, encoder.mid_block, h, temb)
-    affine = h.statistics.affine(encoder.conv_norm_out)
-    return bands.convolve(Source(h, affine), encoder.conv_out, consume=True)
+    return bands.convolve(
+        bands.normalized(encoder.conv_norm_out, h), encoder.conv_out, consume=True
+    )
 
 
 def decode_in_bands(
@@ -56,8 +57,8 @@ def decode_in_bands(
         for upsampler in block.upsamplers or ():
             size = (2 * h.shape[2], 2 * h.shape[3])
             h = bands.convolve(Source(h, enlarged=size), upsampler.conv, consume=True)
-    affine = h.statistics.affine(decoder.conv_norm_out)
-    bands.convolve(Source(h, affine), decoder.conv_out, emit=emit, consume=True)
+    source = bands.normalized(decoder.conv_norm_out, h)
+    bands.convolve(source, decoder.conv_out, emit=emit, consume=True)
 
 
 def _mid_block(

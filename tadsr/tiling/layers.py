@@ -113,6 +113,26 @@ class Bands:
         """Whether nothing is computed and only work and memory are counted."""
         return isinstance(self.storage, PlannedStorage)
 
+    def normalized(
+        self,
+        norm: nn.GroupNorm,
+        x: Activation,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+    ) -> Source:
+        """Return an activation as a layer reads it behind a GroupNorm and SiLU."""
+        return Source(x, self.affine(norm, x, scale, shift))
+
+    def affine(
+        self,
+        norm: nn.GroupNorm,
+        x: Activation,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+    ) -> Affine | None:
+        """Return a GroupNorm as factor and offset; a plan looks at no weights."""
+        return None if self.is_plan else x.statistics.affine(norm, scale, shift)
+
     def report(self, multiplications: int) -> None:
         """Report work done."""
         if self._tick is not None:
@@ -150,8 +170,10 @@ class Bands:
         """
         batch, in_channels, height, width = source.shape
         base = getattr(conv, "base_layer", conv)
-        with weights_in_place(base):
-            weight, offset = _merged_weight(conv), base.bias
+        weight = offset = None
+        if not self.is_plan:
+            with weights_in_place(base):
+                weight, offset = _merged_weight(conv), base.bias
         conv = base
         kernel, stride = conv.kernel_size[0], conv.stride[0]
         before, after = (0, 1) if pad_end else (conv.padding[0], conv.padding[0])
@@ -208,7 +230,7 @@ class Bands:
             The output with its statistics.
         """
         bias = scale = shift = None
-        if block.time_emb_proj is not None and temb is not None:
+        if block.time_emb_proj is not None and temb is not None and not self.is_plan:
             time = block.time_emb_proj(block.nonlinearity(temb))
             if block.time_embedding_norm == "scale_shift":
                 scale, shift = time.chunk(2, dim=1)
@@ -223,14 +245,14 @@ class Bands:
         elif consume and isinstance(x, StoredActivation):
             target = x
         hidden = self.convolve(
-            Source(x, x.statistics.affine(block.norm1)),
+            self.normalized(block.norm1, x),
             block.conv1,
             bias=bias,
             shortcut=shortcut,
             consume=consume and shortcut is not None,
         )
         out = self.convolve(
-            Source(hidden, hidden.statistics.affine(block.norm2, scale, shift)),
+            self.normalized(block.norm2, hidden, scale, shift),
             block.conv2,
             residual=Source(x if shortcut is None else target),
             target=target,
@@ -248,7 +270,7 @@ class Bands:
             x: Its input, overwritten.
         """
         batch, channels, height, width = x.shape
-        affine = x.statistics.affine(attention.group_norm)
+        affine = self.affine(attention.group_norm, x)
         shape = (batch, attention.inner_kv_dim, height, width)
         keys, values = (self.storage.allocate(shape, x.dtype, in_one_piece=True) for _ in range(2))
         keys.begin(with_statistics=False)

@@ -16,19 +16,20 @@ class ChannelStatistics:
     Args:
         batch: Images.
         channels: Channels.
+        device: Where they are gathered.
 
     Source: Chan, Golub and LeVeque, Updating formulae and a pairwise algorithm (1979).
     """
 
-    def __init__(self, batch: int, channels: int) -> None:
+    def __init__(self, batch: int, channels: int, device: torch.device) -> None:
         self.count = 0
-        self.mean = torch.zeros(batch, channels, dtype=torch.float64)
-        self.deviation = torch.zeros(batch, channels, dtype=torch.float64)
+        self.mean = torch.zeros(batch, channels, dtype=widest_dtype(device), device=device)
+        self.deviation = torch.zeros_like(self.mean)
 
     @classmethod
     def joined(cls, parts: Sequence[ChannelStatistics]) -> ChannelStatistics:
         """Return the statistics of activations side by side in their channels."""
-        result = cls(0, 0)
+        result = cls(0, 0, parts[0].mean.device)
         result.count = parts[0].count
         result.mean = torch.cat([part.mean for part in parts], dim=1)
         result.deviation = torch.cat([part.deviation for part in parts], dim=1)
@@ -39,8 +40,6 @@ class ChannelStatistics:
         count = values.shape[2] * values.shape[3]
         mean, variance = _moments(values.float())
         deviation = variance * count
-        if self.mean.device != mean.device:
-            self.mean, self.deviation = self.mean.to(mean), self.deviation.to(mean)
         total = self.count + count
         difference = mean - self.mean
         self.mean = self.mean + difference * (count / total)
@@ -48,7 +47,7 @@ class ChannelStatistics:
         self.count = total
 
     def variance(self, *, correction: int = 0) -> Tensor:
-        """Return the variance per channel, (B, C), float64."""
+        """Return the variance per channel, (B, C)."""
         return self.deviation / max(1, self.count - correction)
 
     def affine(
@@ -74,20 +73,27 @@ class ChannelStatistics:
         factor, offset = inverse, -mean * inverse
         if norm.affine:
             with weights_in_place(norm):
-                weight, bias = norm.weight.double(), norm.bias.double()
+                weight, bias = norm.weight.to(mean.dtype), norm.bias.to(mean.dtype)
             factor, offset = factor * weight, offset * weight + bias
         if scale is not None:
-            factor, offset = factor * (1 + scale.double()), offset * (1 + scale.double())
+            gain = 1 + scale.to(mean.dtype)
+            factor, offset = factor * gain, offset * gain
         if shift is not None:
-            offset = offset + shift.double()
+            offset = offset + shift.to(mean.dtype)
         return factor.float()[..., None, None], offset.float()[..., None, None]
 
 
+def widest_dtype(device: torch.device) -> torch.dtype:
+    """Return the widest float type that a device computes in: Apple's GPUs have no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and variance over (h, w) of (B, C, h, w), each (B, C), float64."""
+    """Return mean and variance over (h, w) of (B, C, h, w), each (B, C)."""
     if values.device.type != "cpu":
         variance, mean = torch.var_mean(values, dim=(2, 3), correction=0)
-        return mean.double(), variance.double()
+        wide = widest_dtype(values.device)
+        return mean.to(wide), variance.to(wide)
     # Sums over rows of channels are vectorised, which makes them ten times as fast as var_mean.
     tokens = values.permute(0, 2, 3, 1).flatten(1, 2)  # [B, h·w, C]
     mean = tokens.mean(dim=1, keepdim=True)

@@ -31,7 +31,7 @@ class _PartedActivation(StoredActivation):
     def __init__(
         self, storage: BandStorage, shape: Shape, dtype: torch.dtype, part_bytes: int
     ) -> None:
-        super().__init__(shape, dtype)
+        super().__init__(shape, dtype, storage.device)
         self._storage = storage
         batch, channels, _, width = shape
         self._row_shape = (batch, width, channels)
@@ -281,7 +281,7 @@ class BandStorage:
 
 class _PlannedActivation(StoredActivation):
     def __init__(self, storage: PlannedStorage, shape: Shape, dtype: torch.dtype) -> None:
-        super().__init__(shape, dtype)
+        super().__init__(shape, dtype, storage.device)
         self._storage = storage
         self._num_bytes = count_bytes(shape, dtype)
         storage.count(self._num_bytes)

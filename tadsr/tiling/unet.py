@@ -68,8 +68,11 @@ def predict_in_bands(
         The UNet's output, (B, C_out, h, w).
     """
     batch, _, height, width = latents.shape
-    sample = prompt_embeds.new_empty(batch)
-    temb = unet.time_embedding(unet.get_time_embed(sample=sample, timestep=timesteps))
+    if bands.is_plan:
+        temb = None
+    else:
+        sample = prompt_embeds.new_empty(batch)
+        temb = unet.time_embedding(unet.get_time_embed(sample=sample, timestep=timesteps))
     run = _Run(bands, temb, prompt_embeds, attention_side)
     rows = ComputedActivation(
         tuple(latents.shape), latents.dtype, lambda a, b: latents[:, :, a:b].clone()
@@ -105,14 +108,15 @@ def predict_in_bands(
             h = bands.convolve(source, upsampler.conv, consume=True)
             level -= 1
     out = torch.empty(
-        (batch, unet.config.out_channels, height, width), dtype=latents.dtype, device=temb.device
+        (batch, unet.config.out_channels, height, width), dtype=latents.dtype, device=latents.device
     )
 
     def emit(start: int, rows: Tensor) -> None:
         out[:, :, start : start + rows.shape[2]] = rows
 
-    affine = None if unet.conv_norm_out is None else h.statistics.affine(unet.conv_norm_out)
-    bands.convolve(Source(h, affine), unet.conv_out, emit=emit, consume=True)
+    norm = unet.conv_norm_out
+    source = Source(h) if norm is None else bands.normalized(norm, h)
+    bands.convolve(source, unet.conv_out, emit=emit, consume=True)
     return out
 
 
@@ -136,7 +140,7 @@ class _Run:
         """Run a transformer with its residual, in place."""
         bands = self.bands
         batch, channels, height, width = x.shape
-        factor, offset = x.statistics.affine(transformer.norm)
+        affine = bands.affine(transformer.norm, x)
         inner = transformer.proj_in.weight.shape[0]
         tokens = bands.storage.allocate((batch, inner, height, width), x.dtype)
         row_bytes = batch * max(channels, inner) * width * x.dtype.itemsize
@@ -144,7 +148,7 @@ class _Run:
         tokens.begin(with_statistics=False)
         for start, stop in bands.split(height, row_bytes, row_work):
             rows = x.read(start, stop)
-            rows = torch.addcmul(offset, rows.float(), factor).to(rows.dtype)
+            rows = torch.addcmul(affine[1], rows.float(), affine[0]).to(rows.dtype)
             tokens.write(start, _project(transformer.proj_in, rows))
         for block in transformer.transformer_blocks:
             self._attend(block, tokens, level)

@@ -35,7 +35,7 @@ def test_statistics_of_bands_make_the_whole_images_norm(bands, groups, offset, i
     norm = nn.GroupNorm(groups, 8)
     nn.init.normal_(norm.weight, generator=generator)
     nn.init.normal_(norm.bias, generator=generator)
-    statistics = ChannelStatistics(2, 8)
+    statistics = ChannelStatistics(2, 8, CPU)
     for band in x.split(bands, dim=2):
         statistics.add(band)
     scale, shift = torch.randn(2, 2, 8, generator=generator) if is_timed else (None, None)
@@ -50,7 +50,7 @@ def test_statistics_of_bands_make_the_whole_images_norm(bands, groups, offset, i
 
 
 def test_a_constant_channel_has_no_spread():
-    statistics = ChannelStatistics(1, 2)
+    statistics = ChannelStatistics(1, 2, CPU)
     statistics.add(torch.full((1, 2, 4, 4), 3.0))
     statistics.add(torch.full((1, 2, 4, 4), 3.0))
     assert statistics.variance().tolist() == [[0, 0]]
