@@ -5,10 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from numbers import Real
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
+
+if TYPE_CHECKING:
+    import torch
 
 ColorFix = Literal["adain", "wavelet", "none"]
 """How the result's colours are brought back to the input's."""
+
+DTYPE_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+"""What users call a type of weights, and torch's name of it."""
 
 MAX_PIXELS = 178_956_970
 """Largest input that is read unless asked: where Pillow itself refuses to open a file."""
@@ -65,3 +71,10 @@ class UpscaleSettings:
         if factor <= 1:
             return out_height, out_width
         return max(1, round(factor * out_height)), max(1, round(factor * out_width))
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """Return torch's type for a name of `DTYPE_NAMES`."""
+    import torch  # not at the top: settings are checked before anything heavy is loaded
+
+    return getattr(torch, DTYPE_NAMES[name])

@@ -89,7 +89,7 @@ def convert(
     """Run `tadsr convert`."""
     with readable_errors(debug):
         from tadsr.checkpoints import convert_checkpoint, inspect_checkpoint
-        from tadsr.cli.model import DTYPES
+        from tadsr.config import torch_dtype
 
         silence_libraries(debug)
         folder = convert_checkpoint(
@@ -97,7 +97,7 @@ def convert(
             out,
             adapter=adapter,
             to=to,
-            dtype=None if dtype is None else DTYPES[dtype],
+            dtype=None if dtype is None else torch_dtype(dtype),
             keep_adapters=keep_adapters,
             overwrite=overwrite,
         )

@@ -7,12 +7,11 @@ from typing import Literal
 import torch
 
 from tadsr.cli.reporting import UsageError, as_usage_errors
+from tadsr.config import torch_dtype
 from tadsr.engine import EngineName
 from tadsr.pipeline import TADSRPipeline
 
 DtypeName = Literal["auto", "fp32", "fp16", "bf16"]
-
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def choose_device(name: str) -> torch.device:
@@ -124,7 +123,7 @@ def load_model(
     if dtype == "auto":
         dtype = "fp16" if device.type == "cuda" else "fp32"
     pipe = TADSRPipeline.from_pretrained(
-        source, adapter=adapter, torch_dtype=DTYPES[dtype], tagger=tagger, engine=engine
+        source, adapter=adapter, torch_dtype=torch_dtype(dtype), tagger=tagger, engine=engine
     )
     pipe.to(device)
     if isinstance(pipe.tagger, torch.nn.Module):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,13 @@ import torch
 
 from tadsr.checkpoints import save_adapters, save_native
 from tadsr.checkpoints.checkpoint import Checkpoint
+from tadsr.config import torch_dtype
 from tadsr.networks.adapters import DEFAULT_ALPHA, extract_adapters, has_adapters
 from tadsr.training.recipe import config_to_mapping
 from tadsr.training.training_config import TrainingConfig
 from tadsr.version import __version__
+from tadsr.whole_file import whole_file
 
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _KINDS = {
     "autoencoder": "An autoencoder; its UNet is not trained.",
     "teacher": "A latent-diffusion teacher for distillation, no upscaler by itself.",
@@ -60,7 +60,7 @@ def export_model(
     save_native(
         folder,
         **parts,
-        dtype=_DTYPES[config.export_precision],
+        dtype=torch_dtype(config.export_precision),
         card=model_card(config, facts),
         overwrite=True,
     )
@@ -68,9 +68,8 @@ def export_model(
         adapters = extract_adapters(checkpoint.unet, checkpoint.vae)
         if adapters.alpha == DEFAULT_ALPHA:
             target = folder.parent / "tadsr.pkl"
-            partial = target.with_name("partial.pkl")
-            save_adapters(adapters, partial)
-            os.replace(partial, target)
+            with whole_file(target) as partial:
+                save_adapters(adapters, partial)
 
 
 def model_card(config: TrainingConfig, facts: TrainingFacts) -> str:

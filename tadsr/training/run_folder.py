@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 import threading
@@ -19,6 +18,7 @@ from torch import Tensor
 from tadsr.errors import TrainingError
 from tadsr.training.recipe import config_to_mapping
 from tadsr.training.training_config import TrainingConfig
+from tadsr.whole_file import whole_file
 
 _FREE_TO_CHANGE = ("output", "steps", "device", "log_every", "save_every", "keep_checkpoints",
                    "trackers", "validation", "export_precision")  # fmt: skip
@@ -52,9 +52,8 @@ def claim_folder(folder: Path, config: TrainingConfig) -> None:
             "output"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(ours, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(ours, indent=2) + "\n", encoding="utf-8")
 
 
 def _fixed(mapping: dict[str, Any]) -> dict[str, Any]:
@@ -127,9 +126,8 @@ class RunLog:
                     is_kept = False
                 if is_kept:
                     kept.append(text + "\n")
-        partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(kept), encoding="utf-8")
-        os.replace(partial, self.path)
+        with whole_file(self.path) as partial:
+            partial.write_text("".join(kept), encoding="utf-8")
 
 
 def peak_memory_gib() -> float:

@@ -15,6 +15,7 @@ from accelerate.utils import DistributedType, set_seed
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from tadsr.config import torch_dtype
 from tadsr.errors import TrainingError
 from tadsr.measure.perceptual import PerceptualDistance
 from tadsr.training.data import Batch, TrainingData, open_data
@@ -31,7 +32,6 @@ from tadsr.training.validation import Validator
 
 logger = logging.getLogger(__name__)
 
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _MEAN_DECAY = 0.98
 """Decay per step of the running mean that an exploding loss is compared with."""
 _SETTLING_STEPS = 20
@@ -208,7 +208,7 @@ class Trainer:
         frozen = self.stage.frozen()
         modules = [*frozen, *self.networks.values()]
         if config.precision != "fp32":
-            keep_frozen_weights_in(_DTYPES[config.precision], *modules)
+            keep_frozen_weights_in(torch_dtype(config.precision), *modules)
         layout = torch.channels_last if config.channels_last else torch.preserve_format
         for module in modules:
             module.to(device=accelerator.device, memory_format=layout)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from tadsr.measure.metrics import psnr, ssim
 from tadsr.training.data import find_photos, upsample_lq
 from tadsr.training.stages.base import Stage
 from tadsr.training.training_config import ValidationConfig
+from tadsr.whole_file import whole_file
 
 LABEL_PX = 18
 """Height of the captions above the columns."""
@@ -83,10 +83,8 @@ class Validator:
                     sums[label][name] = mean + value / len(self.pairs)
             nearest = F.interpolate(lq, hq.shape[-2:], mode="nearest")
             rows.append({"LQ": _to_uint8(nearest), **arrays, "HQ": original})
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        partial = picture.with_suffix(".partial")
-        make_grid(rows).save(partial, "PNG")
-        os.replace(partial, picture)
+        with whole_file(picture) as partial:
+            make_grid(rows).save(partial, "PNG")
         return sums
 
     def _load_pair(self, path: Path, scale: int, seed: int) -> tuple[Tensor, Tensor]:
