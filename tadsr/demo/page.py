@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-import logging
+import io
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import gradio as gr
-from gradio.data_classes import FileData
+import numpy as np
+from gradio.data_classes import GradioModel
+from gradio.utils import get_upload_folder
+from gradio_client.utils import is_http_url_like
 
 from tadsr.config import ColorFix
 from tadsr.demo.restoring import (
     Choices,
     DemoLimits,
     Models,
+    Uploads,
     canvas_for,
     draw_sweep,
     paint_of,
     reads_text,
     restore,
+    sentence_for,
 )
-from tadsr.errors import TADSRError
 
 MAX_WAITING = 32
 """Requests that wait; more are told to come back."""
@@ -46,8 +51,6 @@ stays faithful, a large one makes it vivid."""
 _PAINTING = """Paint where the photo should have another timestep: faces and lettering, so that they
 stay as they are, or foliage, so that it gets rich. The colour does not matter."""
 
-_log = logging.getLogger(__name__)
-
 
 def build(models: Models, limits: DemoLimits) -> gr.Blocks:
     """Build the page.
@@ -60,6 +63,7 @@ def build(models: Models, limits: DemoLimits) -> gr.Blocks:
         The page with its queue: one photo is computed at a time.
     """
     first = models.get(models.names[0])
+    uploads = Uploads(Path(get_upload_folder()))
     with gr.Blocks(
         title="tadsr", analytics_enabled=False, delete_cache=(CLEANING_SECONDS, CACHE_SECONDS)
     ) as page:
@@ -74,8 +78,9 @@ def build(models: Models, limits: DemoLimits) -> gr.Blocks:
                     elem_id="photo",
                     height=280,
                 )
-                # gradio would open it with Pillow alone, and fail with its own words.
-                photo.preprocess = _path_of
+                # gradio would open it with Pillow alone, and take any file of this machine.
+                photo.preprocess = partial(_photo_of, uploads)
+                _refuse_addresses(photo)
                 timestep = gr.Slider(
                     *(0, 999, DEFAULT_TIMESTEP),
                     step=1,
@@ -118,6 +123,8 @@ def build(models: Models, limits: DemoLimits) -> gr.Blocks:
                         brush=gr.Brush(default_size=40, colors=["#ff3b30"], color_mode="fixed"),
                         elem_id="painting",
                     )
+                    painting.preprocess = partial(_paint_of, uploads, painting)
+                    _refuse_addresses(painting)
                 run = gr.Button("Restore", variant="primary", elem_id="run")
             with gr.Column(scale=2, min_width=480), gr.Tabs():
                 with gr.Tab("Result"):
@@ -150,12 +157,12 @@ def build(models: Models, limits: DemoLimits) -> gr.Blocks:
         shared.append(tile_px)
 
         def run_restore(
-            path: str | None, name: str, *values: Any, progress: gr.Progress = PROGRESS
+            path: Path | None, name: str, *values: Any, progress: gr.Progress = PROGRESS
         ) -> Iterator[tuple[Any, ...]]:
             with _as_sentences(), tempfile.TemporaryDirectory() as folder:
                 found = restore(
                     models.get(name),
-                    None if path is None else Path(path),
+                    path,
                     _choices(*values),
                     Path(folder),
                     limits=limits,
@@ -169,12 +176,12 @@ def build(models: Models, limits: DemoLimits) -> gr.Blocks:
                 )
 
         def run_sweep(
-            path: str | None, name: str, *values: Any, progress: gr.Progress = PROGRESS
+            path: Path | None, name: str, *values: Any, progress: gr.Progress = PROGRESS
         ) -> Any:
             with _as_sentences():
                 return draw_sweep(
                     models.get(name),
-                    None if path is None else Path(path),
+                    path,
                     _choices(*values),
                     SWEEP_TIMESTEPS,
                     limits=limits,
@@ -184,12 +191,12 @@ def build(models: Models, limits: DemoLimits) -> gr.Blocks:
         def forget_result() -> tuple[Any, ...]:
             return None, "", gr.update(value=None, interactive=False), None
 
-        def show_canvas(path: str | None) -> Any:
+        def show_canvas(path: Path | None) -> Any:
             if path is None:
                 return None
             with _as_sentences():
-                canvas = canvas_for(Path(path), limits)
-            suffix = Path(path).suffix.lower()
+                canvas = canvas_for(path, limits)
+            suffix = path.suffix.lower()
             if suffix not in SHOWN_SUFFIXES:
                 gr.Info(f"browsers may not show {suffix[1:]} here; it is restored all the same")
             return canvas
@@ -212,15 +219,42 @@ def build(models: Models, limits: DemoLimits) -> gr.Blocks:
     return page.queue(max_size=MAX_WAITING)
 
 
-def _path_of(upload: FileData | None) -> str | None:
-    """Return where an upload is; gradio has checked that it is one."""
-    return None if upload is None else upload.path
+def _photo_of(uploads: Uploads, payload: GradioModel | None) -> Path | None:
+    with _as_sentences():
+        return None if payload is None else uploads.file(payload.model_dump())
+
+
+def _paint_of(uploads: Uploads, editor: gr.ImageEditor, payload: Any) -> np.ndarray | None:
+    """Return the strength of the paint: of what gradio sends, only the layers are read."""
+    if payload is None:
+        return None
+    # A browser sends the layers ahead, and their name here.
+    painted = payload if payload.id is None else editor.blob_storage.pop(payload.id, None)
+    layers = painted.layers if painted is not None else ()
+    with _as_sentences():
+        return paint_of(
+            [
+                io.BytesIO(layer) if isinstance(layer, bytes) else uploads.file(layer.model_dump())
+                for layer in layers
+                if layer is not None
+            ]
+        )
+
+
+def _refuse_addresses(component: gr.components.Component) -> None:
+    """Keep visitors from having the server fetch addresses in place of an upload."""
+    move = component.async_move_resource_to_block_cache
+
+    async def move_file(path: str | Path | None) -> str | None:
+        return str(path) if is_http_url_like(str(path)) else await move(path)
+
+    component.async_move_resource_to_block_cache = move_file
 
 
 def _choices(
     timestep: float,
     painted_timestep: float,
-    painting: dict[str, Any] | None,
+    painted: np.ndarray | None,
     scale: float,
     prompt: str | None,
     color_fix: ColorFix,
@@ -229,7 +263,7 @@ def _choices(
     return Choices(
         timestep=round(timestep),
         painted_timestep=round(painted_timestep),
-        painted=paint_of(painting),
+        painted=painted,
         scale=scale,
         prompt=prompt or "",  # a textbox that nobody wrote in gives None
         color_fix=color_fix,
@@ -244,15 +278,10 @@ def _told_to(progress: gr.Progress, what: str) -> Callable[[float], None]:
 
 @contextmanager
 def _as_sentences() -> Iterator[None]:
-    """Show what goes wrong in use as it is, and anything else without its inside."""
+    """Raise what gradio shows for an error, without anything of the server's inside."""
     try:
         yield
-    except (TADSRError, ValueError, TypeError) as error:
-        raise gr.Error(str(error), print_exception=False) from error
-    except MemoryError as error:
-        raise gr.Error("there is not enough memory for this; take a smaller photo") from error
     except gr.Error:
         raise
     except Exception as error:
-        _log.exception("the demo failed")
-        raise gr.Error("something went wrong; the server's log says what") from error
+        raise gr.Error(sentence_for(error), print_exception=False) from error

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from tadsr.conditioning import TimestepMap
 from tadsr.config import ColorFix, UpscaleSettings
-from tadsr.errors import TADSRError
+from tadsr.errors import CheckpointError, ImageReadError, ImageWriteError, TADSRError
 from tadsr.folders.jobs import INPUT_SUFFIXES
 from tadsr.images import ImageLike, read_image, write_image
+from tadsr.images.limits import BOMBS
 from tadsr.measure.pictures import to_rgb8
 from tadsr.measure.sweep import TimestepSweep
 from tadsr.pipeline import TADSRPipeline
@@ -26,8 +30,14 @@ PREVIEW_PX = 2048
 """Longer side of what the browser is shown; the file keeps every pixel."""
 CANVAS_PX = 1024
 """Longer side of what is painted on."""
+MAX_LAYER_PX = 4 * CANVAS_PX
+"""Longest side of a painting that is read; the page sends `CANVAS_PX`."""
+MAX_LAYERS = 8
+"""Most layers of a painting; the page sends one."""
 Progress = Callable[[float], None]
 """Is told the share of the work that is done, 0..1."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -88,6 +98,32 @@ class Restored:
     """Sizes and seconds in a sentence."""
 
 
+@dataclass(frozen=True)
+class Uploads:
+    """The folder that visitors' files are uploaded to; no other file is theirs to name."""
+
+    folder: Path
+
+    def file(self, payload: Mapping[str, object] | None) -> Path | None:
+        """Return the file that a request names.
+
+        Args:
+            payload: With "path", as the page or any other client sent it; None for no file.
+
+        Raises:
+            ValueError: It is no upload; in the same words whatever is there.
+        """
+        if payload is None or payload.get("path") is None:
+            return None
+        try:
+            path = os.path.realpath(str(payload["path"]))
+        except ValueError:  # a null byte
+            path = ""
+        if os.path.isfile(path) and Path(path).is_relative_to(os.path.realpath(self.folder)):
+            return Path(path)
+        raise ValueError("a photo must be uploaded before it is named; upload it again")
+
+
 class Models:
     """The models that the demo offers, each loaded when it is first asked for.
 
@@ -115,6 +151,17 @@ class Models:
             if name not in self._loaded:
                 self._loaded[name] = self._load(name)
             return self._loaded[name]
+
+
+def sentence_for(error: Exception) -> str:
+    """Return what a visitor is told of an error; what concerns the server goes to its log."""
+    if isinstance(error, MemoryError):
+        return "there is not enough memory for this; take a smaller photo"
+    is_visitors = isinstance(error, (TADSRError, ValueError, TypeError))
+    if is_visitors and not isinstance(error, (CheckpointError, ImageWriteError)):
+        return str(error)
+    _log.error("the demo failed", exc_info=error)
+    return "something went wrong; the server's log says what"
 
 
 def reads_text(pipe: TADSRPipeline) -> bool:
@@ -217,14 +264,28 @@ def canvas_for(photo: Path, limits: DemoLimits) -> Image.Image:
     return ImageOps.contain(canvas, (CANVAS_PX, CANVAS_PX), Image.Resampling.LANCZOS)
 
 
-def paint_of(painting: Mapping[str, object] | None) -> np.ndarray | None:
+def paint_of(layers: Sequence[Path | BinaryIO]) -> np.ndarray | None:
     """Return the strength of a painting's strokes, uint8 (h, w), whatever their colour.
 
     Args:
-        painting: With "layers", a list of arrays (h, w, 4); None if nobody painted.
+        layers: Pictures of one size with alpha; none if nobody painted.
+
+    Raises:
+        ValueError: They are no such pictures, or more or larger than a page sends.
     """
-    layers = [np.asarray(layer) for layer in (painting or {}).get("layers") or ()]
-    alphas = [layer[..., 3] for layer in layers if layer.ndim == 3 and layer.shape[2] == 4]
+    if len(layers) > MAX_LAYERS:
+        raise ValueError(f"a painting must have at most {MAX_LAYERS} layers, got {len(layers)}")
+    alphas = []
+    for layer in layers:
+        try:
+            with Image.open(layer, formats=("PNG", "WEBP")) as image:
+                if max(image.size) > MAX_LAYER_PX:
+                    raise ValueError(f"a painting must have at most {MAX_LAYER_PX} px a side")
+                alphas.append(np.asarray(image.convert("RGBA"))[..., 3])
+        except (OSError, SyntaxError, *BOMBS) as error:
+            raise ValueError("a painting must be PNG or WebP; paint it again") from error
+    if len({alpha.shape for alpha in alphas}) > 1:
+        raise ValueError("the layers of a painting must have one size; paint it again")
     return np.max(alphas, axis=0) if alphas else None
 
 
@@ -258,7 +319,10 @@ def _read(photo: Path, limits: DemoLimits) -> ImageLike:
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of an animation the first frame is meant
-        return read_image(photo, max_pixels=limits.max_output_pixels)
+        try:
+            return read_image(photo, max_pixels=limits.max_output_pixels)
+        except ImageReadError as error:  # where uploads lie is not the visitors' business
+            raise ImageReadError(str(error).replace(str(photo), photo.name)) from None
 
 
 def _tiling(choices: Choices) -> TileSpec | str:

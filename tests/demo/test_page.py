@@ -297,3 +297,26 @@ def test_a_sweep_is_shown(browser, photo):
     browser.wait(button.is_displayed)
     button.click()
     assert browser.wait(lambda: browser.all("#sheet img"))
+
+
+def asked_over_http(address, photo):
+    """Return what the server answers to a request of a program."""
+    data = [photo, "tadsr-tiny", 500, 1, None, 1, "", "adain", "auto"]
+    call = f"{address}/gradio_api/call/restore"
+    headers = {"Content-Type": "application/json"}
+    body = json.dumps({"data": data}).encode()
+    with urllib.request.urlopen(urllib.request.Request(call, body, headers)) as answer:
+        event = json.load(answer)["event_id"]
+    with urllib.request.urlopen(f"{call}/{event}", timeout=SECONDS) as answer:
+        return answer.read().decode()
+
+
+@pytest.mark.parametrize("meta", [{}, {"meta": {"_type": "gradio.FileData"}}])
+def test_no_other_file_of_the_server_can_be_named(address, photo, tmp_path, meta):
+    answers = {
+        asked_over_http(address, {"path": str(path)} | meta)
+        for path in (photo, tmp_path / "absent.png", "/etc/passwd")
+    }
+    (answer,) = answers
+    assert "event: error" in answer
+    assert str(tmp_path) not in answer

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,13 +14,15 @@ from tadsr.demo.restoring import (
     Choices,
     DemoLimits,
     Models,
+    Uploads,
     canvas_for,
     draw_sweep,
     paint_of,
     reads_text,
     restore,
+    sentence_for,
 )
-from tadsr.errors import ImageReadError, TADSRError
+from tadsr.errors import CheckpointError, ImageReadError, ImageWriteError, TADSRError
 from tadsr.images import ArrayImage, read_image, write_image
 
 
@@ -65,7 +69,7 @@ def test_the_file_keeps_16_bits_and_every_pixel(pipe, tmp_path):
 def test_paint_is_a_map(pipe, photo, tmp_path):
     layer = np.zeros((8, 12, 4), np.uint8)
     layer[:, :6] = (255, 59, 48, 255)
-    painted = paint_of({"layers": [layer, np.zeros_like(layer)]})
+    painted = paint_of([as_png(layer), as_png(np.zeros_like(layer))])
     choices = Choices(timestep=900, painted_timestep=1, painted=painted, scale=1)
     assert choices.timestep_map.values.unique().tolist() == [1, 900]
     found = restore(pipe, photo, choices, tmp_path, limits=DemoLimits())
@@ -76,10 +80,77 @@ def test_paint_is_a_map(pipe, photo, tmp_path):
     assert np.array_equal(found.after, expected)
 
 
+def as_png(pixels):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [io.BytesIO(b"no picture")],
+        [as_png(np.zeros((1, 4097, 4), np.uint8))],
+        [as_png(np.zeros((4, 4, 4), np.uint8)), as_png(np.zeros((4, 5, 4), np.uint8))],
+        [as_png(np.zeros((4, 4, 4), np.uint8))] * 9,
+    ],
+)
+def test_a_painting_is_no_way_in_for_other_files(layers):
+    with pytest.raises(ValueError, match="painting"):
+        paint_of(layers)
+
+
+def test_only_uploads_can_be_named(photo, tmp_path):
+    uploads = Uploads(tmp_path / "uploads")
+    inside = uploads.folder / "0123" / "photo.png"
+    inside.parent.mkdir(parents=True)
+    photo.rename(inside)
+    assert uploads.file({"path": str(inside), "meta": None}) == inside
+    assert uploads.file(None) is uploads.file({"path": None}) is None
+    (tmp_path / "secret.png").write_bytes(inside.read_bytes())
+    (tmp_path / "secret.txt").write_text("secret")
+    (inside.parent / "link.png").symlink_to(tmp_path / "secret.png")
+    (tmp_path / "uploads2").mkdir()
+    (tmp_path / "uploads2" / "secret.png").write_bytes(inside.read_bytes())
+    told = set()
+    for name in (
+        tmp_path / "secret.png",
+        tmp_path / "secret.txt",
+        tmp_path / "absent.png",
+        tmp_path / "uploads2" / "secret.png",
+        inside.parent / "link.png",
+        inside.parent / ".." / ".." / "secret.png",
+        inside.parent,
+        "/etc/passwd",
+        "/dev/zero",
+        f"{inside}\0",
+        "a" * 5000,
+        "",
+        "http://127.0.0.1/photo.png",
+        5,
+    ):
+        with pytest.raises(ValueError, match="uploaded") as error:
+            uploads.file({"path": name})
+        told.add(str(error.value))
+    assert len(told) == 1
+    assert str(tmp_path) not in told.pop()
+
+
+def test_errors_name_no_place_of_the_server(pipe, tmp_path, caplog):
+    (tmp_path / "notes.png").write_text("no photo")
+    with pytest.raises(ImageReadError, match=r"^notes\.png: must be an image") as error:
+        restore(pipe, tmp_path / "notes.png", Choices(), tmp_path, limits=DemoLimits())
+    assert sentence_for(error.value) == str(error.value)
+    assert "smaller" in sentence_for(MemoryError())
+    for secret in (CheckpointError, ImageWriteError, OSError, KeyError):
+        assert "/srv/place" not in sentence_for(secret("/srv/place"))
+        assert "/srv/place" in caplog.text
+        caplog.clear()
+
+
 def test_a_canvas_that_nobody_painted_on_is_no_map():
-    assert paint_of(None) is None
-    assert paint_of({"layers": []}) is None
-    clean = paint_of({"layers": [np.zeros((4, 4, 4), np.uint8)]})
+    assert paint_of([]) is None
+    clean = paint_of([as_png(np.zeros((4, 4, 4), np.uint8))])
     assert Choices(timestep=7, painted=clean).timestep_map == 7
 
 
