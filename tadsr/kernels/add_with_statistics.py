@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tadsr.kernels.backends import Backend, library, uses_triton
+from tadsr.kernels.backends import Backend, library, run_fastest, uses_triton
 from tadsr.kernels.group_norm import check_num_groups, reference_statistics
 from tadsr.kernels.per_channel import check_activations, check_per_channel, over_positions
 
@@ -43,9 +43,8 @@ def add_with_statistics(
         )
     check_num_groups(num_groups, x.shape[1])
     check_per_channel("channel_bias", channel_bias, *x.shape[:2])
-    is_fast = uses_triton((x, residual, channel_bias), backend)
-    run = torch.ops.tadsr.add_with_statistics if is_fast else reference
-    return run(x, residual, channel_bias, num_groups)
+    tensors, arguments = (x, residual, channel_bias), (x, residual, channel_bias, num_groups)
+    return run_fastest(torch.ops.tadsr.add_with_statistics, reference, tensors, arguments, backend)
 
 
 def reference(

@@ -5,11 +5,15 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-from collections.abc import Sequence
-from typing import Literal, get_args
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+
+from tadsr.errors import TADSRWarning
 
 Backend = Literal["triton", "reference"]
 """An implementation by name."""
@@ -17,6 +21,14 @@ Backend = Literal["triton", "reference"]
 KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MIN_CAPABILITY = (7, 5)
 """Oldest CUDA compute capability that the kernels are compiled for in the tests."""
+
+SWITCH = "TADSR_KERNELS"
+"""Environment variable that leaves the kernels out where it is 0."""
+
+_MAX_REASON = 200
+_failures: dict[torch.device, str | None] = {}
+"""Why kernels do not run on a device, None where they do; found when they are first wanted."""
+_probing = threading.Lock()
 
 library = torch.library.Library("tadsr", "FRAGMENT")
 """Where the operations are registered, as `torch.ops.tadsr.<name>`."""
@@ -57,6 +69,82 @@ def uses_triton(
     return True
 
 
+def run_fastest(
+    kernel: Callable[..., Any],
+    reference: Callable[..., Any],
+    tensors: Sequence[Tensor | None],
+    arguments: Sequence[Any],
+    backend: Backend | None = None,
+    other_reasons: Sequence[str] = (),
+) -> Any:
+    """Run a kernel where it can run, else the reference; also where it turns out not to.
+
+    Args:
+        kernel: The registered operation.
+        reference: The same in torch.
+        tensors: As for `uses_triton`.
+        arguments: Of both.
+        backend: As for `uses_triton`.
+        other_reasons: As for `uses_triton`.
+    """
+    if not uses_triton(tensors, backend, other_reasons):
+        return reference(*arguments)
+    try:
+        return kernel(*arguments)
+    except Exception as error:
+        if backend is not None or isinstance(error, torch.OutOfMemoryError):
+            raise
+        disable_kernels(tensors[0].device, error)
+    return reference(*arguments)
+
+
+def disable_kernels(device: torch.device, reason: BaseException | str) -> None:
+    """Leave a device to the references from now on, and warn why.
+
+    Args:
+        device: Where a kernel failed or was wrong.
+        reason: What happened.
+    """
+    if isinstance(reason, BaseException):
+        first_line = str(reason).strip().partition("\n")[0]
+        reason = f"{type(reason).__name__}: {first_line[:_MAX_REASON]}".removesuffix(": ")
+    _failures[device] = reason
+    warnings.warn(
+        f"the fused kernels do not run on {device} ({reason}), so that torch computes the same "
+        "there, slower. Triton needs a C compiler, Python's headers and the GPU's driver; "
+        f"{SWITCH}=0 leaves the kernels out without this warning",
+        TADSRWarning,
+        stacklevel=2,
+    )
+
+
+def failure_on(device: torch.device) -> str | None:
+    """Return why kernels do not run on a device; one runs on it when this is first asked.
+
+    A package that is installed need not work: the first launch compiles for the machine.
+    """
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    with _probing:
+        if device not in _failures and device.type != "meta":
+            _failures[device] = None
+            try:
+                _probe(device)
+            except Exception as error:
+                disable_kernels(device, error)
+        return _failures.get(device)
+
+
+def _probe(device: torch.device) -> None:
+    """Raise unless a kernel compiles, runs and is right."""
+    from tadsr.kernels import geglu
+    from tadsr.kernels.gpu.geglu import geglu as launch
+
+    x = torch.linspace(-3, 3, 64, device="cpu").view(2, 32)
+    if not torch.allclose(launch(x.to(device)).cpu(), geglu.reference(x), atol=1e-4):
+        raise RuntimeError("a first kernel gives wrong values")
+
+
 def unsupported_reasons(tensors: Sequence[Tensor | None]) -> list[str]:
     """Return why Triton kernels cannot compute with tensors; nothing if they can."""
     given = [tensor for tensor in tensors if tensor is not None]
@@ -64,6 +152,8 @@ def unsupported_reasons(tensors: Sequence[Tensor | None]) -> list[str]:
     reasons = []
     if not _has_triton():
         reasons.append("triton is not installed")
+    elif os.environ.get(SWITCH) == "0":
+        reasons.append(f"{SWITCH} is 0")
     elif is_interpreted():
         pass
     elif device.type != "cuda" or torch.version.hip is not None:
@@ -76,6 +166,8 @@ def unsupported_reasons(tensors: Sequence[Tensor | None]) -> list[str]:
         reasons.append(f"{given[0].dtype} has no kernel")
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
         reasons.append("gradients are recorded and the kernels have no backward pass")
+    if not reasons and (failure := failure_on(device)) is not None:
+        reasons.append(f"kernels do not run on {device} ({failure})")
     return reasons
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tadsr.kernels.backends import Backend, library, uses_triton
+from tadsr.kernels.backends import Backend, library, run_fastest, uses_triton
 from tadsr.kernels.per_channel import check_activations
 from tadsr.kernels.to_uint8 import to_unit, unit_to_uint8_nhwc
 
@@ -34,9 +34,8 @@ def adain_color_fix_uint8(
         ValueError: The shapes differ or are not (B, 3, H, W), or the backend cannot run.
     """
     _check_pair(image, reference)
-    is_fast = uses_triton((image, reference), backend)
-    run = torch.ops.tadsr.adain_color_fix_uint8 if is_fast else adain_reference
-    return run(image, reference)
+    pair = (image, reference)
+    return run_fastest(torch.ops.tadsr.adain_color_fix_uint8, adain_reference, pair, pair, backend)
 
 
 def wavelet_color_fix_uint8(
@@ -64,9 +63,8 @@ def wavelet_color_fix_uint8(
     _check_pair(image, reference)
     if levels < 1:
         raise ValueError(f"levels must be at least 1, got {levels}")
-    is_fast = uses_triton((image, reference), backend)
-    run = torch.ops.tadsr.wavelet_color_fix_uint8 if is_fast else wavelet_reference
-    return run(image, reference, levels)
+    kernel, pair = torch.ops.tadsr.wavelet_color_fix_uint8, (image, reference)
+    return run_fastest(kernel, wavelet_reference, pair, (*pair, levels), backend)
 
 
 def adain_reference(image: Tensor, reference: Tensor) -> Tensor:

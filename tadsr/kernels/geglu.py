@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tadsr.kernels.backends import Backend, library, uses_triton
+from tadsr.kernels.backends import Backend, library, run_fastest, uses_triton
 
 
 def geglu(x: Tensor, *, backend: Backend | None = None) -> Tensor:
@@ -30,7 +30,7 @@ def geglu(x: Tensor, *, backend: Backend | None = None) -> Tensor:
         raise TypeError(f"x must be a floating-point tensor, not {found}")
     if x.ndim == 0 or x.numel() == 0 or x.shape[-1] % 2:
         raise ValueError(f"x must have an even last dimension, no side 0, got {tuple(x.shape)}")
-    return torch.ops.tadsr.geglu(x) if uses_triton((x,), backend) else reference(x)
+    return run_fastest(torch.ops.tadsr.geglu, reference, (x,), (x,), backend)
 
 
 def reference(x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tadsr.kernels.backends import Backend, library, uses_triton
+from tadsr.kernels.backends import Backend, library, run_fastest, uses_triton
 from tadsr.kernels.per_channel import check_activations, check_per_channel, over_positions
 
 
@@ -75,8 +75,9 @@ def group_norm_silu(
             f"statistics must be {(batch, num_groups, 2)}, got {tuple(statistics.shape)}"
         )
     tensors = (x, weight, bias, scale, shift, channel_bias, statistics)
-    run = torch.ops.tadsr.group_norm_silu if uses_triton(tensors, backend, reasons) else reference
-    return run(x, num_groups, weight, bias, eps, scale, shift, silu, channel_bias, statistics)
+    arguments = (x, num_groups, weight, bias, eps, scale, shift, silu, channel_bias, statistics)
+    kernel = torch.ops.tadsr.group_norm_silu
+    return run_fastest(kernel, reference, tensors, arguments, backend, reasons)
 
 
 def reference(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tadsr.kernels.backends import Backend, library, uses_triton
+from tadsr.kernels.backends import Backend, library, run_fastest, uses_triton
 from tadsr.kernels.per_channel import check_activations
 
 
@@ -24,8 +24,7 @@ def to_uint8_nhwc(image: Tensor, *, backend: Backend | None = None) -> Tensor:
         ValueError: The shape is wrong, or the chosen backend cannot run.
     """
     check_activations("image", image)
-    is_fast = uses_triton((image,), backend)
-    return torch.ops.tadsr.to_uint8_nhwc(image) if is_fast else reference(image)
+    return run_fastest(torch.ops.tadsr.to_uint8_nhwc, reference, (image,), (image,), backend)
 
 
 def reference(image: Tensor) -> Tensor:
