@@ -44,6 +44,7 @@ from tadsr.images import (
 from tadsr.networks.prompt_embeddings import PromptEmbeddings
 from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
 from tadsr.pipeline_weights import PipelineWeights
+from tadsr.progress import Progress, paced, share_of
 from tadsr.prompts import TextEmbeddings, check_taggable, choose_prompts
 from tadsr.schedule import make_alphas_cumprod
 from tadsr.streaming import OneStep, Strip
@@ -228,7 +229,7 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
         tiling: TileSpec | Literal["auto"] | None = "auto",
         generator: torch.Generator | None = None,
         output_type: str | None = None,
-        progress: Callable[[float], None] | None = None,
+        progress: Progress | None = None,
     ) -> Any:
         """Restore images and enlarge them.
 
@@ -250,8 +251,8 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
             generator: Samples the encoder's posterior; None takes its mean, so that the same
                 input gives the same output.
             output_type: "pil", "np" or "pt"; None gives back what came in.
-            progress: Called often with the share of the work that is done, 0..1, where an image
-                is computed in pieces; may raise to cancel.
+            progress: Called a few times a second with the share of the work that is done, 0..1,
+                where an image is computed in pieces; may raise to cancel.
 
         Returns:
             An image of `round(scale × size)` px of the kind that came in, or a list of them for
@@ -265,7 +266,7 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
 
         Source: TADSR (arXiv 2508.16557), one-step inference.
         """
-        settings = UpscaleSettings(scale, color_fix, process_size)
+        settings, progress = UpscaleSettings(scale, color_fix, process_size), paced(progress)
         is_list = isinstance(image, list | tuple)
         is_batch = isinstance(image, Tensor) and image.ndim == 4
         images = list(image) if is_list or is_batch else [image]
@@ -293,7 +294,7 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
                 prompt_embeds[group.start : group.stop],
                 generator,
             )
-            share = _share_of(progress, number, len(groups))
+            share = share_of(progress, number, len(groups))
             rgb = torch.stack([decoded[i].rgb for i in rows])
             these = [decoded[i] for i in rows]
             may_be_bytes = all(takes_bytes(one, output_type) for one in these)
@@ -314,7 +315,7 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
         prompt: str | None = None,
         tiling: TileSpec | Literal["auto"] | None = "auto",
         output_type: str | None = None,
-        progress: Callable[[float], None] | None = None,
+        progress: Progress | None = None,
         **settings: Any,
     ) -> list[Any]:
         """Restore one image at several timesteps; what does not depend on them is done once.
@@ -336,7 +337,7 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
             ValueError: An argument is out of range, or there is no timestep.
             TADSRError: The result is not finite at the model's precision.
         """
-        settings = UpscaleSettings(**settings)
+        settings, progress = UpscaleSettings(**settings), paced(progress)
         decoded = decode_image(image)
         checked = self.check_timesteps(list(timesteps), len(timesteps))
         embeds = self.encode_prompt(
@@ -347,7 +348,7 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
         for number, group in enumerate(groups):
             batch = embeds.expand(len(group), -1, -1)
             step = OneStep(self.vae, self.unet, self.alphas_cumprod, group, batch)
-            share = _share_of(progress, number, len(groups))
+            share = share_of(progress, number, len(groups))
             may_be_bytes = takes_bytes(decoded, output_type)
             strips = self._strips(
                 step, decoded.rgb[None], settings, tiling, share, takes_bytes=may_be_bytes
@@ -371,7 +372,7 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
         tiling: TileSpec | Literal["auto"] | None = "auto",
         generator: torch.Generator | None = None,
         overwrite: bool = True,
-        progress: Callable[[float], None] | None = None,
+        progress: Progress | None = None,
     ) -> None:
         """Restore and enlarge one image into a file that is written strip by strip.
 
@@ -398,6 +399,7 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
         """
         settings = UpscaleSettings(scale, color_fix, process_size)
         check_streamable(path)
+        progress = paced(progress)
         decoded = decode_image(image)
         size = settings.output_size(*decoded.rgb.shape[-2:])
         check_writable(path, overwrite=overwrite, size=size[::-1])
@@ -408,7 +410,9 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
         step = OneStep(self.vae, self.unet, self.alphas_cumprod, timesteps, embeds, generator)
         strips = (
             (start, colors[0], alpha_rows(decoded, settings, start, colors))
-            for start, colors in self._strips(step, decoded.rgb[None], settings, tiling, progress)
+            for start, colors in self._strips(
+                step, decoded.rgb[None], settings, tiling, paced(progress)
+            )
         )
         write_strips(strips, path, like=decoded, size=size, overwrite=overwrite)
         self._free_offloaded()
@@ -536,7 +540,7 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
         rgb: Tensor,
         settings: UpscaleSettings,
         tiling: TileSpec | Literal["auto"] | None,
-        progress: Callable[[float], None] | None,
+        progress: Progress | None,
         *,
         takes_bytes: bool = False,
     ) -> Iterator[Strip]:
@@ -550,12 +554,3 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
             if strip is None:
                 return
             yield strip
-
-
-def _share_of(
-    progress: Callable[[float], None] | None, number: int, count: int
-) -> Callable[[float], None] | None:
-    """Return the progress of one of several images, as a part of the whole."""
-    if progress is None:
-        return None
-    return lambda share: progress((number + share) / count)

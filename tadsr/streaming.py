@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +20,7 @@ from tadsr.config import UpscaleSettings
 from tadsr.errors import TADSRError, TADSRWarning, not_finite
 from tadsr.images import pad_reflect, reflect_index, resize_bicubic_rows
 from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
+from tadsr.progress import Progress
 from tadsr.schedule import residual_to_x0
 from tadsr.tiling import (
     Bands,
@@ -55,8 +56,6 @@ _OUTPUT_BYTES_PER_PIXEL = 4
 
 Strip = tuple[int, Tensor]
 """First row, and (B, 3, rows, W): float32 in [0, 1], or bytes where they were asked for."""
-Progress = Callable[[float], None]
-"""Told the share of the work that is done, 0..1; may raise to cancel."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +101,7 @@ def upscale_in_strips(
         rgb: Images, (B, 3, h, w), in [0, 1]; or one for all timesteps.
         settings: Scale and colour fix; the size that the network works at must be the output's.
         spec: Sizes of the pieces, and the memory to stay within.
-        progress: Called often with the share done.
+        progress: Called at every piece with the share done.
 
     Yields:
         Strips from top to bottom. All computation but the colour fix is done before the first.

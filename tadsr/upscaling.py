@@ -16,7 +16,8 @@ from tadsr.engine import OneStepEngine
 from tadsr.errors import TADSRWarning
 from tadsr.images import pad_reflect, resize_bicubic
 from tadsr.kernels import adain_color_fix_uint8, to_uint8_nhwc, wavelet_color_fix_uint8
-from tadsr.streaming import OneStep, Progress, Strip, planned_bytes, upscale_in_strips
+from tadsr.progress import Progress
+from tadsr.streaming import OneStep, Strip, planned_bytes, upscale_in_strips
 from tadsr.tiling import TileSpec, available_bytes, check_unet, is_out_of_memory
 from tadsr.tiling.spec import WHOLE_ATTENTION_PIXELS
 

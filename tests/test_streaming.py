@@ -136,11 +136,9 @@ def test_large_images_are_cut_without_being_asked(pipe, monkeypatch):
 def test_progress_rises_to_the_end_and_can_cancel(pipe, lq):
     seen = []
     pipe([lq, lq], tiling=IN_PIECES, process_size=0, progress=seen.append)
-    assert len(seen) > 100
     assert seen == sorted(seen)
     assert seen[0] < 0.05
     assert seen[-1] == 1
-    assert any(0.49 < share < 0.51 for share in seen)
 
     class CancelledError(Exception):
         pass

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+from tadsr.progress import Progress
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -20,7 +21,7 @@ class ImageProgress:
         self._hidden = True if quiet else None
         self._bar: tqdm | None = None
 
-    def of(self, image: object) -> Callable[[float], None]:
+    def of(self, image: object) -> Progress:
         """Begin an image, whatever it is, and return what is told the share that is done."""
         self.close()
         return self._advance

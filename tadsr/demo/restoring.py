@@ -24,6 +24,7 @@ from tadsr.images.limits import BOMBS
 from tadsr.measure.pictures import to_rgb8
 from tadsr.measure.sweep import TimestepSweep
 from tadsr.pipeline import TADSRPipeline
+from tadsr.progress import Progress
 from tadsr.tiling.spec import TileSpec
 
 PREVIEW_PX = 2048
@@ -34,8 +35,6 @@ MAX_LAYER_PX = 4 * CANVAS_PX
 """Longest side of a painting that is read; the page sends `CANVAS_PX`."""
 MAX_LAYERS = 8
 """Most layers of a painting; the page sends one."""
-Progress = Callable[[float], None]
-"""Is told the share of the work that is done, 0..1."""
 
 _log = logging.getLogger(__name__)
 

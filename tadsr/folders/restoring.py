@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from tadsr.config import MAX_PIXELS, UpscaleSettings
 from tadsr.folders.jobs import Job
+from tadsr.progress import Progress
 
 if TYPE_CHECKING:
     import torch
@@ -129,7 +130,7 @@ def restore(
     image: SourceImage,
     job: Job,
     request: FileRequest,
-    progress: Callable[[float], None] | None = None,
+    progress: Progress | None = None,
 ) -> Image.Image | ArrayImage | None:
     """Restore and enlarge one image.
 

@@ -25,6 +25,7 @@ from tadsr.folders.restoring import (
     restore_together,
     write_result,
 )
+from tadsr.progress import Progress
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -45,7 +46,7 @@ _MAX_BATCHES_AT_ONCE = 2
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 Report = Callable[[Outcome], None]
-ProgressOf = Callable[[Job], Callable[[float], None]]
+ProgressOf = Callable[[Job], Progress]
 
 
 @dataclass

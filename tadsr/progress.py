@@ -1,0 +1,42 @@
+"""Progress as callers are told it: a few times a second, whatever the pieces are."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+Progress = Callable[[float], None]
+"""Told the share of the work that is done, 0..1; may raise to cancel."""
+
+INTERVAL_S = 0.25
+"""Between two calls. A page or a socket may take longer over a call than a band takes."""
+
+
+def paced(
+    progress: Progress | None, clock: Callable[[], float] = time.monotonic
+) -> Progress | None:
+    """Return a callback that passes on the first share, the end, and one now and then between.
+
+    Args:
+        progress: What is told; None stays None.
+        clock: Gives seconds.
+    """
+    if progress is None:
+        return None
+    due = -float("inf")
+
+    def tell(share: float) -> None:
+        nonlocal due
+        if share >= 1 or clock() >= due:
+            progress(share)
+            # From the end of the call: one that is slow must not be made again at once.
+            due = clock() + INTERVAL_S
+
+    return tell
+
+
+def share_of(progress: Progress | None, number: int, count: int) -> Progress | None:
+    """Return the progress of one of several images, as a part of the whole."""
+    if progress is None:
+        return None
+    return lambda share: progress((number + share) / count)
