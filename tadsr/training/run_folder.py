@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from tadsr.errors import TrainingError
-from tadsr.training.recipe import config_to_mapping
+from tadsr.training.recipe import config_from_mapping, config_to_mapping
 from tadsr.training.training_config import TrainingConfig
 from tadsr.whole_file import whole_file
 
@@ -39,7 +40,7 @@ def claim_folder(folder: Path, config: TrainingConfig) -> None:
     path = folder / "config.json"
     ours = json.loads(json.dumps(config_to_mapping(config)))
     if path.is_file():
-        theirs = json.loads(path.read_text(encoding="utf-8"))
+        theirs = _with_defaults(json.loads(path.read_text(encoding="utf-8")))
         differing = sorted(_differences(_fixed(ours), _fixed(theirs)))
         if differing:
             raise TrainingError(
@@ -54,6 +55,15 @@ def claim_folder(folder: Path, config: TrainingConfig) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as partial:
         partial.write_text(json.dumps(ours, indent=2) + "\n", encoding="utf-8")
+
+
+def _with_defaults(mapping: dict[str, Any]) -> dict[str, Any]:
+    """Complete what an older version wrote by today's defaults, which do what it did."""
+    with suppress(ValueError):  # fields that are gone differ
+        return json.loads(
+            json.dumps(config_to_mapping(config_from_mapping(TrainingConfig, mapping)))
+        )
+    return mapping
 
 
 def _fixed(mapping: dict[str, Any]) -> dict[str, Any]:

@@ -61,6 +61,7 @@ class OneStepStudent(nn.Module):
         timesteps: Tensor,
         prompts: Tensor | Sequence[str],
         *,
+        posterior_noise: Tensor | None = None,
         decode: bool = True,
     ) -> Restored:
         """Restore LQ images.
@@ -69,11 +70,16 @@ class OneStepStudent(nn.Module):
             lq: LQ images at output resolution, (B, 3, H, W), in [-1, 1].
             timesteps: t_s of each image, (B,), int64.
             prompts: Prompt embeddings (B, L, D), or B prompts where the student embeds them.
+            posterior_noise: Standard normal noise, shaped as the latents, to sample the encoder's
+                posterior with; None takes its mean, as inference does.
             decode: Whether the image is wanted.
         """
         scaling = self.vae.config.scaling_factor
-        # The posterior's mean, as inference takes it.
-        latents = self.vae.encode(lq, timesteps).latent_dist.mode().float() * scaling
+        posterior = self.vae.encode(lq, timesteps).latent_dist
+        latents = posterior.mode().float()
+        if posterior_noise is not None:
+            latents = latents + posterior.std.float() * posterior_noise
+        latents = latents * scaling
         if self.prompt_embeddings is not None and not isinstance(prompts, Tensor):
             prompts = self.prompt_embeddings(list(prompts))
         residual = self.unet(latents, timesteps, prompts).sample.float()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from tadsr.config import torch_dtype
-from tadsr.errors import TrainingError
+from tadsr.errors import TADSRWarning, TrainingError
 from tadsr.measure.perceptual import PerceptualDistance
 from tadsr.training.data import Batch, TrainingData, open_data
 from tadsr.training.export import TrainingFacts, export_model
@@ -34,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 _MEAN_DECAY = 0.98
 """Decay per step of the running mean that an exploding loss is compared with."""
+_LONG_WARMUP = 0.1
+"""Share of a run above which its warm-up is remarked on."""
 _SETTLING_STEPS = 20
 """Steps before a loss is compared with its mean."""
 
@@ -95,6 +98,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             claim_folder(self.folder, config)
         self.accelerator.wait_for_everyone()
+        self._warn_of_long_warmup()
         self.log = RunLog(self.folder)
         self.step = 0
         self.means: dict[str, float] = {}
@@ -176,6 +180,17 @@ class Trainer:
         per_process = config.batch_size * config.gradient_accumulation_steps
         return per_process * self.accelerator.num_processes
 
+    def _warn_of_long_warmup(self) -> None:
+        for name, network in self.stage.networks.items():
+            warmup = network.optimizer.warmup_steps
+            if warmup > _LONG_WARMUP * self.config.steps and self.accelerator.is_main_process:
+                warnings.warn(
+                    f"the warm-up of {name} takes {warmup} of the run's {self.config.steps} steps, "
+                    "at less than the full learning rate; shorten warmup_steps or train longer",
+                    TADSRWarning,
+                    stacklevel=3,
+                )
+
     def _make_accelerator(self) -> Accelerator:
         config = self.config
         stage = config.stage
@@ -208,7 +223,8 @@ class Trainer:
         frozen = self.stage.frozen()
         modules = [*frozen, *self.networks.values()]
         if config.precision != "fp32":
-            keep_frozen_weights_in(torch_dtype(config.precision), *modules)
+            narrow = [module for module in modules if module is not self.stage.perceptual]
+            keep_frozen_weights_in(torch_dtype(config.precision), *narrow)
         layout = torch.channels_last if config.channels_last else torch.preserve_format
         for module in modules:
             module.to(device=accelerator.device, memory_format=layout)

@@ -9,6 +9,7 @@ from huggingface_hub import constants
 
 from tadsr.checkpoints import load_checkpoint
 from tadsr.checkpoints.hub import download, needed_files
+from tadsr.checkpoints.layout import BASE_MODEL_MIRRORS
 from tadsr.errors import CheckpointError
 
 LAYOUT = json.loads((Path(__file__).parents[1] / "data" / "official_layout.json").read_text())
@@ -156,7 +157,7 @@ try:
     download("owner/partial", names=["a.pth", "b.txt"], cache_dir=sys.argv[1])
 except CheckpointError as error:
     print("owner/partial", error)
-for repo in ("owner/absent", "owner/gated", "owner/name"):
+for repo in ("owner/absent", "stabilityai/stable-diffusion-2-1-base", "owner/gated", "owner/name"):
     try:
         print(repo, download(repo, cache_dir=sys.argv[1]))
     except CheckpointError as error:
@@ -184,6 +185,11 @@ def test_answers_of_the_hub_are_explained_and_silence_falls_back_to_the_cache(ca
     answers = run_client(cache)
     assert "but lacks b.txt" in answers["owner/partial"]
     assert "does not exist or is private" in answers["owner/absent"]
+    moved = answers["stabilityai/stable-diffusion-2-1-base"]
+    assert moved.endswith(
+        f"copies of Stable Diffusion 2.1-base are {' and '.join(BASE_MODEL_MIRRORS)}"
+    )
+    assert "copies" not in answers["owner/absent"]
     assert "accept its terms" in answers["owner/gated"]
     assert answers["owner/name"].startswith(str(cache))
 

@@ -10,6 +10,7 @@ import torch
 import yaml
 from torch.testing import assert_close
 
+from tadsr.checkpoints.layout import BASE_MODEL
 from tadsr.training import (
     AutoencoderConfig,
     DataConfig,
@@ -34,33 +35,47 @@ def test_every_shipped_recipe_is_valid(path):
         assert Path(config.model).is_file()
 
 
-def test_the_papers_recipe_is_the_default():
+def test_the_papers_recipe_is_the_default_and_what_the_published_code_adds():
     config = load_recipe(RECIPES / "paper.yaml")
-    assert config.stage == DistillationConfig()
+    assert config.model == BASE_MODEL
+    assert config.stage == DistillationConfig(clamp_image=True, sample_posterior=True)
     assert config.optimizer == OptimizerConfig()
     assert config.steps == TrainingConfig("m", "d", "o").steps
 
 
-def test_each_ablation_changes_what_it_says():
-    paper = load_recipe(RECIPES / "paper.yaml").stage
-    names = [p.stem for p in (RECIPES / "ablations").iterdir()]
-    assert len(names) == 13
-    unchanged = {"lambda_0.5", "gamma_0"}  # the paper's own row of its tables
-    for name in names:
-        stage = load_recipe(RECIPES / "ablations" / f"{name}.yaml").stage
-        assert (stage == paper) == (name in unchanged), name
-    assert load_recipe(RECIPES / "ablations" / "lambda_0.75.yaml").stage.vsd_lambda == 0.75
+PLAIN_VSD = {"vsd_timestep": "uniform", "vsd_range": (20, 979)}
+PLAIN_ENCODER = {"tae": False}
+TABLES = {  # the rows of Tables 2 and 4
+    "baseline": PLAIN_ENCODER | PLAIN_VSD,
+    "without_tae": PLAIN_ENCODER,
+    "without_tavsd": PLAIN_VSD,
+    "without_blur": {"blur": False},
+}
+ABLATIONS = {
+    **TABLES,
+    **{f"lambda_{value}": {"vsd_lambda": value} for value in (0.25, 0.5, 0.75)},
+    **{f"gamma_{value}": {"vsd_gamma": value} for value in (0, 50, 100)},
+    "fixed_vsd": {"vsd_timestep": "fixed", "vsd_fixed": 500},
+    "constant_guidance": {"guidance_slope": 0},
+    "timestep_grid": {"timestep_grid": 50, "timestep_range": (1, 999)},
+}
+SMALL_ABLATIONS = TABLES | {"without_distillation": {"tavsd_weight": TimestepRamp(0, 0)}}
 
 
-def test_each_small_ablation_changes_one_stage_and_nothing_else():
-    folder = RECIPES / "tiny" / "ablations"
-    full = load_recipe(folder / "full.yaml")
-    names = {p.stem for p in folder.iterdir()} - {"full"}
-    assert names == {"baseline", "without_tae", "without_tavsd", "without_blur"}
-    for name in names:
+@pytest.mark.parametrize(
+    ("full", "ablations"),
+    [("paper.yaml", ABLATIONS), ("tiny/ablations/full.yaml", SMALL_ABLATIONS)],
+)
+def test_each_ablation_is_the_papers_row_and_nothing_else(full, ablations):
+    full = RECIPES / full
+    folder = full.parent if full.stem == "full" else full.parent / "ablations"
+    whole = load_recipe(full)
+    assert {p.stem for p in folder.glob("*.yaml")} - {full.stem} == set(ablations)
+    for name, changes in ablations.items():
         recipe = load_recipe(folder / f"{name}.yaml")
-        assert recipe.stage != full.stage, name
-        assert replace(recipe, stage=full.stage, output=full.output) == full
+        expected = replace(whole.stage, **changes)
+        assert recipe == replace(whole, stage=expected, output=recipe.output), name
+        assert recipe.output != whole.output
 
 
 def write(path, text):

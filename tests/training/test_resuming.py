@@ -24,7 +24,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 def recipe(networks, photos, tmp_path):
     """A distillation with every network: student, fake score and discriminator."""
     teacher = tmp_path / "teacher.yaml"
-    quick = {"learning_rate": 2e-3, "warmup_steps": 2}
+    quick = {"learning_rate": 2e-3, "warmup_steps": 1}
     shared = {
         "model": str(networks),
         "data": {"source": str(photos), "crop_px": 32, "num_workers": 1},

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from tadsr import TADSRError, TADSRPipeline
 from tadsr.checkpoints import load_adapters, load_checkpoint
-from tadsr.errors import CheckpointError, TrainingError
+from tadsr.errors import CheckpointError, TADSRWarning, TrainingError
 from tadsr.training import (
     AutoencoderConfig,
     DataConfig,
@@ -30,7 +30,7 @@ from tadsr.training import (
 )
 from tadsr.training.losses import mse_per_sample
 
-QUICK = OptimizerConfig(learning_rate=2e-3, warmup_steps=1)
+QUICK = OptimizerConfig(learning_rate=2e-3)
 FEW_TEXTS = {"negative_prompt": "degraded photo", "teacher_prompt": ""}
 
 
@@ -185,6 +185,7 @@ SWITCHES = {
     "without TAVSD": {"tavsd_weight": TimestepRamp(0, 0)},
     "without blur": {"blur": False},
     "baseline": {"tae": False, "vsd_timestep": "uniform"},
+    "as published": {"clamp_image": True, "sample_posterior": True},
     "fixed timestep": {"vsd_timestep": "fixed", "vsd_fixed": 300},
     "published grid": {"timestep_grid": 50, "timestep_range": (1, 999)},
     "adversarial": {"gan_weight": TimestepRamp(0, 0.1), "latent_steps": 1},
@@ -233,6 +234,64 @@ def test_every_weight_of_the_student_counts(small_chain, networks, photos, tmp_p
     parts = {name: weight * line[f"student.{name}"] for name, weight in weights.items()}
     assert all(abs(value) > 1e-5 for value in parts.values()), parts
     assert line["student.loss"] == pytest.approx(sum(parts.values()), rel=1e-4)
+
+
+class WatchedDistance(torch.nn.Module):
+    """A perceptual network that notes the arithmetic that it is computed in."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 2, 3).requires_grad_(False)
+        self.seen = set()
+
+    def forward(self, pred, target):
+        features = self.conv(pred)
+        self.seen |= {pred.dtype, target.dtype, self.conv.weight.dtype, features.dtype}
+        return mse_per_sample(features, self.conv(target))
+
+
+def test_perceptual_distances_are_exact_under_every_precision(networks, photos, tmp_path):
+    stages = {
+        "student": distillation(
+            adapter_rank=0, perceptual="lpips", perceptual_weight=TimestepRamp(1, 1),
+            tavsd_weight=TimestepRamp(0, 0),
+        ),
+        "autoencoder": AutoencoderConfig(perceptual="lpips", perceptual_weight=1.0),
+    }  # fmt: skip
+    for name, stage in stages.items():
+        distance = WatchedDistance()
+        output = tmp_path / name
+        config = make_config(networks, photos, output, stage, steps=1, precision="bf16")
+        Trainer(config, perceptual=distance).train()
+        assert distance.seen == {torch.float32}, name
+
+
+def test_a_short_run_has_the_full_learning_rate(networks, photos, tmp_path):
+    stage = AutoencoderConfig(perceptual="none", perceptual_weight=0)
+    config = make_config(
+        networks, photos, tmp_path / "run", stage, steps=20, optimizer=OptimizerConfig()
+    )
+    Trainer(config).train()
+    assert {line["autoencoder.lr"] for line in read_log(tmp_path / "run")} == {5e-5}
+    slow = OptimizerConfig(warmup_steps=3)
+    config = dataclasses.replace(config, optimizer=slow, output=str(tmp_path / "slow"))
+    with pytest.warns(TADSRWarning, match="warm-up of autoencoder takes 3 of the run's 20 steps"):
+        Trainer(config)
+
+
+def test_a_run_of_an_older_version_goes_on(networks, photos, tmp_path):
+    config = make_config(networks, photos, tmp_path / "run", distillation(
+        adapter_rank=0, tavsd_weight=TimestepRamp(0, 0)))  # fmt: skip
+    Trainer(config)
+    path = tmp_path / "run" / "config.json"
+    older = json.loads(path.read_text())
+    del older["stage"]["clamp_image"], older["data"]["lq_resize"]
+    path.write_text(json.dumps(older))
+    Trainer(config)
+    older["stage"]["blurred"] = older["stage"].pop("blur")
+    path.write_text(json.dumps(older))
+    with pytest.raises(TADSRError, match=r"differs in .*stage\.blur"):
+        Trainer(config)
 
 
 def test_perceptual_distance_begins_elsewhere_on_each_pair(networks, photos, tmp_path):

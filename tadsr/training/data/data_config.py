@@ -23,6 +23,8 @@ class DataConfig:
     lq: str | None = None
     """Folder of LQ partners with the same relative names, at 1/scale or at the HQ's size; None
     degrades on the fly."""
+    lq_resize: Literal["bicubic", "lanczos"] = "bicubic"
+    """How stored LQ partners at 1/scale are enlarged (published code: lanczos)."""
     crop_px: int = 512
     """Side of the square HQ crop in px, a multiple of 8 and of `scale`."""
     scale: int = 4
@@ -90,5 +92,7 @@ class DataConfig:
             raise ValueError(
                 f"degradation must be one of {', '.join(PRESETS)}, got {self.degradation!r}"
             )
+        if self.lq_resize not in ("bicubic", "lanczos"):
+            raise ValueError(f"lq_resize must be 'bicubic' or 'lanczos', got {self.lq_resize!r}")
         if self.degrade_on not in ("worker", "device"):
             raise ValueError(f"degrade_on must be 'worker' or 'device', got {self.degrade_on!r}")

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from tadsr.degradation import (
@@ -119,7 +120,7 @@ def _cut_zoomed(photo: np.ndarray, config: DataConfig, rng: np.random.Generator)
 def _cut_pair(
     photo: np.ndarray, partner: np.ndarray, config: DataConfig, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Cut both at the same place; the LQ keeps its own resolution."""
+    """Cut both at the same place; the LQ keeps its own resolution unless Lanczos enlarges it."""
     height, width = photo.shape[:2]
     if partner.shape[:2] == (height, width):
         scale = 1
@@ -134,6 +135,9 @@ def _cut_pair(
     rows, columns = partner.shape[:2]
     top, left = int(rng.integers(rows - side + 1)), int(rng.integers(columns - side + 1))
     lq = partner[top : top + side, left : left + side]
+    if config.lq_resize == "lanczos" and scale > 1:
+        size = (config.crop_px, config.crop_px)
+        lq = np.array(Image.fromarray(lq).resize(size, Image.Resampling.LANCZOS))
     top, left, side = top * scale, left * scale, config.crop_px
     return _to_tensor(photo[top : top + side, left : left + side]), _to_tensor(lq)
 

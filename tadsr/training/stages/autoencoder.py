@@ -83,8 +83,7 @@ class AutoencoderStage(Stage):
             + config.chroma_weight * losses["chroma"]
         )
         if config.perceptual_weight > 0:
-            with self.runtime.autocast():
-                losses["perceptual"] = self.perceptual(pred, hq).float().mean()
+            losses["perceptual"] = self.perceptual_distance(pred, hq).mean()
             loss = loss + config.perceptual_weight * losses["perceptual"]
         yield Phase("autoencoder", {"loss": loss, **losses})
 

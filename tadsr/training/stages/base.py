@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tadsr.checkpoints.checkpoint import Checkpoint
+from tadsr.measure.perceptual import PerceptualDistance
 from tadsr.schedule import make_alphas_cumprod
 from tadsr.training.data import Batch
 from tadsr.training.randomness import SampleRandomness
@@ -67,6 +68,8 @@ class Stage(ABC):
     """What is trained, in the order of the phases; the first is what the run is about."""
     preview_prompt: str = ""
     """Prompt of `preview`."""
+    perceptual: PerceptualDistance | None = None
+    """Compares images; its network stays float32."""
 
     def frozen(self) -> list[nn.Module]:
         """Return further modules that losses are computed with."""
@@ -79,6 +82,11 @@ class Stage(ABC):
 
     def check_prompts(self, prompts: Sequence[str]) -> None:  # noqa: B027 - optional
         """Raise ValueError if a prompt that samples will have cannot be embedded."""
+
+    def perceptual_distance(self, pred: Tensor, target: Tensor) -> Tensor:
+        """Return distances (B,), float32 under every precision: bf16 turns their gradients."""
+        with torch.autocast(pred.device.type, enabled=False):
+            return self.perceptual(pred.float(), target.float())
 
     @abstractmethod
     def phases(self, batch: Batch, step: int, randomness: SampleRandomness) -> Iterator[Phase]:

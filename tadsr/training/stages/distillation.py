@@ -137,11 +137,19 @@ class DistillationStage(Stage):
         student = self.runtime.models["student"]
         has_own_prompts = self.student.prompt_embeddings is not None
         prompts = batch.prompts if has_own_prompts else self.prompts(batch.prompts)
+        noise = None
+        if self.config.sample_posterior:
+            vae = self.student.vae
+            sides = (side // vae.downscale_factor for side in batch.lq.shape[-2:])
+            shape = (vae.config.latent_channels, *sides)
+            noise = randomness.normal("posterior noise", shape)
         if step < self.config.latent_steps:
-            restored = student(batch.lq, timesteps, prompts, decode=False)
+            restored = student(batch.lq, timesteps, prompts, posterior_noise=noise, decode=False)
             yield Phase("student", self._match_latents(restored.pred_x0, batch.hq, timesteps))
         else:
-            restored = student(batch.lq, timesteps, prompts)
+            restored = student(batch.lq, timesteps, prompts, posterior_noise=noise)
+            if self.config.clamp_image:
+                restored = restored._replace(image=restored.image.clamp(-1, 1))
             losses = self._restoration_losses(restored, batch, timesteps, randomness)
             if self.teacher is not None:
                 tavsd = self._distillation_loss(restored.pred_x0, timesteps, batch, randomness)
@@ -203,8 +211,7 @@ class DistillationStage(Stage):
         if not config.chroma_mse_weight.is_zero:
             per_sample["chroma_mse"] = (config.chroma_mse_weight, chroma_mse(image, hq))
         if not config.perceptual_weight.is_zero:
-            with self.runtime.autocast():
-                distance = self.perceptual(*self._shifted(image, hq, randomness)).float()
+            distance = self.perceptual_distance(*self._shifted(image, hq, randomness))
             per_sample["perceptual"] = (config.perceptual_weight, distance)
         if not config.gan_weight.is_zero:
             # The plain module: this pass gives the discriminator no gradients to synchronise.

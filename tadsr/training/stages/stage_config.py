@@ -61,8 +61,8 @@ class OptimizerConfig:
     """Decoupled weight decay, at least 0."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this L2 norm, > 0."""
-    warmup_steps: int = 500
-    """Steps of linear warm-up, at least 0."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up, at least 0 (published code: none)."""
     final_fraction: float = 1.0
     """Learning rate at the last step as a fraction of the peak, in [0, 1]; 1 keeps it constant."""
 
@@ -173,6 +173,10 @@ class DistillationConfig:
     """Each pair begins up to so many px further right and down where the perceptual distance is
     taken. Its networks look at every second pixel and fewer; a student whose grid of latents always
     meets theirs in the same way learns to draw that grid (method: 0)."""
+    clamp_image: bool = False
+    """Whether restored images are clamped to [-1, 1] before their losses (published code: yes)."""
+    sample_posterior: bool = False
+    """Whether the encoder's posterior is sampled (published code: yes) or its mean taken."""
     latent_steps: int = 0
     """First steps that match the HQ's latents instead of images, so that a UNet trained from
     scratch finds the scale of its output before the decoder sees it; 0 to skip."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -114,6 +116,25 @@ def test_pairs_are_cut_at_the_same_place(photos, tmp_path):
         shuffled = (down - lq_down.roll(1, 0)).abs().mean()
         assert error < 0.25 * shuffled
     assert open_data(config, seed=0).description == f"4 pairs in {photos.name}"
+
+
+def test_stored_lq_can_be_enlarged_as_the_published_code_does(photos, tmp_path):
+    lq = make_pairs(photos, tmp_path / "lq", 4)
+    config = DataConfig(str(photos), lq=str(lq), crop_px=96, flip=False, num_workers=0)
+    (batch,) = take(open_data(replace(config, lq_resize="lanczos"), seed=0), 1, batch_size=1)
+    (bicubic,) = take(open_data(config, seed=0), 1, batch_size=1)
+    with Image.open(lq / Path(batch.names[0]).name) as small:  # a crop as high as the photo
+        height = small.height
+        wanted = {
+            left: np.asarray(
+                small.crop((left, 0, left + height, height))
+                .resize((96, 96), Image.Resampling.LANCZOS)
+            )
+            for left in range(small.width - height + 1)
+        }  # fmt: skip
+    got = ((batch.lq[0] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+    assert any(np.array_equal(got, image) for image in wanted.values())
+    assert not batch.lq.equal(bicubic.lq)
 
 
 def test_swapped_or_missing_partners_are_refused(photos, tmp_path):
