@@ -10,12 +10,14 @@ from torch import Tensor
 _VARIANCE_FLOOR = 1e-5
 
 
-def adain_color_fix(image: Tensor, reference: Tensor) -> Tensor:
+def adain_color_fix(image: Tensor, reference: Tensor, weights: Tensor | None = None) -> Tensor:
     """Give each channel of an image the mean and spread of the reference.
 
     Args:
         image: Restored image (B, 3, H, W), any float dtype and any range.
         reference: Image with the wanted colours, same shape and range as `image`.
+        weights: What each pixel counts for in mean and spread, (B, 1, H, W), at least 0, such as
+            its alpha; None for all alike.
 
     Returns:
         A tensor like `image`; computed in float32, not clamped.
@@ -25,7 +27,7 @@ def adain_color_fix(image: Tensor, reference: Tensor) -> Tensor:
         ValueError: If the shapes differ, are not (B, 3, H, W) or hold no pixel.
     """
     _check_pair(image, reference)
-    return match_moments(image, _moments(image), _moments(reference))
+    return match_moments(image, _moments(image, weights), _moments(reference, weights))
 
 
 def match_moments(
@@ -118,7 +120,12 @@ def _check_pair(image: Tensor, reference: Tensor) -> None:
         )
 
 
-def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+def _moments(x: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    if weights is not None:
+        count = weights.sum((-2, -1))  # [B, 1]
+        mean = (x.float() * weights).sum((-2, -1)) / count.clamp(min=1)
+        spread = ((x.float() - mean[..., None, None]).square() * weights).sum((-2, -1))
+        return mean, spread / (count - 1).clamp(min=1)
     # A single pixel has no unbiased variance (0 / 0); its spread is 0.
     correction = min(1, x.shape[-2] * x.shape[-1] - 1)
     variance, mean = torch.var_mean(x.float(), dim=(-2, -1), correction=correction)

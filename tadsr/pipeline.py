@@ -29,6 +29,7 @@ from tadsr.engine import (
     OneStepEngine,
     batch_pixels,
     group_timesteps,
+    read_generators,
     same_size_ranges,
 )
 from tadsr.images import (
@@ -38,6 +39,7 @@ from tadsr.images import (
     check_streamable,
     check_writable,
     decode_image,
+    stack_images,
     takes_bytes,
     write_strips,
 )
@@ -227,7 +229,7 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
         color_fix: ColorFix = "adain",
         process_size: int = 512,
         tiling: TileSpec | Literal["auto"] | None = "auto",
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
         output_type: str | None = None,
         progress: Progress | None = None,
     ) -> Any:
@@ -248,8 +250,8 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
             tiling: "auto" computes large images in pieces, within the memory there is; a
                 `TileSpec` sets the pieces; None never does. Up to 2048 × 2048 px of output the
                 result is that of the whole.
-            generator: Samples the encoder's posterior; None takes its mean, so that the same
-                input gives the same output.
+            generator: Samples the encoder's posterior, one for all images or one per image; None
+                takes its mean, so that the same input gives the same output.
             output_type: "pil", "np" or "pt"; None gives back what came in.
             progress: Called a few times a second with the share of the work that is done, 0..1,
                 where an image is computed in pieces; may raise to cancel.
@@ -260,8 +262,8 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
 
         Raises:
             TypeError: An argument is of the wrong type.
-            ValueError: An argument is out of range, or the numbers of images, timesteps and
-                prompts differ.
+            ValueError: An argument is out of range, or the numbers of images, timesteps, prompts
+                and generators differ.
             TADSRError: The result is not finite at the model's precision.
 
         Source: TADSR (arXiv 2508.16557), one-step inference.
@@ -276,13 +278,11 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
         timesteps = self._read_timesteps(timestep, decoded)
         prompts = choose_prompts(prompt, decoded, self.tagger, self.text_encoder)
         prompt_embeds = self.encode_prompt(prompts)
-        # Images of a tensor batch share their size and go through the network together.
         sizes = [tuple(item.rgb.shape[-2:]) for item in decoded]
-        groups = [range(len(images))]
-        if not is_batch:
-            # Each image's noise must not depend on the others.
-            room = self.images_at_once if generator is None else lambda *_: 1
-            groups = same_size_ranges(sizes, lambda size: room(size, settings))
+        generators = read_generators(generator, len(images))
+        # Each image's noise must not depend on the others.
+        room = self.images_at_once if generator is None else lambda *_: 1
+        groups = same_size_ranges(sizes, lambda size: room(size, settings))
         results = []
         for number, group in enumerate(groups):
             rows = list(group)
@@ -292,11 +292,11 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
                 self.alphas_cumprod,
                 timesteps[rows],
                 prompt_embeds[group.start : group.stop],
-                generator,
+                generators[group.start],
             )
             share = share_of(progress, number, len(groups))
-            rgb = torch.stack([decoded[i].rgb for i in rows])
             these = [decoded[i] for i in rows]
+            rgb = stack_images(these)
             may_be_bytes = all(takes_bytes(one, output_type) for one in these)
             strips = self._strips(step, rgb, settings, tiling, share, takes_bytes=may_be_bytes)
             results += assemble_images(strips, these, settings, output_type)
@@ -351,7 +351,7 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
             share = share_of(progress, number, len(groups))
             may_be_bytes = takes_bytes(decoded, output_type)
             strips = self._strips(
-                step, decoded.rgb[None], settings, tiling, share, takes_bytes=may_be_bytes
+                step, stack_images([decoded]), settings, tiling, share, takes_bytes=may_be_bytes
             )
             results += assemble_images(strips, [decoded] * len(group), settings, output_type)
         self._free_offloaded()
@@ -401,6 +401,7 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
         check_streamable(path)
         progress = paced(progress)
         decoded = decode_image(image)
+        (generator,) = read_generators(generator, 1)
         size = settings.output_size(*decoded.rgb.shape[-2:])
         check_writable(path, overwrite=overwrite, size=size[::-1])
         timesteps = self._read_timesteps(timestep, [decoded])
@@ -411,7 +412,7 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
         strips = (
             (start, colors[0], alpha_rows(decoded, settings, start, colors))
             for start, colors in self._strips(
-                step, decoded.rgb[None], settings, tiling, paced(progress)
+                step, stack_images([decoded]), settings, tiling, paced(progress)
             )
         )
         write_strips(strips, path, like=decoded, size=size, overwrite=overwrite)

@@ -98,7 +98,8 @@ def upscale_in_strips(
 
     Args:
         model: Networks and conditions, on one device.
-        rgb: Images, (B, 3, h, w), in [0, 1]; or one for all timesteps.
+        rgb: Images, (B, 3, h, w), in [0, 1]; or one for all timesteps. A fourth channel is alpha,
+            by which adain weighs pixels.
         settings: Scale and colour fix; the size that the network works at must be the output's.
         spec: Sizes of the pieces, and the memory to stay within.
         progress: Called at every piece with the share done.
@@ -168,7 +169,9 @@ class _Run:
     ) -> None:
         self.model = model
         self.device = model.timesteps.device
-        self.rgb = rgb.to(self.device).expand(len(model.prompt_embeds), -1, -1, -1)
+        images = rgb.to(self.device).expand(len(model.prompt_embeds), -1, -1, -1)
+        self.rgb = images[:, :3]
+        self.alpha = images[:, 3:] if images.shape[1] == 4 else None
         self.settings = settings
         self.progress = progress
         self.size = settings.output_size(*rgb.shape[-2:])
@@ -275,8 +278,11 @@ class _Run:
             rows = rows.clamp(-1, 1)
             restored.write(start, rows)
             if self.settings.color_fix == "adain":
-                moments[0].add(rows.float() / 2 + 0.5)
-                moments[1].add(self._reference_rows(start, stop))
+                weights = None
+                if self.alpha is not None:
+                    weights = resize_bicubic_rows(self.alpha, self.size, start, stop).clamp(0, 1)
+                moments[0].add(rows.float() / 2 + 0.5, weights)
+                moments[1].add(self._reference_rows(start, stop), weights)
 
         vae.decode_in_bands(bands, pred_x0.to(dtype) / vae.config.scaling_factor, emit)
         return _Restored(restored, moments)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from typing import Literal
 
 import torch
@@ -98,7 +99,7 @@ def upscale_whole(
     Args:
         engine: Runs the networks of `step`.
         step: Networks and conditions.
-        rgb: Images, (B, 3, h, w), in [0, 1]; or one for all timesteps.
+        rgb: As for `upscale_in_strips`.
         settings: Scale, colour fix and smallest size.
         takes_bytes: Whether the result may be bytes in the memory of the host, as it is where
             the colour fix comes last.
@@ -113,19 +114,22 @@ def upscale_whole(
     height, width = rgb.shape[-2:]
     size, output_size = settings.network_size(height, width), settings.output_size(height, width)
     ends_in_bytes = takes_bytes and size == output_size and isinstance(step.timesteps, Tensor)
-    reference = resize_bicubic(rgb.to(device), size).clamp(0, 1)
+    enlarged = resize_bicubic(rgb.to(device), size).clamp(0, 1)
     multiple = step.vae.downscale_factor
-    reference = reference.expand(len(step.prompt_embeds), -1, -1, -1)
+    enlarged = enlarged.expand(len(step.prompt_embeds), -1, -1, -1)
+    reference, fix_color = enlarged[:, :3], COLOR_FIXES[settings.color_fix]
+    if settings.color_fix == "adain" and enlarged.shape[1] == 4:
+        ends_in_bytes, fix_color = False, partial(fix_color, weights=enlarged[:, 3:])
     lq = pad_reflect(reference, -size[0] % multiple, -size[1] % multiple) * 2 - 1
 
     def finish(restored: Tensor) -> Tensor:
         restored = restored[..., : size[0], : size[1]]
         if ends_in_bytes:
-            fix_color = _COLOR_FIXES_TO_BYTES[settings.color_fix]
-            pixels = fix_color(restored, lq[..., : size[0], : size[1]])
+            to_bytes = _COLOR_FIXES_TO_BYTES[settings.color_fix]
+            pixels = to_bytes(restored, lq[..., : size[0], : size[1]])
             return _begin_to_copy(pixels).permute(0, 3, 1, 2)
         restored = restored.float() / 2 + 0.5
-        fixed = COLOR_FIXES[settings.color_fix](restored, reference).clamp(0, 1)
+        fixed = fix_color(restored, reference).clamp(0, 1)
         return resize_bicubic(fixed, output_size).clamp(0, 1)
 
     def restore(timesteps: Tensor) -> Tensor:

@@ -16,8 +16,9 @@ from PIL import Image
 
 from tadsr import TADSRError, TADSRPipeline, TimeAwareAutoencoderKL
 from tadsr.engine import OneStepEngine
-from tadsr.images import resize_bicubic
+from tadsr.images import ArrayImage, resize_bicubic
 from tadsr.networks.prompt_embeddings import PromptEmbeddings
+from tadsr.tiling import TileSpec
 
 
 def build_pipeline() -> TADSRPipeline:
@@ -110,9 +111,10 @@ def test_grey_arrays_keep_their_rank(pipe):
 
 
 def test_alpha_is_enlarged_beside_the_colours(pipe):
-    rgba = photo(channels=4)
-    result = pipe(rgba, **FAST)
-    np.testing.assert_array_equal(result[..., :3], pipe(rgba[..., :3].copy(), **FAST))
+    rgba = photo(channels=4).clip(1)
+    options = {"color_fix": "wavelet", **FAST}  # adain weighs by alpha
+    result = pipe(rgba, **options)
+    np.testing.assert_array_equal(result[..., :3], pipe(rgba[..., :3].copy(), **options))
     alpha = torch.from_numpy(rgba[..., 3].copy())[None, None].float() / 255
     expect = resize_bicubic(alpha, (36, 52)).clamp(0, 1)[0, 0].numpy() * 255
     assert np.abs(result[..., 3] - expect).max() <= 0.51
@@ -129,6 +131,124 @@ def test_orientation_is_applied_and_the_profile_kept(pipe):
     result = pipe(image, scale=1, **FAST)
     assert result.size == (4, 10)
     assert result.info["icc_profile"] == profile
+
+
+def cutout(kind, hidden):
+    """A coloured disc with a hidden colour beside it, and how many of its levels are a byte's."""
+    y, x = np.mgrid[:24, :24] - 11.5
+    inside = np.hypot(x, y) < 8
+    pixels = np.empty((24, 24, 4), np.uint8)
+    pixels[..., :3] = hidden
+    pixels[inside, :3] = (160, 120, 90)
+    pixels[..., 3] = inside * 255
+    if kind == "LA":
+        return Image.fromarray(pixels).convert("LA"), 1
+    if kind in ("uint16", "ArrayImage"):
+        wide = pixels.astype(np.uint16) * 257
+        return (ArrayImage(wide) if kind == "ArrayImage" else wide), 257
+    if kind == "P":
+        indexed = Image.fromarray(inside.astype(np.uint8))
+        indexed.putpalette([*hidden, 160, 120, 90])
+        indexed.info["transparency"] = 0
+        return indexed, 1
+    if kind == "key":
+        keyed = Image.fromarray(pixels[..., :3])
+        keyed.info["transparency"] = tuple(hidden)
+        return keyed, 1
+    return Image.fromarray(pixels) if kind == "RGBA" else pixels, 1
+
+
+@pytest.mark.parametrize("color_fix", ["adain", "wavelet", "none"])
+@pytest.mark.parametrize("kind", ["RGBA", "LA", "P", "key", "uint8", "uint16", "ArrayImage"])
+def test_what_lies_hidden_under_alpha_0_does_not_show(kind, color_fix, pipe):
+    results = []
+    for hidden in ((160, 120, 90), (0, 0, 0), (255, 0, 255)):
+        image, level = cutout(kind, hidden)
+        if kind == "key" and hidden[0] == 160:
+            continue
+        result = pipe(image, color_fix=color_fix, **FAST)
+        pixels = getattr(result, "pixels", np.asarray(result)).astype(int)
+        results.append(pixels * (pixels[..., -1:] > 0))
+    for other in results[1:]:
+        assert np.abs(other - results[0]).max() <= level
+
+
+@pytest.mark.parametrize("tiling", [None, TileSpec(max_memory=1)], ids=["whole", "bands"])
+def test_adain_weighs_pixels_by_alpha(tiling, pipe):
+    image = np.full((24, 24, 4), 255, np.float32)
+    image[:, :12] = (0.2, 0.4, 0.6, 1)
+    image[:, 12:] = (0.9, 0.1, 0.1, 1 / 512)
+    result = pipe(image, tiling=tiling, **FAST)[:, :40]
+    np.testing.assert_allclose(result[..., :3].mean((0, 1)), (0.2, 0.4, 0.6), atol=0.02)
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "float", "tensor", "PIL", "ArrayImage"])
+def test_grey_that_is_stored_in_colours_stays_grey(kind, channels, pipe):
+    image = photo(channels=channels)
+    image[..., :3] = image[..., :1]
+    if channels == 4:
+        image[0, :2] = (255, 0, 90, 0)  # cannot be seen
+    if kind in ("uint16", "ArrayImage"):
+        image = image.astype(np.uint16) * 257
+        image = ArrayImage(image) if kind == "ArrayImage" else image
+    elif kind == "float":
+        image = image.astype(np.float32) / 255
+    elif kind == "tensor":
+        image = torch.from_numpy(image[..., :1] / 255).float().expand(-1, -1, 3).permute(2, 0, 1)
+    elif kind == "PIL":
+        image = Image.fromarray(image)
+    result = pipe(image, **FAST)
+    pixels = np.asarray(getattr(result, "pixels", result))
+    colors = pixels if kind == "tensor" else np.moveaxis(pixels[..., :3], -1, 0)
+    assert colors.shape == (3, 36, 52)
+    assert (colors == colors[:1]).all()
+
+
+def test_a_batch_goes_through_as_a_list_does(pipe, monkeypatch):
+    batches = []
+    restore = OneStepEngine.restore
+
+    def counted(engine, lq, *arguments, **options):
+        batches.append(len(lq))
+        return restore(engine, lq, *arguments, **options)
+
+    monkeypatch.setattr(OneStepEngine, "restore", counted)
+    batch = torch.rand(5, 3, 8, 9)
+    together = pipe(batch, [1, 2, 3, 4, 5], **FAST)
+    assert batches == [1] * 5  # a CPU gains nothing by more
+    torch.testing.assert_close(together, torch.stack(pipe(list(batch), [1, 2, 3, 4, 5], **FAST)))
+    monkeypatch.setattr("tadsr.pipeline.batch_pixels", lambda *_: 2 * 32 * 36)
+    batches.clear()
+    torch.testing.assert_close(pipe(batch, [1, 2, 3, 4, 5], **FAST), together)
+    assert sorted(batches) == [1, 2, 2]
+
+
+@pytest.mark.parametrize("as_batch", [True, False])
+def test_each_image_has_its_generator(as_batch, pipe):
+    images = torch.rand(2, 3, 8, 8)
+    seeded = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
+    results = pipe(images if as_batch else list(images), generator=seeded, **FAST)
+    for image, result, seed in zip(images, results, (3, 4), strict=True):
+        alone = pipe(image, generator=torch.Generator().manual_seed(seed), **FAST)
+        assert torch.equal(result, alone)
+
+
+@pytest.mark.parametrize(
+    ("generator", "error", "message"),
+    [
+        (7, TypeError, "torch.Generator, or one per image, got int"),
+        ([7], TypeError, "got int"),
+        ([None], TypeError, "got NoneType"),
+        ([torch.Generator()] * 2, ValueError, r"one per image \(1\), got 2"),
+        ([], ValueError, "got 0"),
+    ],
+)
+def test_wrong_generators_are_refused(generator, error, message, pipe, tmp_path):
+    with pytest.raises(error, match=message):
+        pipe(photo(), generator=generator)
+    with pytest.raises(error, match=message):
+        pipe.upscale_to_file(photo(), tmp_path / "x.png", generator=generator)
 
 
 @settings(max_examples=25, deadline=None)
@@ -190,7 +310,7 @@ def test_the_colour_fixes_differ_and_adain_keeps_the_mean(pipe):
 def test_bytes_are_the_rounded_floats(color_fix, channels, pipe):
     array = photo(channels=channels)
     options = {"timestep": 300, "color_fix": color_fix, **FAST}
-    floats = pipe(array[..., :3].astype(np.float32) / 255, **options)
+    floats = pipe(array.astype(np.float32) / 255, **options)[..., :3]
     for result in (pipe(array, **options), np.asarray(pipe(Image.fromarray(array), **options))):
         assert result.dtype == np.uint8
         # One beside it where a value lies at the border of two.

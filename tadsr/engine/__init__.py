@@ -10,7 +10,12 @@ thread at a time), `support` and `watch` (which modules, and whether they are
 still the same).
 """
 
-from tadsr.engine.batches import batch_pixels, group_timesteps, same_size_ranges
+from tadsr.engine.batches import (
+    batch_pixels,
+    group_timesteps,
+    read_generators,
+    same_size_ranges,
+)
 from tadsr.engine.lock import NetworkLock
 from tadsr.engine.one_step import OneStepEngine
 from tadsr.engine.plan import EngineName, EnginePlan, choose_plan
@@ -23,5 +28,6 @@ __all__ = [
     "batch_pixels",
     "choose_plan",
     "group_timesteps",
+    "read_generators",
     "same_size_ranges",
 ]

@@ -61,6 +61,34 @@ def same_size_ranges(
     return ranges
 
 
+def read_generators(
+    generator: torch.Generator | Sequence[torch.Generator] | None, num_images: int
+) -> list[torch.Generator | None]:
+    """Return the generator of each image.
+
+    Args:
+        generator: One for all, which they draw from in turn, or one per image; None for none.
+        num_images: Number of images.
+
+    Raises:
+        TypeError: It is no generator.
+        ValueError: There are more or fewer than images.
+    """
+    is_list = isinstance(generator, list | tuple)
+    generators = list(generator) if is_list else [generator] * num_images
+    for each in generators:
+        if not isinstance(each, torch.Generator) and (is_list or each is not None):
+            raise TypeError(
+                "generator must be a torch.Generator, or one per image, got "
+                f"{type(each).__name__}; torch.Generator().manual_seed(seed) makes one"
+            )
+    if len(generators) != num_images:
+        raise ValueError(
+            f"generator must be one, or one per image ({num_images}), got {len(generators)}"
+        )
+    return generators
+
+
 def group_timesteps(timesteps: Tensor, size: tuple[int, int]) -> list[Tensor]:
     """Divide the timesteps of one image into those that go through the networks together.
 

@@ -39,6 +39,16 @@ def assemble_images(
     return [canvas.image for canvas in canvases]
 
 
+def stack_images(decoded: Sequence[DecodedImage]) -> Tensor:
+    """Stack images of one size, (B, 3, H, W) in [0, 1], or (B, 4, H, W) where any has alpha."""
+    if all(image.alpha is None for image in decoded):
+        return torch.stack([image.rgb for image in decoded])
+    opaque = torch.ones_like(decoded[0].rgb[:1])
+    alphas = (opaque if image.alpha is None else image.alpha for image in decoded)
+    pairs = zip(decoded, alphas, strict=True)
+    return torch.stack([torch.cat([image.rgb, alpha]) for image, alpha in pairs])
+
+
 def alpha_rows(
     decoded: DecodedImage, settings: UpscaleSettings, start: int, colors: Tensor
 ) -> Tensor | None:

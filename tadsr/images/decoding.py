@@ -6,7 +6,7 @@ import io
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor
 from tadsr.errors import ImageReadError
 from tadsr.images.array_image import ArrayImage
 from tadsr.images.metadata import COLOR_KEYS, exif_dpi, kept_metadata, tidy_exif, turn_upright
+from tadsr.images.visible import is_colorless, spread_colors
 
 ImageLike: TypeAlias = Image.Image | ArrayImage | np.ndarray | Tensor
 OutputType: TypeAlias = Literal["pil", "np", "pt"]
@@ -59,6 +60,7 @@ class ImageKind:
     Attributes:
         container: "pil", "np" or "pt"; "array" for an `ArrayImage`.
         is_gray: Whether it had one colour channel.
+        is_colorless: Whether all that can be seen of it is grey, in as many channels as it had.
         mode: PIL mode to give back, alpha aside: "L", "RGB", "I;16", "I" or "F".
         dtype: Of an array, `ArrayImage` or tensor; None for PIL.
         ndim: Of an array; 2 for (H, W), 3 for (H, W, C).
@@ -68,6 +70,7 @@ class ImageKind:
 
     container: OutputType | Literal["array"]
     is_gray: bool = False
+    is_colorless: bool = False
     mode: str = "RGB"
     dtype: Any = None
     ndim: int = 3
@@ -86,7 +89,8 @@ class DecodedImage:
     """An image as float tensors, with what is needed to give the same kind back.
 
     Attributes:
-        rgb: float32 (3, H, W) in [0, 1]; grey is replicated, EXIF orientation applied.
+        rgb: float32 (3, H, W) in [0, 1]; grey is replicated, EXIF orientation applied; under
+            alpha 0 the colours nearby that can be seen.
         alpha: float32 (1, H, W) in [0, 1], colours not premultiplied by it; None if opaque.
         kind: What the image was.
     """
@@ -94,6 +98,10 @@ class DecodedImage:
     rgb: Tensor
     alpha: Tensor | None
     kind: ImageKind
+
+
+_Parts = tuple[Tensor, Tensor | None, ImageKind]
+"""What `DecodedImage` holds."""
 
 
 def decode_image(image: ImageLike) -> DecodedImage:
@@ -117,14 +125,9 @@ def decode_image(image: ImageLike) -> DecodedImage:
         ValueError: If the shape, a side of 0 px, NaN, infinity or the range is wrong.
         ImageReadError: If the pixels of a lazily opened PIL image cannot be loaded.
     """
-    if isinstance(image, Image.Image):
-        return _decode_pil(image)
-    if isinstance(image, ArrayImage):
-        return _decode_array_image(image)
-    if isinstance(image, np.ndarray):
-        return _decode_array(image)
-    if isinstance(image, Tensor):
-        return _decode_tensor(image)
+    for kind, decode in _DECODERS.items():
+        if isinstance(image, kind):
+            return _as_seen(*decode(image))
     hint = ""
     if isinstance(image, (list, tuple)):
         hint = "; pass its images one at a time"
@@ -136,7 +139,17 @@ def decode_image(image: ImageLike) -> DecodedImage:
     )
 
 
-def _decode_pil(image: Image.Image) -> DecodedImage:
+def _as_seen(rgb: Tensor, alpha: Tensor | None, kind: ImageKind) -> DecodedImage:
+    """Let nothing count that cannot be seen."""
+    if is_colorless(rgb, alpha):
+        kind = replace(kind, is_colorless=True)
+        rgb = rgb if alpha is None else spread_colors(rgb[:1], alpha).repeat(3, 1, 1)
+    elif alpha is not None:
+        rgb = spread_colors(rgb, alpha)
+    return DecodedImage(rgb, alpha, kind)
+
+
+def _decode_pil(image: Image.Image) -> _Parts:
     if 0 in image.size:
         raise ValueError(f"image must have no side of 0 px, got {image.width}×{image.height}")
     image, exif, dpi = _load_upright(image)
@@ -158,7 +171,7 @@ def _decode_pil(image: Image.Image) -> DecodedImage:
     is_gray = mode != "RGB"
     found = {"dpi": dpi} | image.info | {"exif": exif}
     info = kept_metadata(found, b"GRAY" if is_gray else b"RGB ")
-    return DecodedImage(rgb, alpha, ImageKind("pil", is_gray, mode, info=info))
+    return rgb, alpha, ImageKind("pil", is_gray, mode=mode, info=info)
 
 
 def _load_upright(
@@ -205,16 +218,16 @@ def icc_space(mode: str) -> bytes:
     return b"GRAY" if is_gray else b"RGB "
 
 
-def _decode_array_image(image: ArrayImage) -> DecodedImage:
+def _decode_array_image(image: ArrayImage) -> _Parts:
     white = INTEGER_WHITE.get(image.pixels.dtype, 1.0)
     rgb, alpha = _split_alpha(unit_planes(image.pixels, white, "a float image"))
     mode, space = ("L", b"GRAY") if image.is_gray else ("RGB", b"RGB ")
     info = kept_metadata(image.info, space)
-    kind = ImageKind("array", image.is_gray, mode, image.pixels.dtype, info=info)
-    return DecodedImage(rgb, alpha, kind)
+    kind = ImageKind("array", image.is_gray, mode=mode, dtype=image.pixels.dtype, info=info)
+    return rgb, alpha, kind
 
 
-def _decode_array(array: np.ndarray) -> DecodedImage:
+def _decode_array(array: np.ndarray) -> _Parts:
     native = array.dtype.newbyteorder("=")
     if native not in INTEGER_WHITE and native not in _FLOAT_DTYPES:
         raise TypeError(
@@ -230,11 +243,11 @@ def _decode_array(array: np.ndarray) -> DecodedImage:
     white = INTEGER_WHITE.get(native, 1.0)
     rgb, alpha = _split_alpha(unit_planes(array, white, "a float array"))
     is_gray = array.ndim == 2 or array.shape[2] == 1
-    kind = ImageKind("np", is_gray, "L" if is_gray else "RGB", array.dtype, array.ndim)
-    return DecodedImage(rgb, alpha, kind)
+    mode = "L" if is_gray else "RGB"
+    return rgb, alpha, ImageKind("np", is_gray, mode=mode, dtype=array.dtype, ndim=array.ndim)
 
 
-def _decode_tensor(tensor: Tensor) -> DecodedImage:
+def _decode_tensor(tensor: Tensor) -> _Parts:
     if not tensor.is_floating_point():
         raise TypeError(
             f"a tensor image must be floating-point in [0, 1], not {tensor.dtype}; "
@@ -247,8 +260,15 @@ def _decode_tensor(tensor: Tensor) -> DecodedImage:
             f"got {tuple(tensor.shape)}{hint}"
         )
     rgb = _checked_unit(tensor.detach().to(torch.float32), 1.0, "a tensor image")
-    kind = ImageKind("pt", dtype=tensor.dtype, device=tensor.device)
-    return DecodedImage(rgb, None, kind)
+    return rgb, None, ImageKind("pt", dtype=tensor.dtype, device=tensor.device)
+
+
+_DECODERS = {
+    Image.Image: _decode_pil,
+    ArrayImage: _decode_array_image,
+    np.ndarray: _decode_array,
+    Tensor: _decode_tensor,
+}
 
 
 def strip_metadata(image: Image.Image | ArrayImage) -> Image.Image | ArrayImage:

@@ -24,9 +24,9 @@ def encode_image(
 ) -> ImageLike:
     """Turn tensors back into the kind of image that was decoded.
 
-    Grey stays grey, by BT.601 luma. PIL modes come back as they were, except 1 as L; P and the
-    colour spaces as RGB; premultiplied as plain alpha; and 16-bit grey with alpha, which Pillow
-    has no mode for, as 8-bit LA. Integers are rounded half up.
+    Grey stays grey, also in three channels, by BT.601 luma. PIL modes come back as they were,
+    except 1 as L; P and the colour spaces as RGB; premultiplied as plain alpha; and 16-bit grey
+    with alpha, which Pillow has no mode for, as 8-bit LA. Integers are rounded half up.
 
     Args:
         rgb: Float (3, H, W), clamped to [0, 1]; H and W may differ from those decoded. Or bytes,
@@ -61,9 +61,10 @@ def encode_image(
         if rgb.dtype == torch.uint8:
             alpha = _to_integers(alpha, np.dtype(np.uint8))
     kind = like.kind
-    if kind.is_gray:
+    if kind.is_gray or kind.is_colorless:
         weights = rgb.new_tensor(_LUMA_BT601).view(3, 1, 1)
         rgb = (rgb * weights).sum(dim=0, keepdim=True).clamp_(0, 1)  # [1, H, W]
+        rgb = rgb if kind.is_gray else rgb.expand(3, -1, -1)
     container = output_type or kind.container
     if container == "pt":
         dtype = kind.dtype if output_type is None else torch.float32
@@ -83,7 +84,7 @@ def takes_bytes(like: DecodedImage, output_type: OutputType | None = None) -> bo
     is_8bit = container == "pil"
     if container == "np":
         is_8bit = kind.dtype == np.uint8 if output_type is None else not kind.is_16bit
-    return is_8bit and not kind.is_gray
+    return is_8bit and not (kind.is_gray or kind.is_colorless)
 
 
 def _checked_result(

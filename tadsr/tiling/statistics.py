@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from tadsr.tiling.offloading import weights_in_place
 
+_LEAST_WEIGHT = 1e-6
+"""Of a band in which nothing can be seen, for its mean to be a number."""
+
 
 class ChannelStatistics:
     """Mean and sum of squared deviations of each channel, merged without loss.
@@ -35,11 +38,20 @@ class ChannelStatistics:
         result.deviation = torch.cat([part.deviation for part in parts], dim=1)
         return result
 
-    def add(self, values: Tensor) -> None:
-        """Take in further positions, (B, C, h, w)."""
-        count = values.shape[2] * values.shape[3]
-        mean, variance = _moments(values.float())
-        deviation = variance * count
+    def add(self, values: Tensor, weights: Tensor | None = None) -> None:
+        """Take in further positions, (B, C, h, w), that may count for less than 1, (B, 1, h, w)."""
+        if weights is None:
+            count = values.shape[2] * values.shape[3]
+            mean, variance = _moments(values.float())
+            deviation = variance * count
+        else:
+            dtype = self.mean.dtype
+            count = weights.sum((2, 3), dtype=dtype).clamp(min=_LEAST_WEIGHT)  # [B, 1]
+            mean = (values * weights).sum((2, 3), dtype=dtype) / count
+            spread = (values - mean[..., None, None].float()).square() * weights
+            deviation = spread.sum((2, 3), dtype=dtype)
+        if self.mean.device != mean.device:
+            self.mean, self.deviation = self.mean.to(mean), self.deviation.to(mean)
         total = self.count + count
         difference = mean - self.mean
         self.mean = self.mean + difference * (count / total)
@@ -47,8 +59,9 @@ class ChannelStatistics:
         self.count = total
 
     def variance(self, *, correction: int = 0) -> Tensor:
-        """Return the variance per channel, (B, C)."""
-        return self.deviation / max(1, self.count - correction)
+        """Return the variance per channel, (B, C), float64."""
+        count = self.count - correction
+        return self.deviation / (count.clamp(min=1) if isinstance(count, Tensor) else max(1, count))
 
     def affine(
         self, norm: nn.GroupNorm, scale: Tensor | None = None, shift: Tensor | None = None

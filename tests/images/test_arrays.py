@@ -22,6 +22,8 @@ def _round_trip(image, output_type=None):
 @settings(deadline=None, max_examples=60)
 @given(hnp.arrays(st.sampled_from([np.uint8, np.uint16, ">u2"]), ARRAY_SHAPES))
 def test_integer_arrays_round_trip_exactly(array):
+    if array.ndim == 3 and array.shape[2] == 4:
+        array[..., 3] = array[..., 3].clip(1)  # under alpha 0 nothing is kept
     result = _round_trip(array)
     assert result.dtype == array.dtype
     assert result.shape == array.shape

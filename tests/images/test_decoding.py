@@ -34,7 +34,7 @@ def _image(mode, width=7, height=5):
         return Image.fromarray(_bands(height, width, dtype=np.float32) + np.float32(-0.5)).point(
             lambda value: value * 0.5 + 1
         )
-    rgba = Image.fromarray(_bands(height, width, 4))
+    rgba = Image.fromarray(_bands(height, width, 4).clip(1))  # under alpha 0 nothing is kept
     if mode in ("La", "PA"):
         return rgba.convert("LA").convert(mode)
     if mode == "RGBX":
@@ -134,7 +134,7 @@ def test_gray_result_is_bt601_luma():
 
 
 def test_integers_round_half_up_and_clamp():
-    like = decode_image(Image.new("RGB", (1, 1)))
+    like = decode_image(Image.new("RGB", (1, 1), "red"))
     rgb = torch.tensor([2.5 / 255, -0.3, 1.7]).view(3, 1, 1)
     assert encode_image(rgb, None, like).getpixel((0, 0)) == (3, 0, 255)
 
