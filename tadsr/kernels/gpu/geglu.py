@@ -4,13 +4,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tadsr.kernels.gpu.launch import Launch, ceil_divide, choose_tile, run_launches
+from tadsr.kernels.gpu.launch import SIZES, Launch, ceil_divide, choose_tile, run_launches
 
 BLOCK_ELEMENTS = 1024
 """Elements of a block: 8 for each thread of 4 warps, 16 bytes of half precision."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def geglu_kernel(
     x, y, rows, width, num_blocks, BLOCK_ROWS: tl.constexpr, BLOCK_WIDTH: tl.constexpr
 ):

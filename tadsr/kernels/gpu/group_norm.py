@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tadsr.kernels.gpu.launch import (
+    SIZES,
     Launch,
     ceil_divide,
     choose_tile,
@@ -19,6 +20,8 @@ from tadsr.kernels.gpu.statistics import plan_statistics
 
 WHOLE_GROUP_ELEMENTS = 16384
 """Largest group, padded to powers of two, that one program keeps in its registers."""
+WHOLE_GROUP_ROWS = 4096
+"""Most positions of such a group."""
 APPLIED_ELEMENTS = 2048
 """Elements of a block: 16 for each thread of 4 warps."""
 APPLIED_BLOCKS = 4
@@ -65,7 +68,7 @@ def activate(y, SILU: tl.constexpr):
     return y
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def apply_kernel(
     x,
     y,
@@ -119,7 +122,7 @@ def apply_kernel(
         tl.store(y + at, value.to(y.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def whole_group_kernel(
     x,
     y,
@@ -219,8 +222,10 @@ def plan_group_norm_silu(
         "GROUP_SIZE": group_size,
         "SILU": silu,
     }
-    rows, block_channels = next_power_of_2(positions), next_power_of_2(group_size)
-    if statistics is None and rows * block_channels <= whole_group_elements:
+    block_channels = next_power_of_2(group_size)
+    # Of one size for all images: lanes without a position cost less than another variant.
+    rows = min(whole_group_elements // block_channels, WHOLE_GROUP_ROWS)
+    if statistics is None and positions <= rows:
         blocks = {"BLOCK_ROWS": rows, "BLOCK_CHANNELS": block_channels}
         elements = float(positions * group_size)
         num_warps = min(16, max(1, rows * block_channels // 1024))
@@ -231,14 +236,13 @@ def plan_group_norm_silu(
         statistics, launches = plan_statistics(x, num_groups, channel_bias)
     rows, block_channels = choose_tile(channels, APPLIED_ELEMENTS)
     channel_blocks = ceil_divide(channels, block_channels)
-    num_blocks = min(APPLIED_BLOCKS, next_power_of_2(ceil_divide(positions, rows)))
-    grid = (ceil_divide(positions, rows * num_blocks) * channel_blocks, batch)
+    grid = (ceil_divide(positions, rows * APPLIED_BLOCKS) * channel_blocks, batch)
     arguments = shared | {
         "statistics": statistics.float().contiguous(),
         "num_groups": num_groups,
         "num_channel_blocks": channel_blocks,
         "BLOCK_ROWS": rows,
         "BLOCK_CHANNELS": block_channels,
-        "NUM_BLOCKS": num_blocks,
+        "NUM_BLOCKS": APPLIED_BLOCKS,
     }
     return y, [*launches, Launch(apply_kernel, grid, arguments)]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tadsr.kernels.color import VARIANCE_FLOOR
 from tadsr.kernels.gpu.launch import (
+    SIZES,
     Launch,
     ceil_divide,
     count_processors,
@@ -22,7 +23,7 @@ from tadsr.kernels.gpu.statistics import (
     welford,
 )
 
-MAX_BLOCK = 1024
+VALUES_AT_ONCE = 512
 """Values of one row of pixels that a program converts at a time."""
 RGB = 3
 PADDED_RGB = 4
@@ -52,7 +53,7 @@ def row_offsets(position, stride_c, stride_w, CHANNELS: tl.constexpr, PACKED: tl
     return offset
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def to_uint8_kernel(
     image,
     stride_b,
@@ -79,7 +80,7 @@ def to_uint8_kernel(
     tl.store(result + start + position, value, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def color_moments_kernel(
     image,
     stride_b,
@@ -120,7 +121,7 @@ def color_moments_kernel(
     store_chunk(mean, deviation, count, means, deviations, column, is_channel)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def adain_kernel(
     image,
     stride_b,
@@ -159,7 +160,7 @@ def adain_kernel(
     tl.store(result + start + position, to_byte(fixed), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def wavelet_level_kernel(
     image,
     stride_b,
@@ -269,7 +270,7 @@ def plan_adain(image: Tensor, reference: Tensor) -> tuple[Tensor, list[Launch]]:
             "FIRST_COLUMN": first_column,
             "CHANNELS": channels,
             "PADDED_CHANNELS": next_power_of_2(channels),
-            "BLOCK": min(MAX_BLOCK // 2, next_power_of_2(width)),
+            "BLOCK": VALUES_AT_ONCE,
         }
         launches.append(Launch(color_moments_kernel, (chunks, batch), arguments))
     positions = height * width
@@ -341,5 +342,4 @@ def _strided(name: str, image: Tensor, prefix: str = "") -> dict[str, Any]:
 
 
 def _blocks(length: int) -> dict[str, int]:
-    block = min(MAX_BLOCK, next_power_of_2(length))
-    return {"num_blocks": ceil_divide(length, block), "BLOCK": block}
+    return {"num_blocks": ceil_divide(length, VALUES_AT_ONCE), "BLOCK": VALUES_AT_ONCE}

@@ -15,6 +15,15 @@ ASSUMED_PROCESSORS = 108
 MAX_BLOCK_CHANNELS = 128
 """Channels that a block covers at most: 256 bytes of half precision, whole lines of memory."""
 
+SIZES = (
+    *("positions", "num_groups", "num_chunks", "chunk_positions", "num_channel_blocks"),
+    *("num_blocks", "rows", "width", "height", "chunk_rows", "distance_px"),
+    *(f"{name}_stride" for name in ("weight", "bias", "scale", "shift", "channel_bias")),
+    *(f"{name}stride_{side}" for name in ("", "reference_") for side in "bchw"),
+)
+"""Arguments that Triton must not compile a variant of a kernel for: they follow the image's size,
+the batch, or whether a timestep is shared, and all but the channels gain nothing by it."""
+
 
 @dataclass(frozen=True, eq=False)
 class Launch:

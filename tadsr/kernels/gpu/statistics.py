@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tadsr.kernels.gpu.launch import (
+    SIZES,
     Launch,
     ceil_divide,
     choose_tile,
@@ -45,7 +46,7 @@ def store_chunk(mean, deviation, count, means, deviations, at, mask):
     tl.store(deviations + at, chunk_deviation, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def measure_kernel(
     x,
     residual,
@@ -97,7 +98,7 @@ def measure_kernel(
     store_chunk(mean, deviation, count, means, deviations, at, is_channel)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def merge_kernel(
     means,
     deviations,
@@ -220,7 +221,7 @@ def plan_merge(
     batch, chunks, channels = means.shape
     group_size = channels // num_groups
     block_channels = next_power_of_2(group_size)
-    block_chunks = min(next_power_of_2(chunks), max(1, MERGED_ELEMENTS // block_channels))
+    block_chunks = max(1, MERGED_ELEMENTS // block_channels)
     statistics = means.new_empty((batch, num_groups, 2))
     return statistics, Launch(
         merge_kernel,
