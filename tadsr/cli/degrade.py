@@ -60,7 +60,7 @@ def degrade(
     source: Annotated[str, typer.Argument(metavar="INPUT", help="Photograph or folder.")],
     output: Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder to write to.")],
     preset: Annotated[
-        Literal["realesrgan", "mild", "bicubic"],
+        Literal["realesrgan", "web", "mild", "bicubic"],
         typer.Option("--preset", help="How bad: as from the web, as from a good camera, or plain."),
     ] = "realesrgan",
     scale: Annotated[int, typer.Option("--scale", "-s", metavar="N", help="Reduction.")] = 4,

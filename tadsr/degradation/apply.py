@@ -10,8 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tadsr.degradation import kernels
-from tadsr.degradation.jpeg import compress_jpeg
-from tadsr.degradation.sample import DegradationParams, KernelParams, NoiseParams
+from tadsr.degradation.jpeg import compress_jpeg, compress_webp
+from tadsr.degradation.sample import (
+    DegradationParams,
+    KernelParams,
+    NoiseParams,
+    StageParams,
+)
 
 LUMA_BT601 = (0.299, 0.587, 0.114)
 FFT_FROM_PX = 11
@@ -89,16 +94,21 @@ def _apply_one(image: Tensor, params: DegradationParams) -> Tensor:
         image = F.interpolate(image, size, mode=stage.resize_mode)
         image = _add_noise(image, stage.noise)
         if order < len(params.stages) - 1:
-            image = compress_jpeg(image[0], stage.jpeg_quality)[None]
-    quality = params.stages[-1].jpeg_quality
+            image = _compress(image, stage)
+    last = params.stages[-1]
     if params.jpeg_before_resize:
-        image = compress_jpeg(image[0], quality)[None]
+        image = _compress(image, last)
     image = F.interpolate(image, lq_size, mode=params.final_mode)
     if params.final_sinc is not None:
         image = _blur(image, params.final_sinc)
     if not params.jpeg_before_resize:
-        image = compress_jpeg(image[0].clamp(0, 1), quality)[None]
+        image = _compress(image.clamp(0, 1), last)
     return image
+
+
+def _compress(image: Tensor, stage: StageParams) -> Tensor:
+    compress = compress_webp if stage.codec == "webp" else compress_jpeg
+    return compress(image[0], stage.jpeg_quality)[None]
 
 
 def _blur(image: Tensor, params: KernelParams) -> Tensor:

@@ -1,4 +1,4 @@
-"""JPEG compression of images: Pillow's codec on the CPU, the same arithmetic in torch elsewhere."""
+"""Lossy compression of images: Pillow's codecs, and JPEG's arithmetic in torch for GPUs."""
 
 from __future__ import annotations
 
@@ -46,9 +46,21 @@ def compress_jpeg(image: Tensor, quality: float) -> Tensor:
     """
     if image.device.type != "cpu":
         return simulate_jpeg(image[None], [quality])[0]
+    return _through_pillow(image, "JPEG", quality)
+
+
+def compress_webp(image: Tensor, quality: float) -> Tensor:
+    """Compress and decompress an image as lossy WebP, always on the CPU.
+
+    Arguments and result as `compress_jpeg`.
+    """
+    return _through_pillow(image.cpu(), "WEBP", quality).to(image.device)
+
+
+def _through_pillow(image: Tensor, file_format: str, quality: float) -> Tensor:
     pixels = (image * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=round(quality))
+    Image.fromarray(pixels).save(buffer, file_format, quality=round(quality))
     with Image.open(buffer) as decoded:
         array = np.array(decoded)
     return torch.from_numpy(array).permute(2, 0, 1).float() / 255

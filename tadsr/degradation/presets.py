@@ -95,7 +95,9 @@ class StageConfig:
     gray_probability: float
     """Probability that the noise is the same in all channels."""
     jpeg_quality: Range = (30.0, 95.0)
-    """JPEG quality, in [1, 100]."""
+    """Quality of the compression, in [1, 100]."""
+    webp_probability: float = 0.0
+    """Probability of WebP in JPEG's place, in [0, 1]."""
 
     def __post_init__(self) -> None:
         weights = self.resize_weights
@@ -109,6 +111,7 @@ class StageConfig:
             raise ValueError(f"resize_factor must enclose 1, got {self.resize_factor}")
         _check_probability("gaussian_probability", self.gaussian_probability)
         _check_probability("gray_probability", self.gray_probability)
+        _check_probability("webp_probability", self.webp_probability)
         _check_range("gaussian_sigma", self.gaussian_sigma, 0, 255)
         _check_range("poisson_scale", self.poisson_scale, 0, 100)
         _check_range("jpeg_quality", self.jpeg_quality, 1, 100)
@@ -176,7 +179,34 @@ _MILD = DegradationConfig(
     final_sinc_probability=0.2,
 )
 
-PRESETS: Mapping[str, DegradationConfig] = MappingProxyType(
-    {"realesrgan": _REALESRGAN, "mild": _MILD, "bicubic": DegradationConfig()}
+_WEB = DegradationConfig(
+    stages=(
+        StageConfig(
+            blur=BlurConfig(probability=0.3, sigma_px=(0.2, 1.2)),
+            resize_weights=(0.1, 0.7, 0.2),
+            resize_factor=(0.25, 1.2),
+            gaussian_probability=0.5,
+            gaussian_sigma=(0.0, 6.0),
+            poisson_scale=(0.0, 0.6),
+            gray_probability=0.4,
+            webp_probability=0.25,
+        ),
+        StageConfig(
+            blur=BlurConfig(probability=0.1, sigma_px=(0.2, 0.8)),
+            resize_weights=(0.3, 0.3, 0.4),
+            resize_factor=(0.5, 2.0),
+            gaussian_probability=1.0,
+            gaussian_sigma=(0.0, 2.0),
+            poisson_scale=(0.0, 0.0),
+            gray_probability=0.4,
+            webp_probability=0.25,
+        ),
+    ),
+    final_sinc_probability=0.2,
 )
-"""Named pipelines: Real-ESRGAN's, a light one for good cameras, and plain reduction."""
+
+PRESETS: Mapping[str, DegradationConfig] = MappingProxyType(
+    {"realesrgan": _REALESRGAN, "web": _WEB, "mild": _MILD, "bicubic": DegradationConfig()}
+)
+"""Named pipelines: Real-ESRGAN's; pictures saved, scaled and saved again, as they go round the
+web, with little noise; a light one for good cameras; and plain reduction."""

@@ -21,6 +21,9 @@ from tadsr.degradation.presets import (
 ResizeMode = Literal["area", "bilinear", "bicubic"]
 """Interpolations that a resize draws from."""
 
+Codec = Literal["jpeg", "webp"]
+"""Lossy formats."""
+
 RESIZE_MODES: tuple[ResizeMode, ...] = ("area", "bilinear", "bicubic")
 SMALL_SINC_PX = 13
 """Sinc kernels smaller than this get a cut-off of at least π/3, others of at least π/5."""
@@ -73,7 +76,9 @@ class StageParams:
     noise: NoiseParams
     """Noise."""
     jpeg_quality: float
-    """JPEG quality, 1..100."""
+    """Quality of the compression, 1..100."""
+    codec: Codec = "jpeg"
+    """What it is compressed by."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +169,13 @@ def _sample_stage(rng: np.random.Generator, config: StageConfig) -> StageParams:
             seed=int(rng.integers(2**31)),
         ),
         jpeg_quality=float(rng.uniform(*config.jpeg_quality)),
+        codec=_draw_codec(rng, config.webp_probability),
     )
+
+
+def _draw_codec(rng: np.random.Generator, webp_probability: float) -> Codec:
+    # Nothing is drawn without WebP, so that records of the other presets stay those of their seeds.
+    return "webp" if webp_probability > 0 and rng.random() < webp_probability else "jpeg"
 
 
 def _sample_kernel(rng: np.random.Generator, config: BlurConfig) -> KernelParams:

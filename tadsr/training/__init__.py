@@ -15,6 +15,7 @@ _EXPORTS = {
     "OptimizerConfig": "tadsr.training.stages.stage_config",
     "TeacherConfig": "tadsr.training.stages.stage_config",
     "TimestepRamp": "tadsr.training.stages.stage_config",
+    "RestoredConfig": "tadsr.training.data",
     "Trainer": "tadsr.training.trainer",
     "TrainingConfig": "tadsr.training.training_config",
     "ValidationConfig": "tadsr.training.training_config",

@@ -15,6 +15,28 @@ def mse_per_sample(pred: Tensor, target: Tensor) -> Tensor:
     return (pred - target).square().flatten(1).mean(1)
 
 
+def l1_per_sample(pred: Tensor, target: Tensor) -> Tensor:
+    """Return the mean absolute error of each item, (B,), of tensors (B, C, H, W)."""
+    return (pred - target).abs().flatten(1).mean(1)
+
+
+def gradient_l1(pred: Tensor, target: Tensor) -> Tensor:
+    """Return the mean absolute error of the differences between neighbours.
+
+    Unlike the error of the pixels themselves it weights edges and texture above flat areas.
+
+    Args:
+        pred: Restored images, (B, C, H, W), at least 2 px a side.
+        target: Images to compare with, shaped as `pred`.
+
+    Returns:
+        (B,), at least 0; 0 where the images differ by a constant.
+    """
+    difference = pred - target
+    down, right = difference.diff(dim=-2), difference.diff(dim=-1)
+    return (down.abs().flatten(1).mean(1) + right.abs().flatten(1).mean(1)) / 2
+
+
 def chroma_mse(pred: Tensor, target: Tensor) -> Tensor:
     """Return the mean squared error of the colour differences R−G and B−G of each item.
 

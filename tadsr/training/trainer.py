@@ -19,14 +19,13 @@ from tqdm import tqdm
 from tadsr.config import torch_dtype
 from tadsr.errors import TADSRWarning, TrainingError
 from tadsr.measure.perceptual import PerceptualDistance
-from tadsr.training.data import Batch, TrainingData, open_data
+from tadsr.training.data import Batch, Restorer, TrainingData, open_data
 from tadsr.training.export import TrainingFacts, export_model
 from tadsr.training.networks import keep_frozen_weights_in
 from tadsr.training.randomness import SampleRandomness
 from tadsr.training.run_folder import RunLog, StopRequest, claim_folder
 from tadsr.training.stages.base import Runtime
 from tadsr.training.stages.build import build_stage
-from tadsr.training.stages.stage_config import OptimizerConfig
 from tadsr.training.state import RunState
 from tadsr.training.training_config import TrainingConfig
 from tadsr.training.validation import Validator
@@ -41,21 +40,6 @@ _SETTLING_STEPS = 20
 """Steps before a loss is compared with its mean."""
 
 
-def learning_rate_factor(step: int, config: OptimizerConfig, total_steps: int) -> float:
-    """Return the learning rate at a step as a fraction of the peak: warm-up, then cosine.
-
-    Args:
-        step: Steps done before, from 0.
-        config: Warm-up and final fraction.
-        total_steps: Steps of the whole run.
-    """
-    if step < config.warmup_steps:
-        return (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
-    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-    return config.final_fraction + (1 - config.final_fraction) * cosine
-
-
 class Trainer:
     """Train a stage; an interrupted run in the same output folder goes on where it was.
 
@@ -66,6 +50,8 @@ class Trainer:
         config: The run.
         perceptual: A perceptual distance to use in place of the one that the stage's
             configuration names.
+        restorer: A restoration network to use in place of `data.restored.network`; RGB in [0, 1]
+            (B, 3, h, w) to (B, 3, scale·h, scale·w).
 
     Raises:
         ValueError: A value does not fit the model or the data, or there is nothing to train on.
@@ -75,12 +61,16 @@ class Trainer:
     """
 
     def __init__(
-        self, config: TrainingConfig, *, perceptual: PerceptualDistance | None = None
+        self,
+        config: TrainingConfig,
+        *,
+        perceptual: PerceptualDistance | None = None,
+        restorer: Restorer | None = None,
     ) -> None:
         self.config = config
         self.folder = Path(config.output)
         self.accelerator = self._make_accelerator()
-        self.data: TrainingData = open_data(config.data, seed=config.seed)
+        self.data: TrainingData = open_data(config.data, seed=config.seed, restorer=restorer)
         self.stage = build_stage(config, self.folder, perceptual)
         factor = self.stage.checkpoint.vae.downscale_factor
         if config.data.crop_px % factor:
@@ -123,6 +113,10 @@ class Trainer:
         elif self.accelerator.is_main_process:
             self.log.truncate(0)
         config = self.config
+        if config.data.restored is not None:
+            place = (self.accelerator.process_index, self.accelerator.num_processes)
+            self.data.prepare(self.accelerator.device, *place)
+            self.accelerator.wait_for_everyone()
         batches = self.data.batches(
             batch_size=config.batch_size,
             first_sample=self.step * self._samples_per_step,
@@ -324,7 +318,7 @@ class Trainer:
     def _set_learning_rates(self) -> None:
         for name, optimizer in self.optimizers.items():
             settings = self.stage.networks[name].optimizer
-            factor = learning_rate_factor(self.step, settings, self.config.steps)
+            factor = settings.factor_at(self.step, self.config.steps)
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * factor
 

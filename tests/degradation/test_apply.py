@@ -1,11 +1,19 @@
 from __future__ import annotations
 
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from tadsr.degradation import PRESETS, apply_degradation, sample_degradation
+from tadsr.degradation import (
+    PRESETS,
+    DegradationParams,
+    apply_degradation,
+    sample_degradation,
+)
 from tadsr.degradation.apply import (
     FFT_FROM_PX,
     _add_noise,
@@ -94,3 +102,17 @@ def test_the_input_is_left_alone_and_its_dtype_kept():
     params = sample_degradation(np.random.default_rng(0), PRESETS["realesrgan"])
     assert apply_degradation(hq, params).dtype == torch.float16
     assert hq.equal(before)
+
+
+def test_the_web_preset_compresses_by_both_codecs():
+    records = [sample_degradation(np.random.default_rng(i), PRESETS["web"]) for i in range(60)]
+    codecs = [stage.codec for record in records for stage in record.stages]
+    assert 0.12 < codecs.count("webp") / len(codecs) < 0.4
+    record = next(r for r in records if r.stages[1].codec == "webp" and not r.jpeg_before_resize)
+    hq = torch.rand(1, 3, 64, 72, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    as_webp = apply_degradation(hq, record)
+    last = dataclasses.replace(record.stages[1], codec="jpeg")
+    as_jpeg = apply_degradation(hq, dataclasses.replace(record, stages=(record.stages[0], last)))
+    assert as_webp.shape == (1, 3, 16, 18)
+    assert 0.005 < (as_webp - as_jpeg).abs().mean() < 0.2
+    assert DegradationParams.from_dict(json.loads(json.dumps(record.to_dict()))) == record

@@ -4,7 +4,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tadsr.training.losses import blur_at_timesteps, blurred_mse, chroma_mse, mse_per_sample
+from tadsr.training.losses import (
+    blur_at_timesteps,
+    blurred_mse,
+    chroma_mse,
+    gradient_l1,
+    mse_per_sample,
+)
 
 TIMESTEPS = [0, 1, 199, 200, 399, 500, 999]
 
@@ -43,3 +49,12 @@ def test_chroma_mse_ignores_brightness_and_counts_colour():
     torch.testing.assert_close(chroma_mse(image + 0.2, image), torch.zeros(2))
     tinted = image + torch.tensor([0.0, 0.3, 0.0])[None, :, None, None]
     torch.testing.assert_close(chroma_mse(tinted, image), torch.full((2,), 0.09))
+
+
+def test_the_gradient_error_sees_edges_and_no_offset():
+    image = torch.rand(2, 3, 8, 8)
+    assert gradient_l1(image + 0.3, image).max() < 1e-6
+    edge = torch.zeros(1, 1, 4, 4)
+    edge[..., 2:] = 1
+    # 4 of 12 pairs in a row differ by 1, none of a column.
+    assert gradient_l1(edge, torch.zeros_like(edge)).item() == pytest.approx((4 / 12) / 2)

@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -22,6 +23,7 @@ from tadsr.training import (
     DataConfig,
     DistillationConfig,
     OptimizerConfig,
+    RestoredConfig,
     TeacherConfig,
     TimestepRamp,
     Trainer,
@@ -29,6 +31,7 @@ from tadsr.training import (
     ValidationConfig,
 )
 from tadsr.training.losses import mse_per_sample
+from tadsr.training.randomness import SampleRandomness
 
 QUICK = OptimizerConfig(learning_rate=2e-3)
 FEW_TEXTS = {"negative_prompt": "degraded photo", "teacher_prompt": ""}
@@ -103,6 +106,38 @@ def test_the_stages_from_scratch_learn_and_hand_over(small_chain, networks, phot
     assert all(np.isfinite(line["fake_score.loss"]) for line in lines)
     image = Image.open(photos / "0.png")
     assert TADSRPipeline.from_pretrained(model)(image, 300).size == (448, 384)
+
+
+def test_images_are_compared_with_what_a_restorer_makes_as_the_timestep_says(
+    networks, photos, tmp_path
+):
+    data = DataConfig(
+        str(photos), crop_px=32, num_workers=0, restored=RestoredConfig(str(tmp_path / "kept"), 4)
+    )
+    stage = distillation(
+        adapter_rank=0, tavsd_weight=TimestepRamp(0, 0), mse_weight=TimestepRamp(0, 0),
+        l1_weight=TimestepRamp(1, 1), gradient_weight=TimestepRamp(2, 2),
+        restored_share=TimestepRamp(0, 1.5),
+    )  # fmt: skip
+
+    def restorer(lq):
+        return F.interpolate(1 - lq, scale_factor=4)
+
+    trainer = Trainer(
+        make_config(networks, photos, tmp_path / "run", stage, data=data), restorer=restorer
+    )
+    assert TADSRPipeline.from_pretrained(trainer.train())
+    log = read_log(tmp_path / "run")[-1]
+    assert log["student.loss"] == pytest.approx(log["student.l1"] + 2 * log["student.gradient"])
+    batch = next(trainer.data.batches(batch_size=3)).to("cpu")
+    timesteps, randomness = torch.tensor([0, 333, 999]), SampleRandomness(0, batch.indices)
+    share = torch.tensor([0, 0.5, 1.5])[:, None, None, None]
+    image = batch.hq + share * (batch.restored - batch.hq)
+    losses = trainer.stage.restoration_losses(image, batch, timesteps, randomness)
+    assert losses["loss"] < 1e-6
+    assert trainer.stage.restoration_losses(batch.hq, batch, timesteps, randomness)["l1"] > 0.1
+    with pytest.raises(ValueError, match=r"data\.restored must say"):
+        make_config(networks, photos, tmp_path / "other", stage)
 
 
 def test_an_encoder_is_fitted_to_a_decoder_that_stays(small_chain, networks, photos, tmp_path):

@@ -1,15 +1,19 @@
 """Photographs to train on: from folders, lists and streams, degraded on the fly."""
 
 from tadsr.training.data.batch import Batch, upsample_lq
-from tadsr.training.data.data_config import DataConfig
+from tadsr.training.data.data_config import DataConfig, RestoredConfig
 from tadsr.training.data.opening import TrainingData, open_data
 from tadsr.training.data.photos import find_photos
+from tadsr.training.data.restorer import Restorer, load_restorer
 
 __all__ = [
     "Batch",
     "DataConfig",
+    "RestoredConfig",
+    "Restorer",
     "TrainingData",
     "find_photos",
+    "load_restorer",
     "open_data",
     "upsample_lq",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,7 +19,7 @@ class Sample:
     hq: Tensor
     """(3, S, S), float32, in [-1, 1]."""
     lq: Tensor | None
-    """(3, S, S), enlarged by bicubic; None where it is degraded on the device."""
+    """(3, s, s), at its own size; None where it is degraded on the device."""
     prompt: str
     """What it shows, or ""."""
     index: int
@@ -30,6 +30,15 @@ class Sample:
     """What was cropped."""
     skipped: tuple[str, ...]
     """What could not be used in its place, with the reason."""
+    restored: Tensor | None = None
+    """What a restoration network makes of the LQ, (3, S, S), in [-1, 1]; None without one."""
+
+    def enlarged(self) -> Sample:
+        """Return the sample with its LQ, if it has one, at the HQ's size."""
+        size = self.hq.shape[-2:]
+        if self.lq is None or self.lq.shape[-2:] == size:
+            return self
+        return replace(self, lq=upsample_lq(self.lq[None], size)[0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +48,7 @@ class Batch:
     hq: Tensor
     """(B, 3, S, S), float32, in [-1, 1]."""
     lq: Tensor | None
-    """(B, 3, S, S); None before `to` where the device degrades."""
+    """(B, 3, S, S), enlarged by bicubic; None before `to` where the device degrades."""
     prompts: tuple[str, ...]
     """One per sample."""
     indices: Tensor
@@ -50,6 +59,8 @@ class Batch:
     """What was cropped."""
     skipped: tuple[str, ...]
     """What could not be used, with the reason."""
+    restored: Tensor | None = None
+    """What a restoration network makes of the LQ, (B, 3, S, S), in [-1, 1]; None without one."""
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -57,29 +68,35 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch on a device, with the degradation applied where that is pending."""
-        hq = self.hq.to(device, non_blocking=True)
-        if self.lq is not None:
-            return replace(self, hq=hq, lq=self.lq.to(device, non_blocking=True))
+        moved = self._map(lambda x: x.to(device, non_blocking=True))
+        if moved.lq is not None:
+            return moved
+        hq = moved.hq
         lq = upsample_lq(apply_degradation(hq, self.degradations), hq.shape[-2:])
-        return replace(self, hq=hq, lq=lq, degradations=None)
+        return replace(moved, lq=lq, degradations=None)
 
     def pin_memory(self) -> Batch:
         """Return the batch in pinned memory, from where a GPU copies while it computes."""
-        lq = None if self.lq is None else self.lq.pin_memory()
-        return replace(self, hq=self.hq.pin_memory(), lq=lq)
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        images = {name: getattr(self, name) for name in ("hq", "lq", "restored")}
+        return replace(self, **{n: change(x) for n, x in images.items() if x is not None})
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
     """Put samples of one size into a batch."""
     is_pending = samples[0].lq is None
+    has_restored = samples[0].restored is not None
     return Batch(
         hq=torch.stack([s.hq for s in samples]),
-        lq=None if is_pending else torch.stack([s.lq for s in samples]),
+        lq=None if is_pending else torch.stack([s.enlarged().lq for s in samples]),
         prompts=tuple(s.prompt for s in samples),
         indices=torch.tensor([s.index for s in samples], dtype=torch.int64),
         degradations=tuple(s.degradation for s in samples) if is_pending else None,
         names=tuple(s.name for s in samples),
         skipped=tuple(reason for s in samples for reason in s.skipped),
+        restored=torch.stack([s.restored for s in samples]) if has_restored else None,
     )
 
 

@@ -10,6 +10,30 @@ from tadsr.degradation import PRESETS
 Kind = Literal["auto", "folder", "pairs", "list", "huggingface", "webdataset"]
 """What a source is; "auto" tells by its name."""
 
+_PRESET_SHARES = ("bicubic_probability", "mild_probability", "web_probability")
+
+
+@dataclass(frozen=True)
+class RestoredConfig:
+    """A finite set of samples that carry what a restoration network makes of their LQ."""
+
+    folder: str
+    """Folder where they are kept, computed once; an interrupted computation goes on."""
+    num_samples: int = 20000
+    """How many there are, at least 1. With more of them, those that are kept stay the same."""
+    network: str | None = None
+    """Checkpoint of the network, of any architecture that spandrel detects; None takes the callable
+    that `Trainer` is given, or needs all samples to be there."""
+    seed: int = 0
+    """Seed of crops and degradations, at least 0; the run's seed draws their order and turns."""
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 1 or self.seed < 0:
+            raise ValueError(
+                "num_samples must be at least 1 and seed at least 0, got "
+                f"{self.num_samples} and {self.seed}"
+            )
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -41,8 +65,9 @@ class DataConfig:
     bicubic_probability: float = 0.01
     """Probability of plain bicubic reduction in its place, in [0, 1] (published code: 1 %)."""
     mild_probability: float = 0.0
-    """Probability of the preset "mild" in its place, in [0, 1]; with `bicubic_probability` at most
-    1 together."""
+    """Probability of the preset "mild" in its place, in [0, 1]."""
+    web_probability: float = 0.0
+    """Probability of the preset "web" in its place, in [0, 1]; the three at most 1 together."""
     degrade_on: Literal["worker", "device"] = "worker"
     """Where degradation is computed: in the worker processes, or by `Batch.to` on its device."""
     prompt: str = ""
@@ -64,6 +89,9 @@ class DataConfig:
     """Keep decoded photos in memory, for sets of a few hundred."""
     num_workers: int = 2
     """Processes that prepare samples beside the training process, at least 0."""
+    restored: RestoredConfig | None = None
+    """Draw from a finite set of samples with a restoration network's results, flipped and turned at
+    random each time; None makes every sample anew, without such results."""
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -80,14 +108,13 @@ class DataConfig:
             )
         if not 0 < self.min_zoom <= 1:
             raise ValueError(f"min_zoom must be in (0, 1], got {self.min_zoom}")
-        for name in ("bicubic_probability", "mild_probability", "prompt_dropout"):
+        for name in (*_PRESET_SHARES, "prompt_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
-        if self.bicubic_probability + self.mild_probability > 1:
-            raise ValueError(
-                "bicubic_probability and mild_probability must be at most 1 together, got "
-                f"{self.bicubic_probability} and {self.mild_probability}"
-            )
+        shares = [getattr(self, name) for name in _PRESET_SHARES]
+        if sum(shares) > 1:
+            names = ", ".join(_PRESET_SHARES)
+            raise ValueError(f"{names} must be at most 1 together, got {shares}")
         if self.degradation not in PRESETS:
             raise ValueError(
                 f"degradation must be one of {', '.join(PRESETS)}, got {self.degradation!r}"

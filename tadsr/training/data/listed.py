@@ -114,6 +114,28 @@ def check_not_swapped(records: list[Record], what: str) -> None:
         )
 
 
+class ShuffledEpochs:
+    """Numbers 0..count − 1 over and over, each epoch in an order of its own.
+
+    Args:
+        count: How many, at least 1.
+        seed: Seed of the orders.
+    """
+
+    def __init__(self, count: int, seed: int) -> None:
+        self.count = count
+        self.seed = seed
+        self._epoch, self._order = -1, np.empty(0, int)
+
+    def __getitem__(self, index: int) -> int:
+        """Return the number at a place in the endless sequence."""
+        epoch, place = divmod(index, self.count)
+        if self._epoch != epoch:
+            self._order = np.random.default_rng([self.seed, epoch, 1]).permutation(self.count)
+            self._epoch = epoch
+        return int(self._order[place])
+
+
 class ListedPhotos(Dataset):
     """Sample i is a function of the configuration, the seed and i alone.
 
@@ -130,7 +152,7 @@ class ListedPhotos(Dataset):
         self.config = config
         self.seed = seed
         self.cache: dict[Path, np.ndarray] = {}
-        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, int))
+        self._order = ShuffledEpochs(len(records), seed)
 
     def preload(self) -> None:
         """Decode all photographs into memory, before worker processes share it."""
@@ -144,7 +166,7 @@ class ListedPhotos(Dataset):
     def __getitem__(self, index: int) -> Sample:
         """Make sample `index`; other photographs take the place of unusable ones."""
         rng = np.random.default_rng([self.seed, index])
-        record = self.records[self._position(index)]
+        record = self.records[self._order[index]]
         skipped: list[str] = []
         while True:
             try:
@@ -168,13 +190,6 @@ class ListedPhotos(Dataset):
 
     def _read(self, path: Path) -> np.ndarray:
         return self.cache[path] if path in self.cache else read_photo(path)
-
-    def _position(self, index: int) -> int:
-        epoch, place = divmod(index, len(self.records))
-        if self._order[0] != epoch:
-            order = np.random.default_rng([self.seed, epoch, 1]).permutation(len(self.records))
-            self._order = (epoch, order)
-        return int(self._order[1][place])
 
 
 class SharedIndices(Sampler):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch.utils.data import DataLoader
 
 from tadsr.training.data.batch import Batch, collate
@@ -18,6 +20,8 @@ from tadsr.training.data.listed import (
     read_list,
 )
 from tadsr.training.data.photos import find_photos
+from tadsr.training.data.restored import RestoredSamples
+from tadsr.training.data.restorer import Restorer
 from tadsr.training.data.streamed import HUB_ID, HubStream, ShardStream, StreamedData
 
 _PREFETCH_BATCHES = 4
@@ -30,12 +34,24 @@ class TrainingData:
         records: The photographs.
         config: How samples are made of them.
         seed: The run's seed.
+        restorer: As of `RestoredSamples`, where the configuration asks for such.
     """
 
-    def __init__(self, records: list[Record], config: DataConfig, seed: int) -> None:
+    def __init__(
+        self,
+        records: list[Record],
+        config: DataConfig,
+        seed: int,
+        restorer: Restorer | None = None,
+    ) -> None:
         self.records = records
         self.config = config
-        self.dataset = ListedPhotos(records, config, seed)
+        self.dataset: ListedPhotos | RestoredSamples = ListedPhotos(records, config, seed)
+        if config.restored is not None:
+            plain = replace(config, flip=False, rotate=False, degrade_on="worker")
+            self.dataset = RestoredSamples(
+                ListedPhotos(records, plain, config.restored.seed), config, seed, restorer
+            )
         kind = "photos" if records[0].lq is None else "pairs"
         self.description = f"{len(records)} {kind} in {Path(config.source).name}"
 
@@ -46,6 +62,11 @@ class TrainingData:
         if config.prompt_dropout > 0:
             found.add("")
         return tuple(sorted(found))
+
+    def prepare(self, device: torch.device, rank: int = 0, num_processes: int = 1) -> None:
+        """Compute samples that are to be kept and are not there yet."""
+        if isinstance(self.dataset, RestoredSamples):
+            self.dataset.prepare(device, rank, num_processes)
 
     def batches(
         self,
@@ -65,11 +86,12 @@ class TrainingData:
             num_processes: All of them.
             pin_memory: Whether batches come in pinned memory.
         """
-        if self.config.cache_photos and not self.dataset.cache:
-            self.dataset.preload()
+        dataset = self.dataset
+        if self.config.cache_photos and isinstance(dataset, ListedPhotos) and not dataset.cache:
+            dataset.preload()
         workers = self.config.num_workers
         loader = DataLoader(
-            self.dataset,
+            dataset,
             batch_sampler=SharedIndices(batch_size, first_sample, rank, num_processes),
             collate_fn=collate,
             num_workers=workers,
@@ -84,12 +106,15 @@ class TrainingData:
             del iterator, loader
 
 
-def open_data(config: DataConfig, *, seed: int) -> TrainingData | StreamedData:
+def open_data(
+    config: DataConfig, *, seed: int, restorer: Restorer | None = None
+) -> TrainingData | StreamedData:
     """List or open what a run trains on.
 
     Args:
         config: The source.
         seed: The run's seed.
+        restorer: A restoration network in place of the one that `config` names.
 
     Returns:
         The samples.
@@ -103,6 +128,11 @@ def open_data(config: DataConfig, *, seed: int) -> TrainingData | StreamedData:
     if kind == "pairs" and config.lq is None:
         raise ValueError("data.lq must name the folder of LQ partners for kind 'pairs'")
     if kind in ("huggingface", "webdataset"):
+        if config.restored is not None:
+            raise ValueError(
+                f"data.restored must be left out for kind {kind!r}: its samples are of photographs "
+                "known beforehand; store some of the stream's in a folder"
+            )
         if config.lq is not None or config.captions is not None:
             raise ValueError(
                 f"data.lq and data.captions must be left out for kind {kind!r}: a stream carries "
@@ -111,7 +141,7 @@ def open_data(config: DataConfig, *, seed: int) -> TrainingData | StreamedData:
         source = HubStream(config) if kind == "huggingface" else ShardStream(config)
         return StreamedData(source, config, seed)
     records = read_list(config) if kind == "list" else list_folder(config)
-    return TrainingData(records, config, seed)
+    return TrainingData(records, config, seed, restorer)
 
 
 def _detect_kind(config: DataConfig) -> str:

@@ -18,7 +18,7 @@ from tadsr.degradation import (
     sample_degradation,
 )
 from tadsr.images import decode_image, read_image
-from tadsr.training.data.batch import Sample, upsample_lq
+from tadsr.training.data.batch import Sample
 from tadsr.training.data.data_config import DataConfig
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif")
@@ -77,19 +77,16 @@ def make_sample(
         raise UnusablePhotoError(
             f"must be at least {config.crop_px} px a side, got {width}×{height}"
         )
-    turn = _draw_turn(config, rng)
+    turn = draw_turn(config, rng)
     degradation = None
     if partner is None:
         hq = turn(_cut_zoomed(photo, config, rng))
         degradation = sample_degradation(rng, _draw_preset(config, rng), scale=config.scale)
         lq = None
         if config.degrade_on == "worker":
-            lq = apply_degradation(hq[None], degradation)
+            lq = apply_degradation(hq[None], degradation)[0]
     else:
         hq, lq = (turn(crop) for crop in _cut_pair(photo, partner, config, rng))
-        lq = lq[None]
-    if lq is not None:
-        lq = upsample_lq(lq, hq.shape[-2:])[0]
     prompt = config.prompt if caption is None else caption
     if rng.random() < config.prompt_dropout:
         prompt = ""
@@ -98,10 +95,10 @@ def make_sample(
 
 def _draw_preset(config: DataConfig, rng: np.random.Generator) -> DegradationConfig:
     share = rng.random()
-    if share < config.bicubic_probability:
-        return PRESETS["bicubic"]
-    if share < config.bicubic_probability + config.mild_probability:
-        return PRESETS["mild"]
+    for name in ("bicubic", "mild", "web"):
+        share -= getattr(config, f"{name}_probability")
+        if share < 0:
+            return PRESETS[name]
     return PRESETS[config.degradation]
 
 
@@ -148,7 +145,7 @@ def _cut(photo: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
     return photo[top : top + side, left : left + side]
 
 
-def _draw_turn(config: DataConfig, rng: np.random.Generator) -> Callable[[Tensor], Tensor]:
+def draw_turn(config: DataConfig, rng: np.random.Generator) -> Callable[[Tensor], Tensor]:
     """Draw a mirroring and a rotation, to be applied to one or two crops alike."""
     is_flipped = config.flip and rng.random() < 0.5
     quarters = int(rng.integers(4)) if config.rotate else 0

@@ -238,9 +238,10 @@ class StreamedData:
                 reason = str(error) if isinstance(error, UnusablePhotoError) else repr(error)
                 skipped.append(f"{raw.name}: {reason}")
             else:
-                return dataclasses.replace(
+                named = dataclasses.replace(
                     sample, index=index, name=raw.name, skipped=tuple(skipped)
                 )
+                return named.enlarged()
         raise DataError(
             f"{len(skipped)} photographs in a row could not be used, the last one: {skipped[-1]}"
         )

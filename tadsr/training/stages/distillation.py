@@ -16,12 +16,18 @@ from tadsr.networks.adapters import attach_new_adapters, plain_state_dict
 from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL, neutralize_time_layers
 from tadsr.training.adversarial import PatchDiscriminator, discriminator_loss, generator_loss
 from tadsr.training.data import Batch
-from tadsr.training.losses import blurred_mse, chroma_mse, mse_per_sample
+from tadsr.training.losses import (
+    blurred_mse,
+    chroma_mse,
+    gradient_l1,
+    l1_per_sample,
+    mse_per_sample,
+)
 from tadsr.training.prompts import PromptEncoder
 from tadsr.training.randomness import SampleRandomness
 from tadsr.training.stages.base import Phase, Runtime, Stage, TrainedNetwork
 from tadsr.training.stages.stage_config import DistillationConfig, OptimizerConfig
-from tadsr.training.student import Restored, make_student
+from tadsr.training.student import make_student
 from tadsr.training.vsd import (
     diffusion_loss,
     guidance_scale,
@@ -29,6 +35,14 @@ from tadsr.training.vsd import (
     link_timesteps,
     vsd_loss,
 )
+
+_PIXEL_ERRORS = {
+    "plain_mse": mse_per_sample,
+    "chroma_mse": chroma_mse,
+    "l1": l1_per_sample,
+    "gradient": gradient_l1,
+}
+"""Losses of images alone; each has a weight in the configuration."""
 
 
 class DistillationStage(Stage):
@@ -150,7 +164,7 @@ class DistillationStage(Stage):
             restored = student(batch.lq, timesteps, prompts, posterior_noise=noise)
             if self.config.clamp_image:
                 restored = restored._replace(image=restored.image.clamp(-1, 1))
-            losses = self._restoration_losses(restored, batch, timesteps, randomness)
+            losses = self.restoration_losses(restored.image, batch, timesteps, randomness)
             if self.teacher is not None:
                 tavsd = self._distillation_loss(restored.pred_x0, timesteps, batch, randomness)
                 weighted = self.config.tavsd_weight.at(timesteps) * tavsd
@@ -197,19 +211,25 @@ class DistillationStage(Stage):
         weight = self.alphas_cumprod[timesteps].sqrt()
         return {"loss": (error * weight).mean(), "latent": error.mean()}
 
-    def _restoration_losses(
-        self, restored: Restored, batch: Batch, timesteps: Tensor, randomness: SampleRandomness
+    def restoration_losses(
+        self, image: Tensor, batch: Batch, timesteps: Tensor, randomness: SampleRandomness
     ) -> dict[str, Tensor]:
-        """Return the weighted sum as "loss", and each loss without its weight."""
-        config, image, hq = self.config, restored.image, batch.hq
+        """Return the weighted sum of restored images' losses as "loss", and each without weight."""
+        config, hq = self.config, batch.hq
+        target = hq
+        if not config.restored_share.is_zero:
+            share = config.restored_share.at(timesteps)[:, None, None, None]
+            target = torch.lerp(hq, batch.restored, share)
         per_sample = {}
         if not config.mse_weight.is_zero:
-            mse = blurred_mse(image, hq, timesteps) if config.blur else mse_per_sample(image, hq)
+            mse = mse_per_sample(image, target)
+            if config.blur:
+                mse = blurred_mse(image, target, timesteps)
             per_sample["mse"] = (config.mse_weight, mse)
-        if not config.plain_mse_weight.is_zero:
-            per_sample["plain_mse"] = (config.plain_mse_weight, mse_per_sample(image, hq))
-        if not config.chroma_mse_weight.is_zero:
-            per_sample["chroma_mse"] = (config.chroma_mse_weight, chroma_mse(image, hq))
+        for name, error in _PIXEL_ERRORS.items():
+            weight = getattr(config, f"{name}_weight")
+            if not weight.is_zero:
+                per_sample[name] = (weight, error(image, target))
         if not config.perceptual_weight.is_zero:
             distance = self.perceptual_distance(*self._shifted(image, hq, randomness))
             per_sample["perceptual"] = (config.perceptual_weight, distance)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -81,6 +82,14 @@ class OptimizerConfig:
                 "warmup_steps and weight_decay must be at least 0, got "
                 f"{self.warmup_steps} and {self.weight_decay}"
             )
+
+    def factor_at(self, step: int, total_steps: int) -> float:
+        """Return the learning rate at a step, from 0, as a fraction of the peak."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        progress = (step - self.warmup_steps) / max(1, total_steps - self.warmup_steps)
+        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        return self.final_fraction + (1 - self.final_fraction) * cosine
 
 
 @dataclass(frozen=True)
@@ -165,6 +174,14 @@ class DistillationConfig:
     """Weight of a further, never blurred MSE by t_s (method: 0)."""
     chroma_mse_weight: TimestepRamp = TimestepRamp(0.0, 0.0)
     """Weight of the colour differences' MSE by t_s (method: 0)."""
+    l1_weight: TimestepRamp = TimestepRamp(0.0, 0.0)
+    """Weight of the mean absolute error by t_s (method: 0)."""
+    gradient_weight: TimestepRamp = TimestepRamp(0.0, 0.0)
+    """Weight of the mean absolute error of neighbours' differences by t_s (method: 0)."""
+    restored_share: TimestepRamp = TimestepRamp(0.0, 0.0)
+    """How far by t_s the images that all errors above are taken from move away from the originals
+    towards a restoration network's results (`data.restored`): 0 stays, 1 arrives, and more goes on
+    beyond, with more of what the network adds (method: 0)."""
     perceptual: str = "lpips"
     """Perceptual distance; see `make_perceptual`. "none" needs `perceptual_weight` 0."""
     perceptual_weight: TimestepRamp = TimestepRamp(2.0, 2.0)

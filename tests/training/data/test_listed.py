@@ -264,7 +264,7 @@ def test_presets_come_in_their_shares(photos):
         {"degrade_on": "gpu"},
         {"bicubic_probability": 2},
         {"mild_probability": -1},
-        {"mild_probability": 0.6, "bicubic_probability": 0.5},
+        {"mild_probability": 0.4, "bicubic_probability": 0.4, "web_probability": 0.4},
         {"prompt_dropout": -1},
         {"kind": "zip"},
         {"num_workers": -1},

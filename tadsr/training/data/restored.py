@@ -1,0 +1,170 @@
+"""Samples with what a restoration network makes of them, computed once and kept on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from tadsr.errors import DataError
+from tadsr.training.data.batch import Sample
+from tadsr.training.data.data_config import DataConfig
+from tadsr.training.data.listed import ListedPhotos, ShuffledEpochs
+from tadsr.training.data.photos import draw_turn
+from tadsr.training.data.restorer import Restorer, load_restorer
+
+SAMPLES_PER_FILE = 64
+_BATCH = 8
+"""Samples that the network gets at once."""
+_TURN_KEY = 2
+"""Keeps the turns of a sample apart from other numbers drawn for it."""
+
+
+class RestoredSamples(Dataset):
+    """A finite set of samples on disk, each with a restoration network's result.
+
+    Sample i of the set is a function of the photographs and the configuration; training goes over
+    the set in epochs and turns each sample anew.
+
+    Args:
+        photos: Makes the samples that are kept, without turns.
+        config: The source; its `restored` says where they are and how many.
+        seed: The run's seed.
+        restorer: The network, in evaluation mode; None loads the configured one if samples are
+            missing.
+
+    Raises:
+        DataError: The folder holds samples of other photographs, settings or another network, or
+            samples are missing and there is no network.
+        TADSRError: The configured network cannot be loaded.
+    """
+
+    def __init__(
+        self, photos: ListedPhotos, config: DataConfig, seed: int, restorer: Restorer | None
+    ) -> None:
+        self.photos = photos
+        self.config = config
+        self.seed = seed
+        self.restorer = restorer
+        self.folder = Path(config.restored.folder)
+        self.count = config.restored.num_samples
+        self._order = ShuffledEpochs(self.count, seed)
+        self._claim()
+        if restorer is None and any(self._missing_files()):
+            if config.restored.network is None:
+                raise DataError(
+                    f"{self.folder} must hold {self.count} samples where no network is given to "
+                    "make them, but some are missing; set data.restored.network"
+                )
+            self.restorer = load_restorer(config.restored.network, config.scale)
+
+    def prepare(self, device: torch.device | str, rank: int = 0, num_processes: int = 1) -> None:
+        """Compute what is missing; files are whole or absent, so that it can be interrupted.
+
+        Args:
+            device: Where the network computes; one that is a module is moved there.
+            rank: This process, from 0; each computes a share of the files.
+            num_processes: All of them.
+        """
+        missing = list(self._missing_files())[rank::num_processes]
+        if missing and hasattr(self.restorer, "to"):
+            self.restorer.to(device)
+        for path in tqdm(missing, "restoring", unit="file", disable=None if rank == 0 else True):
+            self._make_file(path, device)
+        self.restorer = None  # worker processes have no use for it
+
+    def __getitem__(self, index: int) -> Sample:
+        """Read a sample of the set, flipped and turned as its place in the sequence says."""
+        number, row = divmod(self._order[index], SAMPLES_PER_FILE)
+        with safe_open(self._path(number), "pt") as file:
+            prompts = json.loads(file.metadata()["prompts"])
+            names = json.loads(file.metadata()["names"])
+            images = [_to_float(file.get_slice(name)[row]) for name in ("hq", "lq", "restored")]
+        turn = draw_turn(self.config, np.random.default_rng([self.seed, index, _TURN_KEY]))
+        hq, lq, restored = map(turn, images)
+        return Sample(hq, lq, prompts[row], index, None, names[row], (), restored)
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"samples_{number:06d}.safetensors"
+
+    def _missing_files(self) -> Iterator[Path]:
+        paths = map(self._path, range(-(-self.count // SAMPLES_PER_FILE)))
+        return (path for path in paths if not path.is_file())
+
+    def _claim(self) -> None:
+        """Note what the folder's samples are, or check that they are the same."""
+        photos = "\n".join(str(_relative(r.hq, self.config.source)) for r in self.photos.records)
+        ignored = ("source", "lq", "restored", "flip", "rotate", "cache_photos", "num_workers",
+                   "degrade_on", "shuffle_buffer", "split")  # fmt: skip
+        settings = {k: v for k, v in dataclasses.asdict(self.config).items() if k not in ignored}
+        network = self.config.restored.network
+        facts = settings | {
+            "seed": self.config.restored.seed,
+            "photos": hashlib.sha256(photos.encode()).hexdigest(),
+            "network": None if network is None else Path(network).name,
+        }
+        path = self.folder / "samples.json"
+        if path.is_file():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            names = sorted(facts.keys() | found.keys())
+            differing = [name for name in names if facts.get(name) != found.get(name)]
+            if differing:
+                raise DataError(
+                    f"{self.folder} must hold samples of this run's photographs, settings and "
+                    f"network, but they differ in {', '.join(differing)}; choose another "
+                    "data.restored.folder, or delete it"
+                )
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+    @torch.inference_mode()
+    def _make_file(self, path: Path, device: torch.device | str) -> None:
+        first = int(path.stem.rpartition("_")[2]) * SAMPLES_PER_FILE
+        # Always a whole file: what lies beyond the count is there once the count grows.
+        samples = [self.photos[i] for i in range(first, first + SAMPLES_PER_FILE)]
+        scale = self.config.scale
+        for sample in samples:
+            if sample.lq.shape[-1] * scale != sample.hq.shape[-1]:
+                raise DataError(
+                    f"the LQ that a restoration network gets must be 1/{scale} of its HQ, got "
+                    f"{sample.lq.shape[-1]} and {sample.hq.shape[-1]} px in {sample.name}"
+                )
+        hq, lq = (torch.stack([getattr(s, name) for s in samples]) for name in ("hq", "lq"))
+        batches = (lq / 2 + 0.5).split(_BATCH)
+        restored = torch.cat([self.restorer(b.to(device)).float().cpu() for b in batches])
+        if restored.shape != hq.shape:
+            raise DataError(
+                f"the restoration network must enlarge by {scale}, from {tuple(lq.shape[1:])} to "
+                f"{tuple(hq.shape[1:])}, got {tuple(restored.shape[1:])}"
+            )
+        images = {"hq": hq, "lq": lq, "restored": restored * 2 - 1}
+        tensors = {name: _to_bytes(x) for name, x in images.items()}
+        names = [str(_relative(Path(s.name), self.config.source)) for s in samples]
+        metadata = {"prompts": json.dumps([s.prompt for s in samples]), "names": json.dumps(names)}
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        save_file(tensors, partial, metadata)
+        os.replace(partial, path)
+
+
+def _relative(path: Path, source: str) -> Path:
+    return path.relative_to(source) if path.is_relative_to(source) else path
+
+
+def _to_bytes(images: Tensor) -> Tensor:
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().byte().contiguous()
+
+
+def _to_float(pixels: Tensor) -> Tensor:
+    return pixels.float() / 127.5 - 1

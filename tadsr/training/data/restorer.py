@@ -1,0 +1,54 @@
+"""Restoration networks of others, to learn from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tadsr.errors import CheckpointError, TADSRError
+
+Restorer = Callable[[Tensor], Tensor]
+"""A restoration network: RGB (B, 3, h, w) in [0, 1] to (B, 3, scale·h, scale·w), about [0, 1]."""
+
+
+def load_restorer(path: str | Path, scale: int) -> Restorer:
+    """Load a restoration network of any architecture that the library spandrel detects.
+
+    Args:
+        path: Its checkpoint, such as RealESRGAN_x4plus.pth or a safetensors file; pickles are
+            read without executing anything.
+        scale: The enlargement that is wanted.
+
+    Returns:
+        The network in float32, on the CPU, without gradients: RGB (B, 3, h, w) in [0, 1] to
+        (B, 3, scale·h, scale·w) in [0, 1].
+
+    Raises:
+        TADSRError: spandrel is not installed or does not import.
+        CheckpointError: It cannot be read, is no network of one image, or enlarges otherwise.
+    """
+    try:
+        import spandrel
+    except Exception as error:  # a torchvision built for another torch raises RuntimeError
+        raise TADSRError(
+            f"restoration networks are loaded by the library spandrel, which needs a torchvision "
+            f"that fits torch {torch.__version__}, but it does not import ({error}); install it "
+            "with pip install 'tadsr[train]', or give Trainer a callable"
+        ) from error
+    try:
+        network = spandrel.ModelLoader().load_from_file(path)
+    except Exception as error:
+        raise CheckpointError(
+            f"{path} must be the checkpoint of a network that spandrel knows: {error}"
+        ) from error
+    kind = getattr(network, "architecture", None)
+    if not isinstance(network, spandrel.ImageModelDescriptor) or network.scale != scale:
+        raise CheckpointError(
+            f"{path} must restore one RGB image and enlarge it by {scale}, got "
+            f"{getattr(kind, 'name', type(network).__name__)} of scale {network.scale}"
+        )
+    network.model.requires_grad_(False).eval().float()
+    return network
