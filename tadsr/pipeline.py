@@ -47,7 +47,7 @@ from tadsr.networks.prompt_embeddings import PromptEmbeddings
 from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
 from tadsr.pipeline_weights import PipelineWeights
 from tadsr.progress import Progress, paced, share_of
-from tadsr.prompts import TextEmbeddings, check_taggable, choose_prompts
+from tadsr.prompts import PromptStyle, TextEmbeddings, check_taggable, choose_prompts
 from tadsr.schedule import make_alphas_cumprod
 from tadsr.streaming import OneStep, Strip
 from tadsr.tiling import TileSpec
@@ -115,6 +115,7 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
         self._text_embeddings = TextEmbeddings()
         self._engine = OneStepEngine(vae, unet, self.alphas_cumprod)
         self.tagger: Callable[[Any], str] | None = None
+        self.prompt_style: PromptStyle = "published"
         self.metadata: Mapping[str, Any] = {}
 
     @classmethod
@@ -144,9 +145,11 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
             torch_dtype: Type of the weights in memory; None for float32.
             merge_adapters: Whether LoRA matrices are added into the weights; False keeps them
                 apart as PEFT layers (slower, for training and conversion).
-            tagger: What writes the prompt of an image that none is given for: a callable from a
-                PIL image to a text, "dape" for the published tagger beside the checkpoint, or a
-                folder or hub id that holds it. None leaves such prompts empty.
+            tagger: What describes each image, before the user's prompt: a callable from a PIL
+                image to a text, "module:name" for one, "dape" for the published tagger beside the
+                checkpoint, "ram" for the same without its adapter, or a folder or hub id that
+                holds it. None leaves the user's prompt alone. `prompt_style` of the pipeline says
+                how the two are joined.
             engine: How the networks are run; see `set_engine`.
             revision: Branch, tag or commit on the hub.
             cache_dir: Folder for downloads instead of huggingface-hub's own.
@@ -243,8 +246,8 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
                 Or a map of timesteps over the image: a `TimestepMap`, a grey PIL image or array
                 (H, W) of timesteps at any size, or regions as for `TimestepMap.from_regions`.
             scale: Output size over input size, any number ≥ 1; 1 restores at the given size.
-            prompt: What the picture shows, one for all or one per image; "" is neutral. None
-                asks the tagger if there is one, and is "" otherwise.
+            prompt: What the picture shows, one for all or one per image; None is "", which is
+                neutral. A tagger's words come before it.
             color_fix: "adain", "wavelet" or "none".
             process_size: Smallest shorter side in px that the network works at; 0 for no limit.
             tiling: "auto" computes large images in pieces, within the memory there is; a
@@ -276,7 +279,7 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
             raise ValueError("image must hold at least one image, got an empty list")
         decoded = [decode_image(item) for item in images]
         timesteps = self._read_timesteps(timestep, decoded)
-        prompts = choose_prompts(prompt, decoded, self.tagger, self.text_encoder)
+        prompts = self._choose_prompts(prompt, decoded)
         prompt_embeds = self.encode_prompt(prompts)
         sizes = [tuple(item.rgb.shape[-2:]) for item in decoded]
         generators = read_generators(generator, len(images))
@@ -340,9 +343,7 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
         settings, progress = UpscaleSettings(**settings), paced(progress)
         decoded = decode_image(image)
         checked = self.check_timesteps(list(timesteps), len(timesteps))
-        embeds = self.encode_prompt(
-            choose_prompts(prompt, [decoded], self.tagger, self.text_encoder)
-        )
+        embeds = self.encode_prompt(self._choose_prompts(prompt, [decoded]))
         groups = group_timesteps(checked, settings.network_size(*decoded.rgb.shape[-2:]))
         results = []
         for number, group in enumerate(groups):
@@ -405,9 +406,7 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
         size = settings.output_size(*decoded.rgb.shape[-2:])
         check_writable(path, overwrite=overwrite, size=size[::-1])
         timesteps = self._read_timesteps(timestep, [decoded])
-        embeds = self.encode_prompt(
-            choose_prompts(prompt, [decoded], self.tagger, self.text_encoder)
-        )
+        embeds = self.encode_prompt(self._choose_prompts(prompt, [decoded]))
         step = OneStep(self.vae, self.unet, self.alphas_cumprod, timesteps, embeds, generator)
         strips = (
             (start, colors[0], alpha_rows(decoded, settings, start, colors))
@@ -514,6 +513,11 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
         last = len(self.alphas_cumprod) - 1
         whole = read_timesteps(timestep, num_images, last)
         return torch.tensor(whole, dtype=torch.int64, device=self._execution_device)
+
+    def _choose_prompts(
+        self, prompt: str | Sequence[str] | None, images: Sequence[DecodedImage]
+    ) -> list[str]:
+        return choose_prompts(prompt, images, self.tagger, self.text_encoder, self.prompt_style)
 
     def _read_timesteps(
         self, timestep: Any, decoded: Sequence[DecodedImage]

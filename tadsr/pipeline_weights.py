@@ -26,8 +26,16 @@ class PipelineWeights:
     """
 
     components: dict[str, Any]
+    tagger: Any
     metadata: Mapping[str, Any]
     _text_embeddings: TextEmbeddings
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """Move the networks as diffusers does; a tagger that is a network goes along."""
+        moved = super().to(*args, **kwargs)
+        if isinstance(self.tagger, torch.nn.Module):
+            getattr(self.tagger, "to_device", self.tagger.to)(self.device)
+        return moved
 
     def save_pretrained(
         self,

@@ -67,7 +67,7 @@ def download(
     *,
     adapter: str | Path | None = None,
     variant: str | None = None,
-    names: Sequence[str] | None = None,
+    names: Callable[[Sequence[str]], Sequence[str]] | None = None,
     revision: str | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
@@ -82,7 +82,8 @@ def download(
         repo_id: "owner/name".
         adapter: A local file, or a path within the repository; None for the usual one.
         variant: Weight files' variant, or None.
-        names: The files to fetch instead of a checkpoint's; all must be there.
+        names: Chooses the files to fetch from those of the repository, instead of a checkpoint's;
+            all must be there.
         revision: Branch, tag or commit.
         cache_dir: The cache; None for the hub's usual place.
         local_files_only: Never connect.
@@ -110,7 +111,7 @@ def download(
         if names is None:
             chosen = needed_files(files, variant=variant, adapter=inside)
         else:
-            chosen = _require(names, files)
+            chosen = _require(names(files), files)
     except CheckpointError as error:
         raise CheckpointError(f"{repo_id} on the hub: {error}") from error
     try:

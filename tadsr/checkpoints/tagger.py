@@ -1,89 +1,56 @@
-"""Load the published tagger: RAM's weights with the DAPE adapter merged, and its tag list."""
+"""Load the published tagger, RAM's weights with the DAPE adapter merged, and write it anew."""
 
 from __future__ import annotations
 
+import importlib
+import json
+import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
+from safetensors.torch import save_file
 from torch import Tensor
 
 from tadsr.checkpoints.detect import locate
 from tadsr.checkpoints.hub import download
-from tadsr.checkpoints.tensors import TensorMeta, check_names, load_strict, read_pickle
+from tadsr.checkpoints.ram_weights import RamWeights, read_ram
+from tadsr.checkpoints.save import check_target, write_atomically
+from tadsr.checkpoints.tensors import TensorReader, load_strict, read_json
 from tadsr.errors import CheckpointError
-from tadsr.networks.adapters import merged_weight
-from tadsr.prompts.tagger import Tagger, TaggerConfig, TaggerNetwork
+from tadsr.prompts.tagger import Tagger, TaggerConfig, usual_dtype
+from tadsr.prompts.tagger_input import TaggerView
 
 TAGGER_FILE = "ram_swin_large_14m.pth"
 TAGGER_ADAPTER_FILE = "DAPE.pth"
 TAG_LIST_FILE = "ram_tag_list.txt"
 THRESHOLDS_FILE = "ram_tag_list_threshold.txt"
-PUBLISHED_TAGGER = "dape"
-"""The name of the tagger whose files lie beside a published checkpoint's."""
+CONVERTED_FILE = "tagger.safetensors"
+CONVERTED_CONFIG = "tagger.json"
+PUBLISHED_TAGGERS = {"dape": TAGGER_ADAPTER_FILE, "ram": None}
+"""Names of the taggers whose files lie beside a published checkpoint's, and their adapters."""
 
-_FILES = (TAGGER_FILE, TAGGER_ADAPTER_FILE, TAG_LIST_FILE, THRESHOLDS_FILE)
-
-# From the network's names to the published ones. Transformers 4 calls parts of Swin otherwise than
-# 5 does, so where there are two, the first is of 5.
-_RENAMES = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (
-            r"^image_encoder\.embeddings\.patch_embeddings\.projection",
-            "visual_encoder.patch_embed.proj",
-        ),
-        (r"^image_encoder\.embeddings\.norm", "visual_encoder.patch_embed.norm"),
-        (r"^image_encoder\.layernorm", "visual_encoder.norm"),
-        (r"^image_encoder\.encoder\.layers", "visual_encoder.layers"),
-        (r"\.layernorm_before\.", ".norm1."),
-        (r"\.layernorm_after\.", ".norm2."),
-        (r"(blocks\.\d+)\.attention\.(?:o_proj|output\.dense)\.", r"\1.attn.proj."),
-        (
-            r"(blocks\.\d+)\.attention\.(?:relative_position_bias|self)\.(relative_position)",
-            r"\1.attn.\2",
-        ),
-        (r"(blocks\.\d+)\.intermediate\.dense\.", r"\1.mlp.fc1."),
-        (r"(blocks\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
-        (r"^decoder\.(\d+)\.attention\.", r"tagging_head.encoder.layer.\1.crossattention.self."),
-        (
-            r"^decoder\.(\d+)\.attention_output\.",
-            r"tagging_head.encoder.layer.\1.crossattention.output.",
-        ),
-        (r"^decoder\.(\d+)\.", r"tagging_head.encoder.layer.\1."),
-    )
-)
-# Published, query, key and value of the encoder are rows of one matrix.
-_QKV = re.compile(
-    r"(?P<block>visual_encoder\.layers\.\d+\.blocks\.\d+)\.attention\."
-    r"(?:(?P<new>[qkv])_proj|self\.(?P<old>[qkv])(?:uery|ey|alue))\.(?P<leaf>weight|bias)"
-)
-# RAM's other parts write captions; buffers are computed.
-_USED = re.compile(
-    r"(visual_encoder|tagging_head\.encoder|image_proj|wordvec_proj|fc)\..*|label_embed"
-)
-_COMPUTED = re.compile(r".*\.(attn_mask|relative_position_index)")
-_LORA = re.compile(
-    r"(?P<module>.+)\.(lora_(?P<side>[AB])|lora_(?P<way>down|up))(\.(?!bias)\w+)?(\.weight)?"
-)
-_WRAPPERS = re.compile(r"^(module\.|base_model\.model\.|model\.)+")
+_CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 def open_tagger(
     tagger: str | Path | Callable[[Any], str] | None,
-    checkpoint: str | Path,
-    **hub: Any,
+    checkpoint: str | Path | None = None,
+    **options: Any,
 ) -> Callable[[Any], str] | None:
     """Turn what a user names as tagger into one.
 
     Args:
         tagger: A callable from a PIL image to a text, taken as it is; "dape" for the published
-            tagger beside the checkpoint's files; a folder or hub id that holds it; None for none.
+            tagger beside the checkpoint's files, "ram" for the same without its adapter; a folder
+            or hub id that holds it; "module:name" for a callable of a module; None for none.
         checkpoint: The checkpoint's folder or hub id.
-        hub: As in `load_tagger`.
+        **options: As in `load_tagger`.
 
     Returns:
         The tagger, or None.
@@ -91,183 +58,219 @@ def open_tagger(
     Raises:
         CheckpointError: The files are missing, damaged, unsafe or do not fit.
         TypeError: `tagger` is none of these.
+        ValueError: There is no such module or callable, or no checkpoint to look beside.
     """
     if tagger is None or callable(tagger):
         return tagger
     if not isinstance(tagger, str | Path):
         raise TypeError(
-            "tagger must be 'dape', a folder, a hub id, or a callable from an image to a text, "
-            f"got {type(tagger).__name__}"
+            "tagger must be 'dape', 'ram', a folder, a hub id, 'module:name', or a callable from "
+            f"an image to a text, got {type(tagger).__name__}"
         )
-    return load_tagger(checkpoint if tagger == PUBLISHED_TAGGER else tagger, **hub)
+    if tagger in PUBLISHED_TAGGERS:
+        if checkpoint is None:
+            raise ValueError(
+                f"tagger {tagger!r} must lie beside a checkpoint, but none is given; name the "
+                "folder or hub id that holds its files"
+            )
+        return load_tagger(checkpoint, **{"adapter": PUBLISHED_TAGGERS[tagger]} | options)
+    if isinstance(tagger, str) and _CALLABLE.fullmatch(tagger):
+        return _import_callable(tagger)
+    return load_tagger(tagger, **options)
 
 
 def load_tagger(
     source: str | Path,
     *,
     adapter: str | Path | None = TAGGER_ADAPTER_FILE,
-    adapter_scale: float = 1.0,
+    lists: str | Path | None = None,
+    view: TaggerView = "enlarged",
     config: TaggerConfig | None = None,
-    torch_dtype: torch.dtype = torch.float32,
-    revision: str | None = None,
-    cache_dir: str | Path | None = None,
-    local_files_only: bool = False,
-    token: str | bool | None = None,
+    device: torch.device | str = "cpu",
+    torch_dtype: torch.dtype | None = None,
+    **hub: Any,
 ) -> Tagger:
-    """Load RAM with the DAPE adapter from their published files.
+    """Load RAM with the DAPE adapter, from the published files or from what was made of them.
 
-    The folder must hold ram_swin_large_14m.pth, DAPE.pth, ram_tag_list.txt and
-    ram_tag_list_threshold.txt. The files are read as data only; of RAM only what tagging needs.
+    The published ones are ram_swin_large_14m.pth, DAPE.pth, ram_tag_list.txt and
+    ram_tag_list_threshold.txt. Files are read as data only; of RAM only what tagging needs.
 
     Args:
-        source: A folder or a hub id.
-        adapter: The adapter, a path or a name within the folder; None for RAM as it is.
-        adapter_scale: Factor of the adapter's matrix products.
-        config: Sizes of the network; None for the published ones.
-        torch_dtype: Floating dtype of the weights.
-        revision: Branch, tag or commit on the hub.
-        cache_dir: The hub's cache; None for its usual place.
-        local_files_only: Use only what the hub's cache has.
-        token: The hub's access token.
+        source: A folder, also one of `convert_tagger`, or a hub id.
+        adapter: The adapter, an absolute path or a name within the folder; None for RAM as it is.
+            Converted files have theirs merged and take no other.
+        lists: Folder of the two lists, where they do not lie beside the weights.
+        view: What the tagger sees of an image: "enlarged", as in TADSR's published code, or
+            "whole", as in RAM's.
+        config: Sizes of the network, of published files only; None for the published ones.
+        device: Where to load it.
+        torch_dtype: Floating dtype of the weights; None for float16 on CUDA, as the published
+            code has it, and float32 elsewhere.
+        **hub: `revision`, `cache_dir`, `local_files_only` and `token`, as in `load_checkpoint`.
 
     Returns:
-        The tagger, on the CPU, in eval mode.
+        The tagger, in eval mode.
 
     Raises:
         CheckpointError: A file is missing, damaged, unsafe or does not fit.
     """
-    config = config or TaggerConfig()
+    files = _find_files(source, adapter, lists, hub)
+    weights = _read_weights(files, adapter, config)
+    tags, thresholds = _read_lists(files, weights.config.num_tags)
+    device = torch.device(device)
+    dtype = torch_dtype or usual_dtype(device)
+    load_strict(weights.network, weights, dtype=dtype, change=_to_float)
+    return Tagger(weights.network, tags, thresholds, view).eval().to(device)
+
+
+def convert_tagger(
+    source: str | Path,
+    out: str | Path,
+    *,
+    adapter: str | Path | None = TAGGER_ADAPTER_FILE,
+    lists: str | Path | None = None,
+    config: TaggerConfig | None = None,
+    torch_dtype: torch.dtype = torch.float32,
+    overwrite: bool = False,
+    **hub: Any,
+) -> Path:
+    """Write the part of RAM that tags as safetensors, the adapter merged, with its lists.
+
+    Args:
+        source: As in `load_tagger`.
+        out: The folder to write, for `load_tagger`.
+        adapter: As in `load_tagger`.
+        lists: As in `load_tagger`.
+        config: As in `load_tagger`.
+        torch_dtype: Floating dtype of the written weights.
+        overwrite: Whether a folder that exists is replaced.
+        **hub: As in `load_tagger`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CheckpointError: The source cannot be read, or the folder not written.
+    """
+    check_target(Path(out), overwrite)  # before minutes of loading
+    files = _find_files(source, adapter, lists, hub)
+    weights = _read_weights(files, adapter, config)
+    _read_lists(files, weights.config.num_tags)
+    tensors = {name: weights.state[name].to(torch_dtype) for name in weights.expected}
+    facts = {"adapter": weights.adapter, "network": asdict(weights.config)}
+    with write_atomically(Path(out), overwrite) as folder:
+        save_file(tensors, folder / CONVERTED_FILE, metadata={"format": "pt"})
+        text = json.dumps(facts, indent=2) + "\n"
+        (folder / CONVERTED_CONFIG).write_text(text, encoding="utf-8")
+        shutil.copyfile(files.tags, folder / TAG_LIST_FILE)
+        shutil.copyfile(files.thresholds, folder / THRESHOLDS_FILE)
+    return Path(out)
+
+
+@dataclass(frozen=True)
+class _Files:
+    """A tagger's files; the adapter is None where it is merged already, or not wanted."""
+
+    weights: Path
+    adapter: Path | None
+    tags: Path
+    thresholds: Path
+
+    @property
+    def is_converted(self) -> bool:
+        return self.weights.name == CONVERTED_FILE
+
+
+def _find_files(
+    source: str | Path,
+    adapter: str | Path | None,
+    lists: str | Path | None,
+    hub: Mapping[str, Any],
+) -> _Files:
     location = locate(source)
     folder = location.folder
+
+    def needed(names: Sequence[str]) -> list[str]:
+        """Choose from what a repository holds."""
+        if CONVERTED_FILE in names:
+            weights = [CONVERTED_FILE, CONVERTED_CONFIG]
+        else:
+            is_local = adapter is None or Path(adapter).expanduser().is_absolute()
+            weights = [TAGGER_FILE] if is_local else [TAGGER_FILE, str(adapter)]
+        return weights if lists is not None else [*weights, TAG_LIST_FILE, THRESHOLDS_FILE]
+
     if folder is None:
-        folder = download(
-            location.source,
-            names=[n for n in _FILES if n != TAGGER_ADAPTER_FILE or adapter is not None],
-            revision=revision,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            token=token,
-        )
-    path = folder / TAGGER_FILE
-    adapter_path = None if adapter is None else _find_adapter(folder, adapter)
-    needed = (path, folder / TAG_LIST_FILE, folder / THRESHOLDS_FILE, adapter_path)
-    missing = [str(p) for p in needed if p is not None and not p.is_file()]
+        folder = download(location.source, names=needed, **hub)
+    is_converted = (folder / CONVERTED_FILE).is_file()
+    place = folder if lists is None else Path(lists).expanduser()
+    files = _Files(
+        folder / (CONVERTED_FILE if is_converted else TAGGER_FILE),
+        None if adapter is None or is_converted else folder / Path(adapter).expanduser(),
+        place / TAG_LIST_FILE,
+        place / THRESHOLDS_FILE,
+    )
+    paths = (files.weights, files.tags, files.thresholds, files.adapter)
+    missing = [str(p) for p in paths if p is not None and not p.is_file()]
     if missing:
         raise CheckpointError(
             f"the tagger needs {', '.join(missing)}, but {len(missing)} of its files are missing; "
             "the weights are published with TADSR, and the two lists with the Recognize Anything "
-            "Model, in ram/data: copy all into one folder"
+            "Model, in ram/data: copy all into one folder, or name the lists' own"
         )
-    tags = _read_lines(folder / TAG_LIST_FILE, config.num_tags)
-    thresholds = _read_thresholds(folder / THRESHOLDS_FILE, config.num_tags)
-    with init_empty_weights(include_buffers=False):
-        network = TaggerNetwork(config)
-    published = _Published(path, network)
-    if adapter_path is not None:
-        published.merge(adapter_path, adapter_scale)
-    load_strict(network, published, dtype=torch_dtype, change=_to_float)
-    return Tagger(network, tags, thresholds).eval()
+    return files
 
 
-class _Published:
-    """Present a published file's tensors under the network's names, as `load_strict` reads them."""
-
-    def __init__(self, path: Path, network: TaggerNetwork) -> None:
-        self.description = str(path)
-        state = _tensors_of(path)
-        # An older name of the same part.
-        self._state = {n.replace("vision_multi", "tagging_head", 1): t for n, t in state.items()}
-        self._sources = {name: _published_name(name) for name in network.state_dict()}
-        expected: dict[str, torch.Size] = {}
-        for name, tensor in network.state_dict().items():
-            source, third = self._sources[name]
-            rows = tensor.shape[0] * (1 if third is None else 3) if tensor.ndim else 0
-            expected[source] = torch.Size((rows, *tensor.shape[1:]))
-        self._expected = expected
-        found = {n: t.shape for n, t in self._state.items() if n in expected or _is_used(n)}
-        check_names(found, expected, self.description, tried="RAM with Swin-L")
-        self.meta: dict[str, TensorMeta] = {n: (t.shape, t.dtype) for n, t in self.items()}
-
-    def items(self, *, copy: bool = False) -> Iterator[tuple[str, Tensor]]:
-        for name, (source, third) in self._sources.items():
-            tensor = self._state[source]
-            yield name, tensor if third is None else tensor.chunk(3)[third]
-
-    def merge(self, path: Path, scale: float) -> None:
-        """Add an adapter's products to the weights, and take over what it holds besides."""
-        pairs: dict[str, dict[str, Tensor]] = {}
-        unknown, num_used = [], 0
-        for name, tensor in _tensors_of(path).items():
-            lora = _LORA.fullmatch(name)
-            if lora:
-                side = lora["side"] or {"down": "A", "up": "B"}[lora["way"]]
-                pairs.setdefault(lora["module"], {})[side] = tensor
-            elif name in self._expected and tensor.shape == self._expected[name]:
-                self._state[name] = tensor
-                num_used += 1
-            elif name in self._expected or _is_used(name):
-                unknown.append(f"{name} {tuple(tensor.shape)}")
-        for module, pair in pairs.items():
-            target = f"{module}.weight"
-            if target in self._expected and _fits(pair, self._expected[target]):
-                self._state[target] = merged_weight(
-                    self._state[target], pair["A"], pair["B"], scale
-                )
-                num_used += 1
-            elif _is_used(target):
-                shapes = {side: tuple(tensor.shape) for side, tensor in pair.items()}
-                unknown.append(f"{module} with matrices {shapes}")
-        if unknown or not num_used:
-            raise CheckpointError(
-                f"{path} must hold matrices lora_A (r, in) and lora_B (out, r) for RAM's modules, "
-                f"but {num_used} fit and {len(unknown)} do not ({', '.join(unknown[:5])}); its "
-                "layout is not known to this version: load_tagger(..., adapter=None) reads RAM "
-                "without it"
-            )
+def _read_weights(
+    files: _Files, adapter: str | Path | None, config: TaggerConfig | None
+) -> RamWeights:
+    if not files.is_converted:
+        weights = RamWeights(files.weights, config or TaggerConfig(), read_ram(files.weights))
+        if files.adapter is not None:
+            weights.merge(files.adapter)
+        return weights
+    path = files.weights.with_name(CONVERTED_CONFIG)
+    facts = read_json(path)
+    try:
+        sizes = {n: tuple(v) if isinstance(v, list) else v for n, v in facts["network"].items()}
+        config, merged = TaggerConfig(**sizes), facts["adapter"]
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise CheckpointError(f"{path} must describe a tagger's network: {error!r}") from error
+    if str(adapter) not in (TAGGER_ADAPTER_FILE, str(merged)):
+        raise CheckpointError(
+            f"{files.weights} has {merged or 'no adapter'} merged for good, but {adapter} was "
+            "asked for: convert the published files again with it"
+        )
+    weights = RamWeights(files.weights, config, dict(TensorReader([files.weights]).items()))
+    weights.adapter = merged
+    return weights
 
 
-def _published_name(name: str) -> tuple[str, int | None]:
-    """Return a tensor's published name, and which third of its rows it is, if only a part."""
-    for pattern, replacement in _RENAMES:
-        name = pattern.sub(replacement, name)
-    part = _QKV.fullmatch(name)
-    if part is None:
-        return name, None
-    third = "qkv".index(part["new"] or part["old"])
-    return f"{part['block']}.attn.qkv.{part['leaf']}", third
+def _read_lists(files: _Files, num_tags: int) -> tuple[list[str], list[float]]:
+    lines = _read_lines(files.thresholds, num_tags)
+    try:
+        thresholds = [float(line) for line in lines]
+    except ValueError as error:
+        raise CheckpointError(f"{files.thresholds} must hold one number a line: {error}") from error
+    return _read_lines(files.tags, num_tags), thresholds
 
 
-def _is_used(name: str) -> bool:
-    return _USED.fullmatch(name) is not None and _COMPUTED.fullmatch(name) is None
-
-
-def _fits(pair: Mapping[str, Tensor], shape: torch.Size) -> bool:
-    if set(pair) != {"A", "B"} or pair["A"].ndim != 2 or pair["B"].ndim != 2:
-        return False
-    (rank, num_in), (num_out, other_rank) = pair["A"].shape, pair["B"].shape
-    return rank == other_rank and (num_out, num_in) == tuple(shape)
-
-
-def _tensors_of(path: Path) -> dict[str, Tensor]:
-    """Read a training checkpoint's tensors by name, whatever lies around them."""
-    data = read_pickle(path)
-    for key in ("model", "state_dict", "params"):
-        if isinstance(data, Mapping) and isinstance(data.get(key), Mapping):
-            data = data[key]
-    if not isinstance(data, Mapping):
-        raise CheckpointError(f"{path} must hold tensors by name, got {type(data).__name__}")
-    tensors = {n: t for n, t in data.items() if isinstance(n, str) and isinstance(t, Tensor)}
-    return {_WRAPPERS.sub("", name): tensor for name, tensor in tensors.items()}
+def _import_callable(named: str) -> Callable[[Any], str]:
+    module_name, _, name = named.partition(":")
+    sys.path.insert(0, os.getcwd())  # an installed command looks for modules elsewhere
+    try:
+        found = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"tagger {named!r} must be a module and a name in it: {error}") from error
+    finally:
+        sys.path.remove(os.getcwd())
+    if not callable(found):
+        raise ValueError(f"tagger {named!r} must be callable, got {type(found).__name__}")
+    return found
 
 
 def _to_float(name: str, tensor: Tensor) -> Tensor:
     """Return the tensor: that it passes here makes the loader copy it out of the large file."""
     return tensor
-
-
-def _find_adapter(folder: Path, adapter: str | Path) -> Path:
-    named = Path(adapter).expanduser()
-    return named if named.is_file() else folder / named
 
 
 def _read_lines(path: Path, count: int) -> list[str]:
@@ -281,11 +284,3 @@ def _read_lines(path: Path, count: int) -> list[str]:
             f"{path} must have {count} lines, one per tag of the network, got {len(lines)}"
         )
     return lines
-
-
-def _read_thresholds(path: Path, count: int) -> list[float]:
-    lines = _read_lines(path, count)
-    try:
-        return [float(line) for line in lines]
-    except ValueError as error:
-        raise CheckpointError(f"{path} must hold one number a line: {error}") from error

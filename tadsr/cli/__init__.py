@@ -20,6 +20,7 @@ from tadsr.cli.evaluate import EVALUATE_HELP, evaluate
 from tadsr.cli.export import export
 from tadsr.cli.suggestions import SuggestingCommand, SuggestingGroup
 from tadsr.cli.sweep import SWEEP_HELP, sweep
+from tadsr.cli.tagger import CONVERT_TAGGER_HELP, convert_tagger
 from tadsr.cli.train import TRAIN_HELP, train
 from tadsr.cli.upscale import UPSCALE_HELP, upscale
 
@@ -53,6 +54,7 @@ app = typer.Typer(
 app.command("upscale", cls=SuggestingCommand, help=UPSCALE_HELP, no_args_is_help=True)(upscale)
 app.command("info", cls=SuggestingCommand, help=INFO_HELP)(info)
 app.command("convert", cls=SuggestingCommand, help=CONVERT_HELP)(convert)
+app.command("convert-tagger", cls=SuggestingCommand, help=CONVERT_TAGGER_HELP)(convert_tagger)
 app.command("evaluate", cls=SuggestingCommand, help=EVALUATE_HELP, no_args_is_help=True)(evaluate)
 app.command("sweep", cls=SuggestingCommand, help=SWEEP_HELP, no_args_is_help=True)(sweep)
 app.command("compare", cls=SuggestingCommand, help=COMPARE_HELP, no_args_is_help=True)(compare)

@@ -10,6 +10,7 @@ from tadsr.cli.reporting import UsageError, as_usage_errors
 from tadsr.config import torch_dtype
 from tadsr.engine import EngineName
 from tadsr.pipeline import TADSRPipeline
+from tadsr.prompts import PromptStyle
 
 DtypeName = Literal["auto", "fp32", "fp16", "bf16"]
 
@@ -75,6 +76,7 @@ def load_on(
     timestep: int,
     device: str | torch.device,
     tagger: str | None = None,
+    prompt_style: PromptStyle = "published",
     engine: EngineName = "auto",
 ) -> TADSRPipeline:
     """Load a pipeline as `load_model` does, with the device last, for `functools.partial`."""
@@ -86,6 +88,7 @@ def load_on(
         prompt=prompt,
         timestep=timestep,
         tagger=tagger,
+        prompt_style=prompt_style,
         engine=engine,
     )
 
@@ -99,6 +102,7 @@ def load_model(
     prompt: str | None,
     timestep: int,
     tagger: str | None = None,
+    prompt_style: PromptStyle = "published",
     engine: EngineName = "auto",
 ) -> TADSRPipeline:
     """Load a pipeline onto a device and check that it takes the prompt and the timestep.
@@ -111,6 +115,7 @@ def load_model(
         prompt: Text for all images, or None.
         timestep: Timestep for all images.
         tagger: As in `TADSRPipeline.from_pretrained`.
+        prompt_style: How a tagger's words and the prompt are joined.
         engine: As in `TADSRPipeline.set_engine`.
 
     Returns:
@@ -125,9 +130,8 @@ def load_model(
     pipe = TADSRPipeline.from_pretrained(
         source, adapter=adapter, torch_dtype=torch_dtype(dtype), tagger=tagger, engine=engine
     )
+    pipe.prompt_style = prompt_style
     pipe.to(device)
-    if isinstance(pipe.tagger, torch.nn.Module):
-        pipe.tagger.to(device)
     with as_usage_errors():
         pipe.encode_prompt([prompt or ""])
         pipe.check_timesteps(timestep, 1)

@@ -25,9 +25,13 @@ TaggerOption = Annotated[
     str | None,
     typer.Option(
         "--tagger",
-        metavar="dape|FOLDER",
-        help="Writes each picture's prompt; dape: the one beside the published model.",
+        metavar="dape|ram|FOLDER|MODULE:NAME",
+        help="Describes each picture before the prompt; dape: the one beside the model.",
     ),
+]
+PromptStyleOption = Annotated[
+    Literal["published", "training"],
+    typer.Option("--prompt-style", help="How a tagger's words and the prompt are joined."),
 ]
 ColorFixOption = Annotated[
     ColorFix, typer.Option("--color-fix", help="How the input's colours are kept.")

@@ -18,6 +18,7 @@ from tadsr.cli.options import (
     ModelOption,
     ProcessSizeOption,
     PromptOption,
+    PromptStyleOption,
     ScaleOption,
     TaggerOption,
     TileOption,
@@ -79,6 +80,7 @@ def sweep(
     scale: ScaleOption = 4,
     prompt: PromptOption = None,
     tagger: TaggerOption = None,
+    prompt_style: PromptStyleOption = "published",
     color_fix: ColorFixOption = "adain",
     process_size: ProcessSizeOption = 512,
     model: ModelOption = "tadsr-tiny",
@@ -141,6 +143,7 @@ def sweep(
             prompt=prompt,
             timestep=max(values),
             tagger=tagger,
+            prompt_style=prompt_style,
             engine=engine,
         )
         with ImageProgress() as bar:

@@ -21,6 +21,7 @@ from tadsr.cli.options import (
     ModelOption,
     ProcessSizeOption,
     PromptOption,
+    PromptStyleOption,
     ScaleOption,
     TaggerOption,
     TileOption,
@@ -123,6 +124,7 @@ def upscale(
     scale: ScaleOption = 4,
     prompt: PromptOption = None,
     tagger: TaggerOption = None,
+    prompt_style: PromptStyleOption = "published",
     color_fix: ColorFixOption = "adain",
     process_size: ProcessSizeOption = 512,
     seed: Annotated[
@@ -194,10 +196,14 @@ def upscale(
 
         _set_warnings(debug, quiet)
         places = parse_devices(devices) if devices is not None else [choose_device(device)]
-        options = {"tagger": tagger, "engine": engine}
+        options = {"tagger": tagger, "prompt_style": prompt_style, "engine": engine}
         load = partial(load_on, model, adapter, dtype, prompt, timestep, **options)
         described = {"model": model, "adapter": adapter, "dtype": dtype, "tagger": tagger}
-        described |= {"timestep_map": map_digest, "timestep_range": map_range}
+        described |= {
+            "prompt_style": prompt_style,
+            "timestep_map": map_digest,
+            "timestep_range": map_range,
+        }
         tally = _upscale_all(jobs, request, described, load, places, quiet=quiet, debug=debug)
     _report(tally, len(jobs), quiet)
     if tally.failures:

@@ -33,7 +33,7 @@ class FileRequest:
     timestep: TimestepLike = 500
     """0..999; small is faithful, large is vivid; or a map of them over the image."""
     prompt: str | None = None
-    """What the pictures show; None asks the pipeline's tagger, or is "" without one."""
+    """What the pictures show, after what the pipeline's tagger says if there is one."""
     seed: int | None = None
     """Samples the encoder's posterior, anew for each image; None takes its mean."""
     tiling: TileSpec | Literal["auto"] | None = "auto"

@@ -1,6 +1,19 @@
-"""Prompts from images: choose what a picture's prompt is, and the published tagger."""
+"""Prompts: what a picture's is, the published tagger, and embeddings by a text encoder."""
 
-from tadsr.prompts.choice import check_taggable, choose_prompts
+from tadsr.prompts.choice import (
+    PROMPT_STYLES,
+    PromptStyle,
+    check_taggable,
+    choose_prompts,
+    describe_images,
+)
 from tadsr.prompts.embeddings import TextEmbeddings
 
-__all__ = ["TextEmbeddings", "check_taggable", "choose_prompts"]
+__all__ = [
+    "PROMPT_STYLES",
+    "PromptStyle",
+    "TextEmbeddings",
+    "check_taggable",
+    "choose_prompts",
+    "describe_images",
+]

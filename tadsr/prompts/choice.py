@@ -1,11 +1,16 @@
-"""Choose each image's prompt: the user's, the tagger's, or the empty one."""
+"""Choose each image's prompt: the user's, with what a tagger says of the image before it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 from tadsr.images import DecodedImage, encode_image
+
+PromptStyle = Literal["published", "training"]
+"""How tags and a user's prompt become one text: "published" as TADSR's published inference writes
+it, "{tags}, {prompt}," with its commas; "training" as its training prompts, tags alone."""
+PROMPT_STYLES: tuple[PromptStyle, ...] = get_args(PromptStyle)
 
 
 def choose_prompts(
@@ -13,24 +18,24 @@ def choose_prompts(
     images: Sequence[DecodedImage],
     tagger: Callable[[Any], str] | None,
     text_encoder: Any,
+    style: PromptStyle = "published",
 ) -> list[str]:
     """Choose the prompts of images.
 
     Args:
-        prompt: The user's, one for all or one per image; None for none.
+        prompt: The user's, one for all or one per image; None is "".
         images: The images.
-        tagger: Writes the prompt of an image, given as an 8-bit PIL image; None for none.
+        tagger: Describes an image, given as an 8-bit PIL image; None for none.
         text_encoder: What will read the prompts; None where the model knows a few only.
+        style: How a description and the user's prompt are joined.
 
     Returns:
-        One prompt per image: the user's if given, else the tagger's, else "".
+        One prompt per image: the user's as it is, or behind what the tagger says.
 
     Raises:
+        TypeError: The tagger returns anything but text.
         ValueError: The numbers of prompts and images differ, or nothing can read a tagger's.
     """
-    if prompt is None and tagger is not None:
-        check_taggable(text_encoder)
-        return [tagger(encode_image(image.rgb, None, image, "pil")) for image in images]
     if prompt is None:
         prompt = ""
     prompts = list(prompt) if isinstance(prompt, list | tuple) else [prompt] * len(images)
@@ -38,7 +43,46 @@ def choose_prompts(
         raise ValueError(
             f"prompt must be one text or one per image ({len(images)}), got {len(prompts)}"
         )
-    return prompts
+    if tagger is None:
+        return prompts
+    check_taggable(text_encoder)
+    shown = [encode_image(image.rgb, None, image, "pil") for image in images]
+    described = describe_images(tagger, shown)
+    return [join_prompt(d, text, style) for d, text in zip(described, prompts, strict=True)]
+
+
+def describe_images(tagger: Callable[[Any], str], images: Sequence[Any]) -> list[str]:
+    """Ask a tagger about images, together if it has `tag_batch`.
+
+    Args:
+        tagger: A callable from an image to a text.
+        images: 8-bit PIL images.
+
+    Returns:
+        A text per image.
+
+    Raises:
+        TypeError: It returns anything else.
+    """
+    tag_batch = getattr(tagger, "tag_batch", None)
+    texts = [tagger(image) for image in images] if tag_batch is None else tag_batch(images)
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"a tagger must return text, got {type(text).__name__}")
+    return texts
+
+
+def join_prompt(tags: str, prompt: str, style: PromptStyle) -> str:
+    """Join what a tagger says and a user's prompt.
+
+    Raises:
+        ValueError: `style` is none.
+    """
+    if style not in PROMPT_STYLES:
+        raise ValueError(f"prompt_style must be one of {', '.join(PROMPT_STYLES)}, got {style!r}")
+    if style == "published":
+        return f"{tags}, {prompt},"  # "tree, lake, ," where there is no prompt
+    return ", ".join(text for text in (tags, prompt) if text)
 
 
 def check_taggable(text_encoder: Any) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +14,11 @@ from torch import Tensor, nn
 from transformers import BertConfig, SwinConfig, SwinModel
 from transformers.models.bert.modeling_bert import BertIntermediate, BertOutput, BertSelfOutput
 
-from tadsr.images import decode_image
+from tadsr.images import decode_image, encode_image
+from tadsr.prompts.tagger_input import TAGGER_VIEWS, TaggerView, prepare_view
 
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
+MAX_BATCH = 8
+"""Images that a tagger's network scores at once."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,7 @@ class TaggerNetwork(nn.Module):
         """Score the tags.
 
         Args:
-            pixels: Images, (B, 3, S, S), normalised as `prepare` does.
+            pixels: Images, (B, 3, S, S), as `prepare_view` gives them.
 
         Returns:
             Logits, (B, num_tags).
@@ -152,36 +155,30 @@ class TaggerNetwork(nn.Module):
             labels = layer(labels, image)
         return self.fc(labels).squeeze(-1)
 
-    def prepare(self, rgb: Tensor) -> Tensor:
-        """Resize images (B, 3, h, w) in [0, 1] to the network's square, and normalise them."""
-        # Bilinear as in RAM's own transform, and not this library's bicubic.
-        size = (self.config.image_size,) * 2
-        square = F.interpolate(rgb.float(), size, mode="bilinear", antialias=True)
-        mean, std = (
-            torch.tensor(v, device=rgb.device)[:, None, None]
-            for v in (_IMAGENET_MEAN, _IMAGENET_STD)
-        )
-        return (square - mean) / std
-
 
 class Tagger(nn.Module):
-    """Describe an image by its tags, as a prompt: "tree, lake, mountain".
+    """Describe an image by its tags: "tree, lake, mountain".
 
     A tagger is any callable from a PIL image to a text; this is the published one. It computes
-    where its weights are: `tagger.to("cuda")` moves it.
+    where its weights are and in their type, the probabilities included; thresholds are float32.
 
     Args:
         network: Scores the tags.
         tags: Their names, in the order of the network's scores.
         thresholds: The probability above which a tag is named: one for all or one per tag, 0..1.
+        view: What it sees of an image, as for `prepare_view`.
 
     Raises:
-        ValueError: The numbers of names, thresholds and scores differ, or a threshold is out of
-            range.
+        ValueError: The numbers of names, thresholds and scores differ, a threshold is out of
+            range, or `view` is none.
     """
 
     def __init__(
-        self, network: TaggerNetwork, tags: Sequence[str], thresholds: float | Sequence[float]
+        self,
+        network: TaggerNetwork,
+        tags: Sequence[str],
+        thresholds: float | Sequence[float],
+        view: TaggerView = "enlarged",
     ) -> None:
         super().__init__()
         num_tags = network.config.num_tags
@@ -195,12 +192,15 @@ class Tagger(nn.Module):
         outside = [value for value in thresholds if not 0 <= value <= 1]
         if outside:
             raise ValueError(f"thresholds must be in 0..1, got {outside[0]}")
+        if view not in TAGGER_VIEWS:
+            raise ValueError(f"view must be one of {', '.join(TAGGER_VIEWS)}, got {view!r}")
         self.network = network
         self.tags = tuple(tags)
-        self.register_buffer("thresholds", torch.tensor(thresholds), persistent=False)
+        # No buffer: a tagger in half precision compares with the thresholds as they are.
+        self.thresholds = torch.tensor(thresholds, dtype=torch.float32)
+        self.view: TaggerView = view
 
-    @torch.no_grad()
-    def forward(self, image: Image.Image) -> str:
+    def forward(self, image: Any) -> str:
         """Return the tags of an image.
 
         Args:
@@ -210,8 +210,36 @@ class Tagger(nn.Module):
             The names of the tags above their thresholds, in the list's order, joined by ", ";
             empty where there is none.
         """
+        return self.tag_batch([image])[0]
+
+    @torch.no_grad()
+    def tag_batch(self, images: Sequence[Any]) -> list[str]:
+        """Return the tags of several images; some at a time go through the network together."""
+        found: list[str] = []
+        for start in range(0, len(images), MAX_BATCH):
+            logits = self.network(self._prepare(images[start : start + MAX_BATCH]))
+            is_named = torch.sigmoid(logits).cpu() > self.thresholds
+            found += [", ".join(compress(self.tags, row)) for row in is_named.tolist()]
+        return found
+
+    def to_device(self, device: torch.device) -> Tagger:
+        """Move to a device, in the type that is usual there."""
+        return self.to(device, usual_dtype(device))
+
+    def _prepare(self, images: Sequence[Any]) -> Tensor:
         weight = self.network.fc.weight
-        rgb = decode_image(image).rgb[None].to(weight.device)
-        logits = self.network(self.network.prepare(rgb).to(weight.dtype))[0]
-        is_named = torch.sigmoid(logits.float()) > self.thresholds
-        return ", ".join(self.tags[i] for i in is_named.nonzero()[:, 0].tolist())
+        side = self.network.config.image_size
+        pixels = [prepare_view(_to_rgb(image), side, self.view) for image in images]
+        return torch.stack(pixels).to(weight.device, weight.dtype)
+
+
+def usual_dtype(device: torch.device) -> torch.dtype:
+    """Return the type that a tagger computes in: float16 on CUDA, as published, else float32."""
+    return torch.float16 if device.type == "cuda" else torch.float32
+
+
+def _to_rgb(image: Any) -> Image.Image:
+    """Return an image as 8-bit RGB."""
+    decoded = decode_image(image)
+    rgb = encode_image(decoded.rgb, None, decoded, "pil")
+    return rgb if rgb.mode == "RGB" else rgb.convert("RGB")

@@ -72,3 +72,16 @@ def test_convert_and_back_computes_the_same(tadsr, golden_dir, photo):
 def test_convert_cannot_split_what_is_merged(tadsr, model_dir):
     assert tadsr("convert", model_dir, "out", "--to", "official", code=1).stderr.startswith("Error")
     assert not Path("out").exists()
+
+
+def test_a_tagger_is_converted_once_and_loaded_by_its_folder(tadsr, data_dir, tmp_path):
+    """The sizes are the published ones here, which the small files do not have."""
+    error = tadsr("convert-tagger", data_dir / "tagger", "ram", code=1).stderr
+    assert "must hold exactly the tensors of RAM with Swin-L" in error
+    assert (
+        "2 of its files are missing"
+        in tadsr(
+            "convert-tagger", data_dir / "tagger", "ram", "--lists", tmp_path, "--plain", code=1
+        ).stderr
+    )
+    assert not Path("ram").exists()

@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tadsr import TADSRPipeline
@@ -43,16 +44,50 @@ def test_each_image_gets_its_own_tags(pipe):
     images = [photo(8), photo(12)]
     tagged = pipe(images, **FAST)
     assert pipe.tagger.seen == [("RGB", (8, 8)), ("RGB", (12, 8))]
-    given = pipe(images, prompt=["8 trees", "12 trees"], **FAST)
+    pipe.tagger = None
+    given = pipe(images, prompt=["8 trees, ,", "12 trees, ,"], **FAST)
     for a, b in zip(tagged, given, strict=True):
         np.testing.assert_array_equal(a, b)
-    assert (tagged[0] != pipe(photo(8), prompt="", **FAST)).any()
+    assert (tagged[0] != pipe(photo(8), **FAST)).any()
 
 
-@pytest.mark.parametrize("prompt", ["a lake", ""])
-def test_the_users_prompt_wins(pipe, prompt):
-    pipe(photo(8), prompt=prompt, **FAST)
-    assert pipe.tagger.seen == []
+@pytest.mark.parametrize(
+    ("style", "prompt", "read"),
+    [
+        ("published", "a lake", "8 trees, a lake,"),
+        ("published", "", "8 trees, ,"),
+        ("training", "a lake", "8 trees, a lake"),
+        ("training", None, "8 trees"),
+    ],
+)
+def test_the_users_prompt_comes_behind_the_tags(pipe, style, prompt, read):
+    pipe.prompt_style = style
+    tagged = pipe(photo(8), prompt=prompt, **FAST)
+    pipe.tagger = None
+    np.testing.assert_array_equal(tagged, pipe(photo(8), prompt=read, **FAST))
+
+
+def test_an_unknown_style_and_no_tags_at_all(pipe):
+    pipe.tagger = lambda image: ""
+    none = pipe(photo(8), **FAST)
+    pipe.prompt_style = "commas"
+    with pytest.raises(ValueError, match="prompt_style must be one of published, training"):
+        pipe(photo(8), **FAST)
+    pipe.tagger = None
+    np.testing.assert_array_equal(none, pipe(photo(8), prompt=", ,", **FAST))
+
+
+def test_a_tagger_may_take_several_images_and_moves_with_the_pipeline(pipe):
+    class Network(torch.nn.Linear):
+        def tag_batch(self, images):
+            return [f"{image.width} trees" for image in images]
+
+    expected = pipe([photo(8), photo(12)], **FAST)
+    pipe.tagger = Network(1, 1)
+    for a, b in zip(pipe([photo(8), photo(12)], **FAST), expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+    pipe.to("cpu")
+    assert pipe.tagger.weight.device == pipe.device
 
 
 def test_files_written_in_strips_are_tagged_too(pipe, tmp_path):
@@ -66,7 +101,8 @@ def test_sweeps_are_tagged_as_calls_are(pipe):
     results = pipe.sweep(photo(8), (1, 900), **FAST)
     assert pipe.tagger.seen == [("RGB", (8, 8))]
     np.testing.assert_array_equal(results[1], pipe(photo(8), 900, **FAST))
-    assert (results[1] != pipe.sweep(photo(8), (900,), prompt="", **FAST)[0]).any()
+    pipe.tagger = None
+    assert (results[1] != pipe.sweep(photo(8), (900,), **FAST)[0]).any()
 
 
 def test_without_a_tagger_the_prompt_is_empty(golden_pipeline):
@@ -86,7 +122,7 @@ def test_a_model_that_reads_no_text_refuses_a_tagger_before_anything_is_computed
 
 def test_a_tagger_that_returns_no_text_is_told_so(pipe):
     pipe.tagger = lambda image: ["tree"]
-    with pytest.raises(TypeError, match="prompt must be text, got list"):
+    with pytest.raises(TypeError, match="a tagger must return text, got list"):
         pipe(photo(8), **FAST)
 
 
