@@ -123,9 +123,12 @@ def evaluate(
     with readable_errors(debug):
         for path in filter(None, (csv, json, plot, save)):
             check_place(path)
-        from tadsr import evaluation
         from tadsr.cli.model import choose_device, load_model
+        from tadsr.measure.evaluation import evaluate_model, evaluate_pairs, make_perceptual_metric
         from tadsr.measure.metrics import default_metrics, make_metric
+        from tadsr.measure.plot import check_plot
+        from tadsr.measure.plot import plot as draw_plot
+        from tadsr.measure.report import format_table, write_csv, write_json
 
         silence_libraries(debug)
         place = choose_device(device)
@@ -133,13 +136,13 @@ def evaluate(
         with as_usage_errors():
             metrics = [make_metric(n, border_px=border, device=place) for n in dict.fromkeys(names)]
             if perceptual is not None:
-                metrics.append(evaluation.make_perceptual_metric(perceptual, device=place))
+                metrics.append(make_perceptual_metric(perceptual, device=place))
             if plot is not None:
-                evaluation.check_plot(metrics, plot)
+                check_plot(metrics, plot)
         common = {"metrics": metrics, "allow_missing": allow_missing, "show_progress": not quiet}
         if lq is None:
             with as_usage_errors():
-                result = evaluation.evaluate_pairs(named, hq, **common)
+                result = evaluate_pairs(named, hq, **common)
         else:
             timesteps = list(dict.fromkeys(timestep or _DEFAULT_TIMESTEPS))
             pipe = load_model(
@@ -151,7 +154,7 @@ def evaluate(
                 timestep=max(timesteps),
             )
             with as_usage_errors():
-                result = evaluation.evaluate_model(
+                result = evaluate_model(
                     pipe,
                     lq,
                     hq,
@@ -165,11 +168,11 @@ def evaluate(
                     model_name=Path(model).resolve().name if os.path.isdir(model) else model,
                     **common,
                 )
-        typer.echo(evaluation.format_table(result))
+        typer.echo(format_table(result))
         writers = (
-            (csv, evaluation.write_csv),
-            (json, evaluation.write_json),
-            (plot, evaluation.plot),
+            (csv, write_csv),
+            (json, write_json),
+            (plot, draw_plot),
         )
         for path, write in writers:
             if path is not None:

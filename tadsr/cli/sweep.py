@@ -116,11 +116,14 @@ def sweep(
             check_place(path)
             if path.exists() and not overwrite:
                 raise UsageError(f"{path} exists already; --overwrite replaces it")
-        from tadsr import evaluation
         from tadsr.cli.model import choose_device, load_model
         from tadsr.images import check_writable, write_image
         from tadsr.measure.metrics import default_metrics, make_metric
         from tadsr.measure.pictures import read_rgb8, to_rgb8
+        from tadsr.measure.plot import check_plot
+        from tadsr.measure.plot import plot as draw_plot
+        from tadsr.measure.report import format_table
+        from tadsr.measure.sweep import TimestepSweep
 
         target.parent.mkdir(parents=True, exist_ok=True)
         check_writable(target, overwrite=overwrite)
@@ -132,7 +135,7 @@ def sweep(
             box = None if corner is None else _box_inside(corner, size)
             metrics = [make_metric(name) for name in default_metrics(True)] if plot else []
             if plot is not None:
-                evaluation.check_plot(metrics, plot)
+                check_plot(metrics, plot)
         silence_libraries(debug)
         place = choose_device(device)
         pipe = load_model(
@@ -158,13 +161,13 @@ def sweep(
                 process_size=process_size,
             )
         images = dict(zip(values, map(to_rgb8, results), strict=True))
-        found = evaluation.TimestepSweep(lq, images, original)
+        found = TimestepSweep(lq, images, original)
         if plot is not None:
             name = Path(model).resolve().name if os.path.isdir(model) else model
             with as_usage_errors():
                 figures = found.measure(metrics, model_name=name)
-            typer.echo(evaluation.format_table(figures))
-            evaluation.plot(figures, plot)
+            typer.echo(format_table(figures))
+            draw_plot(figures, plot)
         write_image(found.draw(box, panel_px=width), target, overwrite=overwrite)
         written = [str(path) for path in (target, plot) if path is not None]
         typer.echo(f"{photo} -> {', '.join(written)}")
