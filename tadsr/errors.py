@@ -25,6 +25,10 @@ class ImageWriteError(TADSRError):
     """An image cannot be written: unwritable place, unknown format or existing file."""
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came, as from `docker stop`, slurm or systemd."""
+
+
 class TrainingError(TADSRError):
     """A training run cannot go on, or its folder is another run's."""
 

@@ -18,6 +18,8 @@ EMBEDDED = ("tadsr-tiny",)
 
 SUMS_NAME = "SHA256SUMS"
 PIPELINE_CLASS = "TADSRPipeline"
+RUN_PROGRESS = "progress.json"
+"""What a checkpoint of a training run has at its top, and no other checkpoint."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -93,6 +95,11 @@ def locate(source: str | Path) -> Location:
         f"source must name a checkpoint, got {name!r}; looked for an embedded one "
         f"({', '.join(EMBEDDED)}), a folder {path.absolute()}, and a hub id 'owner/name'; {hint}"
     )
+
+
+def is_run_checkpoint(folder: Path) -> bool:
+    """Tell whether a folder is a checkpoint of a training run."""
+    return (folder / RUN_PROGRESS).is_file()
 
 
 def detect_format(folder: Path) -> Format:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,12 +17,12 @@ from tadsr.checkpoints.components import (
     load_scheduler,
     load_tokenizer,
 )
-from tadsr.checkpoints.detect import detect_format, find_adapter, locate
+from tadsr.checkpoints.detect import detect_format, find_adapter, is_run_checkpoint, locate
 from tadsr.checkpoints.hub import download
 from tadsr.checkpoints.layout import NATIVE, PUBLISHED_LICENCE, Format
 from tadsr.checkpoints.tensors import read_json
 from tadsr.errors import CheckpointError
-from tadsr.networks.adapters import attach_adapters, check_adapters, weight_changes
+from tadsr.networks.adapters import attach_adapters, check_adapters, fuse_adapters, weight_changes
 
 
 def load_checkpoint(
@@ -39,7 +40,8 @@ def load_checkpoint(
     """Load a checkpoint from the package, a folder or the hub.
 
     Args:
-        source: "tadsr-tiny", a folder in the native or published format, or a hub id "owner/name".
+        source: "tadsr-tiny", a folder in the native or published format, a checkpoint of a
+            training run, or a hub id "owner/name".
         adapter: The adapters' file, where it is not inside `source`: tadsr.pkl or
             adapters.safetensors. On a native checkpoint it replaces the adapters kept apart, or
             is added to merged ones.
@@ -73,6 +75,8 @@ def load_checkpoint(
             local_files_only=local_files_only,
             token=token,
         )
+    if is_run_checkpoint(folder):
+        return _load_run(folder, dtype, merge_adapters)
     fmt = detect_format(folder)
     adapter_path = find_adapter(folder, fmt, adapter)
     present = {c.name: c for c in fmt.components if has_component(folder, c)}
@@ -91,6 +95,19 @@ def load_checkpoint(
     return Checkpoint(
         **parts, format=fmt.name, source=location.source, metadata=_read_metadata(folder, fmt)
     )
+
+
+def _load_run(folder: Path, dtype: torch.dtype | None, merge: bool) -> Checkpoint:
+    from tadsr.checkpoints.runs import load_run_checkpoint  # loads what the run started from
+
+    checkpoint = load_run_checkpoint(folder)
+    if merge and checkpoint.adapters is not None:
+        fuse_adapters(checkpoint.unet, checkpoint.vae)
+        checkpoint = replace(checkpoint, adapters=None)
+    for part in (checkpoint.unet, checkpoint.vae, checkpoint.text_encoder):
+        if part is not None:
+            part.to(dtype)
+    return checkpoint
 
 
 def _load_networks(

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from tadsr.errors import TADSRError, TADSRWarning
+from tadsr.errors import TADSRError, TADSRWarning, Terminated
 
 READABLE_ERRORS = (TADSRError, ValueError, TypeError, OSError)
 """What goes wrong in use; anything else is a bug of ours and keeps its traceback."""
@@ -37,10 +37,6 @@ class UsageError(typer.BadParameter):
         return self.message
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM came, as from `docker stop`, slurm or systemd."""
-
-
 @contextmanager
 def readable_errors(debug: bool) -> Iterator[None]:
     """Turn expected errors into one message on stderr and exit code 1.
@@ -54,10 +50,10 @@ def readable_errors(debug: bool) -> Iterator[None]:
     try:
         yield
     except Terminated as error:
-        typer.echo("Terminated; what is written is whole and stays.", err=True)
+        typer.echo(str(error) or "Terminated; what is written is whole and stays.", err=True)
         raise typer.Exit(128 + signal.SIGTERM) from error
-    except KeyboardInterrupt:
-        typer.echo("Interrupted; what is written is whole and stays.", err=True)
+    except KeyboardInterrupt as error:
+        typer.echo(str(error) or "Interrupted; what is written is whole and stays.", err=True)
         raise  # typer exits with 130
     except READABLE_ERRORS as error:
         # A closed pipe, as in `tadsr info x | head -1`, is ended silently by typer.

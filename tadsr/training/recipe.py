@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import types
 import typing
 from pathlib import Path
@@ -105,9 +106,11 @@ def config_from_mapping(config_type: type[Config], mapping: dict[str, Any]) -> C
     known = [f.name for f in fields]
     unknown = sorted(set(mapping) - set(known))
     if unknown:
+        meant = [m for u in unknown for m in difflib.get_close_matches(str(u), known, n=1)]
+        hint = f". Did you mean {' and '.join(meant)}?" if meant else ""
         raise ValueError(
             f"{config_type.__name__} has the fields {', '.join(known)}; got the unknown "
-            f"{', '.join(map(str, unknown))}"
+            f"{', '.join(map(str, unknown))}{hint}"
         )
     optional = (dataclasses.MISSING, dataclasses.MISSING)
     missing = [

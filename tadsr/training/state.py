@@ -11,14 +11,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tadsr.errors import CheckpointError
+from tadsr.errors import CheckpointError, TrainingError
 
 _STEP_NAME = re.compile(r"step_(\d{8})")
-_SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
 class RunState:
@@ -32,21 +31,25 @@ class RunState:
         folder: The run's checkpoint folder.
         accelerator: The run's accelerator, its networks and optimizers prepared.
         networks: The stage's networks by name, unwrapped.
+        average: Averaged weights of the main network by name; empty without.
         keep: Newest checkpoints to keep, at least 1.
     """
 
     def __init__(
-        self, folder: Path, accelerator: Accelerator, networks: dict[str, nn.Module], keep: int
+        self,
+        folder: Path,
+        accelerator: Accelerator,
+        networks: dict[str, nn.Module],
+        average: dict[str, Tensor],
+        keep: int,
     ) -> None:
         self.folder = folder
         self.accelerator = accelerator
         self.networks = networks
         self.keep = keep
-        self.average: dict[str, Tensor] = {}
-        # Sharded parameters live in pieces that only accelerate can gather.
-        if accelerator.distributed_type not in _SHARDED:
-            accelerator.register_save_state_pre_hook(self._save_networks)
-            accelerator.register_load_state_pre_hook(self._load_networks)
+        self.average = average
+        accelerator.register_save_state_pre_hook(self._save_networks)
+        accelerator.register_load_state_pre_hook(self._load_networks)
 
     def latest(self) -> Path | None:
         """Return the newest whole checkpoint, or None."""
@@ -63,7 +66,24 @@ class RunState:
 
         Returns:
             The checkpoint's folder.
+
+        Raises:
+            TrainingError: It cannot be written, as on a full disk; those before it stay.
         """
+        try:
+            return self._save(step, progress, name)
+        # safetensors and torch raise their own types where a disk is full.
+        except (OSError, RuntimeError, SafetensorError) as error:
+            for partial in self.folder.glob(".*.partial"):
+                shutil.rmtree(partial, ignore_errors=True)
+            before = self.latest()
+            kept = f"the last whole one is {before}" if before else "there is none before it"
+            raise TrainingError(
+                f"the checkpoint of step {step} cannot be written to {self.folder}: "
+                f"{str(error).splitlines()[0]}; {kept}. Make room and start the same run again"
+            ) from error
+
+    def _save(self, step: int, progress: dict[str, Any], name: str | None) -> Path:
         target = self.folder / (name or f"step_{step:08d}")
         partial = self.folder / f".{target.name}.partial"
         accelerator = self.accelerator

@@ -10,9 +10,9 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from tadsr.checkpoints.checkpoint import Checkpoint
+from tadsr.checkpoints.runs import make_trainable
 from tadsr.networks.adapters import (
     adapter_parameters,
-    attach_new_adapters,
     has_adapters,
 )
 from tadsr.networks.prompt_embeddings import PromptEmbeddings
@@ -142,17 +142,12 @@ def _check_or_attach(checkpoint: Checkpoint, config: DistillationConfig, seed: i
     if adapters is None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            attach_new_adapters(
-                checkpoint.unet,
-                checkpoint.vae,
-                rank=config.adapter_rank,
-                alpha=config.adapter_alpha,
-            )
+            make_trainable(checkpoint, config.adapter_rank, config.adapter_alpha)
         return
-    ranks = (adapters.rank_unet, adapters.rank_vae)
-    wanted = (config.adapter_rank, config.adapter_rank)
-    if ranks != wanted or adapters.alpha != config.adapter_alpha:
+    theirs = (adapters.rank_unet, adapters.rank_vae)
+    rank, alpha = config.adapter_rank, config.adapter_alpha
+    if (rank is not None and theirs != (rank, rank)) or alpha not in (None, adapters.alpha):
         raise ValueError(
-            f"adapter_rank and adapter_alpha must be those of the checkpoint's adapters, {ranks} "
-            f"and {adapters.alpha}, got {config.adapter_rank} and {config.adapter_alpha}"
+            f"adapter_rank and adapter_alpha must be those of the checkpoint's adapters, {theirs} "
+            f"and {adapters.alpha}, got {rank} and {alpha}; leave them out to take those"
         )

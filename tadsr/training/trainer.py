@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import logging
 import math
-import warnings
+import signal
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from tadsr.config import torch_dtype
-from tadsr.errors import TADSRWarning, TrainingError
+from tadsr.errors import DataError, Terminated, TrainingError
 from tadsr.measure.perceptual import PerceptualDistance
-from tadsr.training.data import Batch, Restorer, TrainingData, open_data
+from tadsr.training.acceleration import make_accelerator
+from tadsr.training.average import WeightAverage
+from tadsr.training.data import Batch, Restorer, TrainingData, explain_worker_failure, open_data
 from tadsr.training.export import TrainingFacts, export_model
+from tadsr.training.interruption import StopRequest
 from tadsr.training.networks import keep_frozen_weights_in
+from tadsr.training.optimization import Optimizers, warn_of_long_warmup
 from tadsr.training.randomness import SampleRandomness
-from tadsr.training.run_folder import RunLog, StopRequest, claim_folder
+from tadsr.training.recipe import config_to_mapping
+from tadsr.training.run_folder import claim_folder, locked
+from tadsr.training.run_log import (
+    Progress,
+    RunLog,
+    check_trackers,
+    start_trackers,
+    track_validation,
+)
 from tadsr.training.stages.base import Runtime
 from tadsr.training.stages.build import build_stage
 from tadsr.training.state import RunState
@@ -34,8 +44,6 @@ logger = logging.getLogger(__name__)
 
 _MEAN_DECAY = 0.98
 """Decay per step of the running mean that an exploding loss is compared with."""
-_LONG_WARMUP = 0.1
-"""Share of a run above which its warm-up is remarked on."""
 _SETTLING_STEPS = 20
 """Steps before a loss is compared with its mean."""
 
@@ -69,7 +77,8 @@ class Trainer:
     ) -> None:
         self.config = config
         self.folder = Path(config.output)
-        self.accelerator = self._make_accelerator()
+        check_trackers(config.trackers)
+        self.accelerator = make_accelerator(config)
         self.data: TrainingData = open_data(config.data, seed=config.seed, restorer=restorer)
         self.stage = build_stage(config, self.folder, perceptual)
         factor = self.stage.checkpoint.vae.downscale_factor
@@ -81,18 +90,16 @@ class Trainer:
         self.stage.check_prompts(self.data.prompts() or (config.data.prompt,))
         self.validator = Validator(config.validation, config.data.scale, factor)
         self.networks = {name: n.module for name, n in self.stage.networks.items()}
-        self.parameters = {
-            name: [p for p in module.parameters() if p.requires_grad]
-            for name, module in self.networks.items()
-        }
         if self.accelerator.is_main_process:
             claim_folder(self.folder, config)
+            warn_of_long_warmup(self.stage.networks, config.steps)
         self.accelerator.wait_for_everyone()
-        self._warn_of_long_warmup()
         self.log = RunLog(self.folder)
+        self.state: RunState | None = None
         self.step = 0
         self.means: dict[str, float] = {}
         self.metrics: dict[str, Any] = {}
+        self.best: float | None = None
         self.num_skipped = 0
         self.is_stopping = False
 
@@ -103,15 +110,59 @@ class Trainer:
             The folder of the trained pipeline, loadable by `TADSRPipeline.from_pretrained`.
 
         Raises:
-            TrainingError: The loss is not finite or explodes; the state before that step is saved.
-            KeyboardInterrupt: After saving the state.
+            TrainingError: The loss is not finite or explodes (the state before that step is
+                saved), memory or the disk is full, or another process trains in the folder.
+            KeyboardInterrupt: Ctrl-C or SIGTERM came; the state is saved.
         """
-        self._prepare()
-        checkpoint = self.state.latest()
-        if checkpoint is not None:
-            self._resume(checkpoint)
-        elif self.accelerator.is_main_process:
-            self.log.truncate(0)
+        with self._locked():
+            self._prepare()
+            self._resume()
+            if self.config.trackers:
+                start_trackers(self.accelerator, self.config)
+            try:
+                self._run()
+            except torch.OutOfMemoryError as error:
+                raise TrainingError(
+                    f"step {self.step + 1} does not fit the device's memory: {error}. Take, the "
+                    "cheapest first: gradient_checkpointing, precision bf16, batch_size 1 with "
+                    "more gradient_accumulation_steps, a smaller data.crop_px"
+                ) from error
+            except (DataError, RuntimeError) as error:
+                # A loader tells of workers that have died wherever the run is at that moment.
+                explained = explain_worker_failure(error)
+                if explained is error:
+                    raise
+                raise explained from error
+            finally:
+                if self.config.trackers:
+                    self.accelerator.end_training()
+            return self._export()
+
+    def export(self) -> Path:
+        """Write the trained pipeline with a model card, and adapters in the published format.
+
+        Without `train` before, the newest checkpoint in the run's folder is exported.
+
+        Returns:
+            `output`/model, loadable by `TADSRPipeline.from_pretrained`.
+
+        Raises:
+            TrainingError: Nothing is trained yet, or another process trains in the folder.
+            CheckpointError: The folder cannot be written.
+        """
+        with self._locked():
+            if self.state is None:
+                self._prepare()
+                self._resume()
+                if self.step == 0:
+                    raise TrainingError(
+                        f"{self.folder} must hold a checkpoint to export, but no step is done "
+                        "yet; train first"
+                    )
+            return self._export()
+
+    def _run(self) -> None:
+        """Train from the present step to the last."""
         config = self.config
         if config.data.restored is not None:
             place = (self.accelerator.process_index, self.accelerator.num_processes)
@@ -124,39 +175,31 @@ class Trainer:
             num_processes=self.accelerator.num_processes,
             pin_memory=self.accelerator.device.type == "cuda",
         )
-        self.log.start_clock(self.step)
+        is_main = self.accelerator.is_main_process
         try:
-            with StopRequest() as stop, self._progress_bar() as bar:
+            with StopRequest() as stop, Progress(self.step, config.steps, is_main) as progress:
+                if self.step == 0 and self.validator.pairs:
+                    self._validate()
+                self.log.start_clock(self.step)
                 while self.step < config.steps:
                     self._one_step(batches, stop)
-                    bar.update()
+                    progress.update()
                     is_last = self.step == config.steps
                     if self.step % config.log_every == 0 or is_last:
-                        self._write_log(bar)
+                        self._write_log(progress)
                     if self.validator.is_due(self.step, is_last):
                         self._validate()
                     if self.step % config.save_every == 0 or is_last or self.is_stopping:
                         self._save()
                     if self.is_stopping and not is_last:
-                        raise KeyboardInterrupt
+                        self._raise_stop(stop)
         finally:
             batches.close()  # ends its worker processes
-            if config.trackers:
-                self.accelerator.end_training()
-        return self.export()
 
-    def export(self) -> Path:
-        """Write the trained pipeline with a model card, and adapters in the published format.
-
-        Returns:
-            `output`/model, loadable by `TADSRPipeline.from_pretrained`.
-
-        Raises:
-            CheckpointError: The folder cannot be written.
-        """
+    def _export(self) -> Path:
         target = self.folder / "model"
         if self.accelerator.is_main_process:
-            self._use_average()
+            self.average.use()
             samples = self.data.batches(batch_size=self.config.batch_size)
             self.stage.finish(samples)
             samples.close()
@@ -174,43 +217,11 @@ class Trainer:
         per_process = config.batch_size * config.gradient_accumulation_steps
         return per_process * self.accelerator.num_processes
 
-    def _warn_of_long_warmup(self) -> None:
-        for name, network in self.stage.networks.items():
-            warmup = network.optimizer.warmup_steps
-            if warmup > _LONG_WARMUP * self.config.steps and self.accelerator.is_main_process:
-                warnings.warn(
-                    f"the warm-up of {name} takes {warmup} of the run's {self.config.steps} steps, "
-                    "at less than the full learning rate; shorten warmup_steps or train longer",
-                    TADSRWarning,
-                    stacklevel=3,
-                )
-
-    def _make_accelerator(self) -> Accelerator:
-        config = self.config
-        stage = config.stage
-        # Only then does a step leave trained parameters out.
-        skips_decoder = getattr(stage, "latent_steps", 0) > 0 and stage.train_decoder
-        arguments = {
-            "mixed_precision": "no" if config.precision == "fp32" else config.precision,
-            "gradient_accumulation_steps": config.gradient_accumulation_steps,
-            "cpu": config.device == "cpu",
-            "log_with": list(config.trackers) or None,
-            "project_dir": str(self.folder),
-            "kwargs_handlers": [
-                DistributedDataParallelKwargs(find_unused_parameters=skips_decoder)
-            ],
-        }
-        try:
-            return Accelerator(**arguments)
-        except ValueError as error:
-            if "AcceleratorState" not in str(error):
-                raise
-            # Accelerate keeps the first run's precision for the whole process.
-            AcceleratorState._reset_state()
-            return Accelerator(**arguments)
+    def _locked(self):
+        return locked(self.folder) if self.accelerator.is_main_process else nullcontext()
 
     def _prepare(self) -> None:
-        """Move everything into place: devices, precision, optimizers, averages, trackers."""
+        """Move everything into place: devices, precision, optimizers, averages."""
         config, accelerator = self.config, self.accelerator
         # Nothing of ours draws from global generators, but a perceptual distance may.
         set_seed(config.seed)
@@ -228,121 +239,111 @@ class Trainer:
                     module.enable_gradient_checkpointing()
         for module in frozen:
             module.eval()
-        self.models, self.optimizers = {}, {}
-        for name, (module, optimizer) in self.stage.networks.items():
+        for module in self.networks.values():
             module.train()
-            adamw = torch.optim.AdamW(
-                self.parameters[name],
-                lr=optimizer.learning_rate,
-                betas=optimizer.betas,
-                weight_decay=optimizer.weight_decay,
-            )
-            self.models[name], self.optimizers[name] = accelerator.prepare(module, adamw)
-        self.stage.start(Runtime(accelerator.device, accelerator.autocast, self.models))
+        self.optimizers = Optimizers(self.stage.networks, accelerator)
+        models = self.optimizers.models
+        self.stage.start(Runtime(accelerator.device, accelerator.autocast, models))
+        self.average = WeightAverage(self._main_network, config.ema_decay)
         self.state = RunState(
-            self.folder / "checkpoints", accelerator, self.networks, config.keep_checkpoints
+            self.folder / "checkpoints",
+            accelerator,
+            self.networks,
+            self.average.tensors,
+            config.keep_checkpoints,
         )
-        if config.ema_decay > 0:
-            self.state.average = {
-                name: parameter.detach().clone()
-                for name, parameter in self._main_network.named_parameters()
-                if parameter.requires_grad
-            }
-        if config.trackers:
-            accelerator.init_trackers("tadsr")
 
     @property
     def _main_network(self) -> nn.Module:
         return next(iter(self.networks.values()))
 
-    def _resume(self, checkpoint: Path) -> None:
-        progress = self.state.load(checkpoint)
-        self.step = progress["step"]
-        self.means = progress["means"]
-        self.metrics = progress["metrics"]
-        self.num_skipped = progress["num_skipped"]
+    def _resume(self) -> None:
+        """Go on from the newest checkpoint, if there is any."""
+        checkpoint = self.state.latest()
+        if checkpoint is not None:
+            progress = self.state.load(checkpoint)
+            self.step = progress["step"]
+            self.means = progress["means"]
+            self.metrics = progress["metrics"]
+            self.best = progress.get("best")
+            self.num_skipped = progress["num_skipped"]
         if self.accelerator.is_main_process:
             # Lines after the checkpoint will be written again.
-            self.log.truncate(self.step)
-            logger.info("continuing %s at step %d", self.folder, self.step)
+            self.log.truncate(self.step or -1)
+            if self.step:
+                logger.info("continuing %s at step %d", self.folder, self.step)
 
     def _one_step(self, batches: Iterator[Batch], stop: StopRequest) -> None:
         """Accumulate gradients over the step's batches and step every optimizer once."""
-        accelerator = self.accelerator
-        self._set_learning_rates()
-        names: list[str] = []
+        accelerator, optimizers = self.accelerator, self.optimizers
+        optimizers.set_learning_rates(self.step, self.config.steps)
+        seen: list[Batch] = []
+        losses_of: dict[str, list[Tensor]] = {}
         for _ in range(self.config.gradient_accumulation_steps):
             batch = next(batches)
-            names += batch.names
+            seen.append(batch)
             self._note_skipped(batch)
             batch = batch.to(accelerator.device)
             randomness = SampleRandomness(self.config.seed, batch.indices, accelerator.device)
-            with accelerator.accumulate(*self.models.values()):
+            with accelerator.accumulate(*optimizers.models.values()):
                 for network, losses in self.stage.phases(batch, self.step, randomness):
-                    self._check_loss(network, losses["loss"], stop, batch, names)
                     accelerator.backward(losses["loss"])
+                    losses_of.setdefault(network, []).append(losses["loss"].detach().float())
                     for name, value in losses.items():
                         self.log.add(f"{network}.{name}", value.detach())
-        self._step_optimizers()
-        self._update_average()
+        norms = optimizers.clip()
+        self._check(losses_of, norms, stop, seen)
+        for name, norm in norms.items():
+            self.log.add(f"{name}.grad_norm", norm)
+        optimizers.step(norms)
+        self.average.update(self.step)
         self.step += 1
 
-    def _step_optimizers(self) -> None:
-        """Clip and step; with fp16, one scale serves all optimizers and changes after the last."""
-        scaler = self.accelerator.scaler
-        # A network may have had no phase, such as a discriminator while latents are matched.
-        stepped = {
-            name: optimizer
-            for name, optimizer in self.optimizers.items()
-            if any(p.grad is not None for p in self.parameters[name])
-        }
-        for name, optimizer in stepped.items():
-            if scaler is not None:
-                scaler.unscale_(optimizer.optimizer)
-            norm = self._clip(name, self.stage.networks[name].optimizer.max_grad_norm)
-            self.log.add(f"{name}.grad_norm", norm)
-        for optimizer in stepped.values():
-            if scaler is None:
-                optimizer.step()
-            else:
-                scaler.step(optimizer.optimizer)
-            optimizer.zero_grad(set_to_none=True)
-        if scaler is not None:
-            scaler.update()
-
-    def _clip(self, name: str, limit: float) -> Tensor:
-        if self.accelerator.distributed_type == DistributedType.FSDP:
-            return self.accelerator.clip_grad_norm_(self.models[name].parameters(), limit)
-        return nn.utils.clip_grad_norm_(self.parameters[name], limit)
-
-    def _set_learning_rates(self) -> None:
-        for name, optimizer in self.optimizers.items():
-            settings = self.stage.networks[name].optimizer
-            factor = settings.factor_at(self.step, self.config.steps)
-            for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate * factor
-
-    def _check_loss(
-        self, network: str, loss: Tensor, stop: StopRequest, batch: Batch, names: list[str]
+    def _check(
+        self,
+        losses_of: dict[str, list[Tensor]],
+        norms: dict[str, Tensor],
+        stop: StopRequest,
+        seen: list[Batch],
     ) -> None:
         """Stop all processes where one has a loss that training cannot go on from."""
-        # One exchange for both questions: is the loss sound, has someone asked to stop?
-        flags = torch.stack([loss.detach().float(), torch.tensor(float(stop.is_asked)).to(loss)])
-        value, stopping = self.accelerator.reduce(flags, "mean").tolist()
+        # One wait and one exchange a step, for all questions: are losses and gradients sound, has
+        # someone asked to stop?
+        values = [torch.stack(losses).mean() for losses in losses_of.values()]
+        if self.accelerator.scaler is None:  # with fp16 the scaler skips what is not finite
+            values += [norm.float() for norm in norms.values()]
+        asked = torch.full_like(values[0], float(stop.is_asked))
+        *figures, stopping = self.accelerator.reduce(torch.stack([*values, asked]), "mean").tolist()
         self.is_stopping = stopping > 0
-        mean = self.means.get(network, value)
-        limit = self.config.max_loss_ratio * abs(mean)
-        if math.isfinite(value) and (self.step < _SETTLING_STEPS or value <= limit):
+        sound = all(math.isfinite(figure) for figure in figures)
+        for network, value in zip(losses_of, figures, strict=False):
+            mean = self.means.get(network, value)
+            limit = self.config.max_loss_ratio * abs(mean)
+            is_settling = self.step < _SETTLING_STEPS
+            if not sound or not (is_settling or value <= limit):
+                self._raise_divergence(network, value, mean, seen)
             self.means[network] = _MEAN_DECAY * mean + (1 - _MEAN_DECAY) * value
-            return
-        saved = self.state.save(self.step, self._progress(), name=f"failed_{self.step:08d}")
+
+    def _raise_divergence(self, network: str, value: float, mean: float, seen: list[Batch]) -> None:
+        before = self.state.latest()
+        saved = self._save(name=f"failed_{self.step:08d}")
+        indices = [int(i) for batch in seen for i in batch.indices]
+        names = ", ".join(name for batch in seen for name in batch.names)
+        start = "" if before is None else f" and model: {before}, the last state that was sound"
         raise TrainingError(
-            f"the loss of {network} must stay finite and below {self.config.max_loss_ratio:g} "
-            f"times its running mean {mean:.4g}, got {value} at step {self.step}, samples "
-            f"{batch.indices.tolist()} ({', '.join(names)}); the state before that step is in "
-            f"{saved}. Lower the learning rate, or use bf16 in place of fp16, and start from an "
-            "earlier checkpoint"
+            f"the loss of {network} and its gradient must stay finite and below "
+            f"{self.config.max_loss_ratio:g} times its running mean {mean:.4g}, got {value} at "
+            f"step {self.step}, samples {indices} ({names}); the state before that step is in "
+            f"{saved}. Start a new run (another output) with a lower learning rate, or bf16 in "
+            f"place of fp16{start}; or raise max_loss_ratio, which this run may change"
         )
+
+    def _raise_stop(self, stop: StopRequest) -> None:
+        message = (
+            f"stopped after step {self.step} of {self.config.steps}; saved in "
+            f"{self.state.latest()}. The same run started again in {self.folder} goes on from there"
+        )
+        raise (Terminated if stop.signal == signal.SIGTERM else KeyboardInterrupt)(message)
 
     def _note_skipped(self, batch: Batch) -> None:
         self.num_skipped += len(batch.skipped)
@@ -350,61 +351,44 @@ class Trainer:
             for reason in batch.skipped:
                 self.log.write({"step": self.step, "skipped": reason})
 
-    @torch.no_grad()
-    def _update_average(self) -> None:
-        if not self.state.average:
-            return
-        # A short average at the start, or the first weights would linger in it.
-        decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
-        parameters = dict(self._main_network.named_parameters())
-        current = [parameters[name].detach() for name in self.state.average]
-        torch._foreach_lerp_(list(self.state.average.values()), current, 1 - decay)
-
-    @torch.no_grad()
-    def _use_average(self) -> dict[str, Tensor]:
-        """Put averaged weights in place; return those that were there."""
-        parameters = dict(self._main_network.named_parameters())
-        before = {name: parameters[name].detach().clone() for name in self.state.average}
-        for name, tensor in self.state.average.items():
-            parameters[name].copy_(tensor)
-        return before
-
-    def _write_log(self, bar: tqdm) -> None:
-        rates = {
-            f"{name}.lr": optimizer.param_groups[0]["lr"]
-            for name, optimizer in self.optimizers.items()
-        }
+    def _write_log(self, progress: Progress) -> None:
         means = self.log.means(self.accelerator)
         speed = self.log.speed(self._samples_per_step, self.step)
+        figures = means | self.optimizers.learning_rates() | speed
         if self.accelerator.is_main_process:
-            self.log.write({"step": self.step} | means | rates | speed)
+            self.log.write({"step": self.step} | figures)
         main = next(iter(self.networks))
-        bar.set_postfix(loss=f"{means[f'{main}.loss']:.4g}")
+        progress.report(self.step, means[f"{main}.loss"], speed["steps_per_second"])
         if self.config.trackers:
-            self.accelerator.log(means | rates | speed, step=self.step)
+            self.accelerator.log(figures, step=self.step)
 
     @torch.no_grad()
     def _validate(self) -> None:
         if self.accelerator.is_main_process:
-            before = self._use_average()
-            main = self._main_network.eval()
-            picture = self.folder / "samples" / f"step_{self.step:08d}.png"
-            self.metrics = self.validator.run(self.stage, self.accelerator.device, picture)
-            main.train()
-            parameters = dict(main.named_parameters())
-            for name, tensor in before.items():
-                parameters[name].copy_(tensor)
+            path = self.folder / "samples" / f"step_{self.step:08d}.png"
+            with self.average.used():
+                main = self._main_network.eval()
+                self.metrics, picture = self.validator.run(
+                    self.stage, self.accelerator.device, path
+                )
+                main.train()
             self.log.write({"step": self.step, "validation": self.metrics})
+            if self.config.trackers:
+                track_validation(self.accelerator, self.metrics, picture, self.step)
         self.accelerator.wait_for_everyone()
+        if self.config.validation.keep_best is not None and self.step > 0:
+            (self.metrics,) = broadcast_object_list([self.metrics])
+            score = self.validator.score(self.metrics)
+            if self.best is None or score > self.best:
+                self.best = score
+                self._save(name="best")
 
-    def _save(self) -> None:
-        self.state.save(self.step, self._progress())
-
-    def _progress(self) -> dict[str, Any]:
-        return {"means": self.means, "metrics": self.metrics, "num_skipped": self.num_skipped}
-
-    def _progress_bar(self) -> tqdm:
-        # None: a bar on a terminal only, of the main process only.
-        disable = None if self.accelerator.is_main_process else True
-        total = self.config.steps
-        return tqdm(total=total, initial=self.step, unit="step", disable=disable)
+    def _save(self, *, name: str | None = None) -> Path:
+        progress = {
+            "means": self.means,
+            "metrics": self.metrics,
+            "best": self.best,
+            "num_skipped": self.num_skipped,
+            "config": config_to_mapping(self.config),
+        }
+        return self.state.save(self.step, progress, name=name)

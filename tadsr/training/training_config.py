@@ -35,6 +35,8 @@ class ValidationConfig:
     """Timesteps to restore at, each 0..999."""
     degradation: str = "realesrgan"
     """Preset for photographs without LQ partners; the seed is fixed."""
+    keep_best: Literal["psnr_y", "ssim_y", "perceptual"] | None = None
+    """Figure, as a mean over the timesteps, whose best checkpoint is kept as checkpoints/best."""
 
     def __post_init__(self) -> None:
         if min(self.every_steps, self.num_images, self.crop_px) < 1:

@@ -57,7 +57,9 @@ class Validator:
         """Tell whether to validate after a step."""
         return bool(self.pairs) and (is_last or step % self.config.every_steps == 0)
 
-    def run(self, stage: Stage, device: torch.device, picture: Path) -> dict[str, dict[str, float]]:
+    def run(
+        self, stage: Stage, device: torch.device, picture: Path
+    ) -> tuple[dict[str, dict[str, float]], np.ndarray]:
         """Restore all images, write the picture, and return mean figures by column.
 
         Args:
@@ -66,7 +68,8 @@ class Validator:
             picture: PNG file to write: a row an image, LQ and HQ at the ends.
 
         Returns:
-            Label such as "bicubic" or "t=100" to "psnr_y" in dB and "ssim_y".
+            Label such as "bicubic" or "t=100" to "psnr_y" in dB, "ssim_y" and, where the stage
+            has one, "perceptual" distance; and the picture, uint8 (H, W, 3).
         """
         rows: list[dict[str, Image.Image]] = []
         sums: dict[str, dict[str, float]] = {}
@@ -74,18 +77,29 @@ class Validator:
             bicubic = upsample_lq(lq, hq.shape[-2:])
             images = {"bicubic": bicubic}
             images |= stage.preview(hq.to(device), bicubic.to(device), self.config.timesteps)
+            hq = hq.to(device)
             arrays = {label: _to_uint8(image) for label, image in images.items()}
             original = _to_uint8(hq)
             for label, array in arrays.items():
                 figures = {"psnr_y": psnr(array, original), "ssim_y": ssim(array, original)}
+                if stage.perceptual is not None:
+                    image = images[label].to(device).clamp(-1, 1)
+                    figures["perceptual"] = stage.perceptual_distance(image, hq).item()
                 for name, value in figures.items():
                     mean = sums.setdefault(label, {}).setdefault(name, 0.0)
                     sums[label][name] = mean + value / len(self.pairs)
             nearest = F.interpolate(lq, hq.shape[-2:], mode="nearest")
             rows.append({"LQ": _to_uint8(nearest), **arrays, "HQ": original})
+        grid = make_grid(rows)
         with whole_file(picture) as partial:
-            make_grid(rows).save(partial, "PNG")
-        return sums
+            grid.save(partial, "PNG")
+        return sums, np.asarray(grid)
+
+    def score(self, metrics: dict[str, dict[str, float]]) -> float:
+        """Return the mean of `keep_best` over what was restored, larger for better."""
+        name = self.config.keep_best
+        values = [figures[name] for label, figures in metrics.items() if label != "bicubic"]
+        return float(np.mean(values)) * (-1 if name == "perceptual" else 1)
 
     def _load_pair(self, path: Path, scale: int, seed: int) -> tuple[Tensor, Tensor]:
         side = self.config.crop_px

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import resource
 import shutil
 import signal
 import time
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tadsr import TADSRError, TADSRPipeline
 from tadsr.checkpoints import load_adapters, load_checkpoint
-from tadsr.errors import CheckpointError, TADSRWarning, TrainingError
+from tadsr.errors import CheckpointError, DataError, TADSRWarning, Terminated, TrainingError
 from tadsr.training import (
     AutoencoderConfig,
     DataConfig,
@@ -32,6 +35,7 @@ from tadsr.training import (
 )
 from tadsr.training.losses import mse_per_sample
 from tadsr.training.randomness import SampleRandomness
+from tadsr.training.run_folder import locked
 
 QUICK = OptimizerConfig(learning_rate=2e-3)
 FEW_TEXTS = {"negative_prompt": "degraded photo", "teacher_prompt": ""}
@@ -55,9 +59,9 @@ def distillation(**changes):
     return DistillationConfig(**settings | changes)
 
 
-def read_log(output):
+def read_log(output, kind="steps_per_second"):
     lines = [json.loads(s) for s in (output / "log.jsonl").read_text().splitlines()]
-    return [line for line in lines if "skipped" not in line and "validation" not in line]
+    return [line for line in lines if kind in line]
 
 
 def trained_tensors(output, network, step):
@@ -400,29 +404,47 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(networks, photos, tm
 
 def test_validation_writes_a_picture_and_figures(networks, photos, tmp_path):
     validation = ValidationConfig(
-        str(photos), every_steps=2, num_images=2, crop_px=64, timesteps=(1, 800)
-    )
+        str(photos), every_steps=2, num_images=2, crop_px=64, timesteps=(1, 800),
+        keep_best="psnr_y",
+    )  # fmt: skip
     stage = distillation(adapter_rank=0, tavsd_weight=TimestepRamp(0, 0))
     config = make_config(
         networks, photos, tmp_path / "run", stage, validation=validation, ema_decay=0.9,
         trackers=("tensorboard",),
     )  # fmt: skip
-    trainer = Trainer(config)
+    trainer = Trainer(config, perceptual=mse_per_sample)
     model = trainer.train()
     names = sorted(p.name for p in (tmp_path / "run" / "samples").iterdir())
-    assert names == ["step_00000002.png", "step_00000003.png"]
+    assert names == [f"step_{step:08d}.png" for step in (0, 2, 3)]
     with Image.open(tmp_path / "run" / "samples" / names[-1]) as grid:
         assert grid.size[0] == 64 * 5  # LQ, bicubic, two timesteps, HQ
     assert set(trainer.metrics) == {"bicubic", "t=1", "t=800"}
     assert trainer.metrics["bicubic"]["psnr_y"] > 10
     assert "| bicubic |" in (model / "README.md").read_text()
-    assert list((tmp_path / "run").rglob("events.out.tfevents*"))
+    (kept,) = (tmp_path / "run").glob("checkpoints/best")
+    scores = {
+        entry["step"]: np.mean([entry["validation"][f"t={t}"]["psnr_y"] for t in (1, 800)])
+        for entry in read_log(tmp_path / "run", "validation")
+    }
+    assert set(scores) == {0, 2, 3}
+    best = max((2, 3), key=scores.get)
+    assert json.loads((kept / "progress.json").read_text())["step"] == best
+    assert "perceptual" in trainer.metrics["t=1"]
+    tracked = EventAccumulator(str(tmp_path / "run" / "tadsr"), {"images": 0}).Reload()
+    psnr = tracked.Scalars("validation.t=800.psnr_y")
+    assert [event.step for event in psnr] == [0, 2, 3]
+    assert psnr[-1].value == pytest.approx(trainer.metrics["t=800"]["psnr_y"])
+    (tag,) = tracked.Tags()["images"]
+    assert len(tracked.Images(tag)) == 3
+    hparams = next((tmp_path / "run").rglob("hparams.yml")).read_text()
+    assert "stage.tavsd_weight.start: 0" in hparams
     average = load_file(tmp_path / "run" / "checkpoints" / "step_00000003" / "average.safetensors")
     exported = load_checkpoint(model).unet.state_dict()
     torch.testing.assert_close(exported["conv_in.weight"], average["unet.conv_in.weight"])
 
 
-def test_ctrl_c_saves_and_the_next_run_goes_on(networks, photos, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stop_requests_save_and_the_next_run_goes_on(number, networks, photos, tmp_path):
     stage = AutoencoderConfig(perceptual="lpips", perceptual_weight=0.1)
     config = make_config(networks, photos, tmp_path / "run", stage, steps=6, save_every=100)
     calls = []
@@ -430,13 +452,16 @@ def test_ctrl_c_saves_and_the_next_run_goes_on(networks, photos, tmp_path):
     def interrupted(pred, target):
         calls.append(1)
         if len(calls) == 3:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
         return mse_per_sample(pred, target)
 
-    with pytest.raises(KeyboardInterrupt):
+    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    error = Terminated if number == signal.SIGTERM else KeyboardInterrupt
+    with pytest.raises(error, match=r"step 3 of 6; saved in .*_00000003\. .* goes on") as caught:
         Trainer(config, perceptual=interrupted).train()
+    assert type(caught.value) is error
     assert (tmp_path / "run" / "checkpoints" / "step_00000003").is_dir()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
     Trainer(config, perceptual=mse_per_sample).train()
     assert [line["step"] for line in read_log(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
 
@@ -477,6 +502,82 @@ def test_a_finished_run_is_exported_again_and_a_longer_one_goes_on(networks, pho
     assert [line["step"] for line in read_log(tmp_path / "run")] == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.parametrize("rank", [0, 2])
+def test_any_checkpoint_of_a_run_is_a_model(rank, networks, photos, tmp_path):
+    stage = distillation(adapter_rank=rank, tavsd_weight=TimestepRamp(0, 0))
+    config = make_config(networks, photos, tmp_path / "run", stage, ema_decay=0.5)
+    with pytest.raises(TrainingError, match="no step is done yet; train first"):
+        Trainer(config).export()
+    model = Trainer(config).train()
+    names = ("vae", "unet")
+    expected = {n: getattr(load_checkpoint(model), n).state_dict() for n in names}
+
+    def check(source, is_equal=True):
+        found = TADSRPipeline.from_pretrained(source)
+        same = {
+            tensor.equal(getattr(found, name).state_dict()[key])
+            for name in names
+            for key, tensor in expected[name].items()
+        }
+        assert same == {True} if is_equal else False in same
+
+    checkpoints = tmp_path / "run" / "checkpoints"
+    check(checkpoints / "step_00000003")
+    check(checkpoints / "step_00000002", is_equal=False)
+    shutil.rmtree(model)
+    check(Trainer(config).export())  # of the newest checkpoint, without training
+    # Another run starts from it, with the scale of its adapters.
+    config = make_config(
+        checkpoints / "step_00000003", photos, tmp_path / "next",
+        dataclasses.replace(stage, adapter_rank=rank or None), steps=1,
+    )  # fmt: skip
+    trainer = Trainer(config)
+    if rank:
+        assert trainer.stage.checkpoint.adapters.alpha == 2 * rank
+    trainer.train()
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(networks, photos, tmp_path):
+    stage = AutoencoderConfig(perceptual="none", perceptual_weight=0)
+    config = make_config(networks, photos, tmp_path / "run", stage)
+    Trainer(config).train()
+    checkpoints = tmp_path / "run" / "checkpoints"
+    before = sorted(checkpoints.iterdir())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # larger files fail to write
+    try:
+        with pytest.raises(TrainingError, match=r"step 4 cannot be .* one is .*00003\. Make"):
+            Trainer(dataclasses.replace(config, steps=4)).train()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert sorted(checkpoints.iterdir()) == before
+    Trainer(dataclasses.replace(config, steps=4)).train()
+
+
+def test_two_runs_do_not_share_a_folder(networks, photos, tmp_path):
+    stage = AutoencoderConfig(perceptual="none", perceptual_weight=0)
+    config = make_config(networks, photos, tmp_path / "run", stage)
+    trainer = Trainer(config)
+    with locked(tmp_path / "run"):
+        for act in (trainer.train, trainer.export, lambda: Trainer(config)):
+            with pytest.raises(TrainingError, match="another process trains in it"):
+                act()
+
+
+def test_a_worker_that_dies_is_said_in_a_sentence(networks, photos, tmp_path):
+    stage = AutoencoderConfig(perceptual="lpips", perceptual_weight=1.0)
+    data = DataConfig(str(photos), crop_px=32, num_workers=1)
+    config = make_config(networks, photos, tmp_path / "run", stage, data=data, steps=50)
+
+    def killing(pred, target):
+        for worker in psutil.Process().children():
+            worker.kill()
+        return mse_per_sample(pred, target)
+
+    with pytest.raises(DataError, match=r"samples has died .* memory ran out.* last checkpoint"):
+        Trainer(config, perceptual=killing).train()
+
+
 def test_broken_photos_are_skipped_and_counted(networks, photos, tmp_path):
     folder = tmp_path / "photos"
     shutil.copytree(photos, folder)
@@ -504,7 +605,9 @@ def test_another_runs_folder_is_refused(networks, photos, tmp_path):
     assert [p.name for p in (tmp_path / "other").iterdir()] == ["thesis.txt"]
 
 
-def test_what_cannot_work_is_refused_before_the_first_step(official, networks, photos, tmp_path):
+def test_what_cannot_work_is_refused_before_the_first_step(
+    official, networks, photos, tmp_path, monkeypatch
+):
     def build(model, stage, **changes):
         return Trainer(make_config(model, photos, tmp_path / "run", stage, **changes))
 
@@ -533,6 +636,14 @@ def test_what_cannot_work_is_refused_before_the_first_step(official, networks, p
             distillation(adapter_rank=0, tavsd_weight=TimestepRamp(0, 0)),
             data=DataConfig(str(photos), crop_px=32, prompt="a cat"),
         )
+    with pytest.raises(ValueError, match="fp16 needs a GPU"):
+        build(networks, AutoencoderConfig(), precision="fp16")
+    with pytest.raises(TADSRError, match="pip install wandb"):
+        build(networks, AutoencoderConfig(), trackers=("wandb",))
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(TrainingError, match=r"set to FSDP.*--multi_gpu"):
+        build(networks, AutoencoderConfig())
+    monkeypatch.delenv("ACCELERATE_USE_FSDP")
     with pytest.raises(ValueError, match="adapter_rank"):
         build(official, distillation(adapter_rank=8))
     with pytest.raises(TADSRError, match=r"tadsr\[train\]"):

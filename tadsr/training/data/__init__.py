@@ -2,7 +2,7 @@
 
 from tadsr.training.data.batch import Batch, upsample_lq
 from tadsr.training.data.data_config import DataConfig, RestoredConfig
-from tadsr.training.data.opening import TrainingData, open_data
+from tadsr.training.data.opening import TrainingData, explain_worker_failure, open_data
 from tadsr.training.data.photos import find_photos
 from tadsr.training.data.restorer import Restorer, load_restorer
 
@@ -12,6 +12,7 @@ __all__ = [
     "RestoredConfig",
     "Restorer",
     "TrainingData",
+    "explain_worker_failure",
     "find_photos",
     "load_restorer",
     "open_data",

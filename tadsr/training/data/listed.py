@@ -20,6 +20,7 @@ from tadsr.training.data.photos import (
     make_sample,
     read_photo,
 )
+from tadsr.training.interruption import leave_signals_to_the_parent
 
 MAX_SUBSTITUTIONS = 100
 """Unusable photographs in a row after which something must be wrong with all of them."""
@@ -215,9 +216,10 @@ class SharedIndices(Sampler):
             start += self.stride
 
 
-def limit_threads(_worker: int) -> None:
-    """Keep a worker process to one thread; the workers themselves are the parallelism."""
+def start_worker(_number: int) -> None:
+    """Keep a worker process to one thread, and let its parent end it in good order."""
     torch.set_num_threads(1)
+    leave_signals_to_the_parent()
 
 
 def _index_by_name(folder: Path) -> dict[str, Path]:

@@ -9,15 +9,16 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader
 
+from tadsr.errors import DataError
 from tadsr.training.data.batch import Batch, collate
 from tadsr.training.data.data_config import DataConfig
 from tadsr.training.data.listed import (
     ListedPhotos,
     Record,
     SharedIndices,
-    limit_threads,
     list_folder,
     read_list,
+    start_worker,
 )
 from tadsr.training.data.photos import find_photos
 from tadsr.training.data.restored import RestoredSamples
@@ -96,7 +97,7 @@ class TrainingData:
             collate_fn=collate,
             num_workers=workers,
             prefetch_factor=_PREFETCH_BATCHES if workers else None,
-            worker_init_fn=limit_threads,
+            worker_init_fn=start_worker,
             pin_memory=pin_memory,
         )
         iterator = iter(loader)
@@ -104,6 +105,22 @@ class TrainingData:
             yield from iterator
         finally:
             del iterator, loader
+
+
+def explain_worker_failure(error: Exception) -> Exception:
+    """Return what went wrong in a worker process as one sentence; other errors as they are."""
+    text = str(error)
+    if "DataLoader worker" not in text:
+        return error
+    if isinstance(error, DataError):
+        return DataError(text.rpartition("DataError: ")[2].strip())
+    if "exited unexpectedly" not in text and "killed by signal" not in text:
+        return error
+    return DataError(
+        f"a process that prepares samples has died ({text.splitlines()[0]}), most likely because "
+        "memory ran out; lower data.num_workers, or switch data.cache_photos off, and start the "
+        "same run again: it goes on from its last checkpoint"
+    )
 
 
 def open_data(

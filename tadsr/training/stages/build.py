@@ -7,8 +7,8 @@ from pathlib import Path
 from tadsr.checkpoints.base import find_folder, is_stable_diffusion, load_base
 from tadsr.checkpoints.checkpoint import Checkpoint
 from tadsr.checkpoints.detect import detect_format
+from tadsr.checkpoints.runs import base_of, load_start
 from tadsr.measure.perceptual import PerceptualDistance
-from tadsr.training.networks import load_networks
 from tadsr.training.prompts import PromptEncoder
 from tadsr.training.stages.autoencoder import AutoencoderStage
 from tadsr.training.stages.base import Stage
@@ -41,7 +41,7 @@ def build_stage(
 
 
 def _build(config: TrainingConfig, cache: Path, perceptual: PerceptualDistance | None) -> Stage:
-    checkpoint = load_networks(config.model, vae=config.vae, seed=config.seed)
+    checkpoint = load_start(config.model, vae=config.vae, seed=config.seed)
     stage = config.stage
     if isinstance(stage, AutoencoderConfig):
         return AutoencoderStage(checkpoint, stage, config.optimizer, perceptual)
@@ -66,6 +66,7 @@ def _load_teacher(model: str, stage: DistillationConfig) -> Checkpoint | None:
         return None
     if stage.teacher is not None:
         return load_base(stage.teacher)
+    model = base_of(model)
     is_built = Path(model).suffix in (".yaml", ".yml")
     folder = None if is_built else find_folder(model)
     if folder is None or not (

@@ -12,7 +12,12 @@ from torch import Tensor, nn
 
 from tadsr.checkpoints.checkpoint import Checkpoint
 from tadsr.measure.perceptual import PerceptualDistance, make_perceptual
-from tadsr.networks.adapters import attach_new_adapters, plain_state_dict
+from tadsr.networks.adapters import (
+    DEFAULT_ALPHA,
+    DEFAULT_RANK,
+    attach_new_adapters,
+    plain_state_dict,
+)
 from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL, neutralize_time_layers
 from tadsr.training.adversarial import PatchDiscriminator, discriminator_loss, generator_loss
 from tadsr.training.data import Batch
@@ -117,7 +122,9 @@ class DistillationStage(Stage):
         if self.config.fake_score_rank > 0:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed + 1)
-                attach_new_adapters(self.teacher, None, rank=self.config.fake_score_rank)
+                rank, alpha = self.config.fake_score_rank, self.config.fake_score_alpha
+                alpha = rank * DEFAULT_ALPHA / DEFAULT_RANK if alpha is None else alpha
+                attach_new_adapters(self.teacher, None, rank=rank, alpha=alpha)
             fake_score = self.teacher
         else:
             fake_score = copy.deepcopy(self.teacher).requires_grad_(True)

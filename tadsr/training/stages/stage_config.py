@@ -150,12 +150,16 @@ class DistillationConfig:
     """Name of the stage in recipes."""
     teacher: str | None = None
     """Checkpoint whose UNet and prompts are the teacher's; None takes the base UNet of `model`."""
-    adapter_rank: int = 4
-    """Rank of the student's LoRA, at least 0; 0 trains all weights of encoder and UNet."""
-    adapter_alpha: float = 8.0
-    """Numerator of the LoRA's scaling alpha / rank, above 0."""
+    adapter_rank: int | None = None
+    """Rank of the student's LoRA, at least 0; 0 trains all weights of encoder and UNet. None takes
+    that of the model's own adapters, or 4."""
+    adapter_alpha: float | None = None
+    """Numerator of the LoRA's scaling alpha / rank, above 0. None takes that of the model's own
+    adapters, or twice the rank, as published."""
     fake_score_rank: int = 4
     """Rank of the fake-score model's LoRA on the teacher's UNet, at least 0; 0 trains a copy."""
+    fake_score_alpha: float | None = None
+    """Numerator of its scaling, above 0; None is twice its rank."""
     train_decoder: bool = False
     """Whether the decoder is trained as well; the method keeps it frozen."""
     tae: bool = True
@@ -231,11 +235,15 @@ class DistillationConfig:
 
     def __post_init__(self) -> None:
         _check_kind(self, "distillation")
-        if self.adapter_rank < 0 or self.fake_score_rank < 0 or self.adapter_alpha <= 0:
+        if min(self.adapter_rank or 0, self.fake_score_rank) < 0:
             raise ValueError(
-                "adapter_rank and fake_score_rank must be at least 0 and adapter_alpha above 0, "
-                f"got {self.adapter_rank}, {self.fake_score_rank} and {self.adapter_alpha}"
+                "adapter_rank and fake_score_rank must be at least 0, got "
+                f"{self.adapter_rank} and {self.fake_score_rank}"
             )
+        for name in ("adapter_alpha", "fake_score_alpha"):
+            alpha = getattr(self, name)
+            if alpha is not None and alpha <= 0:
+                raise ValueError(f"{name} must be above 0, got {alpha}")
         if self.timestep_grid < 0 or self.timestep_grid == 1 or self.latent_steps < 0:
             raise ValueError(
                 "timestep_grid must be 0 or at least 2 and latent_steps at least 0, got "

@@ -1,0 +1,192 @@
+"""Training runs as models: what a run starts from, and what any of its checkpoints is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from safetensors.torch import load_file
+from torch import nn
+
+from tadsr.checkpoints.base import find_folder, is_stable_diffusion, load_base
+from tadsr.checkpoints.checkpoint import Checkpoint
+from tadsr.checkpoints.detect import RUN_PROGRESS, is_run_checkpoint
+from tadsr.checkpoints.load import load_checkpoint
+from tadsr.checkpoints.tensors import read_json
+from tadsr.errors import CheckpointError
+from tadsr.networks.adapters import (
+    DEFAULT_ALPHA,
+    DEFAULT_RANK,
+    attach_new_adapters,
+    extract_adapters,
+    has_adapters,
+)
+from tadsr.networks.prompt_embeddings import PromptEmbeddings
+from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL, neutralize_time_layers
+
+_MAIN_NETWORKS = {"distillation": "student", "teacher": "teacher"}
+"""File of what each kind of stage trains; an autoencoder's scale of latents is only measured at
+the end, so that its checkpoints are no models."""
+_NETWORKS = {
+    "vae": TimeAwareAutoencoderKL,
+    "unet": UNet2DConditionModel,
+    "prompt_embeddings": PromptEmbeddings,
+}
+
+
+def load_start(model: str, *, vae: str | None = None, seed: int = 0) -> Checkpoint:
+    """Load or build what a run starts from.
+
+    Args:
+        model: As in `TrainingConfig.model`.
+        vae: As in `TrainingConfig.vae`.
+        seed: Seed of networks built from a YAML file.
+
+    Returns:
+        The parts in float32, on the CPU, without gradients; adapters that the checkpoint keeps
+        apart are attached.
+
+    Raises:
+        CheckpointError: A checkpoint is missing, damaged, unsafe or predicts anything but noise.
+        ValueError: A YAML file describes no networks.
+    """
+    if Path(model).suffix in (".yaml", ".yml"):
+        checkpoint = build_networks(model, seed)
+    elif is_stable_diffusion(find_folder(model)):
+        checkpoint = load_base(model)
+    else:
+        checkpoint = load_checkpoint(model, torch_dtype=torch.float32, merge_adapters=False)
+    if vae is None:
+        return checkpoint
+    parts = checkpoint.components() | {"vae": load_checkpoint(vae, torch_dtype=torch.float32).vae}
+    return Checkpoint(**parts, format=checkpoint.format, source=checkpoint.source)
+
+
+def build_networks(path: str | Path, seed: int) -> Checkpoint:
+    """Build networks at random weights from a YAML file of their configurations.
+
+    Args:
+        path: A mapping with `vae`, `unet` and `prompt_embeddings`, each the arguments of its
+            class.
+        seed: Seed of the weights.
+
+    Returns:
+        The networks with Stable Diffusion's noise schedule; the encoder's time layers change
+        nothing yet, and the UNet predicts zero.
+
+    Raises:
+        ValueError: The file is missing, or describes no such networks.
+    """
+    import yaml
+
+    try:
+        configs = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} must be a readable YAML file of networks: {error}") from error
+    if not isinstance(configs, dict) or set(configs) != set(_NETWORKS):
+        raise ValueError(f"{path} must describe exactly {', '.join(_NETWORKS)}, got {configs!r}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            parts = {name: make(**configs[name]) for name, make in _NETWORKS.items()}
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path} makes no networks: {error}") from error
+    neutralize_time_layers(parts["vae"])
+    nn.init.zeros_(parts["unet"].conv_out.weight)
+    nn.init.zeros_(parts["unet"].conv_out.bias)
+    scheduler = DDPMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False
+    )
+    for part in parts.values():
+        part.requires_grad_(False).eval()
+    return Checkpoint(**parts, scheduler=scheduler, format="built", source=str(path))
+
+
+def load_run_checkpoint(folder: Path) -> Checkpoint:
+    """Load a checkpoint of a training run: what the run started from, with what it has trained.
+
+    Averaged weights are taken where the run keeps them.
+
+    Args:
+        folder: The checkpoint, as a run's folder has it under checkpoints/.
+
+    Returns:
+        The parts in float32, on the CPU; adapters that the run trains are attached, unmerged.
+
+    Raises:
+        CheckpointError: It is damaged, or of a stage whose checkpoints are no models, or what the
+            run started from is not there any more.
+    """
+    progress = read_json(folder / RUN_PROGRESS)
+    config = run_config(folder)
+    stage = config["stage"]
+    main = _MAIN_NETWORKS.get(stage["kind"])
+    if main is None:
+        raise CheckpointError(
+            f"{folder} is a checkpoint of the stage {stage['kind']!r}, which is no model before "
+            "it is exported: Trainer(config).export()"
+        )
+    try:
+        start = load_start(config["model"], vae=config["vae"], seed=config["seed"])
+        tensors = load_file(folder / f"{main}.safetensors")
+        if (folder / "average.safetensors").is_file():
+            tensors |= load_file(folder / "average.safetensors")
+    except (CheckpointError, ValueError, OSError) as error:
+        raise CheckpointError(
+            f"{folder} is a checkpoint of a run that started from {config['model']}, which must "
+            f"still be there: {error}"
+        ) from error
+    unet, vae = start.unet, start.vae
+    if stage["kind"] == "distillation":
+        make_trainable(start, stage["adapter_rank"], stage["adapter_alpha"])
+        if not stage["tae"]:
+            neutralize_time_layers(vae)
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            part, _, inner = name.partition(".")
+            module = getattr(start, part, None)
+            state = {} if module is None else module.state_dict()
+            if inner not in state or state[inner].shape != tensor.shape:
+                raise CheckpointError(
+                    f"{folder} must hold what was trained of {config['model']}, but {name} does "
+                    "not fit it"
+                )
+            state[inner].copy_(tensor)
+    parts = start.components()
+    parts["adapters"] = extract_adapters(unet, vae) if has_adapters(unet) else None
+    parts["metadata"] = {**start.metadata, "training_steps": progress["step"]}
+    for part in (unet, vae):
+        part.requires_grad_(False).eval()
+    return Checkpoint(**parts, format="run", source=str(folder))
+
+
+def make_trainable(checkpoint: Checkpoint, rank: int | None, alpha: float | None) -> None:
+    """Attach new adapters to a checkpoint that keeps none apart.
+
+    Args:
+        checkpoint: Its UNet and autoencoder, changed in place.
+        rank: Rank; 0 attaches nothing, None is the published one.
+        alpha: Numerator of the scaling; None keeps the published alpha / rank.
+    """
+    if checkpoint.adapters is None and rank != 0:
+        rank = DEFAULT_RANK if rank is None else rank
+        alpha = rank * DEFAULT_ALPHA / DEFAULT_RANK if alpha is None else alpha
+        attach_new_adapters(checkpoint.unet, checkpoint.vae, rank=rank, alpha=alpha)
+
+
+def run_config(folder: Path) -> dict[str, Any]:
+    """Return the configuration of the run that a checkpoint belongs to."""
+    progress = read_json(folder / RUN_PROGRESS)
+    if "config" in progress:
+        return progress["config"]
+    return read_json(folder.parent.parent / "config.json")
+
+
+def base_of(model: str) -> str:
+    """Return the model that a run's first start was, or the model itself if it is no checkpoint."""
+    while is_run_checkpoint(Path(model)):
+        config = run_config(Path(model))
+        model = config["stage"].get("teacher") or config["model"]
+    return model

@@ -1,0 +1,52 @@
+"""Device, precision and processes of a run, through accelerate."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
+
+from tadsr.errors import TrainingError
+from tadsr.training.training_config import TrainingConfig
+
+_SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
+"""Plug-ins of accelerate that cut networks into pieces, by what switches them on."""
+
+
+def make_accelerator(config: TrainingConfig) -> Accelerator:
+    """Set accelerate up for a run.
+
+    Raises:
+        TrainingError: Accelerate is launched in a way that this trainer does not support.
+        ValueError: The device does not have the precision.
+    """
+    sharding = [s for s in _SHARDING if os.environ.get(f"ACCELERATE_USE_{s}") == "true"]
+    if sharding:
+        raise TrainingError(
+            f"training must run on whole networks, but accelerate is set to {sharding[0]}, which "
+            "cuts them up; launch with --multi_gpu. With LoRA a network and its optimizer fit one "
+            "card"
+        )
+    stage = config.stage
+    # Only then does a step leave trained parameters out.
+    skips_decoder = getattr(stage, "latent_steps", 0) > 0 and stage.train_decoder
+    arguments = {
+        "mixed_precision": "no" if config.precision == "fp32" else config.precision,
+        "gradient_accumulation_steps": config.gradient_accumulation_steps,
+        "cpu": config.device == "cpu",
+        "log_with": list(config.trackers) or None,
+        "project_dir": config.output,
+        "kwargs_handlers": [DistributedDataParallelKwargs(find_unused_parameters=skips_decoder)],
+    }
+    if config.precision == "fp16" and (config.device == "cpu" or not torch.cuda.is_available()):
+        raise ValueError("precision fp16 needs a GPU; take bf16 or fp32 on the CPU")
+    try:
+        return Accelerator(**arguments)
+    except ValueError as error:
+        if "AcceleratorState" not in str(error):
+            raise
+        # Accelerate keeps the first run's precision for the whole process.
+        AcceleratorState._reset_state()
+        return Accelerator(**arguments)
