@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from tadsr.lazily import lazy_names
 from tadsr.version import __version__
 
-# Public name -> module that defines it; resolved on first use so that `import tadsr` stays light.
+# Public name -> module that defines it.
 _EXPORTS = {
     "TADSRError": "tadsr.errors",
     "TADSRPipeline": "tadsr.pipeline",
@@ -32,10 +32,7 @@ if TYPE_CHECKING:
     from tadsr.pipeline import TADSRPipeline
 
 
-def __getattr__(name: str) -> Any:
-    if name in _EXPORTS:
-        return getattr(importlib.import_module(_EXPORTS[name]), name)
-    raise AttributeError(f"module 'tadsr' has no attribute {name!r}")
+__getattr__ = lazy_names(__name__, _EXPORTS)
 
 
 def __dir__() -> list[str]:

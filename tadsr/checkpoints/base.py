@@ -17,9 +17,9 @@ from tadsr.checkpoints.components import (
 )
 from tadsr.checkpoints.detect import detect_format, locate
 from tadsr.checkpoints.hub import download
+from tadsr.checkpoints.json_files import read_json
 from tadsr.checkpoints.layout import NATIVE, OFFICIAL
 from tadsr.checkpoints.load import load_checkpoint
-from tadsr.checkpoints.tensors import read_json
 from tadsr.errors import CheckpointError
 from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL, neutralize_time_layers
 

@@ -11,8 +11,9 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, PreTrainedTokenizerBase
 
+from tadsr.checkpoints.json_files import read_json
 from tadsr.checkpoints.layout import Component, Format, choose_weight_file
-from tadsr.checkpoints.tensors import Change, TensorReader, load_strict, read_json
+from tadsr.checkpoints.tensors import Change, TensorReader, load_strict
 from tadsr.errors import CheckpointError
 from tadsr.networks.prompt_embeddings import PromptEmbeddings
 from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL

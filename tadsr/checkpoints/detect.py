@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from tadsr.checkpoints.json_files import read_json
 from tadsr.checkpoints.layout import NATIVE, OFFICIAL, Format
-from tadsr.checkpoints.tensors import read_json
 from tadsr.errors import CheckpointError
 
 EMBEDDED = ("tadsr-tiny",)
@@ -166,3 +166,18 @@ def find_adapter(folder: Path, fmt: Format, adapter: str | Path | None) -> Path 
         f"adapter must be an existing file, got {adapter}; looked for "
         f"{', '.join(map(str, candidates))}"
     )
+
+
+def check_source(source: str | Path, adapter: str | Path | None = None) -> None:
+    """Check that a checkpoint can be where a user says, before anything heavy is imported.
+
+    Args:
+        source: As for `locate`.
+        adapter: As for `find_adapter`.
+
+    Raises:
+        CheckpointError: It is not there, or no checkpoint; what the hub has is not asked for.
+    """
+    folder = locate(source).folder
+    if folder is not None:
+        find_adapter(folder, detect_format(folder), adapter)

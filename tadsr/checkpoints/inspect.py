@@ -11,8 +11,8 @@ from tadsr.checkpoints.adapter_files import load_adapters
 from tadsr.checkpoints.components import has_component, load_scheduler, open_weights
 from tadsr.checkpoints.detect import detect_format, find_adapter, locate
 from tadsr.checkpoints.hub import download
+from tadsr.checkpoints.json_files import read_json
 from tadsr.checkpoints.layout import NATIVE, PUBLISHED_LICENCE, Component, Format, list_weight_files
-from tadsr.checkpoints.tensors import read_json
 from tadsr.errors import CheckpointError
 
 NETWORK_SCALE = 4

@@ -19,8 +19,8 @@ from tadsr.checkpoints.components import (
 )
 from tadsr.checkpoints.detect import detect_format, find_adapter, is_run_checkpoint, locate
 from tadsr.checkpoints.hub import download
+from tadsr.checkpoints.json_files import read_json
 from tadsr.checkpoints.layout import NATIVE, PUBLISHED_LICENCE, Format
-from tadsr.checkpoints.tensors import read_json
 from tadsr.errors import CheckpointError
 from tadsr.networks.adapters import attach_adapters, check_adapters, fuse_adapters, weight_changes
 

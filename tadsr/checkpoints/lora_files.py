@@ -13,7 +13,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from tadsr.checkpoints.components import clip_common_name
-from tadsr.checkpoints.tensors import TensorReader, read_json
+from tadsr.checkpoints.json_files import read_json
+from tadsr.checkpoints.tensors import TensorReader
 from tadsr.errors import CheckpointError
 from tadsr.networks.adapters import plain_state_dict
 from tadsr.networks.lora import LoraProduct

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from tadsr.checkpoints.json_files import AGAIN
 from tadsr.errors import CheckpointError
 
 NUM_NAMES_SHOWN = 5
@@ -35,29 +35,6 @@ Rename = Callable[[str], str | None]
 Change = Callable[[str, Tensor], Tensor]
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The object.
-
-    Raises:
-        CheckpointError: The file is missing or no JSON object.
-    """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} must exist, but is missing; {_AGAIN}") from None
-    except (OSError, ValueError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        raise CheckpointError(f"{path} must be JSON, but cannot be read: {error}") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} must hold a JSON object, got {type(data).__name__}")
-    return data
-
-
 def read_pickle(path: Path) -> Any:
     """Read a torch pickle that holds data only; code in it is refused, never run.
 
@@ -74,10 +51,10 @@ def read_pickle(path: Path) -> Any:
         with path.open("rb") as file:
             head = file.read(64)
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}; {_AGAIN}") from error
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}; {AGAIN}") from error
     is_zip = head.startswith(b"PK")
     if not is_zip and not head.startswith(b"\x80"):
-        raise CheckpointError(f"{path} must be a torch file, but {_describe(head)}; {_AGAIN}")
+        raise CheckpointError(f"{path} must be a torch file, but {_describe(head)}; {AGAIN}")
     try:
         # Only the zip layout can be mapped.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
@@ -88,9 +65,9 @@ def read_pickle(path: Path) -> Any:
                 f"{path} was refused for safety: it holds code or objects besides tensors, which "
                 "could do anything on this machine; get the weights as .safetensors"
             ) from error
-        raise CheckpointError(f"{path} is damaged: {reason.splitlines()[0]}; {_AGAIN}") from error
+        raise CheckpointError(f"{path} is damaged: {reason.splitlines()[0]}; {AGAIN}") from error
     except (RuntimeError, EOFError, ValueError, OSError, KeyError, IndexError) as error:
-        raise CheckpointError(f"{path} is damaged: {_first_line(error)}; {_AGAIN}") from error
+        raise CheckpointError(f"{path} is damaged: {_first_line(error)}; {AGAIN}") from error
 
 
 class TensorReader:
@@ -160,13 +137,13 @@ class TensorReader:
                     for name, s in slices.items()
                 }
         except FileNotFoundError:
-            raise CheckpointError(f"{path} must exist, but is missing; {_AGAIN}") from None
+            raise CheckpointError(f"{path} must exist, but is missing; {AGAIN}") from None
         except KeyError as error:
             raise CheckpointError(f"{path} holds the unsupported dtype {error}") from error
         except (SafetensorError, OSError, ValueError) as error:
             head = path.read_bytes()[:64] if path.is_file() else b""
             detail = _describe(head) if _looks_wrong(head) else f"is damaged ({error})"
-            raise CheckpointError(f"{path} must be safetensors, but {detail}; {_AGAIN}") from error
+            raise CheckpointError(f"{path} must be safetensors, but {detail}; {AGAIN}") from error
 
     def _read_pickle(self, path: Path) -> dict[str, TensorMeta]:
         state = read_pickle(path)
@@ -290,9 +267,6 @@ def _materialise_buffers(model: nn.Module) -> None:
             )
         ids = torch.arange(buffer.shape[-1]).expand(buffer.shape)
         model.get_submodule(parent).register_buffer(leaf, ids, persistent=False)
-
-
-_AGAIN = "download or copy it again"
 
 
 def _is_safe(path: Path) -> bool:

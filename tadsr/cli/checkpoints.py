@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from tadsr.checkpoints.detect import check_source
 from tadsr.cli.options import AdapterOption
 from tadsr.cli.reporting import (
     DebugOption,
@@ -55,6 +56,7 @@ def info(
 ) -> None:
     """Run `tadsr info`."""
     with readable_errors(debug):
+        check_source(source, adapter)
         from tadsr.checkpoints import inspect_checkpoint
 
         silence_libraries(debug)
@@ -88,6 +90,7 @@ def convert(
 ) -> None:
     """Run `tadsr convert`."""
     with readable_errors(debug):
+        check_source(source, adapter)
         from tadsr.checkpoints import convert_checkpoint, inspect_checkpoint
         from tadsr.config import torch_dtype
 

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from tadsr.checkpoints.detect import check_source
+from tadsr.cli.devices import choose_device
 from tadsr.cli.reporting import (
     DebugOption,
     UsageError,
@@ -71,12 +73,15 @@ def demo(
             import gradio  # noqa: F401
         except ImportError as error:
             raise UsageError("the demo needs gradio; pip install 'tadsr[demo]'") from error
-        from tadsr.cli.model import choose_device, load_model
+        for name in model or ():
+            check_source(name)
+        place = choose_device(device)
+
+        from tadsr.cli.model import load_model
         from tadsr.demo.page import build
         from tadsr.demo.restoring import DemoLimits, Models
 
         silence_libraries(debug)
-        place = choose_device(device)
         load = partial(load_model, adapter=None, device=place, dtype=dtype, prompt=None, timestep=0)
         page = build(
             Models(model or ["tadsr-tiny"], load),

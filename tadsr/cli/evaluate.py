@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from tadsr.checkpoints.detect import check_source
+from tadsr.cli.devices import check_device_name, choose_device
 from tadsr.cli.options import (
     AdapterOption,
     ColorFixOption,
@@ -123,7 +125,12 @@ def evaluate(
     with readable_errors(debug):
         for path in filter(None, (csv, json, plot, save)):
             check_place(path)
-        from tadsr.cli.model import choose_device, load_model
+        check_device_name(device)
+        if lq is not None:
+            check_source(model, adapter)
+        place = choose_device(device)
+
+        from tadsr.cli.model import load_model
         from tadsr.measure.evaluation import evaluate_model, evaluate_pairs, make_perceptual_metric
         from tadsr.measure.metrics import default_metrics, make_metric
         from tadsr.measure.plot import check_plot
@@ -131,7 +138,6 @@ def evaluate(
         from tadsr.measure.report import format_table, write_csv, write_json
 
         silence_libraries(debug)
-        place = choose_device(device)
         names = metric or default_metrics(hq is not None)
         with as_usage_errors():
             metrics = [make_metric(n, border_px=border, device=place) for n in dict.fromkeys(names)]

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from tadsr.checkpoints.detect import check_source
 from tadsr.cli.checkpoints import SourceArgument
 from tadsr.cli.options import AdapterOption
 from tadsr.cli.reporting import DebugOption, format_bytes, readable_errors, silence_libraries
@@ -50,6 +51,7 @@ def onnx(
 ) -> None:
     """Run `tadsr export onnx`."""
     with readable_errors(debug):
+        check_source(source, adapter)
         import logging
 
         from tadsr.checkpoints.save import check_target

@@ -1,4 +1,4 @@
-"""Choose device and dtype, and load the model that the command line named."""
+"""Load the model that the command line named."""
 
 from __future__ import annotations
 
@@ -6,66 +6,13 @@ from typing import Literal
 
 import torch
 
-from tadsr.cli.reporting import UsageError, as_usage_errors
+from tadsr.cli.reporting import as_usage_errors
 from tadsr.config import torch_dtype
 from tadsr.engine import EngineName
 from tadsr.pipeline import TADSRPipeline
 from tadsr.prompts import PromptStyle
 
 DtypeName = Literal["auto", "fp32", "fp16", "bf16"]
-
-
-def choose_device(name: str) -> torch.device:
-    """Turn a device's name into one that is there.
-
-    Args:
-        name: "auto", or what torch calls a device: "cpu", "cuda", "cuda:1", "mps".
-
-    Returns:
-        The device; for "auto" CUDA if there is any, else the CPU.
-
-    Raises:
-        UsageError: It is no device, or this machine does not have it.
-    """
-    if name == "auto":
-        # Not mps: torch has no antialiased bicubic resize there.
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda", "mps"):
-        raise UsageError(f"--device must be auto, cpu, cuda, cuda:N or mps, got {name!r}")
-    num_found = {
-        "cpu": 1,
-        "cuda": torch.cuda.device_count(),
-        "mps": int(torch.backends.mps.is_available()),
-    }[device.type]
-    if (device.index or 0) >= num_found:
-        reason = f"found {num_found} of that kind"
-        if device.type == "cuda" and torch.version.cuda is None and torch.version.hip is None:
-            reason = f"torch {torch.__version__} is a build without it"
-        raise UsageError(f"--device {name} must exist, but {reason}; use --device cpu or auto")
-    return device
-
-
-def parse_devices(names: str) -> list[str]:
-    """Turn "0,1" or "cuda:0,cpu" into devices that are there.
-
-    Args:
-        names: Names for `choose_device`, or the numbers of CUDA devices, with commas between.
-
-    Returns:
-        What torch calls them, in that order.
-
-    Raises:
-        UsageError: One of them is no device, or not there.
-    """
-    parts = [part.strip() for part in names.split(",")]
-    if not all(parts):
-        raise UsageError(f"--devices must be names with commas between, such as 0,1, got {names!r}")
-    named = [f"cuda:{part}" if part.isdecimal() else part for part in parts]
-    return [str(choose_device(name)) for name in named]
 
 
 def load_on(

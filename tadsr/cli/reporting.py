@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import math
+import os
 import re
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -133,13 +135,12 @@ def silence_libraries(debug: bool, quiet: bool = False) -> None:
     if not quiet:
         warnings.simplefilter("always", TADSRWarning)
     warnings.showwarning = _say_once()
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
     # Progress of downloads is huggingface-hub's and stays.
-    for logging in (diffusers_logging, transformers_logging):
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
+    for library in ("diffusers", "transformers"):
+        # Read when it is imported, which only a command that gets so far does.
+        os.environ[f"{library.upper()}_VERBOSITY"] = "error"
+        if f"{library}.utils.logging" in sys.modules:
+            sys.modules[f"{library}.utils.logging"].set_verbosity_error()
 
 
 def _say_once() -> Callable[..., None]:

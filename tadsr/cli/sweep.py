@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tadsr.checkpoints.detect import check_source
+from tadsr.cli.devices import choose_device
 from tadsr.cli.options import (
     AdapterOption,
     ColorFixOption,
@@ -116,7 +118,10 @@ def sweep(
             check_place(path)
             if path.exists() and not overwrite:
                 raise UsageError(f"{path} exists already; --overwrite replaces it")
-        from tadsr.cli.model import choose_device, load_model
+        check_source(model, adapter)
+        place = choose_device(device)
+
+        from tadsr.cli.model import load_model
         from tadsr.images import check_writable, write_image
         from tadsr.measure.metrics import default_metrics, make_metric
         from tadsr.measure.pictures import read_rgb8, to_rgb8
@@ -137,7 +142,6 @@ def sweep(
             if plot is not None:
                 check_plot(metrics, plot)
         silence_libraries(debug)
-        place = choose_device(device)
         pipe = load_model(
             model,
             adapter=adapter,

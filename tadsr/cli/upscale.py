@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from tadsr.checkpoints.detect import check_source
+from tadsr.cli.devices import parse_devices
 from tadsr.cli.options import (
     AdapterOption,
     ColorFixOption,
@@ -191,20 +194,20 @@ def upscale(
             request = replace(request, timestep=found)
             map_digest = fingerprint(timestep_map)[1]
         jobs = check_places(plan_jobs(paths, output, format=format, scale=scale))
-
-        from tadsr.cli.model import choose_device, load_on, parse_devices
-
         _set_warnings(debug, quiet)
-        places = parse_devices(devices) if devices is not None else [choose_device(device)]
+        choose = partial(parse_devices, devices or device)
+        if overwrite or not all(os.path.lexists(job.target) for job in jobs):
+            check_source(model, adapter)
+            choose()
         options = {"tagger": tagger, "prompt_style": prompt_style, "engine": engine}
-        load = partial(load_on, model, adapter, dtype, prompt, timestep, **options)
+        load = partial(_load, model, adapter, dtype, prompt, timestep, **options)
         described = {"model": model, "adapter": adapter, "dtype": dtype, "tagger": tagger}
         described |= {
             "prompt_style": prompt_style,
             "timestep_map": map_digest,
             "timestep_range": map_range,
         }
-        tally = _upscale_all(jobs, request, described, load, places, quiet=quiet, debug=debug)
+        tally = _upscale_all(jobs, request, described, load, choose, quiet=quiet, debug=debug)
     _report(tally, len(jobs), quiet)
     if tally.failures:
         raise typer.Exit(1)
@@ -215,7 +218,7 @@ def _upscale_all(
     request: FileRequest,
     described: dict[str, Any],
     load: Load,
-    devices: Sequence[str],
+    choose: Callable[[], list[str]],
     *,
     quiet: bool,
     debug: bool,
@@ -230,6 +233,7 @@ def _upscale_all(
     hidden = True if quiet or len(jobs) == 1 else None
 
     def run(todo: list[Job], report: Report) -> None:
+        devices = choose()
         if len(devices) == 1:
             here = partial(load, devices[0])
             tally.pace = run_files(todo, request, here, report, progress.of)
@@ -264,6 +268,12 @@ def _upscale_all(
 
         upscale_files(jobs, request, described, run, report)
     return tally
+
+
+def _load(*arguments: Any, **options: Any) -> TADSRPipeline:
+    from tadsr.cli.model import load_on  # and with it torch
+
+    return load_on(*arguments, **options)
 
 
 def _load_in_worker(load: Load, debug: bool, quiet: bool, device: str) -> TADSRPipeline:

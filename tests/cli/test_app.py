@@ -27,15 +27,34 @@ def run(*args: object, cwd=None) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.parametrize("args", [["--help"], ["--version"], ["upscale", "--help"], ["upscal"]])
-def test_help_and_typos_import_no_torch(args):
+@pytest.mark.parametrize(
+    ("args", "heavy", "code"),
+    [
+        (["--help"], {"torch", "PIL"}, 0),
+        (["--version"], {"torch", "PIL"}, 0),
+        (["upscale", "--help"], {"torch", "PIL"}, 0),
+        (["upscal"], {"torch", "PIL"}, 2),
+        (["upscale", "photo.jpg", "-m", "tadsr-tny"], {"torch"}, 1),
+        (["upscale", "photo.jpg", "--adapter", "missing.pkl"], {"torch"}, 1),
+        (["upscale", "photo.jpg", "-o", "photo.jpg.png"], {"torch"}, 0),  # exists
+        (["upscale", "photo.jpg", "--device", "gpu"], {"torch"}, 2),
+        (["upscale", "photo.jpg", "--device", "cuda:99"], {"diffusers"}, 2),
+        (["sweep", "photo.jpg", "-m", "tadsr-tny"], {"torch"}, 1),
+        (["evaluate", "--lq", ".", "-m", "tadsr-tny"], {"torch"}, 1),
+        (["info", "tadsr-tny"], {"torch"}, 1),
+    ],
+)
+def test_cheap_answers_come_before_heavy_imports(tmp_path, photo, args, heavy, code):
+    photo("photo.jpg")
+    photo("photo.jpg.png")
     program = (
         "import sys\n"
         "from tadsr.cli import main\n"
-        "try:\n    main()\n"
-        "finally:\n    sys.exit(99 if {'torch', 'diffusers', 'PIL'} & set(sys.modules) else None)"
+        f"try:\n    main()\nfinally:\n    assert not {heavy!r} & set(sys.modules)"
     )
-    assert run("-c", program, *args).returncode != 99
+    result = run("-c", program, *args, cwd=tmp_path)
+    assert result.returncode == code, result.stderr
+    assert "AssertionError" not in result.stderr
 
 
 def test_version_and_module_entry():

@@ -160,7 +160,7 @@ def test_precision_by_name(upscale, photo):
     ],
 )
 def test_wrong_options_are_misuse_before_the_model_loads(tadsr, photo, options, message):
-    result = tadsr("upscale", photo("photo.jpg"), "-m", "missing-model", *options, code=2)
+    result = tadsr("upscale", photo("photo.jpg"), *options, code=2)
     assert message in result.stderr
     assert files_under(".") == {"photo.jpg"}
 
@@ -197,7 +197,7 @@ def test_a_name_too_long_for_the_result_is_an_error_before_work(upscale, photo, 
 
 def test_one_broken_file_is_an_error_and_leaves_nothing(tadsr):
     Path("photo.jpg").write_bytes(b"\xff\xd8 no jpeg")
-    result = tadsr("upscale", "photo.jpg", "out/", "-m", "missing-model", code=1)
+    result = tadsr("upscale", "photo.jpg", "out/", code=1)
     assert result.stderr.startswith("Error: photo.jpg: ")
     assert not Path("out").exists()
 

@@ -162,7 +162,7 @@ def test_heic(upscale):
 def test_heic_without_its_library(tadsr, monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     Path("photo.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(40))
-    result = tadsr("upscale", "photo.heic", "-m", "missing-model", code=1)
+    result = tadsr("upscale", "photo.heic", code=1)
     assert result.stderr == (
         "Error: photo.heic: HEIC needs the library pillow-heif; pip install 'tadsr[heif]', or "
         "convert the file to JPEG or PNG\n"
