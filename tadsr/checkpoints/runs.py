@@ -13,8 +13,8 @@ from torch import nn
 from tadsr.checkpoints.base import find_folder, is_stable_diffusion, load_base
 from tadsr.checkpoints.checkpoint import Checkpoint
 from tadsr.checkpoints.detect import RUN_PROGRESS, is_run_checkpoint
+from tadsr.checkpoints.json_files import read_json
 from tadsr.checkpoints.load import load_checkpoint
-from tadsr.checkpoints.tensors import read_json
 from tadsr.errors import CheckpointError
 from tadsr.networks.adapters import (
     DEFAULT_ALPHA,

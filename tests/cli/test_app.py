@@ -96,7 +96,7 @@ def test_ctrl_c_exits_130_and_leaves_no_half_file(tmp_path, photo, model_dir):
     ("args", "suggestion"),
     [
         (["upscal", "photo.jpg"], "Did you mean 'upscale'?"),
-        (["cnvert"], "Did you mean 'convert'?"),
+        (["cnvert"], "Did you mean 'convert'"),
         (["photo.jpg"], "Did you mean 'tadsr upscale photo.jpg'?"),
         (["upscale", "photo.jpg", "--overwite"], "Did you mean --overwrite?"),
         (["info", "x", "--jsn"], "Did you mean --json?"),
