@@ -11,8 +11,8 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 
-from tadsr.distributed import upscale_folder
-from tadsr.folders.restoring import FileRequest
+from tadsr import FileRequest
+from tadsr.distributed import upscale_folder_on_ray
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--gpus-per-worker", type=float, default=0)
     options = parser.parse_args(arguments)
 
-    outcomes = upscale_folder(
+    outcomes = upscale_folder_on_ray(
         options.source,
         options.target,
         model=options.model,

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import argparse
 
+from tadsr import FileRequest, upscale_folder
 from tadsr.folders.outcome import Outcome
-from tadsr.folders.restoring import FileRequest
-from tadsr.folders.upscale import upscale_folder
 
 
 def show(outcome: Outcome) -> None:

@@ -9,27 +9,65 @@ from tadsr.version import __version__
 
 # Public name -> module that defines it.
 _EXPORTS = {
+    "ArrayImage": "tadsr.images",
+    "CheckpointError": "tadsr.errors",
+    "DataError": "tadsr.errors",
+    "FileRequest": "tadsr.folders.restoring",
+    "ImageReadError": "tadsr.errors",
+    "ImageWriteError": "tadsr.errors",
     "TADSRError": "tadsr.errors",
     "TADSRPipeline": "tadsr.pipeline",
     "TADSRWarning": "tadsr.errors",
+    "TileSpec": "tadsr.tiling",
     "TimeAwareAutoencoderKL": "tadsr.networks.time_aware_vae",
     "TimestepMap": "tadsr.conditioning",
+    "TrainingError": "tadsr.errors",
+    "read_frames": "tadsr.images",
+    "read_image": "tadsr.images",
+    "upscale_folder": "tadsr.folders.upscale",
+    "write_frames": "tadsr.images",
+    "write_image": "tadsr.images",
 }
 
 __all__ = [
+    "ArrayImage",
+    "CheckpointError",
+    "DataError",
+    "FileRequest",
+    "ImageReadError",
+    "ImageWriteError",
     "TADSRError",
     "TADSRPipeline",
     "TADSRWarning",
+    "TileSpec",
     "TimeAwareAutoencoderKL",
     "TimestepMap",
+    "TrainingError",
     "__version__",
+    "read_frames",
+    "read_image",
+    "upscale_folder",
+    "write_frames",
+    "write_image",
 ]
 
 if TYPE_CHECKING:
     from tadsr.conditioning import TimestepMap
-    from tadsr.errors import TADSRError, TADSRWarning
+    from tadsr.errors import (
+        CheckpointError,
+        DataError,
+        ImageReadError,
+        ImageWriteError,
+        TADSRError,
+        TADSRWarning,
+        TrainingError,
+    )
+    from tadsr.folders.restoring import FileRequest
+    from tadsr.folders.upscale import upscale_folder
+    from tadsr.images import ArrayImage, read_frames, read_image, write_frames, write_image
     from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
     from tadsr.pipeline import TADSRPipeline
+    from tadsr.tiling import TileSpec
 
 
 __getattr__ = lazy_names(__name__, _EXPORTS)

@@ -19,14 +19,14 @@ from tadsr.folders.outcome import Outcome
 from tadsr.folders.restoring import FileRequest
 from tadsr.folders.resume import upscale_files
 from tadsr.folders.run import Report, run_files
-from tadsr.folders.upscale import load_model
+from tadsr.folders.upscale import load_pipeline
 from tadsr.folders.workers import Load
 
 MAX_TRIES = 2
 """An image whose worker dies so many times counts as failed."""
 
 
-def upscale_folder(
+def upscale_folder_on_ray(
     source: str | Path,
     target: str | Path,
     *,
@@ -74,7 +74,7 @@ def upscale_folder(
     ray = _import_ray()
     jobs = mirror_folder(Path(source).absolute(), Path(target).absolute(), suffix)
     request = request or FileRequest()
-    load = load or partial(load_model, str(model))
+    load = load or partial(load_pipeline, str(model))
 
     def run(todo: list[Job], report: Report) -> None:
         device = "cuda" if gpus_per_worker else "cpu"

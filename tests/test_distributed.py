@@ -13,7 +13,7 @@ import ray
 from PIL import Image
 
 from tadsr.config import UpscaleSettings
-from tadsr.distributed import upscale_folder
+from tadsr.distributed import upscale_folder_on_ray
 from tadsr.folders.manifest import read_manifest
 from tadsr.folders.restoring import FileRequest
 
@@ -57,7 +57,7 @@ def test_a_killed_worker_loses_nothing_and_a_second_run_has_nothing_to_do(
 
     request = FileRequest(UpscaleSettings(process_size=256))
     arguments = (photos, tmp_path / "sharp")
-    outcomes = upscale_folder(*arguments, request=request, num_workers=2, report=report)
+    outcomes = upscale_folder_on_ray(*arguments, request=request, num_workers=2, report=report)
     assert is_killed == [True]
     names = sorted(outcome.job.source.name for outcome in outcomes)
     assert names == sorted(path.name for path in photos.iterdir())
@@ -74,7 +74,7 @@ def test_a_killed_worker_loses_nothing_and_a_second_run_has_nothing_to_do(
     assert len(read_manifest(tmp_path / "sharp")) == len(outcomes)
 
     (photos / "broken.jpg").unlink()
-    again = upscale_folder(*arguments, request=request, num_workers=2)
+    again = upscale_folder_on_ray(*arguments, request=request, num_workers=2)
     assert {outcome.status for outcome in again} == {"skipped"}
 
     # The example goes on with a folder as well as any other run.
@@ -105,7 +105,7 @@ def test_an_image_that_kills_its_workers_fails_alone(cluster, model_dir, tmp_pat
         side = 3 if number == 1 else 8
         Image.new("RGB", (side, side)).save(tmp_path / "photos" / f"{number}.png")
     request = FileRequest(UpscaleSettings(process_size=0))
-    outcomes = upscale_folder(
+    outcomes = upscale_folder_on_ray(
         tmp_path / "photos", tmp_path / "sharp", request=request, num_workers=1, load=load
     )
     status = {outcome.job.source.name: outcome.status for outcome in outcomes}
@@ -116,11 +116,11 @@ def test_an_image_that_kills_its_workers_fails_alone(cluster, model_dir, tmp_pat
 def test_a_model_that_is_missing_ends_the_run(cluster, tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     with pytest.raises(Exception, match="missing-model"):
-        upscale_folder(tmp_path, tmp_path / "out", model="missing-model")
+        upscale_folder_on_ray(tmp_path, tmp_path / "out", model="missing-model")
 
 
 def test_numbers_that_make_no_sense_are_refused(tmp_path):
     with pytest.raises(ValueError, match="num_workers must be at least 1"):
-        upscale_folder(tmp_path, tmp_path / "out", num_workers=0)
+        upscale_folder_on_ray(tmp_path, tmp_path / "out", num_workers=0)
     with pytest.raises(ValueError, match="must hold images"):
-        upscale_folder(tmp_path, tmp_path / "out")
+        upscale_folder_on_ray(tmp_path, tmp_path / "out")

@@ -11,7 +11,7 @@ from torch import nn
 from tadsr.checkpoints.checkpoint import Checkpoint
 from tadsr.checkpoints.components import (
     has_component,
-    load_model,
+    load_network,
     load_scheduler,
     load_tokenizer,
 )
@@ -140,4 +140,4 @@ def _load_networks(folder: Path, fmt, vae: TimeAwareAutoencoderKL) -> dict:
 
 
 def _load(folder: Path, fmt, name: str) -> nn.Module:
-    return load_model(folder, fmt.component(name), fmt, variant=None, dtype=torch.float32)
+    return load_network(folder, fmt.component(name), fmt, variant=None, dtype=torch.float32)

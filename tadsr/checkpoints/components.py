@@ -103,7 +103,7 @@ def build_on_meta(folder: Path, component: Component) -> nn.Module:
         ) from error
 
 
-def load_model(
+def load_network(
     folder: Path,
     component: Component,
     fmt: Format,

@@ -13,7 +13,7 @@ from tadsr.checkpoints.checkpoint import Checkpoint
 from tadsr.checkpoints.components import (
     build_on_meta,
     has_component,
-    load_model,
+    load_network,
     load_scheduler,
     load_tokenizer,
 )
@@ -89,7 +89,7 @@ def load_checkpoint(
     }
     for name in ("text_encoder", "prompt_embeddings"):
         if name in present:
-            parts[name] = load_model(folder, present[name], **options)
+            parts[name] = load_network(folder, present[name], **options)
     if "tokenizer" in present:
         parts["tokenizer"] = load_tokenizer(folder, present["tokenizer"])
     return Checkpoint(
@@ -129,8 +129,8 @@ def _load_networks(
             raise CheckpointError(f"{adapter_path} does not fit {folder}: {error}") from error
         if merge:
             changes = weight_changes(adapters)
-    unet = load_model(folder, present["unet"], model=unet, change=changes[0], **options)
-    vae = load_model(folder, present["vae"], model=vae, change=changes[1], **options)
+    unet = load_network(folder, present["unet"], model=unet, change=changes[0], **options)
+    vae = load_network(folder, present["vae"], model=vae, change=changes[1], **options)
     if adapters is not None and not merge:
         attach_adapters(unet, vae, adapters)
         unet.requires_grad_(False).eval()

@@ -11,7 +11,6 @@ from typing import Annotated
 
 import typer
 
-from tadsr import __version__
 from tadsr.cli.checkpoints import CONVERT_HELP, INFO_HELP, convert, info
 from tadsr.cli.compare import COMPARE_HELP, compare
 from tadsr.cli.degrade import DEGRADE_HELP, degrade
@@ -23,6 +22,7 @@ from tadsr.cli.sweep import SWEEP_HELP, sweep
 from tadsr.cli.tagger import CONVERT_TAGGER_HELP, convert_tagger
 from tadsr.cli.train import TRAIN_HELP, train
 from tadsr.cli.upscale import UPSCALE_HELP, upscale
+from tadsr.version import __version__
 
 __all__ = ["app", "main"]
 

@@ -58,7 +58,7 @@ def upscale_folder(
         raise ValueError("devices must be at least one, got none; leave it out to choose one")
     jobs = mirror_folder(source, target, suffix)
     request = request or FileRequest()
-    load = load or partial(load_model, str(model))
+    load = load or partial(load_pipeline, str(model))
 
     def run(todo: list[Job], report: Report) -> None:
         if len(devices) == 1:
@@ -69,7 +69,7 @@ def upscale_folder(
     return upscale_files(jobs, request, {"model": str(model)}, run, report)
 
 
-def load_model(model: str, device: str) -> TADSRPipeline:
+def load_pipeline(model: str, device: str) -> TADSRPipeline:
     """Load a model onto a device, in float16 on CUDA and float32 elsewhere.
 
     Args:

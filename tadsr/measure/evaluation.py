@@ -15,7 +15,6 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from tadsr import __version__
 from tadsr.config import ColorFix, UpscaleSettings
 from tadsr.errors import TADSRError
 from tadsr.images import resize_bicubic, write_image
@@ -24,6 +23,7 @@ from tadsr.measure.pairing import match_images
 from tadsr.measure.perceptual import SqueezeNetDistance
 from tadsr.measure.pictures import read_rgb8
 from tadsr.pipeline import TADSRPipeline
+from tadsr.version import __version__
 
 BASELINE = "bicubic"
 HQ, LQ = "HQ", "LQ"
