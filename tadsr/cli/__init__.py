@@ -1,4 +1,4 @@
-"""The command line: upscale, sweep, compare, evaluate, train, degrade, info, convert, export, demo.
+"""The command line: restore, measure, train and inspect, a file per command or pair of them.
 
 Nothing here imports torch until a command runs, so that help and version answer at once.
 """
@@ -19,7 +19,7 @@ from tadsr.cli.evaluate import EVALUATE_HELP, evaluate
 from tadsr.cli.export import export
 from tadsr.cli.suggestions import SuggestingCommand, SuggestingGroup
 from tadsr.cli.sweep import SWEEP_HELP, sweep
-from tadsr.cli.tagger import CONVERT_TAGGER_HELP, convert_tagger
+from tadsr.cli.tagger import CONVERT_TAGGER_HELP, TAG_HELP, convert_tagger, tag
 from tadsr.cli.train import TRAIN_HELP, train
 from tadsr.cli.upscale import UPSCALE_HELP, upscale
 from tadsr.version import __version__
@@ -37,6 +37,7 @@ Examples:
   tadsr compare a.png b.png                where and how far two pictures differ
   tadsr evaluate results/ --hq originals/  figures and a plot
   tadsr train --config recipe.yaml         a model of your own
+  tadsr tag photos/ --tagger FOLDER        what a tagger sees in pictures
   tadsr demo                               a page in the browser
   tadsr COMMAND --help                     all options of a command
 """
@@ -54,6 +55,7 @@ app = typer.Typer(
 app.command("upscale", cls=SuggestingCommand, help=UPSCALE_HELP, no_args_is_help=True)(upscale)
 app.command("info", cls=SuggestingCommand, help=INFO_HELP)(info)
 app.command("convert", cls=SuggestingCommand, help=CONVERT_HELP)(convert)
+app.command("tag", cls=SuggestingCommand, help=TAG_HELP, no_args_is_help=True)(tag)
 app.command("convert-tagger", cls=SuggestingCommand, help=CONVERT_TAGGER_HELP)(convert_tagger)
 app.command("evaluate", cls=SuggestingCommand, help=EVALUATE_HELP, no_args_is_help=True)(evaluate)
 app.command("sweep", cls=SuggestingCommand, help=SWEEP_HELP, no_args_is_help=True)(sweep)

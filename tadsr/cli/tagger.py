@@ -1,12 +1,35 @@
-"""`tadsr convert-tagger`: make the published tagger small."""
+"""`tadsr tag` and `tadsr convert-tagger`: describe images, and make the published tagger small."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from tadsr.cli.reporting import DebugOption, format_bytes, readable_errors, silence_libraries
+from tadsr.cli.options import DeviceOption, MaxPixelsOption, parse_max_pixels
+from tadsr.cli.reporting import (
+    DebugOption,
+    UsageError,
+    as_usage_errors,
+    check_range,
+    format_bytes,
+    interrupted_by_sigterm,
+    readable_errors,
+    silence_libraries,
+)
+
+TAG_HELP = """Write what a tagger says of each image of a folder, or print it for one image.
+
+\b
+Examples:
+  tadsr tag photo.jpg --tagger weights/tagger
+  tadsr tag lq/ tags.jsonl --tagger weights/tagger      the captions of a training
+  tadsr tag lq/ --tagger my_captions:describe           a function of my_captions.py
+
+The file has a JSON line per image, {"file_name": ..., "tags": ...}; the same command
+goes on where a run was broken off. The result is what `data.captions` of a recipe takes.
+"""
 
 CONVERT_TAGGER_HELP = """Write the part of the published tagger that tags as safetensors.
 
@@ -61,3 +84,71 @@ def convert_tagger(
         )
         size = format_bytes((folder / tagger.CONVERTED_FILE).stat().st_size)
         typer.echo(f"{source} -> {folder} ({size})")
+
+
+def tag(
+    source: Annotated[str, typer.Argument(metavar="INPUT", help="Folder of images, or one image.")],
+    out: Annotated[
+        str | None,
+        typer.Argument(metavar="[OUTPUT]", help="File to write; INPUT/tags.jsonl if left out."),
+    ] = None,
+    tagger: Annotated[
+        str,
+        typer.Option(
+            "--tagger", metavar="FOLDER|ID|MODULE:NAME", help="What describes the images."
+        ),
+    ] = ...,
+    plain: PlainOption = False,
+    view: Annotated[
+        Literal["enlarged", "whole"],
+        typer.Option("--view", help="What it sees: as TADSR enlarges it, or as RAM's own code."),
+    ] = "enlarged",
+    lists: ListsOption = None,
+    batch: Annotated[int, typer.Option("--batch", metavar="N", help="Images at once.")] = 8,
+    device: DeviceOption = "auto",
+    max_pixels: MaxPixelsOption = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin the file anew.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Run `tadsr tag`."""
+    check_range("--batch", batch, 1, 10_000, "how many fit depends on the tagger and the memory")
+    with as_usage_errors():
+        limit = parse_max_pixels(max_pixels)
+    with readable_errors(debug), interrupted_by_sigterm():
+        from tqdm import tqdm
+
+        from tadsr.checkpoints.tagger import open_tagger
+        from tadsr.cli.model import choose_device
+        from tadsr.folders.tagging import plan_tags, show_image, tag_images
+
+        silence_libraries(debug, quiet)
+        options = {"view": view, "lists": lists, "device": choose_device(device)}
+        options |= {"adapter": None} if plain else {}
+        if not Path(source).is_dir():
+            if out is not None:
+                raise UsageError(
+                    "OUTPUT is the file for a folder's images; one image's are printed"
+                )
+            image = show_image(source, limit)
+            typer.echo(open_tagger(tagger, **options)(image))
+            return
+        described = f"{tagger}{', plain' if plain else ''}{', whole' if view == 'whole' else ''}"
+        plan = plan_tags(source, out, described=described, overwrite=overwrite)
+        with tqdm(
+            total=len(plan.images),
+            initial=len(plan.images) - len(plan.wanted),
+            unit="image",
+            disable=True if quiet else None,  # None: a bar on a terminal only
+        ) as bar:
+            describe = open_tagger(tagger, **options) if plan.wanted else str
+            tally = tag_images(
+                plan, describe, batch_images=batch, max_pixels=limit, progress=bar.update
+            )
+    for failure in tally.failures:
+        typer.echo(f"Error: {failure}", err=True)
+    if not quiet:
+        counts = f"{tally.num_tagged} tagged, {tally.num_known} before"
+        typer.echo(f"{source} -> {plan.path}: {counts}, {len(tally.failures)} failed")
+    if tally.failures:
+        raise typer.Exit(1)

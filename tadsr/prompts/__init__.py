@@ -6,6 +6,7 @@ from tadsr.prompts.choice import (
     check_taggable,
     choose_prompts,
     describe_images,
+    show_to_tagger,
 )
 from tadsr.prompts.embeddings import TextEmbeddings
 
@@ -16,4 +17,5 @@ __all__ = [
     "check_taggable",
     "choose_prompts",
     "describe_images",
+    "show_to_tagger",
 ]

@@ -46,9 +46,13 @@ def choose_prompts(
     if tagger is None:
         return prompts
     check_taggable(text_encoder)
-    shown = [encode_image(image.rgb, None, image, "pil") for image in images]
-    described = describe_images(tagger, shown)
+    described = describe_images(tagger, [show_to_tagger(image) for image in images])
     return [join_prompt(d, text, style) for d, text in zip(described, prompts, strict=True)]
+
+
+def show_to_tagger(image: DecodedImage) -> Any:
+    """Return an image as a tagger is shown it: PIL, 8 bit, upright, without alpha."""
+    return encode_image(image.rgb, None, image, "pil")
 
 
 def describe_images(tagger: Callable[[Any], str], images: Sequence[Any]) -> list[str]:

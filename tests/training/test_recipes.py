@@ -41,6 +41,7 @@ def test_the_papers_recipe_is_the_default_and_what_the_published_code_adds():
     assert config.stage == DistillationConfig(clamp_image=True, sample_posterior=True)
     assert config.optimizer == OptimizerConfig()
     assert config.steps == TrainingConfig("m", "d", "o").steps
+    assert config.data.captions == "tags.jsonl"  # never the empty prompt for all
 
 
 PLAIN_VSD = {"vsd_timestep": "uniform", "vsd_range": (20, 979)}

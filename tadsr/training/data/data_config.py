@@ -73,8 +73,8 @@ class DataConfig:
     prompt: str = ""
     """Prompt of every sample that has no caption."""
     captions: str | None = None
-    """None for none; "sidecar" for a .txt beside each photo; or a file of lines
-    "relative name<TAB>caption". Lists and streams carry their own captions."""
+    """None for none; "sidecar" for a .txt beside each photo; a file of `tadsr tag` (*.jsonl); or
+    one of lines "relative name<TAB>caption". Lists and streams carry their own captions."""
     prompt_dropout: float = 0.0
     """Probability of an empty prompt, in [0, 1]."""
     split: str = "train"

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset, Sampler
 
 from tadsr.errors import DataError, ImageReadError
 from tadsr.training.data.batch import Sample
+from tadsr.training.data.captions import find_captions
 from tadsr.training.data.data_config import DataConfig
 from tadsr.training.data.photos import (
     UnusablePhotoError,
@@ -48,7 +49,7 @@ def list_folder(config: DataConfig) -> list[Record]:
     photos = find_photos(root)
     if not photos:
         raise ValueError(f"data folder must hold photographs, but is empty of them: {root}")
-    captions = _read_captions(config.captions)
+    captions = find_captions(config.captions, root, photos)
     partners = None if config.lq is None else _index_by_name(Path(config.lq))
     records, alone = [], []
     for path in photos:
@@ -59,7 +60,7 @@ def list_folder(config: DataConfig) -> list[Record]:
             if partner is None:
                 alone.append(key)
                 continue
-        records.append(Record(path, partner, _caption_of(path, key, config, captions)))
+        records.append(Record(path, partner, captions.get(path)))
     if alone:
         raise ValueError(
             f"every HQ must have an LQ partner of the same name in {config.lq}, but "
@@ -227,33 +228,6 @@ def _index_by_name(folder: Path) -> dict[str, Path]:
         raise ValueError(f"data.lq must be a folder of LQ partners, got {folder}")
     photos = find_photos(folder)
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in photos}
-
-
-def _read_captions(captions: str | None) -> dict[str, str]:
-    if captions in (None, "sidecar"):
-        return {}
-    try:
-        lines = Path(captions).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"data.captions must be 'sidecar' or a readable file of captions: {error}"
-        ) from error
-    found = {}
-    for number, line in enumerate(lines, 1):
-        name, separator, caption = line.partition("\t")
-        if line.strip() and not separator:
-            raise ValueError(
-                f"{captions}, line {number}, must be 'relative name<TAB>caption', got {line!r}"
-            )
-        found[Path(name.strip()).with_suffix("").as_posix()] = caption.strip()
-    return found
-
-
-def _caption_of(path: Path, key: str, config: DataConfig, captions: dict[str, str]) -> str | None:
-    if config.captions != "sidecar":
-        return captions.get(key)
-    sidecar = path.with_suffix(".txt")
-    return sidecar.read_text(encoding="utf-8").strip() if sidecar.is_file() else None
 
 
 def _sharpness(image: np.ndarray) -> float:

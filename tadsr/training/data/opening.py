@@ -137,8 +137,8 @@ def open_data(
         The samples.
 
     Raises:
-        ValueError: Nothing usable is there, HQ and LQ are swapped or do not match, or a caption
-            file is malformed.
+        ValueError: Nothing usable is there, HQ and LQ are swapped or do not match, or captions
+            are malformed or match no photograph.
         DataError: A stream's library is not installed.
     """
     kind = _detect_kind(config) if config.kind == "auto" else config.kind
@@ -157,6 +157,10 @@ def open_data(
             )
         source = HubStream(config) if kind == "huggingface" else ShardStream(config)
         return StreamedData(source, config, seed)
+    if kind == "list" and config.captions is not None:
+        raise ValueError(
+            "data.captions must be left out for kind 'list': captions are its third column"
+        )
     records = read_list(config) if kind == "list" else list_folder(config)
     return TrainingData(records, config, seed, restorer)
 

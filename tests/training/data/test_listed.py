@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tadsr.errors import DataError
+from tadsr.errors import DataError, TADSRWarning
 from tadsr.training.data import DataConfig, find_photos, open_data
 
 CROP_PX = 32
@@ -173,26 +174,61 @@ def test_the_published_list_carries_pairs_and_tags(photos, tmp_path):
         open_data(DataConfig(str(listed), crop_px=CROP_PX), seed=0)
 
 
-def test_captions_come_from_sidecars_lists_or_one_prompt(photos, tmp_path):
+@pytest.fixture
+def captioned(photos, tmp_path):
+    """A copy of the photographs, and what their captions are configured with."""
     folder = tmp_path / "photos"
     shutil.copytree(photos, folder)
-    (folder / "0.txt").write_text("a red house\n")
-    shared = {"source": str(folder), "crop_px": CROP_PX, "num_workers": 0, "prompt": "photo"}
-    data = open_data(DataConfig(**shared, captions="sidecar"), seed=0)
+    return {"source": str(folder), "crop_px": CROP_PX, "num_workers": 0, "prompt": "photo"}
+
+
+def test_captions_come_from_sidecars_lists_or_one_prompt(captioned, tmp_path):
+    (Path(captioned["source"]) / "0.txt").write_text("a red house\n")
+    with pytest.warns(TADSRWarning, match=r"beside them: 3 of 4 photographs have no .*1\.png, 2"):
+        data = open_data(DataConfig(**captioned, captions="sidecar"), seed=0)
     assert data.prompts() == ("a red house", "photo")
     captions = {}
     for batch in take(data, 2):
         captions |= dict(zip(batch.names, batch.prompts, strict=True))
     assert {p.rpartition("/")[2]: c for p, c in captions.items()}["0.png"] == "a red house"
+    tsv, tags = tmp_path / "captions.tsv", tmp_path / "tags.jsonl"
+    tsv.write_text("".join(f"{i}.png\ta tree\n" for i in range(4)))
+    tags.write_text(
+        "".join(json.dumps({"file_name": f"{i}.jpg", "tags": "sea"}) + "\n" for i in range(4))
+    )
+    for listed, caption in ((tsv, "a tree"), (tags, "sea")):
+        data = open_data(DataConfig(**captioned, captions=str(listed)), seed=0)
+        assert data.prompts() == (caption,)
+        dropped = DataConfig(**captioned, captions=str(listed), prompt_dropout=1.0)
+        assert {p for b in take(open_data(dropped, seed=0), 2) for p in b.prompts} == {""}
+
+
+def test_captions_that_match_no_photograph_are_refused(captioned, tmp_path):
     listed = tmp_path / "captions.tsv"
-    listed.write_text("1.png\ta tree\n")
-    data = open_data(DataConfig(**shared, captions=str(listed)), seed=0)
-    assert data.prompts() == ("a tree", "photo")
-    dropped = DataConfig(**shared, captions=str(listed), prompt_dropout=1.0)
-    assert {p for b in take(open_data(dropped, seed=0), 2) for p in b.prompts} == {""}
+
+    def open_with(captions: object) -> None:
+        open_data(DataConfig(**captioned, captions=str(captions)), seed=0)
+
+    with pytest.raises(
+        ValueError, match=r"\.txt files beside them matches none of 4: it lacks 0\."
+    ):
+        open_with("sidecar")
+    listed.write_text("lq/0.png\ta tree\nlq/1.png\ta tree\n")
+    with pytest.raises(ValueError, match=r"matches none of 4: .*, … and has lq/0, lq/1"):
+        open_with(listed)
+    listed.write_text("0.png\ta tree\n7.png\ta tree\n")
+    with pytest.warns(TADSRWarning, match=r"3 of 4 .*on data\.prompt; 1 captions name no .*7"):
+        open_with(listed)
     listed.write_text("no tab\n")
     with pytest.raises(ValueError, match="line 1"):
-        open_data(DataConfig(**shared, captions=str(listed)), seed=0)
+        open_with(listed)
+    (tmp_path / "tags.jsonl").write_text('{"file_name": "0.png"}\n')
+    with pytest.raises(ValueError, match=r"tags\.jsonl, line 1, must be"):
+        open_with(tmp_path / "tags.jsonl")
+    with pytest.raises(ValueError, match="readable file"):
+        open_with(tmp_path / "no.tsv")
+    with pytest.raises(ValueError, match="third column"):
+        open_data(DataConfig("pairs.txt", kind="list", captions="sidecar"), seed=0)
 
 
 def test_unusable_photos_are_replaced_and_named(photos, tmp_path):
