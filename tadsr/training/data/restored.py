@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -27,6 +26,10 @@ from tadsr.training.data.restorer import Restorer, load_restorer
 SAMPLES_PER_FILE = 64
 _BATCH = 8
 """Samples that the network gets at once."""
+_DECISIVE = ("crop_px", "scale", "min_zoom", "degradation", "bicubic_probability",
+             "mild_probability", "web_probability", "prompt", "captions",
+             "prompt_dropout")  # fmt: skip
+"""Settings that samples on disk depend on."""
 _TURN_KEY = 2
 """Keeps the turns of a sample apart from other numbers drawn for it."""
 
@@ -105,11 +108,8 @@ class RestoredSamples(Dataset):
     def _claim(self) -> None:
         """Note what the folder's samples are, or check that they are the same."""
         photos = "\n".join(str(_relative(r.hq, self.config.source)) for r in self.photos.records)
-        ignored = ("source", "lq", "restored", "flip", "rotate", "cache_photos", "num_workers",
-                   "degrade_on", "shuffle_buffer", "split")  # fmt: skip
-        settings = {k: v for k, v in dataclasses.asdict(self.config).items() if k not in ignored}
         network = self.config.restored.network
-        facts = settings | {
+        facts = {name: getattr(self.config, name) for name in _DECISIVE} | {
             "seed": self.config.restored.seed,
             "photos": hashlib.sha256(photos.encode()).hexdigest(),
             "network": None if network is None else Path(network).name,
