@@ -7,9 +7,17 @@ Real pairs, with other methods' results beside:
 
 Photographs degraded with fixed seeds:
 
-    python benchmarks/quality.py --hq kodak/ --out benchmarks/results/kodak_cpu
+    python benchmarks/quality.py --hq kodak/ --out benchmarks/results/kodak_cpu \
+        --restorer RealESRGAN_x4plus=RealESRGAN_x4plus.pth
 
-writes OUT.json, OUT.png (realism over fidelity) and, with --sheet, a contact sheet.
+Photographs shrunk and saved as JPEG, with the JPEG's own grid measured in the results:
+
+    python benchmarks/quality.py --hq kodak/ --jpeg-quality 30 --out benchmarks/results/jpeg_cpu \
+        --restorer RealESRGAN_x4plus=RealESRGAN_x4plus.pth
+
+writes OUT.json, OUT.png (realism over fidelity) and, with --sheet, a contact sheet. --restorer
+runs a network that spandrel detects on the same LQ; --keep FOLDER keeps LQ and results, which
+--other takes the next time.
 """
 
 from __future__ import annotations
@@ -26,17 +34,20 @@ from PIL import Image, ImageDraw, ImageFont
 
 from tadsr import TADSRPipeline
 from tadsr.degradation import PRESETS, apply_degradation, sample_degradation
+from tadsr.degradation.jpeg import compress_jpeg
 from tadsr.folders.jobs import INPUT_SUFFIXES
 from tadsr.measure.evaluation import evaluate_model, make_perceptual_metric
 from tadsr.measure.metrics import make_metric
 from tadsr.measure.plot import plot
 from tadsr.measure.report import format_table, write_json
+from tadsr.training.data import load_restorer
 
 SCALE = 4
 METRICS = ("psnr_y", "ssim_y", "psnr_rgb", "detail")
 SHEET_CROP_PX = 160
 SHEET_ROWS = 8
 LABEL_PX = 16
+JPEG_BLOCK_PX = 8
 GRID_NEIGHBOURS = (3, 12)
 """Frequencies beside a harmonic of the grid that count as its surroundings, in bins."""
 
@@ -46,7 +57,7 @@ def images_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in INPUT_SUFFIXES)
 
 
-def degrade(hq: Path, lq: Path, preset: str, seed: int) -> None:
+def degrade(hq: Path, lq: Path, preset: str, seed: int, jpeg_quality: int | None) -> None:
     """Write an LQ partner of every photograph; the same seed gives the same files."""
     for index, path in enumerate(images_in(hq)):
         pixels = torch.from_numpy(np.asarray(Image.open(path).convert("RGB")).copy())
@@ -54,8 +65,22 @@ def degrade(hq: Path, lq: Path, preset: str, seed: int) -> None:
         generator = np.random.default_rng([seed, index])
         params = sample_degradation(generator, PRESETS[preset], scale=SCALE)
         small = apply_degradation(image, params)[0].clamp(-1, 1)
+        if jpeg_quality is not None:
+            small = compress_jpeg(small / 2 + 0.5, jpeg_quality) * 2 - 1
         array = ((small + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
         Image.fromarray(array).save(lq / f"{path.stem}.png")
+
+
+@torch.inference_mode()
+def restore(network: Path, lq: Path, results: Path, device: str) -> None:
+    """Write what a restoration network makes of every LQ."""
+    results.mkdir(parents=True)
+    restorer = load_restorer(network, SCALE).to(torch.device(device))
+    for path in images_in(lq):
+        pixels = torch.from_numpy(np.asarray(Image.open(path).convert("RGB")).copy())
+        image = pixels.permute(2, 0, 1)[None].float().to(device) / 255
+        restored = (restorer(image)[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0)
+        Image.fromarray(restored.cpu().numpy()).save(results / f"{path.stem}.png")
 
 
 def grid_excess(folder: Path, period_px: int) -> float:
@@ -124,28 +149,37 @@ def main() -> None:
     parser.add_argument("--hq", type=Path, required=True, help="folder of originals")
     parser.add_argument("--lq", type=Path, help="their LQ partners; degraded here if left out")
     parser.add_argument("--other", action="append", default=[], metavar="NAME=FOLDER")
+    parser.add_argument("--restorer", action="append", default=[], metavar="NAME=CHECKPOINT")
     parser.add_argument("--model", default="tadsr-tiny")
-    parser.add_argument(
-        "--timesteps", type=int, nargs="+", default=[1, 100, 200, 300, 500, 700, 900]
-    )
+    parser.add_argument("--timesteps", type=int, nargs="+", default=[1, *range(100, 901, 100)])
     parser.add_argument("--preset", default="realesrgan", choices=sorted(PRESETS))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jpeg-quality", type=int, help="save the shrunk photographs so")
+    parser.add_argument("--keep", type=Path, help="folder for LQ and results")
     parser.add_argument("--perceptual", type=Path, help="SqueezeNet weights")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--sheet", type=Path, help="contact sheet to draw")
     parser.add_argument("--out", type=Path, required=True, help="without suffix")
     args = parser.parse_args()
 
-    others = {name: Path(folder) for name, _, folder in (o.partition("=") for o in args.other)}
+    preset = args.preset if args.jpeg_quality is None else "bicubic"
+    others, restorers = (
+        {name: Path(path) for name, _, path in (item.partition("=") for item in items)}
+        for items in (args.other, args.restorer)
+    )
     metrics = [make_metric(name, border_px=SCALE) for name in METRICS]
     if args.perceptual:
         metrics.append(make_perceptual_metric(args.perceptual, device=args.device))
     pipe = TADSRPipeline.from_pretrained(args.model).to(args.device)
     with tempfile.TemporaryDirectory() as scratch:
-        results, lq = Path(scratch, "results"), args.lq or Path(scratch, "lq")
+        folder = Path(scratch) if args.keep is None else args.keep
+        results, lq = folder / "results", args.lq or folder / "lq"
         if args.lq is None:
-            lq.mkdir()
-            degrade(args.hq, lq, args.preset, args.seed)
+            lq.mkdir(parents=True, exist_ok=True)
+            degrade(args.hq, lq, preset, args.seed, args.jpeg_quality)
+        for name, network in restorers.items():
+            others[name] = folder / name
+            restore(network, lq, others[name], args.device)
         evaluation = evaluate_model(
             pipe,
             lq,
@@ -161,20 +195,25 @@ def main() -> None:
         plot(evaluation, args.out.with_suffix(".png"))
         folders = {"HQ": args.hq} | {p.name: p for p in sorted(results.iterdir())} | others
         period = pipe.vae.downscale_factor
-        grid = {name: round(grid_excess(folder, period), 2) for name, folder in folders.items()}
+        periods = {period} if args.jpeg_quality is None else {period, JPEG_BLOCK_PX * SCALE}
+        grids = {
+            px: {name: round(grid_excess(path, px), 2) for name, path in folders.items()}
+            for px in sorted(periods)
+        }
         if args.sheet:
             shown = ["bicubic", *(f"t={t}" for t in sorted({*args.timesteps[::3]})), *others, "HQ"]
             named = {"LQ": lq} | {name: folders[name] for name in shown}
             draw_sheet(named, args.sheet)
     print(format_table(evaluation))
-    print(f"excess at the grid of {period} px, dB: {grid}")
+    for px, grid in grids.items():
+        print(f"excess at the grid of {px} px, dB: {grid}")
     report = json.loads(args.out.with_suffix(".json").read_text(encoding="utf-8"))
-    degradation = None if args.lq else {"preset": args.preset, "seed": args.seed}
+    made = {"preset": preset, "seed": args.seed, "jpeg_quality": args.jpeg_quality}
+    degradation = None if args.lq else made
     report |= {
         "machine": describe_machine(),
         "degradation": degradation,
-        "grid_period_px": period,
-        "grid_excess_db": grid,
+        "grid_excess_db": grids,
     }
     text = json.dumps(report, indent=1, ensure_ascii=False)
     args.out.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
