@@ -5,14 +5,15 @@ from __future__ import annotations
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from diffusers import UNet2DConditionModel
-from torch import Tensor
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from torch import Tensor, nn
 
 from tadsr.color import match_moments, wavelet_color_fix, wavelet_reach_px
 from tadsr.conditioning import TimestepField, run_at
@@ -30,6 +31,8 @@ from tadsr.tiling import (
     StoredActivation,
     TileSpec,
     available_bytes,
+    decode_in_bands,
+    encode_in_bands,
     is_out_of_memory,
     predict_in_bands,
     used_bytes,
@@ -258,8 +261,7 @@ class _Run:
         prompts = model.prompt_embeds.to(model.unet.dtype)
         side = attention_px // vae.downscale_factor
         latents = self._encode(bands, image, timesteps).to(model.unet.dtype)
-        # Only a call of the UNet itself would bring its offloaded weights.
-        with nullcontext() if bands.is_plan else weights_in_place(model.unet):
+        with _brought(model.unet, bands):
             residual = predict_in_bands(
                 bands, model.unet, latents, timesteps, prompts, attention_side=side
             )
@@ -284,17 +286,20 @@ class _Run:
                 moments[0].add(rows.float() / 2 + 0.5, weights)
                 moments[1].add(self._reference_rows(start, stop), weights)
 
-        vae.decode_in_bands(bands, pred_x0.to(dtype) / vae.config.scaling_factor, emit)
+        with _brought(vae, bands):
+            decode_in_bands(bands, vae, pred_x0.to(dtype) / vae.config.scaling_factor, emit)
         return _Restored(restored, moments)
 
     def _encode(self, bands: Bands, image: ComputedActivation, timesteps: Tensor) -> Tensor:
         vae, generator = self.model.vae, self.model.generator
-        posterior = vae.encode_in_bands(bands, image, timesteps).latent_dist
+        with _brought(vae, bands):
+            moments = encode_in_bands(bands, vae, image, timesteps)
         if bands.is_plan:
             batch, _, height, width = image.shape
             factor = vae.downscale_factor
             shape = (batch, vae.config.latent_channels, height // factor, width // factor)
             return torch.zeros(1, dtype=image.dtype, device=self.device).expand(shape)
+        posterior = DiagonalGaussianDistribution(moments)
         latents = posterior.mode() if generator is None else posterior.sample(generator)
         return latents * vae.config.scaling_factor
 
@@ -325,3 +330,8 @@ class _Run:
             fixed = wavelet_color_fix(rows(first, last), self._reference_rows(first, last))
             return fixed[:, :, start - first : stop - first]
         return rows(start, stop)
+
+
+def _brought(network: nn.Module, bands: Bands) -> AbstractContextManager[None]:
+    """Bring a network's offloaded weights, as only a call of the network itself would."""
+    return nullcontext() if bands.is_plan else weights_in_place(network)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -14,14 +13,6 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
-
-from tadsr.tiling import (
-    Activation,
-    Bands,
-    ComputedActivation,
-    decode_in_bands,
-    encode_in_bands,
-)
 
 MIN_TIME_CHANNELS = 128
 """Narrowest sinusoidal embedding of the timestep, whatever the encoder's width."""
@@ -232,43 +223,6 @@ class TimeAwareAutoencoderKL(ModelMixin, ConfigMixin, PeftAdapterMixin):
             `sample`, images (B, 3, f·h, f·w), about [-1, 1], not clamped.
         """
         return DecodedSample(self.decoder(self.post_quant_conv(z)))
-
-    @apply_forward_hook
-    def encode_in_bands(
-        self, bands: Bands, image: Activation, timesteps: Tensor
-    ) -> EncodedPosterior:
-        """Encode large images in bounded memory, with the result of `encode`.
-
-        Args:
-            bands: Runs the layers.
-            image: Images, (B, 3, H, W), in [-1, 1]; H and W multiples of `downscale_factor`.
-            timesteps: One per image, (B,).
-
-        Returns:
-            As of `encode`; without content where `bands` only plans.
-        """
-        temb = None
-        if not bands.is_plan:
-            temb = self.encoder.embed_timesteps(timesteps, image.dtype)
-        moments = encode_in_bands(bands, self.encoder, image, temb)
-        if bands.is_plan:
-            return EncodedPosterior(None)
-        whole = self.quant_conv(moments.read(0, moments.shape[2]))
-        moments.free()
-        return EncodedPosterior(DiagonalGaussianDistribution(whole))
-
-    @apply_forward_hook
-    def decode_in_bands(self, bands: Bands, z: Tensor, emit: Callable[[int, Tensor], None]) -> None:
-        """Decode large latents in bounded memory, with the result of `decode`.
-
-        Args:
-            bands: Runs the layers.
-            z: Unscaled latents, (B, latent_channels, h, w).
-            emit: Receives bands of the images in order: the first row, and (B, 3, rows, W).
-        """
-        z = z if bands.is_plan else self.post_quant_conv(z)
-        latents = ComputedActivation(tuple(z.shape), z.dtype, lambda a, b: z[:, :, a:b].clone())
-        decode_in_bands(bands, self.decoder, latents, emit)
 
     def forward(self, x: Tensor, timestep: int | Tensor) -> Tensor:
         """Encode to the posterior mean and decode again, (B, 3, H, W) to (B, 3, H, W)."""

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from diffusers.models.autoencoders.vae import Decoder, Encoder
 from torch import Tensor, nn
 
-from tadsr.tiling.activations import Activation, StoredActivation
+from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
+from tadsr.tiling.activations import Activation, ComputedActivation, StoredActivation
 from tadsr.tiling.layers import Bands, Source
 
 
 def encode_in_bands(
-    bands: Bands, encoder: Encoder, image: Activation, temb: Tensor | None
-) -> StoredActivation:
+    bands: Bands, vae: TimeAwareAutoencoderKL, image: Activation, timesteps: Tensor
+) -> Tensor | None:
     """Run an autoencoder's encoder.
 
     Args:
         bands: Runs the layers.
-        encoder: Diffusers' encoder, or one with time in its ResNet blocks.
+        vae: The autoencoder.
         image: (B, 3, H, W), in [-1, 1]; H and W multiples of the factor.
-        temb: Time embedding, (B, E); None for an encoder without time.
+        timesteps: One per image, (B,).
 
     Returns:
-        The moments before `quant_conv`, (B, 2·latent_channels, H/f, W/f).
+        The posterior's moments, (B, 2·latent_channels, H/f, W/f); None of a plan.
     """
+    encoder = vae.encoder
+    temb = None if bands.is_plan else encoder.embed_timesteps(timesteps, image.dtype)
     h = bands.convolve(Source(image), encoder.conv_in)
     for block in encoder.down_blocks:
         for resnet in block.resnets:
@@ -33,23 +35,33 @@ def encode_in_bands(
             pad_end = downsampler.padding == 0
             h = bands.convolve(Source(h), downsampler.conv, pad_end=pad_end, consume=True)
     h = _mid_block(bands, encoder.mid_block, h, temb)
-    return bands.convolve(
-        bands.normalized(encoder.conv_norm_out, h), encoder.conv_out, consume=True
-    )
+    source = bands.normalized(encoder.conv_norm_out, h)
+    moments = bands.convolve(source, encoder.conv_out, consume=True)
+    if bands.is_plan:
+        return None
+    whole = vae.quant_conv(moments.read(0, moments.shape[2]))
+    moments.free()
+    return whole
 
 
 def decode_in_bands(
-    bands: Bands, decoder: Decoder, z: Activation, emit: Callable[[int, Tensor], None]
+    bands: Bands,
+    vae: TimeAwareAutoencoderKL,
+    z: Tensor,
+    emit: Callable[[int, Tensor], None],
 ) -> None:
     """Run an autoencoder's decoder.
 
     Args:
         bands: Runs the layers.
-        decoder: Diffusers' decoder.
-        z: Latents after `post_quant_conv`, (B, latent_channels, h, w).
+        vae: The autoencoder.
+        z: Unscaled latents, (B, latent_channels, h, w).
         emit: Receives bands of the image in order: the first row, and (B, 3, rows, W).
     """
-    h = bands.convolve(Source(z), decoder.conv_in)
+    decoder = vae.decoder
+    z = z if bands.is_plan else vae.post_quant_conv(z)
+    latents = ComputedActivation(tuple(z.shape), z.dtype, lambda a, b: z[:, :, a:b].clone())
+    h = bands.convolve(Source(latents), decoder.conv_in)
     h = _mid_block(bands, decoder.mid_block, h, None)
     for block in decoder.up_blocks:
         for resnet in block.resnets:
