@@ -26,15 +26,15 @@ from PIL import Image
 from torch import Tensor
 
 from tadsr import TADSRPipeline
-from tadsr.tiling import TileSpec
-from tadsr.tiling.attention import Windows
+from tadsr.onestep import TileSpec
+from tadsr.onestep.attention import Windows
 
 COMPARED_LQ_PX = 512
 PEAK = """
 import json, os, resource, sys, time
 from PIL import Image
 from tadsr import TADSRPipeline
-from tadsr.tiling import TileSpec
+from tadsr.onestep import TileSpec
 
 photo, side, model, max_memory = sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 pipe = TADSRPipeline.from_pretrained(model)

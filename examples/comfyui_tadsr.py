@@ -13,7 +13,7 @@ import torch
 
 from tadsr import TADSRPipeline, TimestepMap
 from tadsr.config import ColorFix
-from tadsr.tiling import TileSpec
+from tadsr.onestep import TileSpec
 
 try:
     from comfy import model_management

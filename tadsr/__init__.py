@@ -18,7 +18,7 @@ _EXPORTS = {
     "TADSRError": "tadsr.errors",
     "TADSRPipeline": "tadsr.pipeline",
     "TADSRWarning": "tadsr.errors",
-    "TileSpec": "tadsr.tiling",
+    "TileSpec": "tadsr.onestep.tile_spec",
     "TimeAwareAutoencoderKL": "tadsr.networks.time_aware_vae",
     "TimestepMap": "tadsr.conditioning",
     "TrainingError": "tadsr.errors",
@@ -66,8 +66,8 @@ if TYPE_CHECKING:
     from tadsr.folders.upscale import upscale_folder
     from tadsr.images import ArrayImage, read_frames, read_image, write_frames, write_image
     from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
+    from tadsr.onestep.tile_spec import TileSpec
     from tadsr.pipeline import TADSRPipeline
-    from tadsr.tiling import TileSpec
 
 
 __getattr__ = lazy_names(__name__, _EXPORTS)

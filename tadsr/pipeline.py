@@ -22,16 +22,6 @@ from tadsr.conditioning import (
     run_at,
 )
 from tadsr.config import ColorFix, UpscaleSettings
-from tadsr.engine import (
-    EngineName,
-    EnginePlan,
-    NetworkLock,
-    OneStepEngine,
-    batch_pixels,
-    group_timesteps,
-    read_generators,
-    same_size_ranges,
-)
 from tadsr.images import (
     DecodedImage,
     alpha_rows,
@@ -45,13 +35,23 @@ from tadsr.images import (
 )
 from tadsr.networks.prompt_embeddings import PromptEmbeddings
 from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
+from tadsr.onestep import (
+    EngineName,
+    EnginePlan,
+    NetworkLock,
+    OneStepEngine,
+    TileSpec,
+    batch_pixels,
+    group_timesteps,
+    read_generators,
+    same_size_ranges,
+)
+from tadsr.onestep.banded import OneStep, Strip
+from tadsr.onestep.whole import upscale
 from tadsr.pipeline_weights import PipelineWeights
 from tadsr.progress import Progress, paced, share_of
 from tadsr.prompts import PromptStyle, TextEmbeddings, check_taggable, choose_prompts
 from tadsr.schedule import make_alphas_cumprod
-from tadsr.streaming import OneStep, Strip
-from tadsr.tiling import TileSpec
-from tadsr.upscaling import upscale
 
 
 class TADSRPipeline(PipelineWeights, DiffusionPipeline):

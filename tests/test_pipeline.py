@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tadsr import TADSRError, TADSRPipeline, TimeAwareAutoencoderKL
-from tadsr.engine import OneStepEngine
 from tadsr.images import ArrayImage, resize_bicubic
 from tadsr.networks.prompt_embeddings import PromptEmbeddings
-from tadsr.tiling import TileSpec
+from tadsr.onestep import OneStepEngine, TileSpec
 
 
 def build_pipeline() -> TADSRPipeline:

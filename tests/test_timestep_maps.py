@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tadsr import TADSRPipeline, TimestepMap
-from tadsr.tiling import TileSpec
+from tadsr.onestep import TileSpec
 
 PHOTO = Path(__file__).parents[1] / "examples" / "photos" / "lighthouse.jpg"
 IN_PIECES = TileSpec(band_bytes=2**18, max_memory=1, attention_px=0)

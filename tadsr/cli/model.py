@@ -8,7 +8,7 @@ import torch
 
 from tadsr.cli.reporting import as_usage_errors
 from tadsr.config import torch_dtype
-from tadsr.engine import EngineName
+from tadsr.onestep.plan import EngineName
 from tadsr.pipeline import TADSRPipeline
 from tadsr.prompts import PromptStyle
 

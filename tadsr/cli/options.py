@@ -11,7 +11,7 @@ from tadsr.cli.reporting import parse_bytes
 from tadsr.config import MAX_PIXELS, ColorFix
 
 if TYPE_CHECKING:
-    from tadsr.tiling.spec import TileSpec
+    from tadsr.onestep.tile_spec import TileSpec
 
 ScaleOption = Annotated[
     float,
@@ -113,7 +113,7 @@ def parse_tiling(tile: str, max_memory: str | None) -> TileSpec | Literal["auto"
         return None
     if tile == "auto" and max_memory is None:
         return "auto"
-    from tadsr.tiling.spec import TileSpec
+    from tadsr.onestep.tile_spec import TileSpec
 
     num_bytes = None if max_memory is None else parse_bytes(max_memory)
     return TileSpec(max_memory=num_bytes, attention_px=None if tile == "auto" else int(tile))

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from tadsr.conditioning import TimestepLike
     from tadsr.images import Animation, ArrayImage
+    from tadsr.onestep.tile_spec import TileSpec
     from tadsr.pipeline import TADSRPipeline
-    from tadsr.tiling.spec import TileSpec
 
     SourceImage: TypeAlias = Image.Image | ArrayImage | Animation
 STREAMED_PIXELS = 2**26

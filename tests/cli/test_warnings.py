@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tadsr.engine.one_step import OneStepEngine
+from tadsr.onestep.step import OneStepEngine
 
 CUT = (
     "Warning: memory ran out for the image as a whole, so that it is computed in pieces; "

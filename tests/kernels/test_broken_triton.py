@@ -20,7 +20,7 @@ import numpy as np
 from triton.backends import backends
 
 from tadsr import TADSRPipeline
-from tadsr.engine import EnginePlan
+from tadsr.onestep import EnginePlan
 from tadsr.kernels import backends as dispatch
 from tadsr.kernels.gpu import add_with_statistics, geglu, group_norm, images
 

@@ -18,15 +18,15 @@ from triton.compiler import ASTSource, make_backend  # noqa: E402
 from triton.runtime.jit import create_function_from_signature  # noqa: E402
 
 from tadsr import TimeAwareAutoencoderKL  # noqa: E402
-from tadsr.engine.autoencoder import decode, encode  # noqa: E402
-from tadsr.engine.plan import EnginePlan  # noqa: E402
-from tadsr.engine.stages import FusedStages  # noqa: E402
-from tadsr.engine.unet import predict  # noqa: E402
 from tadsr.kernels import adain_color_fix_uint8  # noqa: E402
 from tadsr.kernels.gpu.add_with_statistics import plan_add_with_statistics  # noqa: E402
 from tadsr.kernels.gpu.geglu import plan_geglu  # noqa: E402
 from tadsr.kernels.gpu.group_norm import plan_group_norm_silu  # noqa: E402
 from tadsr.kernels.gpu.images import plan_adain, plan_to_uint8_nhwc, plan_wavelet  # noqa: E402
+from tadsr.onestep.plan import EnginePlan  # noqa: E402
+from tadsr.onestep.stages import FusedStages  # noqa: E402
+from tadsr.onestep.walk_autoencoder import decode, encode  # noqa: E402
+from tadsr.onestep.walk_unet import predict  # noqa: E402
 from tadsr.schedule import make_alphas_cumprod  # noqa: E402
 
 TARGETS = [75, 80, 86, 89, 90, 100, 120]

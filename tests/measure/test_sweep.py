@@ -9,10 +9,10 @@ from PIL import Image
 
 import tadsr.pipeline
 from tadsr import TADSRPipeline
-from tadsr.engine.batches import TOGETHER_PIXELS, group_timesteps
 from tadsr.measure.metrics import make_metric
 from tadsr.measure.sweep import TimestepSweep
-from tadsr.tiling import TileSpec
+from tadsr.onestep import TileSpec
+from tadsr.onestep.batches import TOGETHER_PIXELS, group_timesteps
 
 
 @pytest.fixture(scope="module")

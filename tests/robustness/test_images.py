@@ -15,7 +15,7 @@ from PIL import Image, ImageMode
 
 import tadsr
 from tadsr import TADSRError, TADSRPipeline
-from tadsr.tiling import TileSpec
+from tadsr.onestep import TileSpec
 
 SEED = 0
 ARRAYS_SHARE, PIL_SHARE, SIZES_SHARE = 0.2, 0.1, 0.1

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
-from tadsr.tiling import available_bytes
+from tadsr.onestep.memory import available_bytes
 
 MAX_BATCH_PIXELS = 16 * 512 * 512
 """Output of a batch beyond which a large GPU gains nothing more."""

@@ -14,13 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from tadsr import TADSRError, TADSRPipeline, streaming
+from tadsr import TADSRError, TADSRPipeline
 from tadsr.config import UpscaleSettings
 from tadsr.images import resize_bicubic, resize_bicubic_rows
-from tadsr.streaming import OneStep
-from tadsr.tiling import BandStorage, TileSpec
+from tadsr.onestep import TileSpec, banded
+from tadsr.onestep.banded import OneStep
+from tadsr.onestep.storage import BandStorage
 
-PHOTO = Path(__file__).parents[1] / "examples" / "photos" / "lighthouse.jpg"
+PHOTO = Path(__file__).parents[2] / "examples" / "photos" / "lighthouse.jpg"
 IN_PIECES = TileSpec(band_bytes=2**18, max_memory=1, attention_px=0)
 """Small bands, and nothing kept in memory between layers."""
 SAME_PART_DB = 90
@@ -113,16 +114,16 @@ def test_a_seeded_posterior_is_that_of_the_whole(pipe, lq):
 
 
 def test_large_images_are_cut_without_being_asked(pipe, monkeypatch):
-    import tadsr.upscaling
+    import tadsr.onestep.whole
 
     chosen = []
-    original = tadsr.upscaling.upscale_in_strips
+    original = tadsr.onestep.whole.upscale_in_strips
 
     def noting(step, rgb, settings, spec, progress):
         chosen.append(spec)
         return original(step, rgb, settings, spec, progress)
 
-    monkeypatch.setattr(tadsr.upscaling, "upscale_in_strips", noting)
+    monkeypatch.setattr(tadsr.onestep.whole, "upscale_in_strips", noting)
     pipe(Image.new("RGB", (100, 100)))
     assert not chosen  # 400 × 400 px, enlarged to 512
     result = pipe(Image.new("RGB", (150, 130)))
@@ -218,7 +219,7 @@ def test_rows_of_a_resized_image_are_those_of_the_whole(size, new, rows):
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 @pytest.mark.parametrize("kind", ["RGB", "RGBA", "L", "I;16", "rgb16"])
 def test_a_file_written_in_strips_holds_the_image(pipe, lq, tmp_path, suffix, kind, monkeypatch):
-    monkeypatch.setattr("tadsr.streaming.STRIP_PIXELS", 164 * 7)
+    monkeypatch.setattr("tadsr.onestep.banded.STRIP_PIXELS", 164 * 7)
     image = lq
     if kind == "RGBA":
         image = Image.merge("RGBA", (*lq.split(), lq.convert("L")))
@@ -285,11 +286,11 @@ def test_memory_is_counted_once_for_a_size(pipe, lq, monkeypatch):
         step = OneStep(
             pipe.vae, pipe.unet, pipe.alphas_cumprod, torch.tensor([1]), pipe.encode_prompt([""])
         )
-        return streaming.planned_bytes(step, rgb, UpscaleSettings())
+        return banded.planned_bytes(step, rgb, UpscaleSettings())
 
     small, large = count((16, 24)), count((32, 48))
     assert 3.5 * small < large < 4.5 * small
-    monkeypatch.delattr(streaming._Run, "compute")
+    monkeypatch.delattr(banded._Run, "compute")
     assert (count((32, 48)), count((16, 24))) == (large, small)
 
 
@@ -301,7 +302,7 @@ def test_memory_is_counted_on_any_device_without_the_weights(pipe):
     for networks, device in ((on_meta, meta), ((pipe.vae, pipe.unet), torch.device("cpu"))):
         conditions = (pipe.alphas_cumprod, torch.tensor([5]), pipe.encode_prompt([""]))
         step = OneStep(*networks, *(values.to(device) for values in conditions))
-        counted.add(streaming.planned_bytes(step, torch.zeros(1, 3, 40, 24), UpscaleSettings()))
+        counted.add(banded.planned_bytes(step, torch.zeros(1, 3, 40, 24), UpscaleSettings()))
     assert len(counted) == 1
 
 

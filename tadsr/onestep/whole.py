@@ -13,14 +13,15 @@ from torch import Tensor
 from tadsr.color import COLOR_FIXES
 from tadsr.conditioning import run_at
 from tadsr.config import UpscaleSettings
-from tadsr.engine import OneStepEngine
 from tadsr.errors import TADSRWarning
 from tadsr.images import pad_reflect, resize_bicubic
 from tadsr.kernels import adain_color_fix_uint8, to_uint8_nhwc, wavelet_color_fix_uint8
+from tadsr.onestep.banded import OneStep, Strip, planned_bytes, upscale_in_strips
+from tadsr.onestep.banded_unet import check_unet
+from tadsr.onestep.memory import available_bytes, is_out_of_memory
+from tadsr.onestep.step import OneStepEngine
+from tadsr.onestep.tile_spec import WHOLE_ATTENTION_PIXELS, TileSpec
 from tadsr.progress import Progress
-from tadsr.streaming import OneStep, Strip, planned_bytes, upscale_in_strips
-from tadsr.tiling import TileSpec, available_bytes, check_unet, is_out_of_memory
-from tadsr.tiling.spec import WHOLE_ATTENTION_PIXELS
 
 BANDS_ON_CPU_PIXELS = 512 * 512
 """Above this area of the output bands are faster than the whole on a CPU."""

@@ -13,13 +13,13 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from tadsr.engine.autoencoder import decode, encode
-from tadsr.engine.conditions import PromptFolding, fold_encoder_time, fold_unet_time
-from tadsr.engine.graphs import GraphCache
-from tadsr.engine.layers import Layers
-from tadsr.engine.plan import EnginePlan
-from tadsr.engine.unet import predict
 from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
+from tadsr.onestep.fold import PromptFolding, fold_encoder_time, fold_unet_time
+from tadsr.onestep.fused_layers import Layers
+from tadsr.onestep.graphs import GraphCache
+from tadsr.onestep.plan import EnginePlan
+from tadsr.onestep.walk_autoencoder import decode, encode
+from tadsr.onestep.walk_unet import predict
 from tadsr.schedule import residual_to_x0
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from tadsr.tiling.statistics import ChannelStatistics
+from tadsr.onestep.statistics import ChannelStatistics
 
 Shape = tuple[int, int, int, int]
 """(B, C, H, W)."""

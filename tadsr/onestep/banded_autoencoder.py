@@ -7,8 +7,8 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
-from tadsr.tiling.activations import Activation, ComputedActivation, StoredActivation
-from tadsr.tiling.layers import Bands, Source
+from tadsr.onestep.activations import Activation, ComputedActivation, StoredActivation
+from tadsr.onestep.banded_layers import Bands, Source
 
 
 def encode_in_bands(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from tadsr.engine.layers import Activation, Layers, TimeConditions
 from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
+from tadsr.onestep.fused_layers import Activation, Layers, TimeConditions
 
 
 def encode(layers: Layers, vae: TimeAwareAutoencoderKL, lq: Tensor, time: TimeConditions) -> Tensor:

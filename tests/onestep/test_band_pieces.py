@@ -13,12 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-import tadsr.tiling.storage as storage_module
+import tadsr.onestep.storage as storage_module
 from tadsr.errors import TADSRError
-from tadsr.tiling import BandStorage, PlannedStorage, TileSpec
-from tadsr.tiling.activations import JoinedActivation
-from tadsr.tiling.attention import Windows, attend_in_windows, attend_to_blocks
-from tadsr.tiling.statistics import ChannelStatistics
+from tadsr.onestep import TileSpec
+from tadsr.onestep.activations import JoinedActivation
+from tadsr.onestep.attention import Windows, attend_in_windows, attend_to_blocks
+from tadsr.onestep.statistics import ChannelStatistics
+from tadsr.onestep.storage import BandStorage, PlannedStorage
 
 CPU = torch.device("cpu")
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from tadsr.tiling.offloading import weights_in_place
+from tadsr.onestep.offloading import weights_in_place
 
 _LEAST_WEIGHT = 1e-6
 """Of a band in which nothing can be seen, for its mean to be a number."""

@@ -12,12 +12,12 @@ from diffusers import UNet2DConditionModel
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
-from tadsr.engine.plan import EngineName, EnginePlan, choose_plan
-from tadsr.engine.stages import CompiledStages, EagerStages, FusedStages
-from tadsr.engine.support import unknown_blocks, wrapped_modules
-from tadsr.engine.watch import ModuleWatch
 from tadsr.errors import TADSRWarning, not_finite
 from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
+from tadsr.onestep.plan import EngineName, EnginePlan, choose_plan
+from tadsr.onestep.stages import CompiledStages, EagerStages, FusedStages
+from tadsr.onestep.support import unknown_blocks, wrapped_modules
+from tadsr.onestep.watch import ModuleWatch
 
 Stages = EagerStages | CompiledStages | FusedStages
 

@@ -21,25 +21,17 @@ from tadsr.config import UpscaleSettings
 from tadsr.errors import TADSRError, TADSRWarning, not_finite
 from tadsr.images import pad_reflect, reflect_index, resize_bicubic_rows
 from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
+from tadsr.onestep.activations import ComputedActivation, StoredActivation
+from tadsr.onestep.banded_autoencoder import decode_in_bands, encode_in_bands
+from tadsr.onestep.banded_layers import Bands
+from tadsr.onestep.banded_unet import predict_in_bands
+from tadsr.onestep.memory import available_bytes, is_out_of_memory, used_bytes
+from tadsr.onestep.offloading import weights_in_place
+from tadsr.onestep.statistics import ChannelStatistics
+from tadsr.onestep.storage import BandStorage, PlannedStorage
+from tadsr.onestep.tile_spec import MIN_BAND_BYTES, TileSpec
 from tadsr.progress import Progress
 from tadsr.schedule import residual_to_x0
-from tadsr.tiling import (
-    Bands,
-    BandStorage,
-    ComputedActivation,
-    PlannedStorage,
-    StoredActivation,
-    TileSpec,
-    available_bytes,
-    decode_in_bands,
-    encode_in_bands,
-    is_out_of_memory,
-    predict_in_bands,
-    used_bytes,
-)
-from tadsr.tiling.offloading import weights_in_place
-from tadsr.tiling.spec import MIN_BAND_BYTES
-from tadsr.tiling.statistics import ChannelStatistics
 
 STRIP_PIXELS = 2**19
 """Pixels of a strip that is handed out, about."""

@@ -13,7 +13,7 @@ from accelerate.hooks import ModelHook, add_hook_to_module
 from torch import nn
 
 from tadsr import TADSRPipeline
-from tadsr.tiling import TileSpec
+from tadsr.onestep import TileSpec
 
 PIECES = [None, TileSpec()]
 

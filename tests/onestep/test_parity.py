@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tadsr import TADSRPipeline
-from tadsr.engine import EnginePlan, OneStepEngine
+from tadsr.onestep import EnginePlan, OneStepEngine
 
 from .conftest import build_networks, make_inputs, relative_error
 

@@ -12,10 +12,10 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
 
 from tadsr import TADSRError, TADSRPipeline
-from tadsr.engine import EnginePlan, OneStepEngine
-from tadsr.engine.conditions import MAX_PROMPTS, MAX_TIMESTEPS, PromptFolding, fold_encoder_time
-from tadsr.engine.stages import CompiledStages, EagerStages, FusedStages
 from tadsr.networks.adapters import attach_new_adapters, has_adapters
+from tadsr.onestep import EnginePlan, OneStepEngine
+from tadsr.onestep.fold import MAX_PROMPTS, MAX_TIMESTEPS, PromptFolding, fold_encoder_time
+from tadsr.onestep.stages import CompiledStages, EagerStages, FusedStages
 
 from .conftest import build_networks, make_inputs, relative_error
 

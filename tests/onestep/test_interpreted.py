@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tadsr import TADSRPipeline
-from tadsr.engine import EnginePlan
+from tadsr.onestep import EnginePlan
 from tadsr.kernels.gpu import launch
 
 folder = Path(sys.argv[1])

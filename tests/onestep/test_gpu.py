@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tadsr import TADSRPipeline
-from tadsr.engine import EnginePlan, OneStepEngine, choose_plan
-from tadsr.engine.layers import attend_in_chunks
+from tadsr.onestep import EnginePlan, OneStepEngine, choose_plan
+from tadsr.onestep.fused_layers import attend_in_chunks
 
 from .conftest import build_networks, make_inputs, relative_error
 

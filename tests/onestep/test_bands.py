@@ -9,17 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tadsr import TADSRPipeline
-from tadsr.tiling import (
-    Bands,
-    BandStorage,
-    ComputedActivation,
-    PlannedStorage,
-    check_unet,
-    decode_in_bands,
-    encode_in_bands,
-    layers,
-    predict_in_bands,
-)
+from tadsr.onestep import banded_layers
+from tadsr.onestep.activations import ComputedActivation
+from tadsr.onestep.banded_autoencoder import decode_in_bands, encode_in_bands
+from tadsr.onestep.banded_layers import Bands
+from tadsr.onestep.banded_unet import check_unet, predict_in_bands
+from tadsr.onestep.storage import BandStorage, PlannedStorage
 
 CPU = torch.device("cpu")
 SMALLEST = 1  # bytes of a band: one row at a time
@@ -89,7 +84,7 @@ def test_what_the_autoencoder_attends_to_counts_as_memory(golden_pipeline, monke
         assert storage.spilled_bytes == (3 - copies) * num_bytes
         assert relative_error(results[copies], whole) < 1e-5
     # What is in memory is used where it lies.
-    monkeypatch.setattr(layers, "attend_to_blocks", None)
+    monkeypatch.setattr(banded_layers, "attend_to_blocks", None)
     assert attended(BandStorage(CPU, device_bytes=3 * num_bytes)).read(0, 40).equal(results[3])
 
 

@@ -9,7 +9,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
-from tadsr.engine.layers import Activation, Layers, PromptConditions, TimeConditions
+from tadsr.onestep.fused_layers import Activation, Layers, PromptConditions, TimeConditions
 
 
 def predict(

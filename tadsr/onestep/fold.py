@@ -18,8 +18,8 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
-from tadsr.engine.layers import PromptConditions, TimeConditions
 from tadsr.networks.time_aware_vae import TimeAwareEncoder
+from tadsr.onestep.fused_layers import PromptConditions, TimeConditions
 
 MAX_TIMESTEPS = 64
 """Timesteps, or combinations of them in a batch, whose tensors are kept."""

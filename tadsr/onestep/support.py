@@ -21,7 +21,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
-from tadsr.tiling import check_unet
+from tadsr.onestep.banded_unet import check_unet
 
 _PROCESSORS = (AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor, XFormersAttnProcessor)
 

@@ -18,10 +18,10 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from tadsr.engine.normalization import group_norm_silu_in_pieces
-from tadsr.engine.plan import EnginePlan, FastestChoice
-from tadsr.engine.upsampling import transposed_weight
 from tadsr.kernels import add_with_statistics, geglu, group_norm_silu
+from tadsr.onestep.normalization import group_norm_silu_in_pieces
+from tadsr.onestep.plan import EnginePlan, FastestChoice
+from tadsr.onestep.upsampling import transposed_weight
 
 MAX_FUSED_HEAD = 256
 """Widest head that flash and cuDNN attention take."""

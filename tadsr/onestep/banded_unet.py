@@ -10,9 +10,9 @@ from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
-from tadsr.tiling.activations import ComputedActivation, JoinedActivation, StoredActivation
-from tadsr.tiling.attention import Windows, attend_in_windows
-from tadsr.tiling.layers import Bands, Source
+from tadsr.onestep.activations import ComputedActivation, JoinedActivation, StoredActivation
+from tadsr.onestep.attention import Windows, attend_in_windows
+from tadsr.onestep.banded_layers import Bands, Source
 
 _UNSUPPORTED = (
     "class_embed_type",

@@ -12,10 +12,10 @@ from diffusers.models.resnet import ResnetBlock2D
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from tadsr.tiling.activations import Activation, StoredActivation
-from tadsr.tiling.attention import attend_to_blocks
-from tadsr.tiling.offloading import weights_in_place
-from tadsr.tiling.storage import BandStorage, PlannedStorage
+from tadsr.onestep.activations import Activation, StoredActivation
+from tadsr.onestep.attention import attend_to_blocks
+from tadsr.onestep.offloading import weights_in_place
+from tadsr.onestep.storage import BandStorage, PlannedStorage
 
 Affine = tuple[Tensor, Tensor]
 """Factor and offset per channel, each (B, C, 1, 1), float32."""

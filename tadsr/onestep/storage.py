@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from tadsr.errors import TADSRError
-from tadsr.tiling.activations import Shape, StoredActivation
-from tadsr.tiling.memory import available_bytes
+from tadsr.onestep.activations import Shape, StoredActivation
+from tadsr.onestep.memory import available_bytes
 
 Free = Callable[[], None]
 
