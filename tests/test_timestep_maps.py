@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
 
 from tadsr import TADSRPipeline, TimestepMap
 from tadsr.onestep import TileSpec
@@ -148,3 +148,18 @@ def test_wrong_maps_are_refused_before_any_work(pipe, lq, monkeypatch):
             pipe(lq, timestep)
     with pytest.raises(TypeError, match="whole number"):
         pipe([lq, lq], [np.zeros((2, 2)), "3"])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["L", "I;16", "RGB"])
+def test_a_mask_lies_as_viewers_show_it(mode, orientation, tmp_path):
+    upright = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
+    image = Image.fromarray(upright.astype(np.uint16) if mode == "I;16" else upright)
+    image = image.convert("RGB") if mode == "RGB" else image
+    if orientation > 1:
+        image = image.transpose(Image.Transpose((0, 3, 1, 5, 2, 6, 4)[orientation - 2]))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    image.save(tmp_path / "mask.png", exif=exif)
+    with Image.open(tmp_path / "mask.png") as opened:
+        assert np.array_equal(TimestepMap.from_image(opened).values, upright)

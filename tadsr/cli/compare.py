@@ -8,7 +8,13 @@ from typing import Annotated
 import typer
 
 from tadsr.cli.plan import check_place
-from tadsr.cli.reporting import DebugOption, as_usage_errors, check_range, readable_errors
+from tadsr.cli.reporting import (
+    DebugOption,
+    as_usage_errors,
+    check_range,
+    readable_errors,
+    silence_libraries,
+)
 
 COMPARE_HELP = """Compare two pictures, and both with an original.
 
@@ -23,7 +29,8 @@ Examples:
   tadsr compare a.png b.png hq.png         both against the original as well
   tadsr compare a.png b.png -o sheet.jpg --width 600
 
-The pictures must have one size. They are compared at 8 bits per channel, without their alpha.
+The pictures must have one size. They are compared as they are seen: turned into sRGB of 8 bit by
+their ICC profiles, over white.
 """
 
 
@@ -53,6 +60,7 @@ def compare(
         from tadsr.measure.compare import compare_images, draw_comparison
         from tadsr.measure.pictures import read_rgb8
 
+        silence_libraries(debug)
         if target.parent.is_dir():
             check_writable(target, overwrite=overwrite)
         paths = [path for path in (a, b, hq) if path is not None]

@@ -130,6 +130,7 @@ def sweep(
         from tadsr.measure.report import format_table
         from tadsr.measure.sweep import TimestepSweep
 
+        silence_libraries(debug)
         target.parent.mkdir(parents=True, exist_ok=True)
         check_writable(target, overwrite=overwrite)
         lq = read_rgb8(photo)
@@ -141,7 +142,6 @@ def sweep(
             metrics = [make_metric(name) for name in default_metrics(True)] if plot else []
             if plot is not None:
                 check_plot(metrics, plot)
-        silence_libraries(debug)
         pipe = load_model(
             model,
             adapter=adapter,

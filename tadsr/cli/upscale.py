@@ -188,6 +188,7 @@ def upscale(
         settings, timestep, prompt, seed, tiling, quality, overwrite, strip, limit
     )
     with readable_errors(debug), interrupted_by_sigterm():
+        silence_libraries(debug, quiet)
         map_digest = None
         if timestep_map is not None:
             found, timestep = read_timestep_map(timestep_map, map_range)

@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tadsr.images.metadata import turn_upright
+
 MAX_GAP = 250
 """Knots are at most this far apart where a map has timesteps between them."""
 MIN_SHARE_BETWEEN = 0.01
@@ -74,7 +76,8 @@ class TimestepMap:
         """Read a map from a grey image or an array.
 
         Args:
-            image: Grey PIL image (mode L, I, I;16 or 1), or numbers (H, W) or (H, W, 1).
+            image: Grey PIL image (mode L, I, I;16 or 1), turned by its EXIF orientation, or numbers
+                (H, W) or (H, W, 1).
             timestep_range: Timesteps of black and of white, which the values between are spread
                 over; white is 255 at 8 bits, 65535 at 16, 1 in float arrays. None takes the
                 values themselves as timesteps.
@@ -288,7 +291,8 @@ def _gray_values(image: Any) -> tuple[np.ndarray, float | None]:
 
 
 def _as_gray(image: Image.Image) -> Image.Image:
-    """Return a grey image in a mode that can be a map; many programs save grey as colours."""
+    """Return an upright grey image in a mode that can be a map; many save grey as colours."""
+    image = turn_upright(image)
     if image.mode in _GRAY_MODES:
         return image
     if image.mode in _COLOR_MODES:

@@ -117,12 +117,9 @@ def num_frames(image: SourceImage) -> int:
 
 def note_about(job: Job, request: FileRequest) -> str:
     """Return what of a file is not read, or nothing."""
-    from tadsr.images import count_pages
+    from tadsr.images import find_losses
 
-    count = count_pages(job.source, max_pixels=request.max_pixels)
-    if count == 1:
-        return ""
-    return f"{job.source} holds {count} pages, of which the first is taken; split it for the others"
+    return "\n".join(find_losses(job.source, max_pixels=request.max_pixels))
 
 
 def restore(

@@ -15,7 +15,7 @@ from tadsr.images.encoding import OUTPUT_TYPES, encode_image, takes_bytes
 from tadsr.images.files import check_writable, is_see_through, write_image
 from tadsr.images.frames import Animation, count_frames, read_frames, write_frames
 from tadsr.images.metadata import upright_size
-from tadsr.images.reading import count_pages, read_image
+from tadsr.images.reading import find_losses, read_image
 from tadsr.images.strips import STREAMED_SUFFIXES, check_streamable, write_strips
 from tadsr.images.tensors import (
     pad_reflect,
@@ -39,9 +39,9 @@ __all__ = [
     "check_streamable",
     "check_writable",
     "count_frames",
-    "count_pages",
     "decode_image",
     "encode_image",
+    "find_losses",
     "is_see_through",
     "pad_reflect",
     "read_frames",

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from tadsr.errors import ImageReadError
+from tadsr.images.containers import open_png
 from tadsr.images.limits import check_size
 from tadsr.images.metadata import turn_upright
 
@@ -27,7 +28,7 @@ class ArrayImage:
 
     Args:
         pixels: (H, W, 1..4), uint16 or float32 in [0, 1]: grey, grey and alpha, RGB, or RGBA.
-        info: As of a PIL image: `icc_profile`, `exif`, `dpi`, `xmp`.
+        info: As of `kept_metadata`.
 
     Raises:
         TypeError: `pixels` has another dtype.
@@ -101,7 +102,7 @@ def read_16bit(image: Image.Image) -> np.ndarray | None:
         return both[..., ::2] << 8 | both[..., 1::2]
     is_big = order == "B" or (order == "N" and sys.byteorder == "big")
     is_premultiplied, layout = layout == "RGBa", layout.upper()
-    with Image.open(image.filename) as again:
+    with Image.open(open_png(Path(image.filename))[0]) as again:
         again.tile = _with_rawmode(again, f"{layout};16{'L' if is_big else 'B'}")
         low = np.asarray(turn_upright(again))
     image.tile = _with_rawmode(image, f"{layout};16{'B' if is_big else 'L'}")

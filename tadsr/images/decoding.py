@@ -16,7 +16,14 @@ from torch import Tensor
 
 from tadsr.errors import ImageReadError
 from tadsr.images.array_image import ArrayImage
-from tadsr.images.metadata import COLOR_KEYS, exif_dpi, kept_metadata, tidy_exif, turn_upright
+from tadsr.images.metadata import (
+    COLOR_KEYS,
+    exif_dpi,
+    find_metadata,
+    kept_metadata,
+    tidy_exif,
+    turn_upright,
+)
 from tadsr.images.visible import is_colorless, spread_colors
 
 ImageLike: TypeAlias = Image.Image | ArrayImage | np.ndarray | Tensor
@@ -152,7 +159,9 @@ def _as_seen(rgb: Tensor, alpha: Tensor | None, kind: ImageKind) -> DecodedImage
 def _decode_pil(image: Image.Image) -> _Parts:
     if 0 in image.size:
         raise ValueError(f"image must have no side of 0 px, got {image.width}×{image.height}")
+    found = image
     image, exif, dpi = _load_upright(image)
+    found = {"dpi": dpi} | find_metadata(found) | {"exif": exif}
     key = image.info.get("transparency")
     if image.mode in _WIDE_MODES:
         mode, white = _WIDE_MODES[image.mode]
@@ -169,7 +178,6 @@ def _decode_pil(image: Image.Image) -> _Parts:
         opaque = opaque.any(axis=-1) if opaque.ndim == 3 else opaque
         alpha = torch.from_numpy(opaque.astype(np.float32))[None]  # [1, H, W]
     is_gray = mode != "RGB"
-    found = {"dpi": dpi} | image.info | {"exif": exif}
     info = kept_metadata(found, b"GRAY" if is_gray else b"RGB ")
     return rgb, alpha, ImageKind("pil", is_gray, mode=mode, info=info)
 
@@ -279,7 +287,7 @@ def strip_metadata(image: Image.Image | ArrayImage) -> Image.Image | ArrayImage:
 
     Returns:
         An image of the same kind with its ICC profile (and a PNG's gamma), without EXIF, XMP,
-        DPI and comments; transparency stays.
+        IPTC, DPI, texts and comments; transparency stays.
     """
     if isinstance(image, ArrayImage):
         return ArrayImage(image.pixels, {k: v for k, v in image.info.items() if k in COLOR_KEYS})

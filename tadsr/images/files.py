@@ -17,7 +17,7 @@ from tadsr.errors import ImageWriteError
 from tadsr.images.array_image import ArrayImage
 from tadsr.images.decoding import decode_image, icc_space, unit_planes
 from tadsr.images.encoding import encode_image
-from tadsr.images.metadata import exif_with_dpi, kept_metadata
+from tadsr.images.metadata import exif_with_dpi, iptc_resource, kept_metadata
 from tadsr.images.png import PngWriter, metadata_chunks
 from tadsr.whole_file import whole_file
 
@@ -38,8 +38,9 @@ _OPAQUE_FORMATS = ("JPEG", "BMP")
 _ANIMATED_FORMATS = ("PNG", "WEBP", "GIF")
 _LARGEST_SIDE_PX = {"JPEG": 65500, "WEBP": 16383, "GIF": 65535}
 # What fits the one segment that holds it.
-_JPEG_EXIF_BYTES = 65533
+_JPEG_EXIF_BYTES = _JPEG_SEGMENT_BYTES = 65533
 _JPEG_XMP_BYTES = 65504
+_PHOTOSHOP = b"Photoshop 3.0\0"
 _GIF_OPAQUE_COLORS = 255
 _FILE_MODES = {
     "PNG": ("1", "L", "LA", "I;16", "P", "RGB", "RGBA"),
@@ -124,8 +125,9 @@ def write_image(
     """Write an image file whole or not at all.
 
     ICC profile, EXIF, XMP and dpi are kept where the format has a place for them: BMP for dpi
-    alone, GIF for none, JPEG for EXIF and XMP of up to 64 kB each, others for all. PNG holds up
-    to 16 bit, TIFF float too; elsewhere 16 bit are rounded to 8, and GIF has 256 colours.
+    alone, GIF for none, JPEG for EXIF and XMP of up to 64 kB each, others for all. Texts are kept
+    in PNG, IPTC in PNG, JPEG and TIFF, comments in PNG, JPEG and GIF. PNG holds up to 16 bit,
+    TIFF float too; elsewhere 16 bit are rounded to 8, and GIF has 256 colours.
 
     Args:
         image: PIL image of any mode, or an `ArrayImage`.
@@ -269,7 +271,9 @@ def _fit_mode(image: Image.Image | ArrayImage, format: str) -> Image.Image | Arr
         return ArrayImage(planes.permute(1, 2, 0).numpy(), dict(image.info))
     if format == "GIF":
         decoded = decode_image(image)
-        return to_palette(encode_image(decoded.rgb, decoded.alpha, decoded, "pil"))
+        reduced = to_palette(encode_image(decoded.rgb, decoded.alpha, decoded, "pil"))
+        reduced.info |= {key: v for key, v in decoded.kind.info.items() if key == "comment"}
+        return reduced
     if image.mode == "I" and "I;16" in modes and "I" not in modes:
         bands = np.asarray(image)
         unit_planes(bands, 65535.0, "an image of mode I")  # checks the range
@@ -301,7 +305,13 @@ def save_options(image: Image.Image, format: str, quality: int | None) -> dict[s
     """Return what Pillow's saver of a format is told: quality and metadata."""
     # icc_profile=None overrules savers that look into image.info by themselves.
     options = {"icc_profile": None, **kept_metadata(image.info, icc_space(image.mode))}
+    told = {key: options.pop(key, None) for key in ("text", "comment", "iptc", "cicp")}
+    if format in ("JPEG", "GIF") and told["comment"]:
+        options["comment"] = told["comment"]
     if format == "JPEG":
+        iptc = _PHOTOSHOP + iptc_resource(told["iptc"] or b"")
+        if told["iptc"] and len(iptc) <= _JPEG_SEGMENT_BYTES:
+            options["extra"] = b"\xff\xed" + (len(iptc) + 2).to_bytes(2, "big") + iptc
         options |= {"quality": quality or 95, "subsampling": 0}
         for key, limit in (("exif", _JPEG_EXIF_BYTES), ("xmp", _JPEG_XMP_BYTES)):
             if len(options.get(key, b"")) > limit:
@@ -313,8 +323,8 @@ def save_options(image: Image.Image, format: str, quality: int | None) -> dict[s
     elif format == "PNG":
         # Only what Pillow's saver would not write by itself.
         chunks = PngImagePlugin.PngInfo()
-        own = {key: options[key] for key in ("gamma", "chromaticity", "xmp") if key in options}
-        for kind, data in metadata_chunks(own):
+        own = told | {"xmp": options.get("xmp")}
+        for kind, data in metadata_chunks({key: value for key, value in own.items() if value}):
             chunks.add(kind, data)
         options |= {"compress_level": 4, "pnginfo": chunks}
     elif format == "TIFF":

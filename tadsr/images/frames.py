@@ -20,6 +20,8 @@ from tadsr.images.encoding import encode_image
 from tadsr.images.files import check_writable, open_whole, save_options, to_palette
 from tadsr.images.limits import BOMBS, pillow_opens, too_large
 from tadsr.images.metadata import (
+    COLOR_KEYS,
+    find_metadata,
     find_orientation,
     kept_metadata,
     read_exif,
@@ -125,6 +127,7 @@ def read_frames(path: str | os.PathLike[str], *, max_pixels: int | None = MAX_PI
     try:
         with pillow_opens(max_pixels), open_image(path, max_pixels) as image:
             durations, has_alpha = [], False
+            colors = {key: image.info[key] for key in COLOR_KEYS if key in image.info}
             for index in _frame_indices(image):
                 image.seek(index)
                 image.load()
@@ -141,7 +144,7 @@ def read_frames(path: str | os.PathLike[str], *, max_pixels: int | None = MAX_PI
                 tuple(durations),
                 loop or 0,
                 has_alpha,
-                upright_metadata(read_exif(image), image.info, b"RGB "),
+                upright_metadata(read_exif(image), find_metadata(image) | colors, b"RGB "),
                 find_orientation(image),
                 max_pixels,
             )
@@ -208,6 +211,8 @@ def write_frames(
             # Each frame replaces all of the one before, where that shows through.
             options = {"disposal": _RESTORE_BACKGROUND} if mode == "RGBA" else {}
             options["optimize"] = False
+            if "comment" in first.info:
+                options["comment"] = first.info["comment"]
             if num_plays != 1:
                 options["loop"] = max(num_plays - 1, 0)
         format = "WEBP" if suffix == ".webp" else "GIF"

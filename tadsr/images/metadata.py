@@ -1,4 +1,4 @@
-"""EXIF, ICC, DPI and XMP: what of it stays true for an image that is upright and enlarged."""
+"""EXIF, ICC, texts and more: what stays true for an image that is upright and enlarged."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 
 from PIL import ExifTags, Image
 
-COLOR_KEYS = ("icc_profile", "gamma", "chromaticity")
+from tadsr.images.color_space import profile_of_gamma
+
+COLOR_KEYS = ("icc_profile", "srgb", "gamma", "chromaticity", "cicp")
 """Metadata that says what the pixels' values mean."""
 
 _INCH_CM = 2.54
@@ -24,6 +26,11 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_IPTC_TAG = 33723
+_IPTC_RESOURCE = 0x0404
+# Metadata in a text's form, which is carried as what it is; or of the old size.
+_STALE_TEXTS = re.compile(r"XML:com\.adobe\.xmp|Raw profile type .*|Thumb::.*", re.IGNORECASE)
+_RAW_IPTC = "Raw profile type iptc"
 _SHAPE_DESCRIPTION = '{"shape"'  # where tifffile repeats the size
 STORAGE_TAGS = frozenset(
     {254, 255, *range(256, 260), 262, 263, 264, 265, 266, 273, 277, 278, 279, 280, 281, 284}
@@ -49,14 +56,20 @@ def kept_metadata(info: Mapping[str, Any], icc_space: bytes) -> dict[str, Any]:
         icc_space: Colour space that an ICC profile must name, such as b"RGB ".
 
     Returns:
-        Of `icc_profile`, `exif`, `dpi`, `xmp`, `gamma` and `chromaticity` those that are there.
+        Of `icc_profile`, `exif`, `dpi`, `xmp`, `cicp` (four bytes), `text` (a PNG's, by keyword),
+        `comment` and `iptc` (bytes) those that are there. A PNG's gamma becomes a profile.
     """
     kept: dict[str, Any] = {}
     profile, exif, dpi = (info.get(key) for key in ("icc_profile", "exif", "dpi"))
+    if not isinstance(profile, bytes) and "srgb" not in info:  # both say more than a PNG's gamma
+        profile = profile_of_gamma(info.get("gamma"), info.get("chromaticity"), icc_space)
     if isinstance(profile, bytes) and profile[16:20] == icc_space:
         kept["icc_profile"] = profile
-    elif "srgb" not in info:  # both say more than a PNG's gamma
-        kept |= {key: info[key] for key in ("gamma", "chromaticity") if key in info}
+    if isinstance(text := info.get("text"), Mapping):
+        kept["text"] = {key: value for key, value in text.items() if not _STALE_TEXTS.match(key)}
+    for key in ("cicp", "comment", "iptc"):
+        if isinstance(value := info.get(key), bytes) and value:
+            kept[key] = value
     if isinstance(exif, bytes) and _is_sound(exif):
         kept["exif"] = exif
     if isinstance(dpi, tuple) and len(dpi) == 2 and all(isinstance(v, Real) for v in dpi):
@@ -67,7 +80,49 @@ def kept_metadata(info: Mapping[str, Any], icc_space: bytes) -> dict[str, Any]:
     xmp = info.get("xmp") or info.get("XML:com.adobe.xmp")
     if xmp := tidy_xmp(xmp.encode() if isinstance(xmp, str) else xmp):
         kept["xmp"] = xmp
-    return kept
+    return {key: value for key, value in kept.items() if value}
+
+
+def find_metadata(image: Image.Image) -> dict[str, Any]:
+    """Return a loaded PIL image's `info`, with what Pillow keeps elsewhere under one name each.
+
+    Args:
+        image: As `PIL.Image.open` gives it, or any other.
+    """
+    found = dict(image.info)
+    text = getattr(image, "text", None)
+    if isinstance(text, dict):
+        found["text"] = dict(text)
+        found["iptc"] = _unhex(text.get(_RAW_IPTC))
+    resources = found.get("photoshop")
+    if isinstance(resources, dict) and isinstance(resources.get(_IPTC_RESOURCE), bytes):
+        found["iptc"] = resources[_IPTC_RESOURCE]
+    value = getattr(image, "tag_v2", {}).get(_IPTC_TAG)
+    if isinstance(value, tuple) and all(isinstance(each, int) for each in value):
+        # Some programs name bytes a list of longs.
+        value = b"".join((each % 2**32).to_bytes(4, "little") for each in value)
+    if isinstance(value, bytes):
+        found["iptc"] = value
+    return found
+
+
+def _unhex(text: Any) -> bytes | None:
+    """Return the IPTC in a PNG's raw profile: hexadecimal digits after a name and a length."""
+    try:
+        data = bytes.fromhex("".join(str(text).split()[2:]))
+    except ValueError:
+        return None
+    resource = data.find(b"8BIM" + _IPTC_RESOURCE.to_bytes(2, "big"))
+    if resource < 0:
+        return data
+    start = resource + 6 + (data[resource + 6] // 2 + 1) * 2
+    return data[start + 4 : start + 4 + int.from_bytes(data[start : start + 4], "big")]
+
+
+def iptc_resource(iptc: bytes) -> bytes:
+    """Return IPTC as the resource of Photoshop's that JPEG and PNG hold it in."""
+    head = b"8BIM" + _IPTC_RESOURCE.to_bytes(2, "big") + bytes(2)
+    return head + len(iptc).to_bytes(4, "big") + iptc + bytes(len(iptc) % 2)
 
 
 def upright_metadata(exif: Image.Exif, info: Mapping[str, Any], icc_space: bytes) -> dict[str, Any]:

@@ -10,11 +10,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from tadsr.images.metadata import iptc_resource
+
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _ZLIB_LEVEL = 4
 _INCH_METRES = 0.0254
 _COLOR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
-_CHROMATICITY_UNITS = 100_000
+_KEYWORD_BYTES = 79
 _LARGEST_UINT16 = 65535
 
 
@@ -122,11 +124,8 @@ def metadata_chunks(metadata: Mapping[str, Any]) -> Iterator[tuple[bytes, bytes]
     Yields:
         Kinds and contents.
     """
-    if "gamma" in metadata:
-        yield b"gAMA", struct.pack(">I", round(metadata["gamma"] * _CHROMATICITY_UNITS))
-    if "chromaticity" in metadata:
-        units = (round(value * _CHROMATICITY_UNITS) for value in metadata["chromaticity"])
-        yield b"cHRM", struct.pack(">8I", *units)
+    if "cicp" in metadata:
+        yield b"cICP", metadata["cicp"]
     if "icc_profile" in metadata:
         yield b"iCCP", b"ICC Profile\0\0" + zlib.compress(metadata["icc_profile"])
     if "dpi" in metadata:
@@ -136,3 +135,22 @@ def metadata_chunks(metadata: Mapping[str, Any]) -> Iterator[tuple[bytes, bytes]
         yield b"eXIf", metadata["exif"].removeprefix(b"Exif\0\0")
     if "xmp" in metadata:
         yield b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + metadata["xmp"]
+    yield from text_chunks(metadata)
+
+
+def text_chunks(metadata: Mapping[str, Any]) -> Iterator[tuple[bytes, bytes]]:
+    """Turn texts, a comment and IPTC into chunks, as `metadata_chunks` does."""
+    texts = dict(metadata.get("text", {}))
+    if "comment" in metadata:
+        texts.setdefault("Comment", metadata["comment"].decode("utf-8", "replace"))
+    if "iptc" in metadata:
+        data = iptc_resource(metadata["iptc"])
+        texts["Raw profile type iptc"] = f"\niptc\n{len(data):8}\n{data.hex()}\n"
+    for keyword, text in texts.items():
+        name = keyword.encode("latin-1", "replace")[:_KEYWORD_BYTES] or b"Comment"
+        if text.isascii() and not getattr(text, "lang", None):
+            yield b"tEXt", name + b"\0" + text.encode()
+            continue
+        told = (getattr(text, each, None) or "" for each in ("lang", "tkey"))
+        language, translated = (each.encode() if isinstance(each, str) else each for each in told)
+        yield b"iTXt", b"\0".join([name, b"\0", language, translated, text.encode()])

@@ -13,9 +13,11 @@ from PIL import Image, UnidentifiedImageError
 from tadsr.config import MAX_PIXELS
 from tadsr.errors import ImageReadError, ImageReadWarning
 from tadsr.images.array_image import ArrayImage, check_unit, read_16bit, read_tiff
+from tadsr.images.color_space import HDR, profile_of_code_points
+from tadsr.images.containers import find_nclx, open_png
 from tadsr.images.decoding import unreadable
 from tadsr.images.limits import BOMBS, check_size, pillow_opens, too_large
-from tadsr.images.metadata import read_exif, tidy_exif, upright_metadata
+from tadsr.images.metadata import find_metadata, read_exif, tidy_exif, upright_metadata
 
 # Files of several images of equal rank; others keep thumbnails and depth maps beside the first.
 ANIMATED_FORMATS = ("GIF", "PNG", "WEBP", "AVIF")
@@ -59,12 +61,12 @@ def read_image(
         raise unreadable(path, error) from error
 
 
-def count_pages(path: str | os.PathLike[str], *, max_pixels: int | None = MAX_PIXELS) -> int:
-    """Return the number of pages of a TIFF, or of images of a HEIC; else 1.
+def find_losses(path: str | os.PathLike[str], *, max_pixels: int | None = MAX_PIXELS) -> list[str]:
+    """Return what `read_image` warns of, but for frames: further pages, and HDR.
 
     Args:
         path: The file.
-        max_pixels: As for `read_image`; a file of more counts as 1.
+        max_pixels: As for `read_image`; of a larger file nothing is said.
 
     Raises:
         ImageReadError: If the file is missing.
@@ -72,9 +74,9 @@ def count_pages(path: str | os.PathLike[str], *, max_pixels: int | None = MAX_PI
     path = check_readable(path, max_pixels)
     try:
         with pillow_opens(max_pixels), open_image(path, max_pixels) as image:
-            return getattr(image, "n_frames", 1) if image.format in _PAGED_FORMATS else 1
+            return _lost_of(image, path)
     except Exception:
-        return 1  # `read_image` says what is wrong
+        return []  # `read_image` says what is wrong
 
 
 def check_readable(path: str | os.PathLike[str], max_pixels: int | None) -> Path:
@@ -98,8 +100,9 @@ def open_image(path: Path, max_pixels: int | None) -> Image.Image:
         ImageReadError: The image is too large or empty, or needs a library that is missing.
         Exception: Whatever Pillow raises for a damaged file.
     """
+    source, found = open_png(path)
     try:
-        image = Image.open(path)
+        image = Image.open(source)
     except UnidentifiedImageError:
         with open(path, "rb") as file:
             head = file.read(64)
@@ -117,7 +120,44 @@ def open_image(path: Path, max_pixels: int | None) -> Image.Image:
     except ImageReadError:
         image.close()
         raise
+    image.filename = os.fspath(path)
+    return _with_colors(image, path, found)
+
+
+def _with_colors(
+    image: Image.Image, path: Path, found: dict[str, bytes] | None = None
+) -> Image.Image:
+    """Put what a file tells of its colours without ICC into an opened image's `info`."""
+    image.info |= found or {}
+    nclx = find_nclx(path) if image.format in ("AVIF", "HEIF") else None
+    if nclx and "icc_profile" not in image.info and max(nclx) < 256:
+        image.info["cicp"] = bytes([*nclx, 0, 1])
+    if "cicp" in image.info:
+        primaries, transfer = image.info["cicp"][:2]
+        if transfer not in HDR:
+            del image.info["cicp"]
+            space = b"GRAY" if image.mode in ("1", "L", "LA", "I;16") else b"RGB "
+            profile = profile_of_code_points(primaries, transfer, space)
+            if profile is not None or image.format == "PNG":  # where it says more than a profile
+                image.info |= {"icc_profile": profile, "srgb": 0}
     return image
+
+
+def _lost_of(image: Image.Image, path: Path) -> list[str]:
+    """Return what of an opened file is not read, but for frames, in sentences."""
+    losses = []
+    count = getattr(image, "n_frames", 1)
+    if count > 1 and image.format in _PAGED_FORMATS:
+        losses.append(
+            f"{path} holds {count} pages, of which the first is read; split it for the others"
+        )
+    if "cicp" in image.info:
+        curve = HDR[image.info["cicp"][1]]
+        losses.append(
+            f"{path} is HDR ({curve}), which is restored as if it were not; a PNG keeps what its "
+            "values mean, other formats look flat; tone-map it first"
+        )
+    return losses
 
 
 class _NeedsTifffile(Exception):  # noqa: N818 - tells where to go on, no error
@@ -126,16 +166,14 @@ class _NeedsTifffile(Exception):  # noqa: N818 - tells where to go on, no error
 
 def _read(image: Image.Image, path: Path) -> Image.Image | ArrayImage:
     """Load an opened image."""
+    losses = _lost_of(image, path)
     count = getattr(image, "n_frames", 1)
-    is_paged = image.format in _PAGED_FORMATS
-    if count > 1 and (is_paged or image.format in ANIMATED_FORMATS):
-        way_out = "split the file for the others" if is_paged else "read_frames has them all"
-        kind = "pages" if is_paged else "frames"
-        warnings.warn(
-            f"{path} holds {count} {kind}, of which the first is read; {way_out}",
-            ImageReadWarning,
-            stacklevel=3,
+    if count > 1 and image.format in ANIMATED_FORMATS:
+        losses.append(
+            f"{path} holds {count} frames, of which the first is read; read_frames has them all"
         )
+    for loss in losses:
+        warnings.warn(loss, ImageReadWarning, stacklevel=3)
     is_tiff = image.format == "TIFF"
     tags = getattr(image, "tag_v2", {})
     if is_tiff and tags.get(284, 1) == 2 and max(tags.get(258, (8,))) == 16:
@@ -145,8 +183,9 @@ def _read(image: Image.Image, path: Path) -> Image.Image | ArrayImage:
     if is_tiff and image.mode == "F":
         pixels = check_unit(np.asarray(image, np.float32)[..., None], path)
     if pixels is not None:
-        return _array_image(pixels, read_exif(image), image.info)
+        return _array_image(pixels, read_exif(image), find_metadata(image))
     plain = image.copy()  # a plain image, which needs the closed file no more
+    plain.info = find_metadata(image)
     if is_tiff:
         try:
             plain.info["exif"] = tidy_exif(image.getexif())
@@ -190,4 +229,4 @@ def _open_heif(path: Path, head: bytes, max_pixels: int | None) -> Image.Image:
     # Opened by its own class: registering it with Pillow would change every other use of Pillow.
     image = HeifImageFile(path)
     check_size(path, *image.size, max_pixels)
-    return image
+    return _with_colors(image, path)

@@ -14,12 +14,12 @@ from tadsr.images.metadata import STORAGE_TAGS
 
 _TILE_PX = 256
 _ZLIB_LEVEL = 4
-_XMP_TAG = 700
+_XMP_TAG, _IPTC_TAG = 700, 33723
 # What a directory, by its own tag, may lead to: EXIF and GPS, and EXIF to interoperability.
 _CHILDREN = {0: (34665, 34853), 34665: (40965,)}
 _DIRECTORY_TAGS = (34665, 34853, 40965)
 _SKIPPED_TAGS = {282, 283, 296} | STORAGE_TAGS
-_BYTE, _LONG, _LONG8 = 1, 4, 16
+_BYTE, _LONG, _UNDEFINED, _LONG8 = 1, 4, 7, 16
 # Bytes of a number and numbers of a value, by type.
 _TYPES = {1: (1, 1), 2: (1, 1), 3: (2, 1), 4: (4, 1), 5: (4, 2), 6: (1, 1), 7: (1, 1)}
 _TYPES |= {8: (2, 1), 9: (4, 1), 10: (4, 2), 11: (4, 1), 12: (8, 1), 13: (4, 1)}
@@ -69,7 +69,7 @@ def write_tiff(
 
 
 def attach_metadata(file: BinaryIO, metadata: Mapping[str, Any]) -> None:
-    """Give a TIFF its EXIF, with GPS, and its XMP.
+    """Give a TIFF its EXIF, with GPS, its XMP and its IPTC.
 
     A new directory with the old one's tags and these is put at the end of the file.
 
@@ -78,7 +78,8 @@ def attach_metadata(file: BinaryIO, metadata: Mapping[str, Any]) -> None:
         metadata: As of `kept_metadata`.
     """
     exif = metadata.get("exif", b"").removeprefix(b"Exif\0\0")
-    if not exif and "xmp" not in metadata:
+    blocks = {_XMP_TAG: metadata.get("xmp"), _IPTC_TAG: metadata.get("iptc")}
+    if not exif and not any(blocks.values()):
         return
     file.flush()
     file.seek(0)
@@ -99,9 +100,10 @@ def attach_metadata(file: BinaryIO, metadata: Mapping[str, Any]) -> None:
         except struct.error:  # damaged EXIF says nothing against the pixels
             added = {}
         added = {tag: row for tag, row in added.items() if tag not in _SKIPPED_TAGS}
-    if "xmp" in metadata:
-        xmp = metadata["xmp"]
-        added[_XMP_TAG] = _row(file, _XMP_TAG, _BYTE, len(xmp), xmp, order, is_big)
+    for tag, data in blocks.items():
+        if data:
+            kind = _BYTE if tag == _XMP_TAG else _UNDEFINED
+            added[tag] = _row(file, tag, kind, len(data), data, order, is_big)
     directory = _append(file, _packed(added | known, order, is_big))
     file.seek(pointer)
     file.write(struct.pack(place, directory))

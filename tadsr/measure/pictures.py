@@ -1,4 +1,4 @@
-"""Pictures as they are measured: 8 bits per colour, without alpha."""
+"""Pictures as they are seen and measured: sRGB of 8 bit, over white."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import os
 import numpy as np
 
 from tadsr.images import ImageLike, decode_image, read_image
+from tadsr.images.color_space import to_srgb
 
 
 def to_rgb8(image: ImageLike) -> np.ndarray:
-    """Turn an image of any kind into uint8 (H, W, 3), without its alpha.
+    """Turn an image of any kind into sRGB, uint8 (H, W, 3), laid over white.
 
     Args:
         image: As for `tadsr.images.decode_image`.
@@ -19,12 +20,18 @@ def to_rgb8(image: ImageLike) -> np.ndarray:
         TypeError: As `decode_image`.
         ValueError: As `decode_image`.
     """
-    pixels = decode_image(image).rgb.cpu() * 255
-    return pixels.round().clamp(0, 255).byte().permute(1, 2, 0).contiguous().numpy()
+    decoded = decode_image(image)
+    colors = (decoded.rgb * 255).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
+    if profile := decoded.kind.info.get("icc_profile"):
+        colors = to_srgb(np.ascontiguousarray(colors), profile)
+    if decoded.alpha is not None:
+        alpha = decoded.alpha.permute(1, 2, 0).cpu().numpy()  # [H, W, 1]
+        colors = (colors * alpha + 255 * (1 - alpha)).round().astype(np.uint8)
+    return np.ascontiguousarray(colors)
 
 
 def read_rgb8(path: str | os.PathLike[str]) -> np.ndarray:
-    """Read a file as uint8 (H, W, 3), turned by its EXIF orientation.
+    """Read a file as sRGB, uint8 (H, W, 3), upright and laid over white.
 
     Args:
         path: The file.

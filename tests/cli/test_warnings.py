@@ -47,3 +47,14 @@ def test_further_pages_are_said_once(upscale, tadsr, tmp_path):
     said = tadsr("degrade", "scans", "small").stderr
     assert said.count("Warning: scans/a.tif holds 2 pages, of which the first is read") == 1
     assert "UserWarning" not in said
+
+
+def test_every_command_says_it_as_a_plain_line(upscale, tadsr, photo, model_dir):
+    scan("a.tif")
+    photo("b.png")
+    line = "Warning: a.tif holds 2 pages, of which the first is read; split it for the others\n"
+    assert tadsr("compare", "a.tif", "a.tif", "--border", 0, code=2).stderr.startswith(line)
+    assert tadsr("sweep", "a.tif", "-t", 1, "-s", 1, "-m", model_dir).stderr == line
+    scan_of_map = [Image.new("L", (6, 5), level) for level in (3, 9)]
+    scan_of_map[0].save("a.tif", save_all=True, append_images=scan_of_map[1:])
+    assert upscale("b.png", "--timestep-map", "a.tif").stderr == line

@@ -9,7 +9,7 @@ from tadsr.errors import ImageReadError, ImageWriteError
 from tadsr.images import (
     Animation,
     count_frames,
-    count_pages,
+    find_losses,
     read_frames,
     write_frames,
     write_image,
@@ -213,7 +213,7 @@ def test_pages_of_a_tiff_are_no_frames(tmp_path):
     frames = _frames()
     frames[0].save(tmp_path / "a.tif", save_all=True, append_images=frames[1:])
     assert count_frames(tmp_path / "a.tif") == 1
-    assert count_pages(tmp_path / "a.tif") == 3
+    assert "3 pages" in find_losses(tmp_path / "a.tif")[0]
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

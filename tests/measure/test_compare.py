@@ -4,9 +4,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image, ImageCms
 
+from tadsr.images import ArrayImage, write_image
+from tadsr.images.color_space import profile_of_code_points
 from tadsr.measure.compare import compare_images, draw_comparison
 from tadsr.measure.metrics import psnr
+from tadsr.measure.pictures import read_rgb8, to_rgb8
 from tadsr.measure.regions import Box, detail_map, difference_map, find_box
 from tadsr.measure.sheet import MAX_COLUMNS, Panel, draw_sheet
 
@@ -118,3 +122,29 @@ def test_different_sizes_are_refused_by_name():
         compare_images(noise(), noise(40), names=("x", "y"))
     with pytest.raises(ValueError, match="names must be different"):
         compare_images(noise(), noise(), names=("x", "x"))
+
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_pictures_are_taken_as_viewers_show_them(dtype, channels, tmp_path):
+    pixels = np.full((8, 8, channels), 255, np.uint8)
+    pixels[..., :3] = (120, 150, 100)
+    pixels = pixels if dtype == np.uint8 else pixels.astype(np.uint16) * 257
+    display_p3 = profile_of_code_points(12, 13, b"RGB ")
+    for profile, seen in ((display_p3, (112, 151, 94)), (SRGB, (120, 150, 100))):
+        image = Image.fromarray(pixels) if dtype == np.uint8 else ArrayImage(pixels)
+        image.info["icc_profile"] = profile
+        write_image(image, tmp_path / "a.png")
+        assert np.abs(read_rgb8(tmp_path / "a.png")[4, 4] - np.array(seen)).max() <= 1
+
+
+def test_grey_profiles_and_transparency_are_seen_too():
+    gray = Image.new("L", (2, 2), 128)
+    gray.info["icc_profile"] = profile_of_code_points(1, 8, b"GRAY")
+    assert np.abs(to_rgb8(gray).astype(int) - 188).max() <= 1  # linear 0.5
+    clear = Image.new("RGBA", (2, 2), (255, 0, 255, 0))
+    assert (to_rgb8(clear) == 255).all()
+    assert to_rgb8(Image.new("RGBA", (1, 1), (0, 0, 0, 51))).tolist() == [[[204] * 3]]
