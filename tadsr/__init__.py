@@ -15,6 +15,7 @@ _EXPORTS = {
     "FileRequest": "tadsr.folders.restoring",
     "ImageReadError": "tadsr.errors",
     "ImageWriteError": "tadsr.errors",
+    "PromptEmbeddings": "tadsr.networks.prompt_embeddings",
     "TADSRError": "tadsr.errors",
     "TADSRPipeline": "tadsr.pipeline",
     "TADSRWarning": "tadsr.errors",
@@ -36,6 +37,7 @@ __all__ = [
     "FileRequest",
     "ImageReadError",
     "ImageWriteError",
+    "PromptEmbeddings",
     "TADSRError",
     "TADSRPipeline",
     "TADSRWarning",
@@ -65,12 +67,14 @@ if TYPE_CHECKING:
     from tadsr.folders.restoring import FileRequest
     from tadsr.folders.upscale import upscale_folder
     from tadsr.images import ArrayImage, read_frames, read_image, write_frames, write_image
+    from tadsr.networks.prompt_embeddings import PromptEmbeddings
     from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
     from tadsr.onestep.tile_spec import TileSpec
     from tadsr.pipeline import TADSRPipeline
 
 
-__getattr__ = lazy_names(__name__, _EXPORTS)
+# diffusers looks for the base class beside the class that a saved pipeline names.
+__getattr__ = lazy_names(__name__, _EXPORTS | {"ModelMixin": "diffusers"})
 
 
 def __dir__() -> list[str]:

@@ -22,6 +22,7 @@ from tadsr.conditioning import (
     run_at,
 )
 from tadsr.config import ColorFix, UpscaleSettings
+from tadsr.diffusers_habits import DiffusersHabits, takes_habits
 from tadsr.images import (
     DecodedImage,
     alpha_rows,
@@ -54,7 +55,7 @@ from tadsr.prompts import PromptStyle, TextEmbeddings, check_taggable, choose_pr
 from tadsr.schedule import make_alphas_cumprod
 
 
-class TADSRPipeline(PipelineWeights, DiffusionPipeline):
+class TADSRPipeline(DiffusersHabits, PipelineWeights, DiffusionPipeline):
     """Restore and enlarge photographs in one diffusion step, with a timestep as the knob.
 
     Threads may share a pipeline: one at a time uses the networks, while the others decode and
@@ -220,6 +221,7 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
             self._engine.release()
             self._engine = chosen
 
+    @takes_habits
     @torch.inference_mode(False)  # what is kept for later calls must outlive a caller's mode
     @torch.no_grad()
     def __call__(
@@ -255,7 +257,8 @@ class TADSRPipeline(PipelineWeights, DiffusionPipeline):
                 result is that of the whole.
             generator: Samples the encoder's posterior, one for all images or one per image; None
                 takes its mean, so that the same input gives the same output.
-            output_type: "pil", "np" or "pt"; None gives back what came in.
+            output_type: "pil", "np" (bytes, where diffusers gives floats; 16 bit if the image is)
+                or "pt" (floats in [0, 1]); None gives back what came in.
             progress: Called a few times a second with the share of the work that is done, 0..1,
                 where an image is computed in pieces; may raise to cancel.
 

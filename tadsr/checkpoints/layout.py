@@ -81,9 +81,7 @@ _TOKENIZER_FILES = (
 
 
 def _vae(folder: str) -> Component:
-    return Component(
-        "vae", folder, "tadsr.networks.time_aware_vae", "TimeAwareAutoencoderKL", DIFFUSERS_STEMS
-    )
+    return Component("vae", folder, "tadsr", "TimeAwareAutoencoderKL", DIFFUSERS_STEMS)
 
 
 def _text(is_required: bool) -> tuple[Component, Component]:
@@ -118,7 +116,7 @@ NATIVE = Format(
         Component(
             "prompt_embeddings",
             "prompt_embeddings",
-            "tadsr.networks.prompt_embeddings",
+            "tadsr",
             "PromptEmbeddings",
             DIFFUSERS_STEMS,
             is_required=False,

@@ -30,6 +30,14 @@ from tadsr.networks.adapters import AdapterSet, extract_adapters, has_adapters, 
 from tadsr.networks.prompt_embeddings import PromptEmbeddings
 from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
 
+_PIPELINE_FILE = """# Lets diffusers open this folder, with tadsr installed:
+# DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline=FOLDER, trust_remote_code=True)
+from tadsr import TADSRPipeline
+
+__all__ = ["TADSRPipeline"]
+"""
+"""tadsr itself never reads it."""
+
 
 def save_native(
     folder: str | Path,
@@ -88,6 +96,7 @@ def save_native(
         if attached is not None:
             save_adapters(attached, temporary / NATIVE.adapter_file)
         _write_json(temporary / "model_index.json", _model_index(checkpoint))
+        (temporary / "pipeline.py").write_text(_PIPELINE_FILE, encoding="utf-8")
         if card is not None:
             (temporary / "README.md").write_text(card, encoding="utf-8")
     return Path(folder)

@@ -81,7 +81,7 @@ def test_libraries_of_the_components_read_the_native_folder(merged, tmp_path):
     text = CLIPTextModel.from_pretrained(folder / "text_encoder", torch_dtype=torch.float16)
     assert text.dtype == torch.float16
     index = json.loads((folder / "model_index.json").read_text())
-    assert index["vae"] == ["tadsr.networks.time_aware_vae", "TimeAwareAutoencoderKL"]
+    assert index["vae"] == ["tadsr", "TimeAwareAutoencoderKL"]
     assert index["prompt_embeddings"] == [None, None]
 
 

@@ -1,0 +1,139 @@
+"""What users of diffusers type by habit works, or is answered with what to type here."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from peft import LoraConfig, get_peft_model_state_dict
+from PIL import Image
+
+from tadsr import TADSRPipeline
+from tadsr.errors import TADSRError
+
+FAST = {"process_size": 0, "timestep": 300}
+
+
+@pytest.fixture
+def pipe(golden_dir):
+    return TADSRPipeline.from_pretrained(golden_dir / "base", adapter=golden_dir / "tadsr.pkl")
+
+
+@pytest.fixture
+def image():
+    return Image.linear_gradient("L").resize((12, 9)).convert("RGB")
+
+
+@pytest.fixture
+def lora(golden_dir, tmp_path):
+    """A LoRA of UNet and text encoder, as diffusers writes it."""
+    torch.manual_seed(0)
+    config = LoraConfig(r=2, target_modules=["to_q", "q_proj"], init_lora_weights=False)
+    other = TADSRPipeline.from_pretrained(golden_dir / "base", adapter=golden_dir / "tadsr.pkl")
+    layers = {}
+    for name in ("unet", "text_encoder"):
+        model = other.components[name]
+        model.add_adapter(config, "extra")
+        layers[f"{name}_lora_layers"] = get_peft_model_state_dict(model, adapter_name="extra")
+    StableDiffusionPipeline.save_lora_weights(tmp_path, **layers)
+    return tmp_path / "pytorch_lora_weights.safetensors"
+
+
+@pytest.mark.parametrize("has_text", [True, False])
+def test_diffusers_opens_a_saved_folder(pipe, model_dir, image, tmp_path, has_text):
+    if has_text:
+        pipe.save_pretrained(tmp_path / "model")
+    folder = str(tmp_path / "model" if has_text else model_dir)
+    opened = DiffusionPipeline.from_pretrained(
+        folder, custom_pipeline=folder, trust_remote_code=True
+    )
+    assert type(opened) is TADSRPipeline
+    expected = TADSRPipeline.from_pretrained(folder)(image, **FAST)
+    assert np.array_equal(opened(image, **FAST), expected)
+
+
+def test_return_dict_gives_images(pipe, image):
+    expected = pipe(image, **FAST)
+    assert np.array_equal(pipe(image, **FAST, return_dict=True).images[0], expected)
+    assert len(pipe([image, image], **FAST, return_dict=True).images) == 2
+    batch = torch.rand(2, 3, 9, 12)
+    assert pipe(batch, **FAST, return_dict=True).images.shape == (2, 3, 36, 48)
+
+
+def test_arrays_are_bytes_and_tensors_floats(pipe, image):
+    assert pipe(image, **FAST, output_type="np").dtype == np.uint8
+    assert pipe(image, **FAST, output_type="pt").dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("argument", "instead"),
+    [
+        ("num_inference_steps", "timestep="),
+        ("guidance_scale", "timestep="),
+        ("strength", "timestep="),
+        ("callback_on_step_end", "progress="),
+        ("width", "scale="),
+    ],
+)
+def test_arguments_are_answered_with_ours(pipe, image, argument, instead):
+    with pytest.raises(TypeError, match=f"{argument} has no meaning here: .*{instead}"):
+        pipe(image, **{argument: 1})
+    with pytest.raises(TypeError, match="unexpected keyword argument 'timestepp'"):
+        pipe(image, timestepp=1)
+
+
+@pytest.mark.parametrize(
+    ("method", "instead"),
+    [
+        ("enable_vae_tiling", "tiling=TileSpec"),
+        ("enable_vae_slicing", "give a list"),
+        ("enable_freeu", "timestep="),
+        ("fuse_qkv_projections", "set_engine"),
+    ],
+)
+def test_methods_are_answered_with_ours(pipe, method, instead):
+    with pytest.raises(TADSRError, match=f"{method} has no meaning here: .*{instead}"):
+        getattr(pipe, method)()
+
+
+def test_loras_are_attached_weighed_fused_and_taken_away(pipe, image, lora):
+    def restored():
+        return np.asarray(pipe(image, prompt="a house", output_type="pt", **FAST))
+
+    plain = restored()
+    pipe.load_lora_weights(lora, adapter_name="style")
+    attached = restored()
+    assert abs(attached - plain).max() > 1e-3
+    pipe.set_adapters("style", 0.0)
+    assert abs(restored() - plain).max() < 1e-4
+    pipe.set_adapters("style", 1.0)
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
+    assert abs(restored() - attached).max() < 1e-4
+    pipe.merge_lora(lora, scale=-1.0)  # ours says the same
+    assert abs(restored() - plain).max() < 1e-4
+
+
+def test_loras_do_not_mix_with_adapters_kept_apart(unmerged_pipeline, tmp_path):
+    with pytest.raises(TADSRError, match="merge_adapters"):
+        unmerged_pipeline.load_lora_weights(tmp_path)
+
+
+def test_a_bar_comes_when_diffusers_bar_is_set(pipe, image, capsys):
+    pipe(image, **FAST)
+    assert capsys.readouterr().err == ""
+    pipe.set_progress_bar_config(desc="photo", mininterval=0)
+    pipe(image, **FAST)
+    assert "photo: 100%" in capsys.readouterr().err
+    pipe.set_progress_bar_config(disable=True)
+    pipe(image, **FAST)
+    assert capsys.readouterr().err == ""
+
+
+def test_no_line_of_the_libraries_is_logged(pipe, image, capsys, golden_dir):
+    pipe.to(torch.bfloat16).to("cpu")
+    pipe.to(torch.float16)
+    pipe(image, **FAST)
+    TADSRPipeline.from_pretrained(golden_dir / "base", adapter=golden_dir / "tadsr.pkl")
+    assert capsys.readouterr() == ("", "")
