@@ -43,7 +43,11 @@ _SHARED_VAE_CONFIG = (
 def find_folder(source: str | Path) -> Path:
     """Return a checkpoint's folder, downloaded if it is a hub id; raises CheckpointError."""
     location = locate(source)
-    return location.folder if location.folder is not None else download(location.source)
+    return (
+        location.folder
+        if location.folder is not None
+        else download(location.source, needs_adapter=False)
+    )
 
 
 def is_stable_diffusion(folder: Path) -> bool:

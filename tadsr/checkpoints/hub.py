@@ -2,29 +2,48 @@
 
 from __future__ import annotations
 
-import glob
+import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
-from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import (
     GatedRepoError,
     HFValidationError,
-    LocalEntryNotFoundError,
     LocalTokenNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.hf_api import ModelInfo, RepoSibling
 
-from tadsr.checkpoints.layout import BASE_MODEL_MIRRORS, NATIVE, OFFICIAL, choose_weight_file
+from tadsr.checkpoints.hub_files import (
+    RemoteFile,
+    Snapshot,
+    may_pass,
+    retry,
+    status_of,
+)
+from tadsr.checkpoints.layout import (
+    BASE_MODEL_MIRRORS,
+    NATIVE,
+    OFFICIAL,
+    Format,
+    choose_weight_file,
+)
 from tadsr.errors import CheckpointError
 
+_TOKENIZERS = ({"tokenizer.json"}, {"vocab.json", "merges.txt"})
+_SHARD = re.compile(r"-\d+-of-(\d+)\.")
 _TIMEOUT_S = 20
 
 
 def needed_files(
-    all_files: Sequence[str], *, variant: str | None = None, adapter: str | None = None
+    all_files: Sequence[str],
+    *,
+    variant: str | None = None,
+    adapter: str | None = None,
+    needs_adapter: bool = True,
 ) -> list[str]:
     """Choose the files of a repository that loading reads.
 
@@ -32,12 +51,13 @@ def needed_files(
         all_files: Paths within the repository, with "/".
         variant: Weight files' variant, or None.
         adapter: A path within the repository to read adapters from; None for the usual file.
+        needs_adapter: Whether a published checkpoint must hold its adapters.
 
     Returns:
         Their paths, sorted: no second weights in another format, nothing unrelated.
 
     Raises:
-        CheckpointError: The repository has no checkpoint, or not the variant.
+        CheckpointError: The repository has no checkpoint, not the variant, or not all of it.
     """
     names = set(all_files)
     is_official = f"{OFFICIAL.component('vae').folder}/config.json" in names
@@ -47,18 +67,26 @@ def needed_files(
             "a repository must have model_index.json (native) or time_vae/ (published), found "
             f"{', '.join(sorted(names)[:8]) or 'no files'}; it holds no TADSR checkpoint"
         )
+    _require(
+        [adapter or fmt.adapter_file] if adapter or (is_official and needs_adapter) else [], names
+    )
     wanted = {*fmt.root_files, adapter or fmt.adapter_file}
+    folders = {str(PurePosixPath(name).parent) for name in names}
     for component in fmt.components:
+        if component.folder not in folders and not component.is_required:
+            continue
+        _require([f"{component.folder}/{component.config}"], names)
         inside = [
             PurePosixPath(f).name for f in names if str(PurePosixPath(f).parent) == component.folder
         ]
         chosen = [component.config, *component.other_files]
-        if component.stems and (inside or component.is_required):
+        if component.stems:
             weights = choose_weight_file(inside, component, fmt, variant, f"{component.folder}/")
             chosen.append(weights.name)
             if weights.is_index:
                 chosen += _shards(inside, weights.name, component.stems)
         wanted.update(f"{component.folder}/{name}" for name in chosen)
+    _check_prompts(fmt, names)
     return sorted(wanted & names)
 
 
@@ -66,6 +94,7 @@ def download(
     repo_id: str,
     *,
     adapter: str | Path | None = None,
+    needs_adapter: bool = True,
     variant: str | None = None,
     names: Callable[[Sequence[str]], Sequence[str]] | None = None,
     revision: str | None = None,
@@ -75,12 +104,14 @@ def download(
 ) -> Path:
     """Fetch what loading needs of a hub repository into the hub's cache.
 
-    Interrupted downloads resume, and files in the cache are not fetched again. Without a
-    connection the cache is used if it has the repository.
+    What is cut is resumed, now or by the next call; what arrived is checked against the hashes
+    that the hub lists, and not fetched again. Where the hub cannot be reached, the cache is used if
+    it has the repository.
 
     Args:
         repo_id: "owner/name".
         adapter: A local file, or a path within the repository; None for the usual one.
+        needs_adapter: Whether a published checkpoint without its adapters is refused.
         variant: Weight files' variant, or None.
         names: Chooses the files to fetch from those of the repository, instead of a checkpoint's;
             all must be there.
@@ -95,31 +126,45 @@ def download(
     Raises:
         CheckpointError: The repository is absent, private, unreachable or no checkpoint.
     """
-    where = {"revision": revision, "cache_dir": cache_dir}
+    cache = None if cache_dir is None else Path(cache_dir).expanduser()
+    is_local = adapter is not None and Path(adapter).exists()
+    inside = None if adapter is None or is_local else str(adapter)
+
+    def choose(files: Sequence[str]) -> list[str]:
+        if names is not None:
+            return _require(names(files), files)
+        return needed_files(
+            files, variant=variant, adapter=inside, needs_adapter=needs_adapter and not is_local
+        )
+
+    def from_cache(why: str) -> Path:
+        return _from_cache(repo_id, revision, cache, choose, why)
+
     if local_files_only or constants.HF_HUB_OFFLINE:
-        return _from_cache(repo_id, where, "only the cache may be used")
+        return from_cache("only the cache may be used")
     try:
-        # Not list_repo_files: that retries for half a minute where there is no network.
-        info = HfApi().model_info(repo_id, revision=revision, token=token, timeout=_TIMEOUT_S)
+        info = _list(repo_id, revision, token)
     except Exception as error:  # each HTTP library raises its own types
-        if _is_final(error):
+        if not may_pass(error):
             raise _explain(repo_id, revision, error) from error
-        return _from_cache(repo_id, where, f"the hub cannot be reached ({_short(error)})")
-    files = [sibling.rfilename for sibling in info.siblings or ()]
-    inside = None if adapter is None or Path(adapter).exists() else str(adapter)
+        try:
+            return from_cache("")
+        except CheckpointError:
+            raise _explain(repo_id, revision, error) from error
+    files = {file.name: file for file in map(_remote_file, info.siblings or ())}
     try:
-        if names is None:
-            chosen = needed_files(files, variant=variant, adapter=inside)
-        else:
-            chosen = _require(names(files), files)
+        chosen = choose(list(files))
     except CheckpointError as error:
         raise CheckpointError(f"{repo_id} on the hub: {error}") from error
+    snapshot = Snapshot(repo_id, str(info.sha), cache, token)
     try:
-        # The hub reads these as patterns, so names are escaped to mean themselves.
-        patterns = [glob.escape(name) for name in chosen]
-        return Path(snapshot_download(repo_id, allow_patterns=patterns, token=token, **where))
+        snapshot.fetch([files[name] for name in chosen])
+        snapshot.refer(revision or constants.DEFAULT_REVISION)
+    except CheckpointError as error:
+        raise CheckpointError(f"{repo_id} on the hub: {error}") from error
     except Exception as error:  # as above
         raise _explain(repo_id, revision, error) from error
+    return snapshot.folder
 
 
 def publish(
@@ -182,7 +227,25 @@ def _explain_publishing(repo_id: str, revision: str | None, error: Exception) ->
     return CheckpointError(f"the repository {repo_id} on the hub {reason}")
 
 
-def _require(names: Sequence[str], files: Sequence[str]) -> list[str]:
+def _list(repo_id: str, revision: str | None, token: str | bool | None) -> ModelInfo:
+    """Ask the hub what a repository holds; where nobody answers, once only."""
+    # Not list_repo_files: that retries for half a minute where there is no network.
+    return retry(
+        lambda: HfApi().model_info(
+            repo_id, revision=revision, token=token, timeout=_TIMEOUT_S, files_metadata=True
+        ),
+        again=lambda error: status_of(error) is not None and may_pass(error),
+    )
+
+
+def _remote_file(sibling: RepoSibling) -> RemoteFile:
+    large = sibling.lfs
+    if large is not None:
+        return RemoteFile(sibling.rfilename, large.size, sha256=large.sha256)
+    return RemoteFile(sibling.rfilename, sibling.size, git_sha1=sibling.blob_id)
+
+
+def _require(names: Sequence[str], files: Iterable[str]) -> list[str]:
     missing = [name for name in names if name not in files]
     if missing:
         raise CheckpointError(
@@ -192,40 +255,73 @@ def _require(names: Sequence[str], files: Sequence[str]) -> list[str]:
     return list(names)
 
 
-def _from_cache(repo_id: str, where: dict[str, object], why: str) -> Path:
-    try:
-        return Path(snapshot_download(repo_id, local_files_only=True, **where))
-    except (LocalEntryNotFoundError, FileNotFoundError, HFValidationError) as error:
+def _check_prompts(fmt: Format, names: set[str]) -> None:
+    """Raise CheckpointError if nothing can embed a prompt."""
+    place = fmt.component("tokenizer").folder
+    inside = {PurePosixPath(f).name for f in names if str(PurePosixPath(f).parent) == place}
+    has_text = any(f.startswith(f"{fmt.component('text_encoder').folder}/") for f in names)
+    has_embeddings = any(f.startswith("prompt_embeddings/") for f in names)
+    if (has_text and not any(files <= inside for files in _TOKENIZERS)) or not (
+        has_text or has_embeddings
+    ):
         raise CheckpointError(
-            f"{repo_id} must be in the hub's cache ({where['cache_dir'] or constants.HF_HUB_CACHE})"
-            f" because {why}, but is not there; connect once, or copy the folder here and give its "
-            f"path instead{_mirrors(repo_id)}"
+            "it must hold text_encoder/ and tokenizer/ with vocab.json and merges.txt or "
+            "tokenizer.json, or prompt_embeddings/: without either no prompt can be embedded"
+        )
+
+
+def _from_cache(
+    repo_id: str,
+    revision: str | None,
+    cache_dir: Path | None,
+    choose: Callable[[Sequence[str]], object],
+    why: str,
+) -> Path:
+    place = cache_dir or constants.HF_HUB_CACHE
+    advice = f"connect once, or copy the folder here and give its path instead{_mirrors(repo_id)}"
+    snapshot = Snapshot.in_cache(repo_id, revision, cache_dir)
+    if snapshot is None:
+        raise CheckpointError(
+            f"{repo_id} must be in the hub's cache ({place}) because {why}, but is not there; "
+            f"{advice}"
+        )
+    try:
+        choose(snapshot.files())
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{repo_id} must be whole in the hub's cache ({place}) because {why}, but is not: "
+            f"{error}; {advice}"
         ) from error
+    return snapshot.folder
 
 
 def _shards(names: Sequence[str], index_name: str, stems: Sequence[str]) -> list[str]:
     """Return shards beside an index: same suffix, and its variant wherever the name has it."""
     suffix = "safetensors" if ".safetensors." in index_name else "bin"
     variant = index_name.rpartition(".index")[2].removesuffix(".json").strip(".")
-    return [
+    shards = [
         n
         for n in names
         if n.startswith(tuple(stems))
         and n.endswith(f".{suffix}")
-        and "-of-" in n
+        and _SHARD.search(n)
         and ((f".{variant}-" in n or f".{variant}." in n) if variant else n.count(".") == 1)
     ]
-
-
-def _is_final(error: Exception) -> bool:
-    """Tell an answer of the hub from a lack of connection."""
-    final = (RepositoryNotFoundError, RevisionNotFoundError, GatedRepoError, HFValidationError)
-    return isinstance(error, final)
+    counts = {int(_SHARD.search(n)[1]) for n in shards}
+    if counts != {len(shards)}:
+        raise CheckpointError(
+            f"all shards of {index_name} must be there, found {', '.join(sorted(shards)) or 'none'}"
+        )
+    return shards
 
 
 def _explain(repo_id: str, revision: str | None, error: Exception) -> CheckpointError:
+    status = status_of(error)
     if isinstance(error, GatedRepoError):
-        reason = "asks for consent: accept its terms on its page, then `hf auth login`"
+        reason = (
+            "asks for consent: accept its terms on its page, then `hf auth login`, or give the "
+            "token of an account that has"
+        )
     elif isinstance(error, RevisionNotFoundError):
         reason = f"has no revision {revision!r}: leave revision out or check it on its page"
     elif isinstance(error, RepositoryNotFoundError):
@@ -233,8 +329,25 @@ def _explain(repo_id: str, revision: str | None, error: Exception) -> Checkpoint
             "does not exist or is private: check the spelling; for a private one `hf auth login` "
             f"or give token={_mirrors(repo_id)}"
         )
+    elif isinstance(error, HFValidationError):
+        reason = f"cannot be: {_short(error)}; name it 'owner/name'"
+    elif status == 401:
+        reason = (
+            "asks who you are, and your token is missing, wrong or expired: `hf auth login`, or "
+            "give token="
+        )
+    elif status == 403:
+        reason = "may not be read with this token: use one that may, or ask its owner"
+    elif status == 429:
+        reason = "was asked for too often from here (429): wait some minutes, or `hf auth login`"
+    elif status is not None:
+        reason = f"is not served at the moment (status {status}): try again later"
+    elif isinstance(error, OSError) and error.errno:
+        reason = f"cannot be stored ({_short(error)}): mend that, or give another cache_dir"
     else:
-        reason = f"could not be downloaded ({_short(error)}): try again, it resumes"
+        reason = f"cannot be reached ({_short(error)}): check the connection"
+    if may_pass(error):
+        reason += "; what has arrived is kept, and another call goes on from there"
     return CheckpointError(f"the repository {repo_id} on the hub {reason}")
 
 

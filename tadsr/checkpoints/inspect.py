@@ -104,7 +104,9 @@ def inspect_checkpoint(source: str | Path, adapter: str | Path | None = None) ->
         CheckpointError: Nothing is there, or a header or config is damaged.
     """
     location = locate(source)
-    folder = location.folder or download(location.source, local_files_only=True)
+    folder = location.folder or download(
+        location.source, adapter=adapter, needs_adapter=False, local_files_only=True
+    )
     fmt = detect_format(folder)
     has_file = adapter is not None or (folder / fmt.adapter_file).is_file()
     adapter_file = find_adapter(folder, fmt, adapter) if has_file else None

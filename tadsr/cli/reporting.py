@@ -127,7 +127,7 @@ def silence_libraries(debug: bool, quiet: bool = False) -> None:
 
     Args:
         debug: Whether to leave everything on, as it is.
-        quiet: Whether our own warnings are switched off as well.
+        quiet: Whether our own warnings and the bars of downloads are switched off as well.
     """
     if debug:
         return
@@ -135,12 +135,16 @@ def silence_libraries(debug: bool, quiet: bool = False) -> None:
     if not quiet:
         warnings.simplefilter("always", TADSRWarning)
     warnings.showwarning = _say_once()
-    # Progress of downloads is huggingface-hub's and stays.
+    # Not their bars: transformers' switch is huggingface-hub's, whose downloads shall be seen.
     for library in ("diffusers", "transformers"):
         # Read when it is imported, which only a command that gets so far does.
         os.environ[f"{library.upper()}_VERBOSITY"] = "error"
         if f"{library}.utils.logging" in sys.modules:
             sys.modules[f"{library}.utils.logging"].set_verbosity_error()
+    if quiet:
+        from huggingface_hub.utils import disable_progress_bars
+
+        disable_progress_bars()
 
 
 def _say_once() -> Callable[..., None]:

@@ -1,12 +1,16 @@
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import save_file
 
 from tadsr.checkpoints import Checkpoint, load_checkpoint, save_native
 from tadsr.networks.prompt_embeddings import PromptEmbeddings
+
+from .hub_server import HubServer, Repository
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 
@@ -65,6 +69,41 @@ def native(native_original, tmp_path):
     folder = tmp_path / "native"
     shutil.copytree(native_original, folder)
     return folder
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A hub on this machine, which the library takes for the one, and an empty cache."""
+    server = HubServer()
+    template = f"{server.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    for name, value in {
+        "ENDPOINT": server.address,
+        "HUGGINGFACE_CO_URL_TEMPLATE": template,
+        "HF_HUB_CACHE": str(tmp_path / "cache"),
+        "DOWNLOAD_CHUNK_SIZE": 1000,
+        "HF_HUB_DISABLE_XET": True,
+        "HF_HUB_OFFLINE": False,
+        "HF_TOKEN_PATH": str(tmp_path / "token"),
+    }.items():
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    sleep = time.sleep
+    monkeypatch.setattr(time, "sleep", lambda seconds: sleep(min(seconds, 0.01)))
+    yield server
+    server.close()
+
+
+def repository_of(folder, **options):
+    """Return a folder as a repository, with files that loading has no use for."""
+    files = {
+        p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
+    }
+    unwanted = {
+        ".gitattributes": b"*.bin filter=lfs",
+        "samples/a.png": b"png",
+        "DAPE.pth": b"x" * 99,
+    }
+    return Repository({**unwanted, **files}, **options)
 
 
 def same_tensors(left, right):

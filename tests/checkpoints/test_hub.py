@@ -1,16 +1,20 @@
 import json
-import os
-import subprocess
-import sys
+import warnings
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
+from huggingface_hub.utils import enable_progress_bars
 
-from tadsr.checkpoints import load_checkpoint
+from tadsr.checkpoints import inspect_checkpoint, load_checkpoint
+from tadsr.checkpoints.base import load_base
 from tadsr.checkpoints.hub import download, needed_files
 from tadsr.checkpoints.layout import BASE_MODEL_MIRRORS
+from tadsr.cli.reporting import silence_libraries
 from tadsr.errors import CheckpointError
+
+from .conftest import GOLDEN, repository_of, same_tensors, split_into_shards
+from .hub_server import RIGHT_TOKEN, Fault, Repository, commit_of
 
 LAYOUT = json.loads((Path(__file__).parents[1] / "data" / "official_layout.json").read_text())
 TOKENIZER = [
@@ -57,6 +61,7 @@ def native_files(*weights):
         "vae/config.json",
         "unet/config.json",
         "scheduler/scheduler_config.json",
+        "prompt_embeddings/config.json",
         *weights,
     ]
 
@@ -68,12 +73,14 @@ def test_variant_chooses_its_shards():
         f"{stem}.fp16-00001-of-00002.safetensors",
         f"{stem}.fp16-00002-of-00002.safetensors",
         "vae/diffusion_pytorch_model.fp16.safetensors",
+        "prompt_embeddings/diffusion_pytorch_model.fp16.safetensors",
     ]
     plain = [
         f"{stem}.safetensors.index.json",
         f"{stem}-00001-of-00002.safetensors",
         f"{stem}-00002-of-00002.safetensors",
         "vae/diffusion_pytorch_model.safetensors",
+        "prompt_embeddings/diffusion_pytorch_model.safetensors",
     ]
     files = native_files(*fp16, *plain, "adapters.safetensors", "vae/other.bin")
     common = {*native_files(), "adapters.safetensors"}
@@ -83,9 +90,12 @@ def test_variant_chooses_its_shards():
 
 def test_absent_variant_lists_what_exists():
     files = native_files(
-        *(f"{f}/diffusion_pytorch_model.fp16.safetensors" for f in ("vae", "unet"))
+        *(
+            f"{folder}/diffusion_pytorch_model.fp16.safetensors"
+            for folder in ("vae", "unet", "prompt_embeddings")
+        )
     )
-    assert len(needed_files(files)) == 6
+    assert len(needed_files(files)) == 8
     with pytest.raises(CheckpointError, match=r"found diffusion_pytorch_model\.fp16"):
         needed_files(files, variant="bf16")
 
@@ -127,71 +137,201 @@ def test_uncached_repository_says_what_to_do(cache, request_):
         download(**request_, cache_dir=cache, local_files_only=True)
 
 
-SERVER = """
-import http.server, threading
-class Hub(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        if "partial" in self.path:
-            body = b'{"id": "owner/partial", "siblings": [{"rfilename": "a.pth"}]}'
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-            return
-        code = "GatedRepo" if "gated" in self.path else "RepoNotFound"
-        self.send_response(403 if "gated" in self.path else 401)
-        self.send_header("X-Error-Code", code)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-    do_HEAD = do_GET
-    def log_message(self, *args): pass
-server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-threading.Thread(target=server.serve_forever, daemon=True).start()
-"""
-CLIENT = """
-import os, sys
-os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_address[1]}"
-from tadsr.checkpoints.hub import download
-from tadsr.errors import CheckpointError
-try:
-    download("owner/partial", names=["a.pth", "b.txt"], cache_dir=sys.argv[1])
-except CheckpointError as error:
-    print("owner/partial", error)
-for repo in ("owner/absent", "stabilityai/stable-diffusion-2-1-base", "owner/gated", "owner/name"):
+@pytest.fixture(params=["native", "official"])
+def loadable(request):
+    return request.getfixturevalue(request.param)
+
+
+def test_what_was_downloaded_loads_offline(loadable, hub, monkeypatch):
+    repository = hub.repositories["owner/name"] = repository_of(loadable)
+    online = load_checkpoint("owner/name")
+    assert not any("DAPE" in path or "samples" in path for _, _, path, _ in hub.requests)
+    hub.requests.clear()
+    assert same_tensors(load_checkpoint("owner/name", local_files_only=True).unet, online.unet)
+    assert same_tensors(load_checkpoint("owner/name", revision=commit_of(repository),
+                                        local_files_only=True).unet, online.unet)  # fmt: skip
+    assert inspect_checkpoint("owner/name").format == online.format
+    # What the environment's HF_HUB_OFFLINE=1 sets when huggingface_hub is imported.
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    load_checkpoint("owner/name")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    assert not hub.requests
+    hub.close()
+    load_checkpoint("owner/name")
+
+
+def test_a_part_of_a_repository_is_no_checkpoint_offline(native, hub):
+    hub.repositories["owner/name"] = repository_of(native)
+    folder = download("owner/name")
+    (folder / "unet" / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"lacks unet/config\.json"):
+        download("owner/name", local_files_only=True)
+    download("owner/name")  # with a connection it is fetched again
+
+
+@pytest.mark.parametrize("knows_range", [True, False])
+def test_a_cut_is_resumed_at_once(native, hub, knows_range):
+    hub.repositories["owner/name"] = repository_of(native, knows_range=knows_range)
+    hub.faults = [Fault("large", "unet", times=2, cut_after=5000)]
+    load_checkpoint("owner/name")
+    spans = [h["Range"] for p, _, _, h in hub.requests if p == "large" and "Range" in h]
+    assert spans[0] == "bytes=5000-"
+
+
+def test_what_arrived_is_kept_for_another_call(native, hub):
+    repository = hub.repositories["owner/name"] = repository_of(native)
+    name = "unet/diffusion_pytorch_model.safetensors"
+    hub.faults = [Fault("large", name, times=1, cut_after=5000), Fault("large", name, status=503)]
+    with pytest.raises(CheckpointError, match=r"status 503.*another call goes on from there"):
+        download("owner/name")
+    hub.faults.clear()
+    hub.requests.clear()
+    folder = download("owner/name")
+    assert (folder / name).read_bytes() == repository.files[name]
+    spans = [h.get("Range") for part, _, _, h in hub.requests if part == "large"]
+    assert "bytes=5000-" in spans
+    hub.requests.clear()
+    assert download("owner/name") == folder
+    assert len(hub.requests) == 1  # the listing
+
+
+@pytest.mark.parametrize(
+    ("lacks", "told"),
+    [
+        ("tadsr.pkl", "lacks tadsr.pkl"),
+        ("tokenizer/vocab.json", "no prompt can be embedded"),
+        ("scheduler/scheduler_config.json", "lacks scheduler/scheduler_config.json"),
+        ("unet/diffusion_pytorch_model.safetensors", "unet/ must contain"),
+    ],
+)
+def test_what_lacks_is_noticed_before_anything_is_fetched(official, hub, lacks, told):
+    hub.repositories["owner/name"] = repository_of(official)
+    del hub.repositories["owner/name"].files[lacks]
+    with pytest.raises(CheckpointError, match=told):
+        load_checkpoint("owner/name")
+    assert len(hub.requests) == 1
+    if lacks == "tadsr.pkl":  # not needed where it is given
+        assert load_checkpoint("owner/name", adapter=GOLDEN / "tadsr.pkl").format == "official"
+        assert load_base("owner/name").format == "official"
+        assert inspect_checkpoint("owner/name").adapter_file is None
+        with pytest.raises(CheckpointError, match=r"lacks other\.pkl"):
+            load_checkpoint("owner/name", adapter="other.pkl")
+
+
+def test_a_missing_shard_is_noticed_before_anything_is_fetched(native, hub):
+    split_into_shards(
+        native / "unet" / "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model"
+    )
+    hub.repositories["owner/name"] = repository_of(native)
+    load_checkpoint("owner/name")
+    del hub.repositories["owner/name"].files[
+        "unet/diffusion_pytorch_model-00001-of-00002.safetensors"
+    ]
+    hub.requests.clear()
+    with pytest.raises(CheckpointError, match="all shards"):
+        load_checkpoint("owner/name")
+    assert len(hub.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("place", "fault", "told"),
+    [
+        ("info", {"status": 401}, "missing, wrong or expired"),
+        ("info", {"status": 403}, "may not be read with this token"),
+        ("info", {"status": 429, "headers": {"Retry-After": "0"}}, "asked for too often"),
+        ("info", {"status": 500}, "is not served at the moment .status 500."),
+        ("file", {"status": 403}, "may not be read with this token"),
+        ("large", {"status": 500}, "is not served at the moment .status 500."),
+        ("large", {"flipped_byte": 700}, "arrived damaged"),
+        ("file", {"flipped_byte": 7}, "arrived damaged"),
+    ],
+)
+def test_failures_are_explained_and_leave_nothing_damaged(native, hub, place, fault, told):
+    hub.repositories["owner/name"] = repository_of(native)
+    match = {"file": "vae/config.json", "large": "unet"}.get(place, "")
+    hub.faults = [Fault(place, match, **fault)]
+    with pytest.raises(CheckpointError, match=told):
+        download("owner/name")
+    hub.faults.clear()
+    load_checkpoint("owner/name")
+
+
+@pytest.mark.parametrize("place", ["info", "file", "large"])
+@pytest.mark.parametrize("status", [429, 500])
+def test_passing_failures_are_tried_again(native, hub, place, status):
+    hub.repositories["owner/name"] = repository_of(native)
+    hub.faults = [Fault(place, times=1, status=status, headers={"Retry-After": "0"})]
+    download("owner/name")
+    assert hub.faults[0].times == 0
+
+
+def test_trouble_at_the_hub_falls_back_to_the_cache(native, hub):
+    hub.repositories["owner/name"] = repository_of(native)
+    folder = download("owner/name")
+    hub.faults = [Fault("info", status=503)]
+    assert download("owner/name") == folder
+
+
+def test_who_may_read_is_the_hubs_business_and_tokens_stay_there(native, hub):
+    hub.repositories["owner/gated"] = repository_of(native, gated=True)
+    hub.repositories["owner/private"] = repository_of(native, private=True)
+    for name, token, told in [
+        ("owner/gated", None, "accept its terms"),
+        ("owner/private", None, "does not exist or is private"),
+        ("owner/private", "hf_wrong", "missing, wrong or expired"),
+        ("owner/absent", RIGHT_TOKEN, "does not exist or is private"),
+        ("stabilityai/stable-diffusion-2-1-base", None, " and ".join(BASE_MODEL_MIRRORS)),
+    ]:
+        with pytest.raises(CheckpointError, match=told) as error:
+            download(name, token=token)
+        assert ("copies" in str(error.value)) == ("diffusion" in name)
+    for name in ("owner/gated", "owner/private"):
+        load_checkpoint(name, token=RIGHT_TOKEN)
+    elsewhere = [headers for part, _, _, headers in hub.requests if part == "large"]
+    assert elsewhere
+    assert not any("Authorization" in headers for headers in elsewhere)
+
+
+def test_a_file_of_another_size_in_the_cache_is_fetched_again(native, hub):
+    repository = hub.repositories["owner/name"] = repository_of(native)
+    folder = download("owner/name")
+    for name in ("unet/diffusion_pytorch_model.safetensors", "unet/config.json"):
+        (folder / name).resolve().write_bytes(repository.files[name][:-1])
+    download("owner/name")
+    for name in ("unet/diffusion_pytorch_model.safetensors", "unet/config.json"):
+        assert (folder / name).read_bytes() == repository.files[name]
+
+
+def test_too_little_room_is_said_first(native, hub):
+    repository = hub.repositories["owner/name"] = repository_of(native)
+    repository.sizes["unet/diffusion_pytorch_model.safetensors"] = 10**18
+    with pytest.raises(CheckpointError, match=r"must have room for 1000000000\.\d GB.*cache_dir"):
+        download("owner/name")
+    assert len(hub.requests) == 1
+
+
+def test_named_files_must_all_be_there(hub):
+    hub.repositories["owner/partial"] = Repository({"a.pth": b"a"})
+    with pytest.raises(CheckpointError, match=r"lacks b\.txt"):
+        download("owner/partial", names=lambda _: ["a.pth", "b.txt"])
+    assert (download("owner/partial", names=lambda _: ["a.pth"]) / "a.pth").read_bytes() == b"a"
+    assert (
+        download("owner/partial", names=lambda _: ["a.pth"], local_files_only=True) / "a.pth"
+    ).exists()
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_commands_show_how_far_a_download_is(native, hub, quiet, monkeypatch, capfd):
+    monkeypatch.setenv("TQDM_POSITION", "-1")  # as on a terminal
+    hub.repositories["owner/name"] = repository_of(native)
     try:
-        print(repo, download(repo, cache_dir=sys.argv[1]))
-    except CheckpointError as error:
-        print(repo, error)
-    if repo == "owner/gated":
-        server.shutdown(); server.server_close()
-"""
-
-
-def run_client(cache):
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
-    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
-    done = subprocess.run(
-        [sys.executable, "-c", SERVER + CLIENT, str(cache)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    return dict(line.split(" ", 1) for line in done.stdout.splitlines())
-
-
-def test_answers_of_the_hub_are_explained_and_silence_falls_back_to_the_cache(cache):
-    answers = run_client(cache)
-    assert "but lacks b.txt" in answers["owner/partial"]
-    assert "does not exist or is private" in answers["owner/absent"]
-    moved = answers["stabilityai/stable-diffusion-2-1-base"]
-    assert moved.endswith(
-        f"copies of Stable Diffusion 2.1-base are {' and '.join(BASE_MODEL_MIRRORS)}"
-    )
-    assert "copies" not in answers["owner/absent"]
-    assert "accept its terms" in answers["owner/gated"]
-    assert answers["owner/name"].startswith(str(cache))
+        with warnings.catch_warnings():
+            silence_libraries(debug=False, quiet=quiet)
+            download("owner/name")
+    finally:
+        enable_progress_bars()
+    name = "unet/diffusion_pytorch_model.safetensors: 100%"
+    assert (name in capfd.readouterr().err) != quiet
 
 
 def test_offline_mode_uses_the_cache_only(cache, monkeypatch):

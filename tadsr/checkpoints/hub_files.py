@@ -1,0 +1,254 @@
+"""Fetch files of a hub repository into its cache: resumed where cut, checked by their hash."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from huggingface_hub import constants, hf_hub_download, hf_hub_url
+from huggingface_hub.file_download import http_get, repo_folder_name
+from huggingface_hub.utils import WeakFileLock, build_hf_headers
+
+from tadsr.errors import CheckpointError
+
+WAITS_S = (1, 2, 4, 8)
+"""Seconds before each further attempt; those that brought something do not count."""
+_MAX_WAIT_S = 60
+_PASSING_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file as the hub lists it; what a hub does not say is None.
+
+    Args:
+        name: Path within the repository, with "/".
+        size: In bytes.
+        sha256: Of its content, where git keeps only a pointer to it.
+        git_sha1: Git's hash of it, where git keeps it.
+    """
+
+    name: str
+    size: int | None = None
+    sha256: str | None = None
+    git_sha1: str | None = None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A commit of a repository in the hub's cache.
+
+    Args:
+        repo_id: "owner/name".
+        commit: Its hash.
+        cache_dir: The cache; None for the hub's usual place.
+        token: Access token; None for the stored one.
+    """
+
+    repo_id: str
+    commit: str
+    cache_dir: Path | None = None
+    token: str | bool | None = None
+
+    @classmethod
+    def in_cache(
+        cls, repo_id: str, revision: str | None, cache_dir: Path | None
+    ) -> Snapshot | None:
+        """Return what a branch, tag or commit meant when there was a connection last, or None."""
+        named = cls(repo_id, revision or constants.DEFAULT_REVISION, cache_dir)
+        reference = named._storage / "refs" / named.commit
+        if reference.is_file():
+            named = replace(named, commit=reference.read_text(encoding="utf-8").strip())
+        return named if named.folder.is_dir() else None
+
+    @property
+    def _storage(self) -> Path:
+        cache = self.cache_dir or Path(constants.HF_HUB_CACHE)
+        return cache / repo_folder_name(repo_id=self.repo_id, repo_type="model")
+
+    @property
+    def folder(self) -> Path:
+        """Where the files are."""
+        return self._storage / "snapshots" / self.commit
+
+    def files(self) -> list[str]:
+        """Return the names of the files that are there."""
+        return [
+            p.relative_to(self.folder).as_posix() for p in self.folder.rglob("*") if p.is_file()
+        ]
+
+    def fetch(self, files: Sequence[RemoteFile]) -> None:
+        """Fetch the files that are not there yet, whole and as the hub lists them.
+
+        Raises:
+            CheckpointError: There is no room for them, or one arrives damaged.
+            Exception: What the hub's library raises, after several attempts.
+        """
+        missing = sorted((f for f in files if not self._has(f)), key=lambda f: f.size or 0)
+        self._check_room(sum(f.size or 0 for f in missing))
+        for file in missing:
+            if file.sha256 is not None:
+                self._fetch_blob(file)
+            path = Path(
+                retry(
+                    lambda name=file.name: hf_hub_download(
+                        self.repo_id,
+                        name,
+                        revision=self.commit,
+                        cache_dir=self.cache_dir,
+                        token=self.token,
+                    )
+                )
+            )
+            if file.sha256 is None and file.git_sha1 is not None:
+                _check_hash(path, file)
+
+    def refer(self, revision: str) -> None:
+        """Let a branch or tag mean this commit when there is no connection."""
+        if revision != self.commit:
+            reference = self._storage / "refs" / revision
+            reference.parent.mkdir(parents=True, exist_ok=True)
+            reference.write_text(self.commit, encoding="utf-8")
+
+    def _has(self, file: RemoteFile) -> bool:
+        """Tell whether a file is there; one of another size is damaged and removed."""
+        blob = self._storage / "blobs" / str(file.sha256)
+        found = False
+        for path in (blob, self.folder / file.name):
+            found = path.is_file()
+            if found and file.size not in (None, path.stat().st_size):
+                _remove(path)
+                found = False
+        return found
+
+    def _check_room(self, needed: int) -> None:
+        place = self._storage
+        while not place.exists():
+            place = place.parent
+        free = shutil.disk_usage(place).free
+        if needed > free:
+            raise CheckpointError(
+                f"{self._storage} must have room for {needed / 1e9:.1f} GB, but has "
+                f"{free / 1e9:.1f} GB; give another cache_dir or set HF_HOME"
+            )
+
+    def _fetch_blob(self, file: RemoteFile) -> None:
+        """Fetch a large file to where the hub's library looks for it before it downloads."""
+        blob = self._storage / "blobs" / str(file.sha256)
+        if blob.is_file():
+            return
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        partial = blob.with_name(f"{blob.name}.incomplete")
+        url = hf_hub_url(self.repo_id, file.name, revision=self.commit)
+        # A compressed answer cannot be resumed.
+        headers = build_hf_headers(token=self.token) | {"Accept-Encoding": "identity"}
+
+        def attempt() -> None:
+            with open(partial, "ab") as out:
+                begin = out.tell()
+                if file.size is not None and begin > file.size:  # no beginning of this file
+                    out.truncate(begin := 0)
+                http_get(
+                    url,
+                    out,
+                    resume_size=begin,
+                    headers=headers,
+                    expected_size=file.size,
+                    displayed_filename=file.name,
+                )
+
+        locks = self._storage.parent / ".locks" / self._storage.name
+        locks.mkdir(parents=True, exist_ok=True)
+        with WeakFileLock(locks / f"{blob.name}.lock"):
+            if blob.is_file():  # another process was first
+                return
+            retry(attempt, progress=lambda: partial.stat().st_size if partial.exists() else 0)
+            _check_hash(partial, file)
+            os.replace(partial, blob)
+
+
+def status_of(error: BaseException | None) -> int | None:
+    """Return the status of the answer that an error comes from; None where there was no answer."""
+    while error is not None:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status is not None:
+            return int(status)
+        error = error.__cause__
+    return None
+
+
+def may_pass(error: Exception) -> bool:
+    """Tell whether another attempt may bring what this one did not."""
+    status = status_of(error)
+    if status is not None:
+        return status in _PASSING_STATUSES
+    # A number is the operating system's: no space, no permission.
+    is_local = isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError)
+    return not is_local and not isinstance(error, (CheckpointError, ValueError, TypeError))
+
+
+def retry(
+    call: Callable[[], _Result],
+    *,
+    progress: Callable[[], int] = lambda: 0,
+    again: Callable[[Exception], bool] = may_pass,
+) -> _Result:
+    """Call again where what went wrong may pass.
+
+    Args:
+        call: What to do.
+        progress: How far it is; attempts that come further are not counted.
+        again: Which errors may pass.
+
+    Raises:
+        Exception: What `call` raised last.
+    """
+    waits = iter(WAITS_S)
+    while True:
+        begin = progress()
+        try:
+            return call()
+        except Exception as error:  # each HTTP library raises its own types
+            if progress() > begin:
+                waits = iter(WAITS_S)
+            wait = next(waits, None) if again(error) else None
+            if wait is None:
+                raise
+            time.sleep(_asked_wait(error) or wait)
+
+
+def _asked_wait(error: Exception) -> float | None:
+    headers = getattr(getattr(error, "response", None), "headers", {})
+    text = str(headers.get("Retry-After", ""))
+    return min(int(text), _MAX_WAIT_S) if text.isdecimal() else None
+
+
+def _check_hash(path: Path, file: RemoteFile) -> None:
+    """Remove a file and raise CheckpointError if its content is not what the hub lists."""
+    if file.sha256 is not None:
+        hasher, expected = hashlib.sha256(), file.sha256
+    else:
+        hasher, expected = hashlib.sha1(b"blob %d\0" % path.stat().st_size), file.git_sha1
+    with open(path, "rb") as content:
+        while block := content.read(2**20):
+            hasher.update(block)
+    if hasher.hexdigest() != expected:
+        _remove(path)
+        raise CheckpointError(
+            f"{file.name} must have the hash that the hub lists ({expected}), but arrived damaged "
+            "and was removed; load it again to fetch it again"
+        )
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, and what it points to in the cache."""
+    target = path.resolve()
+    path.unlink(missing_ok=True)
+    target.unlink(missing_ok=True)
