@@ -7,7 +7,6 @@ import hashlib
 import json
 import re
 import threading
-import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
@@ -94,6 +93,8 @@ def commit_of(repository: Repository) -> str:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    wbufsize = -1
     hub: HubServer
     part: str
 
@@ -216,9 +217,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault and fault.cut_after is not None:
             body = body[: fault.cut_after]
             self.close_connection = True
-        for begin in range(0, len(body), 2**16):
-            self.wfile.write(body[begin : begin + 2**16])
-            time.sleep(0)
+        self.wfile.write(body)
         if self.close_connection:
             self.wfile.flush()
             self.connection.shutdown(2)
@@ -255,7 +254,10 @@ class _Handler(BaseHTTPRequestHandler):
             asked = json.loads(body)
             name = f"{asked.get('organization') or 'me'}/{asked['name']}"
             self.hub.repositories.setdefault(
-                name, Repository({}, private=bool(asked.get("private")))
+                name,
+                Repository(
+                    {}, private=asked.get("private") or asked.get("visibility") == "private"
+                ),
             )
             return self.answer(200, {"url": f"{self.hub.address}/{name}", "name": name, "id": "1"})
         if path == "/api/validate-yaml":
