@@ -210,3 +210,18 @@ PRESETS: Mapping[str, DegradationConfig] = MappingProxyType(
 )
 """Named pipelines: Real-ESRGAN's; pictures saved, scaled and saved again, as they go round the
 web, with little noise; a light one for good cameras; and plain reduction."""
+
+
+def find_preset(degradation: str | DegradationConfig) -> DegradationConfig:
+    """Return a pipeline as it is, or a preset by its name.
+
+    Raises:
+        ValueError: There is no preset of that name.
+    """
+    if isinstance(degradation, DegradationConfig):
+        return degradation
+    if degradation not in PRESETS:
+        raise ValueError(
+            f"degradation must be ranges or one of {', '.join(PRESETS)}, got {degradation!r}"
+        )
+    return PRESETS[degradation]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +19,17 @@ from tadsr.errors import CheckpointError, TADSRError
 
 SQUEEZENET_PREFIX = "squeezenet:"
 """A perceptual distance named so is followed by the path of the network's safetensors file."""
+LPIPS_PREFIX = "lpips:"
+"""The same, for a file of torchvision's VGG16."""
+_VGG16 = "https://download.pytorch.org/models/vgg16-397923af.pth"
+_DOWNLOADS = {
+    "lpips": (_VGG16,),
+    "dists": (
+        _VGG16,
+        "https://github.com/photosynthesis-team/piq/releases/download/v0.4.1/dists_weights.pt",
+    ),
+}
+"""What the libraries fetch on first use."""
 
 _MEAN_BGR = (104.0, 117.0, 123.0)
 _FIRE = {  # name: input, squeeze, expand (twice)
@@ -44,15 +57,15 @@ def make_perceptual(name: str) -> PerceptualDistance:
     """Build a perceptual distance by name.
 
     Args:
-        name: "lpips" (VGG, of the library lpips), "dists" (of the library piq), or
-            "squeezenet:FILE" for a `SqueezeNetDistance`. The libraries need torchvision and
-            download their networks on first use.
+        name: "lpips" (VGG, of the library lpips), "lpips:FILE" with torchvision's VGG16 in a
+            file, "dists" (of the library piq), or "squeezenet:FILE" for a `SqueezeNetDistance`.
+            The libraries need torchvision and download their networks on first use.
 
     Returns:
         The distance, without gradients of its own; move it to a device with `.to`.
 
     Raises:
-        TADSRError: The library is not installed or cannot be imported.
+        TADSRError: The library is not installed, cannot be imported or cannot download.
         CheckpointError: FILE is not such a network.
         ValueError: The name is not known.
 
@@ -60,16 +73,60 @@ def make_perceptual(name: str) -> PerceptualDistance:
     """
     if name.startswith(SQUEEZENET_PREFIX):
         return SqueezeNetDistance(name.removeprefix(SQUEEZENET_PREFIX))
+    if name.startswith(LPIPS_PREFIX):
+        with _downloading("lpips"):
+            network = _import_library("lpips", name).LPIPS(net="vgg", pnet_rand=True, verbose=False)
+        _load_vgg16(network.net, Path(name.removeprefix(LPIPS_PREFIX)))
+        return _LibraryDistance(network, low=-1)
     if name == "lpips":
-        # Its constructor prints what it downloads.
-        with contextlib.redirect_stdout(io.StringIO()):
+        with _downloading(name):
             network = _import_library("lpips", name).LPIPS(net="vgg", verbose=False)
         return _LibraryDistance(network, low=-1)
     if name == "dists":
-        return _LibraryDistance(_import_library("piq", name).DISTS(reduction="none"), low=0)
+        with _downloading(name):
+            network = _import_library("piq", name).DISTS(reduction="none")
+        return _LibraryDistance(network, low=0)
     raise ValueError(
-        f"perceptual must be 'lpips', 'dists', '{SQUEEZENET_PREFIX}FILE' or 'none', got {name!r}"
+        f"perceptual must be 'lpips', '{LPIPS_PREFIX}FILE', 'dists', '{SQUEEZENET_PREFIX}FILE' or "
+        f"'none', got {name!r}"
     )
+
+
+@contextlib.contextmanager
+def _downloading(name: str) -> Iterator[None]:
+    """Say which files a library lacks, and where they belong, if it cannot download them."""
+    try:
+        # What they print and warn of is no concern of ours.
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except OSError as error:
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        missing = [url for url in _DOWNLOADS[name] if not (folder / Path(url).name).is_file()]
+        given = f", or give the file as {LPIPS_PREFIX}FILE" if name == "lpips" else ""
+        raise TADSRError(
+            f"the perceptual distance {name!r} cannot be downloaded ({error}); copy "
+            f"{' and '.join(missing)} into {folder}{given}, or train without (perceptual: none, "
+            "perceptual_weight: 0)"
+        ) from error
+
+
+def _load_vgg16(features: nn.Module, path: Path) -> None:
+    """Load the convolutions of torchvision's VGG16 into the slices that LPIPS cuts it into."""
+    try:
+        if path.suffix == ".safetensors":
+            stored = load_file(path)
+        else:
+            stored = torch.load(path, map_location="cpu", weights_only=True)
+        wanted = {
+            name: stored[f"features.{name.partition('.')[2]}"] for name in features.state_dict()
+        }
+        features.load_state_dict(wanted)
+    except Exception as error:  # torch and safetensors raise many types
+        raise CheckpointError(
+            f"{path} must be torchvision's VGG16, as {_VGG16} is, but cannot be read as such: "
+            f"{error!r}"
+        ) from error
 
 
 class _LibraryDistance(nn.Module):
@@ -77,8 +134,9 @@ class _LibraryDistance(nn.Module):
 
     def __init__(self, network: nn.Module, low: int) -> None:
         super().__init__()
-        self.network = network.requires_grad_(False).eval()
+        self.network = network
         self.low = low
+        self.requires_grad_(False).eval()
 
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
         if self.low == 0:

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar, Union
 
 import yaml
 
+from tadsr.degradation import DegradationConfig, find_preset
 from tadsr.training.stages.stage_config import TimestepRamp
 from tadsr.training.training_config import TrainingConfig
 
@@ -63,6 +64,19 @@ def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
         is_deeper = isinstance(inner, dict) and isinstance(value, dict)
         merged[name] = _merge(inner, value) if is_deeper else value
     return merged
+
+
+def _merge_into_preset(value: dict[str, Any]) -> dict[str, Any]:
+    """Lay a degradation's mapping over the preset that it starts from, stage by stage."""
+    changes = {k: v for k, v in value.items() if k != "preset"}
+    base = dataclasses.asdict(find_preset(value["preset"]))
+    stages = changes.get("stages", [])
+    if isinstance(stages, list) and len(stages) == len(base["stages"]):
+        changes["stages"] = [
+            _merge(ours, theirs) if isinstance(theirs, dict) else theirs
+            for ours, theirs in zip(base["stages"], stages, strict=True)
+        ]
+    return _merge(base, changes)
 
 
 def override(mapping: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
@@ -182,4 +196,6 @@ def _convert_dataclass(value: Any, hint: type, name: str) -> Any:
         return TimestepRamp(float(value), float(value))
     if not isinstance(value, dict):
         raise ValueError(f"{name} must be a mapping, got {value!r}")
+    if hint is DegradationConfig and "preset" in value:
+        value = _merge_into_preset(value)
     return config_from_mapping(hint, value)

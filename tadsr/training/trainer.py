@@ -7,6 +7,7 @@ import math
 import signal
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,12 +76,15 @@ class Trainer:
         perceptual: PerceptualDistance | None = None,
         restorer: Restorer | None = None,
     ) -> None:
-        self.config = config
         self.folder = Path(config.output)
         check_trackers(config.trackers)
         self.accelerator = make_accelerator(config)
         self.data: TrainingData = open_data(config.data, seed=config.seed, restorer=restorer)
-        self.stage = build_stage(config, self.folder, perceptual)
+        # One process of a host downloads what there is to download.
+        with self.accelerator.local_main_process_first():
+            self.stage = build_stage(config, self.folder, perceptual)
+        # With what was left to the model, so that a continued run does the same.
+        self.config = config = replace(config, stage=self.stage.config)
         factor = self.stage.checkpoint.vae.downscale_factor
         if config.data.crop_px % factor:
             raise ValueError(

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
+from tadsr.checkpoints.detect import EMBEDDED
+from tadsr.degradation import DegradationConfig, find_preset
 from tadsr.training.data import DataConfig
+from tadsr.training.data.data_config import DEFAULT_CROP_PX
 from tadsr.training.stages.stage_config import (
-    AutoencoderConfig,
     DistillationConfig,
     OptimizerConfig,
-    TeacherConfig,
+    StageConfig,
 )
 
+_SMALL_CROP_PX = 128
+"""What the models inside the package were trained on."""
 Precision = Literal["fp32", "fp16", "bf16"]
 """Arithmetic of forward and backward; trained weights are float32 in any case."""
 
@@ -33,8 +37,8 @@ class ValidationConfig:
     """Side of the square cut from the middle of each photograph, px."""
     timesteps: tuple[int, ...] = (100, 300, 500, 800)
     """Timesteps to restore at, each 0..999."""
-    degradation: str = "realesrgan"
-    """Preset for photographs without LQ partners; the seed is fixed."""
+    degradation: str | DegradationConfig = "realesrgan"
+    """As of `DataConfig`, for photographs without LQ partners; the seed is fixed."""
     keep_best: Literal["psnr_y", "ssim_y", "perceptual"] | None = None
     """Figure, as a mean over the timesteps, whose best checkpoint is kept as checkpoints/best."""
 
@@ -44,6 +48,7 @@ class ValidationConfig:
                 "every_steps, num_images and crop_px must be at least 1, got "
                 f"{self.every_steps}, {self.num_images} and {self.crop_px}"
             )
+        find_preset(self.degradation)
         if not self.timesteps or not all(0 <= t <= 999 for t in self.timesteps):
             raise ValueError(f"timesteps must be in 0..999, got {self.timesteps}")
 
@@ -59,9 +64,7 @@ class TrainingConfig:
     """Photographs; a string is a `DataConfig` with that source."""
     output: str
     """Folder for checkpoints, log, pictures and the result; an interrupted run there continues."""
-    stage: DistillationConfig | TeacherConfig | AutoencoderConfig = field(
-        default_factory=DistillationConfig
-    )
+    stage: StageConfig = field(default_factory=DistillationConfig)
     """What is trained: the one-step student, or what a small model needs before it."""
     vae: str | None = None
     """Checkpoint whose autoencoder takes the place of the model's; None keeps the model's."""
@@ -103,6 +106,9 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if isinstance(self.data, str):
             object.__setattr__(self, "data", DataConfig(self.data))
+        if self.data.crop_px is None:
+            crop_px = _SMALL_CROP_PX if self.model in EMBEDDED else DEFAULT_CROP_PX
+            object.__setattr__(self, "data", replace(self.data, crop_px=crop_px))
         counts = ("steps", "batch_size", "gradient_accumulation_steps")
         counts += ("log_every", "save_every", "keep_checkpoints")
         for name in counts:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from tadsr.degradation import PRESETS, apply_degradation, sample_degradation
+from tadsr.degradation import apply_degradation, find_preset, sample_degradation
 from tadsr.images import decode_image, read_image
 from tadsr.measure.metrics import psnr, ssim
 from tadsr.training.data import find_photos, upsample_lq
@@ -115,7 +115,7 @@ class Validator:
         crop = hq[..., top : top + side, left : left + side]
         if self.config.lq is None:
             rng = np.random.default_rng(seed)
-            params = sample_degradation(rng, PRESETS[self.config.degradation], scale=scale)
+            params = sample_degradation(rng, find_preset(self.config.degradation), scale=scale)
             return crop, apply_degradation(crop, params)
         partners = {p.stem: p for p in find_photos(self.config.lq)}
         if path.stem not in partners:

@@ -11,6 +11,7 @@ import yaml
 from torch.testing import assert_close
 
 from tadsr.checkpoints.layout import BASE_MODEL
+from tadsr.degradation import PRESETS
 from tadsr.training import (
     AutoencoderConfig,
     DataConfig,
@@ -38,7 +39,13 @@ def test_every_shipped_recipe_is_valid(path):
 def test_the_papers_recipe_is_the_default_and_what_the_published_code_adds():
     config = load_recipe(RECIPES / "paper.yaml")
     assert config.model == BASE_MODEL
-    assert config.stage == DistillationConfig(clamp_image=True, sample_posterior=True)
+    assert config.stage == DistillationConfig(
+        adapter_rank=4,
+        perceptual="lpips",
+        tavsd_weight=TimestepRamp(1, 1),
+        clamp_image=True,
+        sample_posterior=True,
+    )
     assert config.optimizer == OptimizerConfig()
     assert config.steps == TrainingConfig("m", "d", "o").steps
     assert config.data.captions == "tags.jsonl"  # never the empty prompt for all
@@ -102,6 +109,22 @@ def test_options_win_over_the_recipe_and_keep_its_other_values(tmp_path):
     assert config.steps == 5
     short = write(tmp_path / "s.yaml", MINIMAL)
     assert load_recipe(short, {"data.crop_px": 64}).data == DataConfig("d", crop_px=64)
+
+
+def test_a_degradation_is_ranges_of_ones_own_or_starts_from_a_preset(tmp_path):
+    text = """{model: m, output: o, data: {source: d, degradation: {preset: realesrgan,
+        final_sinc_probability: 0,
+        stages: [{jpeg_quality: [60, 80]}, {blur: {sigma_px: [1, 2]}}]}}}"""
+    found = load_recipe(write(tmp_path / "r.yaml", text)).data.degradation
+    preset = PRESETS["realesrgan"]
+    first, second = preset.stages
+    first = replace(first, jpeg_quality=(60, 80))
+    second = replace(second, blur=replace(second.blur, sigma_px=(1, 2)))
+    assert found == replace(preset, final_sinc_probability=0, stages=(first, second))
+    config = TrainingConfig("m", DataConfig("d", degradation=found), "o")
+    assert config_from_mapping(TrainingConfig, config_to_mapping(config)) == config
+    with pytest.raises(ValueError, match=r"ranges or one of realesrgan, .*got 'webb'"):
+        DataConfig("d", degradation="webb")
 
 
 def test_the_kind_chooses_the_stage(tmp_path):

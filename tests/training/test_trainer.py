@@ -502,6 +502,22 @@ def test_a_finished_run_is_exported_again_and_a_longer_one_goes_on(networks, pho
     assert [line["step"] for line in read_log(tmp_path / "run")] == [1, 2, 3, 4, 5]
 
 
+def test_what_is_left_open_is_chosen_for_the_model(photos, tmp_path):
+    """The form of five lines, with a model that has no teacher and no perceptual library."""
+    data = DataConfig(str(photos), crop_px=32, num_workers=0)
+    config = TrainingConfig("tadsr-tiny", data, str(tmp_path / "run"), steps=1, device="cpu")
+    with pytest.warns(TADSRWarning) as said:
+        trainer = Trainer(config)
+    assert len(said) == 2
+    assert "without a perceptual distance" in str(said[0].message)
+    assert "tadsr-tiny has no teacher beside it: training without TAVSD" in str(said[1].message)
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())["stage"]
+    assert stored["tavsd_weight"]["start"] == stored["perceptual_weight"]["start"] == 0
+    start = load_checkpoint("tadsr-tiny")
+    trained = TADSRPipeline.from_pretrained(trainer.train())
+    assert not trained.unet.conv_in.weight.equal(start.unet.conv_in.weight)
+
+
 @pytest.mark.parametrize("rank", [0, 2])
 def test_any_checkpoint_of_a_run_is_a_model(rank, networks, photos, tmp_path):
     stage = distillation(adapter_rank=rank, tavsd_weight=TimestepRamp(0, 0))
@@ -582,9 +598,12 @@ def test_broken_photos_are_skipped_and_counted(networks, photos, tmp_path):
     folder = tmp_path / "photos"
     shutil.copytree(photos, folder)
     (folder / "broken.png").write_bytes((folder / "0.png").read_bytes()[:300])
+    (folder / "text.jpg").write_text("no image")
+    Image.new("RGB", (200, 31)).save(folder / "low.png")
     stage = AutoencoderConfig(perceptual="none", perceptual_weight=0)
     config = make_config(networks, folder, tmp_path / "run", stage, steps=5)
-    trainer = Trainer(config)
+    with pytest.warns(TADSRWarning, match=r"2 of 7 .* left out: 1 below 32 px and 1 unreadable"):
+        trainer = Trainer(config)
     trainer.train()
     assert trainer.num_skipped > 0
     assert "broken.png" in (tmp_path / "run" / "log.jsonl").read_text()
@@ -627,7 +646,7 @@ def test_what_cannot_work_is_refused_before_the_first_step(
     with pytest.raises(ValueError, match="empty"):
         build(official, distillation(), data=DataConfig(str(empty), crop_px=32))
     with pytest.raises(ValueError, match=r"stage\.teacher"):
-        build(networks, distillation(adapter_rank=0))
+        build(networks, distillation(adapter_rank=0, tavsd_weight=TimestepRamp(1, 1)))
     with pytest.raises(ValueError, match="share their latents"):
         build(networks, distillation(adapter_rank=0, teacher=str(official)))
     with pytest.raises(ValueError, match="prompt must be one of"):
@@ -647,7 +666,9 @@ def test_what_cannot_work_is_refused_before_the_first_step(
     with pytest.raises(ValueError, match="adapter_rank"):
         build(official, distillation(adapter_rank=8))
     with pytest.raises(TADSRError, match=r"tadsr\[train\]"):
-        build(official, DistillationConfig())
+        build(official, DistillationConfig(perceptual="lpips"))
+    with pytest.raises(ValueError, match=r"of 4 in .* 4 below 128 px \(.* side of 96 px\)"):
+        build(networks, AutoencoderConfig(), data=DataConfig(str(photos), crop_px=128))
     assert not (tmp_path / "run").exists()
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from tadsr.degradation import PRESETS
+from tadsr.degradation import DegradationConfig, find_preset
 
 Kind = Literal["auto", "folder", "pairs", "list", "huggingface", "webdataset"]
 """What a source is; "auto" tells by its name."""
 
+DEFAULT_CROP_PX = 512
+"""What Stable Diffusion 2.1-base was trained on."""
 _PRESET_SHARES = ("bicubic_probability", "mild_probability", "web_probability")
 
 
@@ -49,8 +51,9 @@ class DataConfig:
     degrades on the fly."""
     lq_resize: Literal["bicubic", "lanczos"] = "bicubic"
     """How stored LQ partners at 1/scale are enlarged (published code: lanczos)."""
-    crop_px: int = 512
-    """Side of the square HQ crop in px, a multiple of 8 and of `scale`."""
+    crop_px: int | None = None
+    """Side of the square HQ crop in px, a multiple of 8 and of `scale`; None is 512, or 128 for a
+    model inside the package."""
     scale: int = 4
     """Down-sampling from HQ to LQ, at least 1."""
     min_zoom: float = 1.0
@@ -60,8 +63,9 @@ class DataConfig:
     """Whether crops are mirrored at random."""
     rotate: bool = False
     """Whether crops are turned by multiples of 90° at random."""
-    degradation: str = "realesrgan"
-    """Name of a preset of `tadsr.degradation`."""
+    degradation: str | DegradationConfig = "realesrgan"
+    """Name of a preset of `tadsr.degradation`, or ranges of your own; in a recipe a mapping, which
+    may start from a preset (`preset: mild`)."""
     bicubic_probability: float = 0.01
     """Probability of plain bicubic reduction in its place, in [0, 1] (published code: 1 %)."""
     mild_probability: float = 0.0
@@ -101,7 +105,8 @@ class DataConfig:
                 "scale and shuffle_buffer must be at least 1 and num_workers at least 0, got "
                 f"{self.scale}, {self.shuffle_buffer} and {self.num_workers}"
             )
-        if self.crop_px < 8 or self.crop_px % 8 or self.crop_px % self.scale:
+        crop_px = DEFAULT_CROP_PX if self.crop_px is None else self.crop_px
+        if crop_px < 8 or crop_px % 8 or crop_px % self.scale:
             raise ValueError(
                 f"crop_px must be a positive multiple of 8 and of the scale {self.scale}, "
                 f"got {self.crop_px}"
@@ -115,10 +120,7 @@ class DataConfig:
         if sum(shares) > 1:
             names = ", ".join(_PRESET_SHARES)
             raise ValueError(f"{names} must be at most 1 together, got {shares}")
-        if self.degradation not in PRESETS:
-            raise ValueError(
-                f"degradation must be one of {', '.join(PRESETS)}, got {self.degradation!r}"
-            )
+        find_preset(self.degradation)
         if self.lq_resize not in ("bicubic", "lanczos"):
             raise ValueError(f"lq_resize must be 'bicubic' or 'lanczos', got {self.lq_resize!r}")
         if self.degrade_on not in ("worker", "device"):

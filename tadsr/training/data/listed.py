@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,12 +21,16 @@ from tadsr.training.data.photos import (
     UnusablePhotoError,
     find_photos,
     make_sample,
+    photo_size,
     read_photo,
 )
 from tadsr.training.interruption import leave_signals_to_the_parent
 
 MAX_SUBSTITUTIONS = 100
 """Unusable photographs in a row after which something must be wrong with all of them."""
+_MAX_CHECKED = 30_000
+"""Headers that are read before the first step: seconds on a disk of one's own."""
+_HEADER_THREADS = 8
 _NUM_COMPARED = 16
 """Pairs whose size and sharpness tell whether columns are swapped."""
 
@@ -138,6 +144,43 @@ class ShuffledEpochs:
         return int(self._order[place])
 
 
+def leave_out_unusable(records: list[Record], config: DataConfig) -> tuple[list[Record], str]:
+    """Leave out photographs that are too small or no images, by their headers.
+
+    Args:
+        records: The photographs; of more than a few ten thousand the rest shows when it is read.
+        config: Its crops' side is what counts.
+
+    Returns:
+        The others, and what was left out in a sentence, "" for nothing.
+
+    Raises:
+        ValueError: None is left.
+    """
+    checked, later = records[:_MAX_CHECKED], records[_MAX_CHECKED:]
+    with ThreadPoolExecutor(_HEADER_THREADS) as pool:
+        sizes = list(pool.map(photo_size, [record.hq for record in checked]))
+    num_unreadable = sizes.count(None)
+    sides = [min(size or (0, 0)) for size in sizes]
+    num_small = sum(side < config.crop_px for side in sides) - num_unreadable
+    reasons = [f"{num_small} below {config.crop_px} px"] * (num_small > 0)
+    reasons += [f"{num_unreadable} unreadable"] * (num_unreadable > 0)
+    kept = [r for r, side in zip(checked, sides, strict=True) if side >= config.crop_px] + later
+    if not kept:
+        raise ValueError(
+            f"photographs must be at least data.crop_px ({config.crop_px}) px a side, but of "
+            f"{len(records)} in {config.source} {' and '.join(reasons)} (the largest has a side of "
+            f"{max(sides)} px); take a smaller data.crop_px or larger photographs"
+        )
+    num_out = len(records) - len(kept)
+    if not num_out:
+        return kept, ""
+    return kept, (
+        f"{num_out} of {len(records)} photographs in {config.source} are left out: "
+        f"{' and '.join(reasons)}"
+    )
+
+
 class ListedPhotos(Dataset):
     """Sample i is a function of the configuration, the seed and i alone.
 
@@ -154,16 +197,15 @@ class ListedPhotos(Dataset):
         self.config = config
         self.seed = seed
         self.cache: dict[Path, np.ndarray] = {}
+        self.broken: dict[Path, str] = {}
         self._order = ShuffledEpochs(len(records), seed)
 
     def preload(self) -> None:
         """Decode all photographs into memory, before worker processes share it."""
         for record in self.records:
             for path in filter(None, (record.hq, record.lq)):
-                try:
-                    self.cache[path] = read_photo(path)
-                except (ImageReadError, ValueError):
-                    continue  # reported when its turn comes
+                with suppress(ImageReadError, ValueError):  # reported when its turn comes
+                    self.cache[path] = self._read(path)
 
     def __getitem__(self, index: int) -> Sample:
         """Make sample `index`; other photographs take the place of unusable ones."""
@@ -191,7 +233,15 @@ class ListedPhotos(Dataset):
             record = self.records[int(rng.integers(len(self.records)))]
 
     def _read(self, path: Path) -> np.ndarray:
-        return self.cache[path] if path in self.cache else read_photo(path)
+        if path in self.cache:
+            return self.cache[path]
+        if path in self.broken:  # decoding it again would fail again
+            raise ImageReadError(self.broken[path])
+        try:
+            return read_photo(path)
+        except (ImageReadError, ValueError) as error:
+            self.broken[path] = str(error)
+            raise
 
 
 class SharedIndices(Sampler):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
@@ -9,13 +10,14 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader
 
-from tadsr.errors import DataError
+from tadsr.errors import DataError, TADSRWarning
 from tadsr.training.data.batch import Batch, collate
-from tadsr.training.data.data_config import DataConfig
+from tadsr.training.data.data_config import DEFAULT_CROP_PX, DataConfig
 from tadsr.training.data.listed import (
     ListedPhotos,
     Record,
     SharedIndices,
+    leave_out_unusable,
     list_folder,
     read_list,
     start_worker,
@@ -141,6 +143,8 @@ def open_data(
             are malformed or match no photograph.
         DataError: A stream's library is not installed.
     """
+    if config.crop_px is None:
+        config = replace(config, crop_px=DEFAULT_CROP_PX)
     kind = _detect_kind(config) if config.kind == "auto" else config.kind
     if kind == "pairs" and config.lq is None:
         raise ValueError("data.lq must name the folder of LQ partners for kind 'pairs'")
@@ -162,7 +166,10 @@ def open_data(
             "data.captions must be left out for kind 'list': captions are its third column"
         )
     records = read_list(config) if kind == "list" else list_folder(config)
-    return TrainingData(records, config, seed, restorer)
+    usable, left_out = leave_out_unusable(records, config)
+    if left_out:
+        warnings.warn(left_out, TADSRWarning, stacklevel=3)
+    return TrainingData(usable, config, seed, restorer)
 
 
 def _detect_kind(config: DataConfig) -> str:

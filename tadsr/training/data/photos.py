@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from tadsr.degradation import (
     PRESETS,
     DegradationConfig,
     apply_degradation,
+    find_preset,
     sample_degradation,
 )
 from tadsr.images import decode_image, read_image
@@ -23,6 +25,9 @@ from tadsr.training.data.data_config import DataConfig
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif")
 """What counts as a photograph in a folder."""
+
+
+_UNKNOWN_PX = (10**6, 10**6)
 
 
 def find_photos(folder: str | Path) -> list[Path]:
@@ -44,6 +49,19 @@ def read_photo(path: Path) -> np.ndarray:
 def to_uint8(rgb: Tensor) -> np.ndarray:
     """Turn (3, H, W) in [0, 1] into uint8 (H, W, 3)."""
     return (rgb * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
+
+
+def photo_size(path: Path) -> tuple[int, int] | None:
+    """Return a photograph's width and height in px from its header; None if it cannot be read.
+
+    What Pillow does not know, such as wide TIFFs, is taken for large enough: it shows when decoded.
+    """
+    try:
+        with warnings.catch_warnings(), Image.open(path) as image:
+            warnings.simplefilter("ignore")  # of huge images, which are not decoded here
+            return image.size
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
+        return _UNKNOWN_PX if path.suffix.lower() in (".tif", ".tiff") else None
 
 
 class UnusablePhotoError(ValueError):
@@ -99,7 +117,7 @@ def _draw_preset(config: DataConfig, rng: np.random.Generator) -> DegradationCon
         share -= getattr(config, f"{name}_probability")
         if share < 0:
             return PRESETS[name]
-    return PRESETS[config.degradation]
+    return find_preset(config.degradation)
 
 
 def _cut_zoomed(photo: np.ndarray, config: DataConfig, rng: np.random.Generator) -> Tensor:

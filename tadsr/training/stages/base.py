@@ -16,7 +16,7 @@ from tadsr.measure.perceptual import PerceptualDistance
 from tadsr.schedule import make_alphas_cumprod
 from tadsr.training.data import Batch
 from tadsr.training.randomness import SampleRandomness
-from tadsr.training.stages.stage_config import OptimizerConfig
+from tadsr.training.stages.stage_config import OptimizerConfig, StageConfig
 
 
 class TrainedNetwork(NamedTuple):
@@ -64,6 +64,8 @@ class Stage(ABC):
         )
         self.runtime = Runtime()
 
+    config: StageConfig
+    """What is done, with nothing left open."""
     networks: dict[str, TrainedNetwork]
     """What is trained, in the order of the phases; the first is what the run is about."""
     preview_prompt: str = ""

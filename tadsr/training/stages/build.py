@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 from tadsr.checkpoints.base import find_folder, is_stable_diffusion, load_base
 from tadsr.checkpoints.checkpoint import Checkpoint
 from tadsr.checkpoints.detect import detect_format
 from tadsr.checkpoints.runs import base_of, load_start
-from tadsr.measure.perceptual import PerceptualDistance
+from tadsr.errors import TADSRError, TADSRWarning
+from tadsr.measure.perceptual import PerceptualDistance, make_perceptual
 from tadsr.training.prompts import PromptEncoder
 from tadsr.training.stages.autoencoder import AutoencoderStage
 from tadsr.training.stages.base import Stage
 from tadsr.training.stages.distillation import DistillationStage
-from tadsr.training.stages.stage_config import AutoencoderConfig, DistillationConfig, TeacherConfig
+from tadsr.training.stages.stage_config import (
+    AutoencoderConfig,
+    DistillationConfig,
+    TeacherConfig,
+    TimestepRamp,
+)
 from tadsr.training.stages.teacher import TeacherStage
 from tadsr.training.training_config import TrainingConfig
 
@@ -43,6 +51,10 @@ def build_stage(
 def _build(config: TrainingConfig, cache: Path, perceptual: PerceptualDistance | None) -> Stage:
     checkpoint = load_start(config.model, vae=config.vae, seed=config.seed)
     stage = config.stage
+    if perceptual is None and getattr(stage, "perceptual", None) == "auto":
+        stage, perceptual = _choose_perceptual(stage)
+    if isinstance(stage, DistillationConfig) and stage.tavsd_weight is None:
+        stage = _choose_tavsd(config.model, stage)
     if isinstance(stage, AutoencoderConfig):
         return AutoencoderStage(checkpoint, stage, config.optimizer, perceptual)
     prompts = PromptEncoder(checkpoint, cache)
@@ -64,16 +76,58 @@ def _build(config: TrainingConfig, cache: Path, perceptual: PerceptualDistance |
 def _load_teacher(model: str, stage: DistillationConfig) -> Checkpoint | None:
     if stage.tavsd_weight.is_zero:
         return None
-    if stage.teacher is not None:
-        return load_base(stage.teacher)
-    model = base_of(model)
-    is_built = Path(model).suffix in (".yaml", ".yml")
-    folder = None if is_built else find_folder(model)
-    if folder is None or not (
-        is_stable_diffusion(folder) or detect_format(folder).name == "official"
-    ):
+    source = _teacher_source(model, stage)
+    if source is None:
         raise ValueError(
             f"stage.teacher must name the teacher's checkpoint, since {model} holds no base model "
             "beside the student; or set stage.tavsd_weight to 0 to train without"
         )
-    return load_base(model)
+    return load_base(source)
+
+
+def _teacher_source(model: str, stage: DistillationConfig) -> str | None:
+    """Return what the teacher is loaded from; None where there is none."""
+    if stage.teacher is not None:
+        return stage.teacher
+    model = base_of(model)
+    if Path(model).suffix in (".yaml", ".yml"):
+        return None
+    folder = find_folder(model)
+    has_base = is_stable_diffusion(folder) or detect_format(folder).name == "official"
+    return model if has_base else None
+
+
+def _choose_tavsd(model: str, stage: DistillationConfig) -> DistillationConfig:
+    has_teacher = _teacher_source(model, stage) is not None
+    if not has_teacher:
+        warnings.warn(
+            f"{model} has no teacher beside it: training without TAVSD; name a teacher as "
+            "stage.teacher to distil from it",
+            TADSRWarning,
+            stacklevel=5,
+        )
+    weight = float(has_teacher)
+    return replace(stage, tavsd_weight=TimestepRamp(weight, weight))
+
+
+def _choose_perceptual(
+    stage: AutoencoderConfig | DistillationConfig,
+) -> tuple[AutoencoderConfig | DistillationConfig, PerceptualDistance | None]:
+    """Return the stage with the best perceptual distance that can be had, and that distance."""
+    weight = stage.perceptual_weight
+    is_off = weight.is_zero if isinstance(weight, TimestepRamp) else weight == 0
+    reasons = []
+    for name in () if is_off else ("lpips", "dists"):
+        try:
+            return replace(stage, perceptual=name), make_perceptual(name)
+        except TADSRError as error:
+            reasons.append(str(error))
+    if reasons:
+        warnings.warn(
+            "training without a perceptual distance, so that detail may fade at large timesteps: "
+            f"{reasons[0]}",
+            TADSRWarning,
+            stacklevel=5,
+        )
+    off = TimestepRamp(0.0, 0.0) if isinstance(weight, TimestepRamp) else 0.0
+    return replace(stage, perceptual="none", perceptual_weight=off), None

@@ -98,8 +98,9 @@ class AutoencoderConfig:
 
     kind: Literal["autoencoder"] = "autoencoder"
     """Name of the stage in recipes."""
-    perceptual: str = "lpips"
-    """Perceptual distance; see `make_perceptual`. "none" needs `perceptual_weight` 0."""
+    perceptual: str = "auto"
+    """Perceptual distance; see `make_perceptual`. "auto" is LPIPS, else DISTS, else none, whichever
+    is installed. "none" needs `perceptual_weight` 0."""
     l1_weight: float = 1.0
     """Weight of the mean absolute error, at least 0."""
     perceptual_weight: float = 0.1
@@ -186,8 +187,9 @@ class DistillationConfig:
     """How far by t_s the images that all errors above are taken from move away from the originals
     towards a restoration network's results (`data.restored`): 0 stays, 1 arrives, and more goes on
     beyond, with more of what the network adds (method: 0)."""
-    perceptual: str = "lpips"
-    """Perceptual distance; see `make_perceptual`. "none" needs `perceptual_weight` 0."""
+    perceptual: str = "auto"
+    """Perceptual distance; see `make_perceptual`. "auto" is LPIPS, else DISTS, else none, whichever
+    is installed. "none" needs `perceptual_weight` 0."""
     perceptual_weight: TimestepRamp = TimestepRamp(2.0, 2.0)
     """Weight of the perceptual distance by t_s (published code: 2)."""
     perceptual_shift_px: int = 0
@@ -202,9 +204,9 @@ class DistillationConfig:
     """First steps that match the HQ's latents instead of images, so that a UNet trained from
     scratch finds the scale of its output before the decoder sees it; 0 to skip."""
 
-    tavsd_weight: TimestepRamp = TimestepRamp(1.0, 1.0)
-    """Weight of variational score distillation by t_s (method: 1 at every t_s); 0 at both ends
-    leaves it and its models out."""
+    tavsd_weight: TimestepRamp | None = None
+    """Weight of variational score distillation by t_s; 0 at both ends leaves it and its models out.
+    None is the method's 1 at every t_s, or 0 where there is no teacher."""
     vsd_timestep: Literal["linked", "uniform", "fixed"] = "linked"
     """How t_v comes about: "linked" ⌊λ·t_s + γ⌋ (TAVSD), "uniform" from `vsd_range` (the paper's
     baseline), "fixed" at `vsd_fixed`."""
@@ -258,6 +260,10 @@ class DistillationConfig:
             )
         _check_weights(self, ("vsd_lambda", "guidance"))
         _check_perceptual(self.perceptual, not self.perceptual_weight.is_zero)
+
+
+StageConfig = DistillationConfig | TeacherConfig | AutoencoderConfig
+"""Any of the three; the first is what a recipe means that names no kind."""
 
 
 def _check_kind(config, kind: str) -> None:
