@@ -46,7 +46,6 @@ Examples:
 app = typer.Typer(
     cls=SuggestingGroup,
     help=_HELP,
-    add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

@@ -9,6 +9,7 @@ import torch
 from tadsr.cli.reporting import as_usage_errors
 from tadsr.config import torch_dtype
 from tadsr.onestep.plan import EngineName
+from tadsr.onestep.support import unknown_blocks, wrapped_modules
 from tadsr.pipeline import TADSRPipeline
 from tadsr.prompts import PromptStyle
 
@@ -83,3 +84,25 @@ def load_model(
         pipe.encode_prompt([prompt or ""])
         pipe.check_timesteps(timestep, 1)
     return pipe
+
+
+def describe(pipe: TADSRPipeline, *, reasons: bool = False) -> str:
+    """Return where and how a pipeline runs, as a line, and as more of them why."""
+    device, dtype = pipe.device, str(pipe.unet.dtype).removeprefix("torch.")
+    with torch.no_grad():  # as in a call
+        stages = pipe.engine.stages
+    name = type(stages).__name__.removesuffix("Stages").lower()
+    line = f"on {device}, {dtype}, engine {name}"
+    if not reasons:
+        return line
+    missing = "" if torch.cuda.is_available() else "; no CUDA device is there"
+    lines = [
+        line,
+        f"  device: {device}{missing}, {torch.get_num_threads()} threads of torch on the CPU",
+        f"  precision: {dtype}; auto is float16 on CUDA and float32 elsewhere",
+    ]
+    against = unknown_blocks(pipe.vae, pipe.unet) + wrapped_modules(pipe.vae, pipe.unet)
+    is_fused = name == "fused"
+    plain = "the networks are Stable Diffusion's" if is_fused else "no other is faster here"
+    why = "; ".join(against) or plain
+    return "\n".join([*lines, f"  engine: asked for {pipe.engine.choice}; {why}"])

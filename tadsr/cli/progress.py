@@ -1,7 +1,8 @@
-"""A bar for one image, where that takes a while."""
+"""What a terminal shows while a command loads, and while an image takes a while."""
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from tadsr.progress import Progress
@@ -20,14 +21,26 @@ class ImageProgress:
     def __init__(self, quiet: bool = False) -> None:
         self._hidden = True if quiet else None
         self._bar: tqdm | None = None
+        self._waits = False
 
     def of(self, image: object) -> Progress:
         """Begin an image, whatever it is, and return what is told the share that is done."""
         self.close()
         return self._advance
 
+    def wait_for(self, what: str) -> None:
+        """Say what is waited for, on a terminal, until the next image or `close`."""
+        if self._hidden is None and sys.stderr.isatty():
+            self._waits = True
+            sys.stderr.write(f"{what} …")
+            sys.stderr.flush()
+
     def close(self) -> None:
-        """Take the bar away."""
+        """Take the bar, and what is waited for, away."""
+        if self._waits:
+            sys.stderr.write("\r\x1b[2K")
+            sys.stderr.flush()
+            self._waits = False
         if self._bar is not None:
             self._bar.close()
         self._bar = None

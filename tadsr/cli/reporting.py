@@ -29,6 +29,9 @@ first has begun to tidy up."""
 DebugOption = Annotated[
     bool, typer.Option("--debug", help="Show tracebacks and the libraries' own warnings.")
 ]
+VerboseOption = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Say why a device, precision and engine is used.")
+]
 
 
 class UsageError(typer.BadParameter):

@@ -36,6 +36,7 @@ from tadsr.cli.progress import ImageProgress
 from tadsr.cli.reporting import (
     DebugOption,
     UsageError,
+    VerboseOption,
     as_usage_errors,
     check_range,
     interrupted_by_sigterm,
@@ -94,6 +95,16 @@ DEFAULT_TIMESTEP = 500
 Format = Literal["png", "jpg", "webp", "tiff", "avif", "bmp", "gif"]
 
 
+@dataclass(frozen=True)
+class _Talk:
+    """How much is said."""
+
+    loading: str
+    quiet: bool
+    verbose: bool
+    debug: bool
+
+
 @dataclass
 class _Tally:
     """What became of the images."""
@@ -102,6 +113,8 @@ class _Tally:
     num_skipped: int = 0
     failures: list[str] = field(default_factory=list)
     pace: Pace | None = None
+    megapixels: float = 0.0
+    """Of the results that were written, all frames counted."""
 
 
 def upscale(
@@ -166,6 +179,7 @@ def upscale(
         ),
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    verbose: VerboseOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Run `tadsr upscale`."""
@@ -208,7 +222,8 @@ def upscale(
             "timestep_map": map_digest,
             "timestep_range": map_range,
         }
-        tally = _upscale_all(jobs, request, described, load, choose, quiet=quiet, debug=debug)
+        talk = _Talk(f"loading {model}", quiet, verbose, debug)
+        tally = _upscale_all(jobs, request, described, load, choose, talk)
     _report(tally, len(jobs), quiet)
     if tally.failures:
         raise typer.Exit(1)
@@ -220,27 +235,38 @@ def _upscale_all(
     described: dict[str, Any],
     load: Load,
     choose: Callable[[], list[str]],
-    *,
-    quiet: bool,
-    debug: bool,
+    talk: _Talk,
 ) -> _Tally:
     from tqdm import tqdm
 
     from tadsr.folders.resume import upscale_files
     from tadsr.folders.run import run_files
 
+    quiet, debug = talk.quiet, talk.debug
     tally, progress = _Tally(), ImageProgress(quiet)
     # None: a bar on a terminal only.
     hidden = True if quiet or len(jobs) == 1 else None
 
+    def load_here(device: str) -> TADSRPipeline:
+        pipe = load(device)
+        progress.close()
+        if not quiet:
+            from tadsr.cli.model import describe
+
+            _say(bar, describe(pipe, reasons=talk.verbose), quiet, err=True)
+        return pipe
+
     def run(todo: list[Job], report: Report) -> None:
+        progress.wait_for(talk.loading)
         devices = choose()
         if len(devices) == 1:
-            here = partial(load, devices[0])
+            here = partial(load_here, devices[0])
             tally.pace = run_files(todo, request, here, report, progress.of)
         else:
             from tadsr.folders.workers import run_on_devices
 
+            progress.close()
+            _say(bar, f"on {', '.join(devices)}", quiet, err=True)
             in_worker = partial(_load_in_worker, load, debug, quiet)
             tally.pace = run_on_devices(todo, request, in_worker, devices, report)
 
@@ -264,7 +290,12 @@ def _upscale_all(
                 tally.num_written += 1
                 size = f"{outcome.size[0]}×{outcome.size[1]}"
                 size += f", {outcome.num_frames} frames" if outcome.num_frames > 1 else ""
-                line = f"{job.source} -> {job.target} ({size}, {outcome.seconds:.1f} s)"
+                megapixels = outcome.size[0] * outcome.size[1] * outcome.num_frames / 1e6
+                tally.megapixels += megapixels
+                rate = (
+                    f"{outcome.seconds:.1f} s, {outcome.seconds / megapixels:.2g} s per megapixel"
+                )
+                line = f"{job.source} -> {job.target} ({size}, {rate})"
                 _say(bar, line, quiet or not bar.disable)
 
         upscale_files(jobs, request, described, run, report)
@@ -307,4 +338,8 @@ def _report(tally: _Tally, num_jobs: int, quiet: bool) -> None:
         counts = f"{tally.num_written} written, {tally.num_skipped} skipped"
         typer.echo(f"{counts}, {len(tally.failures)} failed")
         if tally.pace is not None and tally.num_written > 1:
-            typer.echo(tally.pace.described())
+            rate = tally.pace.seconds / tally.megapixels
+            typer.echo(
+                f"{tally.megapixels:.3g} megapixels, {rate:.2g} s per megapixel; "
+                f"{tally.pace.described()}"
+            )

@@ -60,9 +60,14 @@ class Pace:
     writing: float = 0.0
     """Seconds in which too many results waited to be written."""
 
+    @property
+    def seconds(self) -> float:
+        """All of it."""
+        return self.computing + self.reading + self.writing
+
     def described(self) -> str:
         """Return the shares as a line."""
-        seconds = self.computing + self.reading + self.writing
+        seconds = self.seconds
         shares = {
             "computing": self.computing,
             "waiting for images to be read": self.reading,

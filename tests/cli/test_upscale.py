@@ -29,8 +29,20 @@ def test_one_file_is_written_beside_its_input(upscale, photo):
     result = upscale(photo("photo.jpg"))
     assert read("photo_x4.png") == ("PNG", "RGB", (24, 20))
     assert result.stdout.startswith("photo.jpg -> photo_x4.png (24×20, ")
-    assert result.stderr == ""
+    assert result.stderr == "on cpu, float32, engine fused\n"
     assert files_under(".") == {"photo.jpg", "photo_x4.png"}
+
+
+def test_verbose_says_why(upscale, photo):
+    said = upscale(photo("photo.jpg"), "-v", "--engine", "eager", "--dtype", "bf16").stderr
+    assert said.startswith("on cpu, bfloat16, engine eager\n")
+    assert "engine: asked for eager" in said
+
+
+def test_a_run_ends_with_its_pace(upscale, photo):
+    photo("photos/a.png")
+    photo("photos/b.png")
+    assert "0.00096 megapixels, " in upscale("photos").stdout
 
 
 def test_scale_format_and_quality_shape_the_file(upscale, photo):
