@@ -58,16 +58,20 @@ def _build(config: TrainingConfig, cache: Path, perceptual: PerceptualDistance |
     if isinstance(stage, AutoencoderConfig):
         return AutoencoderStage(checkpoint, stage, config.optimizer, perceptual)
     prompts = PromptEncoder(checkpoint, cache)
+    prompts.foresee([config.data.prompt])  # validation shows it
     if isinstance(stage, TeacherConfig):
         return TeacherStage(checkpoint, stage, config.optimizer, prompts)
     teacher = _load_teacher(config.model, stage)
+    teacher_prompts = None if teacher is None else PromptEncoder(teacher, cache)
+    if teacher_prompts is not None and teacher_prompts.identity == prompts.identity != "":
+        teacher_prompts = prompts  # the same text encoder: embed each prompt once
     return DistillationStage(
         checkpoint,
         teacher,
         stage,
         config.optimizer,
         prompts,
-        None if teacher is None else PromptEncoder(teacher, cache),
+        teacher_prompts,
         config.seed,
         perceptual,
     )
