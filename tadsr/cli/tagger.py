@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from tadsr.cli.devices import check_device_name, choose_device
 from tadsr.cli.options import DeviceOption, MaxPixelsOption, parse_max_pixels
 from tadsr.cli.reporting import (
     DebugOption,
@@ -112,6 +113,7 @@ def tag(
     debug: DebugOption = False,
 ) -> None:
     """Run `tadsr tag`."""
+    check_device_name(device)
     check_range("--batch", batch, 1, 10_000, "how many fit depends on the tagger and the memory")
     with as_usage_errors():
         limit = parse_max_pixels(max_pixels)
@@ -119,7 +121,6 @@ def tag(
         from tqdm import tqdm
 
         from tadsr.checkpoints.tagger import open_tagger
-        from tadsr.cli.model import choose_device
         from tadsr.folders.tagging import plan_tags, show_image, tag_images
 
         silence_libraries(debug, quiet)

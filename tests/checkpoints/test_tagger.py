@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from tadsr.checkpoints.hub import download
 from tadsr.checkpoints.ram_weights import RamWeights, is_used, ram_name
 from tadsr.checkpoints.tagger import (
     CONVERTED_FILE,
@@ -27,6 +26,9 @@ from tadsr.checkpoints.tagger import (
 from tadsr.errors import CheckpointError
 from tadsr.prompts.choice import join_prompt
 from tadsr.prompts.tagger import Tagger, TaggerConfig
+
+from .conftest import repository_of
+from .hub_server import Fault
 
 GOLDEN = Path(__file__).parents[1] / "data" / "tagger"
 FACTS = json.loads((GOLDEN / "golden.json").read_text())
@@ -273,9 +275,24 @@ def test_the_published_layout_has_the_weights_under_these_names(official_layout)
     assert official_layout["files"][TAGGER_FILE] > 4 * 212_117_045
 
 
-def test_download_takes_only_what_it_is_told_from_the_cache(tmp_path):
+def test_the_published_repository_lends_its_weights_and_the_lists_lie_here(hub, folder, tmp_path):
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    for name in (TAG_LIST_FILE, THRESHOLDS_FILE):
+        (folder / name).rename(lists / name)
+    hub.repositories["owner/name"] = repository_of(folder)
+    hub.faults = [Fault("large", TAGGER_FILE, times=1, cut_after=1_500_000)]
+    with pytest.raises(CheckpointError, match=r"lacks ram_tag_list\.txt"):
+        load_tagger("owner/name", config=SMALL)
+    out = convert_tagger("owner/name", tmp_path / "out", config=SMALL, lists=lists)
+    fetched = {path.rpartition("/")[2] for part, _, path, _ in hub.requests if part == "hub"}
+    assert {TAGGER_FILE, TAGGER_ADAPTER_FILE} <= fetched
+    assert "a.png" not in fetched
+    hub.repositories["owner/small"] = repository_of(out)
+    assert load_tagger("owner/small").tags == load_tagger(out).tags
+    assert load_tagger("owner/small", local_files_only=True).tags == load_tagger(out).tags
     with pytest.raises(CheckpointError, match="must be in the hub's cache"):
-        download("owner/name", names=list, cache_dir=tmp_path, local_files_only=True)
+        load_tagger("owner/other", local_files_only=True)
 
 
 def test_several_images_are_tagged_together_as_alone():
