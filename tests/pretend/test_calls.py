@@ -1,0 +1,217 @@
+"""Every kind of call on a GPU that is not there: nothing crosses devices, the picture is right."""
+
+from __future__ import annotations
+
+import subprocess
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tadsr import TADSRPipeline, TileSpec
+from tadsr.errors import TADSRWarning
+
+from .conftest import Machine
+from .tensors import PretendDevice
+
+SMALL_BANDS = TileSpec(band_bytes=2**18)
+SPILLING = TileSpec(band_bytes=2**18, max_memory=1)
+WINDOWS = TileSpec(band_bytes=2**18, attention_px=128)
+
+Call = Callable[..., object]
+
+
+def picture(height: int = 14, width: int = 18, mode: str = "RGB") -> Image.Image:
+    pixels = np.random.default_rng(height).integers(0, 256, (height, width, 4), np.uint8)
+    return Image.fromarray(pixels, "RGBA").convert(mode)
+
+
+def two_sides(height: int = 14, width: int = 18) -> np.ndarray:
+    return np.tile(np.where(np.arange(width) < width // 2, 300, 310), (height, 1))
+
+
+def floats(*shape: int) -> torch.Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def in_three_steps(pipe: TADSRPipeline) -> torch.Tensor:
+    device, dtype = pipe.unet.device, pipe.unet.dtype
+    timesteps, prompt = torch.tensor([300], device=device), pipe.encode_prompt(["a cat"])
+    with torch.no_grad():
+        latents = pipe.encode_latents((floats(1, 3, 64, 64) * 2 - 1).to(device, dtype), timesteps)
+        return pipe.decode_latents(pipe.predict_x0(latents, timesteps, prompt)) / 2 + 0.5
+
+
+def restored(pipe: TADSRPipeline) -> torch.Tensor:
+    device, dtype = pipe.unet.device, pipe.unet.dtype
+    lq = (floats(2, 3, 64, 40) * 2 - 1).to(device, dtype)
+    timesteps = torch.tensor([500, 100], device=device)
+    return pipe.restore(lq, timesteps, pipe.encode_prompt(["", "a cat"])) / 2 + 0.5
+
+
+def calls() -> dict[str, Call]:
+    def call(*args: object, **options: object) -> Call:
+        return lambda pipe: pipe(*args, **{"process_size": 0, **options})
+
+    one, two = picture(), [picture(), picture(14, 18, "L").convert("RGB")]
+    return {
+        "one": call(one),
+        "odd": call(picture(13, 19)),
+        "scale 3": call(picture(11, 15), scale=3),
+        "scale 1": call(picture(40, 50), scale=1),
+        "one pixel": call(picture(1, 1)),
+        "enlarged": call(picture(6, 8), process_size=48),
+        "list": call([*two, picture(12, 12)]),
+        "batch": call(floats(2, 3, 12, 16), timestep=[10, 900]),
+        "two timesteps": call(two, timestep=[500, 600]),
+        "two prompts": call(two, prompt=["", "a cat"]),
+        "map": call(one, timestep=two_sides()),
+        "map of a list": call(two, timestep=[two_sides(), 300]),
+        "sweep": lambda pipe: pipe.sweep(one, [1, 400, 900], process_size=0),
+        "alpha": call(picture(mode="RGBA")),
+        "grey": call(picture(mode="L")),
+        "16 bit": call(np.asarray(picture()).astype(np.uint16) * 257),
+        "float": call(floats(3, 12, 16)),
+        "generator": lambda pipe: call(one, generator=torch.Generator().manual_seed(3))(pipe),
+        "wavelet": call(one, color_fix="wavelet"),
+        "no colour fix": call(one, color_fix="none"),
+        "never in pieces": call(one, tiling=None),
+        "bands": call(one, tiling=SMALL_BANDS),
+        "bands, spilled": call(one, tiling=SPILLING),
+        "bands, windows": call(picture(40, 36), tiling=WINDOWS),
+        "bands, two": call(two, tiling=SMALL_BANDS, timestep=[500, 600]),
+        "bands, map": call(one, tiling=SMALL_BANDS, timestep=two_sides()),
+        "bands, wavelet": call(one, tiling=SMALL_BANDS, color_fix="wavelet"),
+        "bands, generator": lambda pipe: call(
+            one, tiling=SMALL_BANDS, generator=torch.Generator().manual_seed(3)
+        )(pipe),
+        "tensors": restored,
+        "three steps": in_three_steps,
+    }
+
+
+CALLS = calls()
+
+
+def levels(result: object) -> list[np.ndarray]:
+    """Return pictures as 0..255, float."""
+    if isinstance(result, list | tuple):
+        return [values for one in result for values in levels(one)]
+    if isinstance(result, torch.Tensor):
+        return [result.cpu().float().numpy() * 255]
+    values = np.asarray(result)
+    return [values / (257 if values.dtype == np.uint16 else 1)]
+
+
+@pytest.fixture(scope="session")
+def wanted(small) -> Callable[[str], list[np.ndarray]]:
+    """Compute a call by plain modules on the CPU, once."""
+    pipe, known = small(), {}
+    pipe.set_engine("eager")
+
+    def compute(name: str) -> list[np.ndarray]:
+        if name not in known:
+            known[name] = levels(CALLS[name](pipe))
+        return known[name]
+
+    return compute
+
+
+@pytest.fixture(scope="module")
+def pipes() -> dict:
+    return {}
+
+
+@pytest.fixture
+def run(pretend, small, pipes, wanted):
+    """Make a call on a machine, and check its pictures; return what it cost."""
+
+    def make(machine: Machine, dtype: torch.dtype, name: str, mean_levels: float) -> PretendDevice:
+        with pretend(machine) as device:
+            pipe = pipes.get((machine, dtype)) or small().to(machine.kind, dtype)
+            pipes[machine, dtype] = pipe
+            device.forget()
+            found = levels(CALLS[name](pipe))
+        for one, other in zip(found, wanted(name), strict=True):
+            assert one.shape == other.shape
+            assert np.abs(one - other).mean() < mean_levels
+        return device
+
+    return make
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_modern_gpu_in_half_precision(name, run):
+    # Noise is drawn in the type of the latents, and is another in half precision.
+    run(Machine(), torch.float32 if "generator" in name else torch.float16, name, 4)
+
+
+@pytest.mark.parametrize("name", ["one", "list", "two prompts", "grey"])
+def test_no_activation_changes_its_layout(name, run):
+    run(Machine(), torch.float16, name, 4)  # brings the weights into theirs
+    assert run(Machine(), torch.float16, name, 4).hidden_copies == []
+
+
+OTHERS = {
+    "modern, float32": (Machine(), torch.float32, 0.1),
+    "modern, bfloat16": (Machine(), torch.bfloat16, 8),
+    "Turing": (Machine(capability=(7, 5), processors=40), torch.float16, 4),
+    "Pascal": (Machine(capability=(6, 1), processors=28), torch.float16, 4),
+    "ROCm": (Machine(hip="6.2", processors=304), torch.float16, 4),
+    "without Triton": (Machine(has_triton=False), torch.float16, 4),
+    "MPS": (Machine(kind="mps", has_triton=False), torch.float16, 4),
+}
+
+
+@pytest.mark.parametrize("name", ["two prompts", "map", "wavelet", "bands, two"])
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_devices_and_types(kind, name, run, request):
+    if kind == "MPS" and name.startswith("bands"):
+        reason = "bands keep statistics in float64, which MPS does not have"
+        request.applymarker(pytest.mark.xfail(raises=TypeError, reason=reason))
+    run(*OTHERS[kind][:2], name, OTHERS[kind][2])
+
+
+def test_the_second_gpu_is_as_good_as_the_first(pretend, small, wanted):
+    with pretend() as device:
+        found = levels(CALLS["one"](small().to("cuda:1", torch.float16)))
+        assert device.current == 0
+    assert np.abs(found[0] - wanted("one")[0]).mean() < 4
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        RuntimeError("Failed to find C compiler."),
+        subprocess.CalledProcessError(1, ["gcc"]),
+        AssertionError("libcuda.so cannot found!"),
+    ],
+    ids=lambda failure: type(failure).__name__,
+)
+@pytest.mark.parametrize("engine", ["auto", "eager"])
+def test_a_broken_triton_costs_one_warning(failure, engine, pretend, small, wanted):
+    with pretend(Machine(triton_failure=failure)), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", TADSRWarning)
+        pipe = small().to("cuda", torch.float16)
+        pipe.set_engine(engine)
+        for name in ("one", "wavelet"):
+            found = levels(CALLS[name](pipe))
+            assert np.abs(found[0] - wanted(name)[0]).mean() < 4
+    messages = [str(w.message) for w in caught if issubclass(w.category, TADSRWarning)]
+    assert len(messages) == 1
+    assert type(failure).__name__ in messages[0]
+
+
+@pytest.mark.parametrize("name", ["one", "never in pieces", "bands", "list"])
+@pytest.mark.parametrize("way", ["model", "sequential"])
+def test_offloaded_weights_come_to_the_device(way, name, pretend, small, wanted):
+    with pretend():
+        pipe = small()
+        getattr(pipe, f"enable_{way}_cpu_offload")(device="cuda")
+        for _ in range(2):
+            found = levels(CALLS[name](pipe))
+            for one, other in zip(found, wanted(name), strict=True):
+                assert np.abs(one - other).mean() < 0.5

@@ -1,0 +1,80 @@
+"""What an image costs on a GPU that is not there, at the published model's full size."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from PIL import Image
+
+from tadsr import TADSRPipeline, TimeAwareAutoencoderKL
+from tadsr.errors import TADSRWarning
+from tadsr.networks.prompt_embeddings import PromptEmbeddings
+
+from .conftest import Machine
+
+MACHINE = Machine(has_values=False)
+MAX_WAITS = 4
+"""Times that the host waits for the device: what it is now; 1 would do."""
+MAX_LAUNCHES = 870
+"""Kernels of an image, in a graph or not: what it is now; 700 would do."""
+MAX_WHOLE_LAUNCHES = 4000
+"""Of 2048 × 2048 px as a whole, whose widest attention is in chunks."""
+MAX_VARIANTS = 58
+"""Triton's compilations for the first image."""
+MAX_MORE_VARIANTS = 8
+"""And for the first image of another size."""
+WHOLE_BYTES = 24 * 2**30
+"""Memory of a GPU that computes 2048 × 2048 px as a whole: what it is now; 8 GiB would do."""
+
+
+@pytest.fixture(scope="module")
+def full(official_layout) -> Callable[[], TADSRPipeline]:
+    """Build the published model on the device that is there now, without values."""
+    configs = official_layout["configs"]
+
+    def build(device: str = "cuda") -> TADSRPipeline:
+        with torch.device("meta"):
+            vae = TimeAwareAutoencoderKL.from_config(configs["time_vae"])
+            unet = UNet2DConditionModel.from_config(configs["unet"])
+            prompts = PromptEmbeddings(("",), 77, 1024)
+        for network in (vae, unet, prompts):
+            network.half().to_empty(device=device).eval().requires_grad_(False)
+        scheduler = DDPMScheduler.from_config(configs["scheduler"])
+        return TADSRPipeline(vae, unet, scheduler, prompt_embeddings=prompts)
+
+    return build
+
+
+def photo(height: int, width: int) -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    return Image.fromarray(pixels)
+
+
+def test_an_image_of_512_px_in_steady_state(pretend, full):
+    with pretend(MACHINE) as device:
+        pipe = full()
+        for _ in range(3):
+            device.forget()
+            pipe(photo(128, 128))
+        assert len(device.waits) <= MAX_WAITS, device.waits
+        assert sum(device.launches.values()) <= MAX_LAUNCHES, device.launches
+        assert device.hidden_copies == []
+        assert len(device.variants) <= MAX_VARIANTS
+        first = set(device.variants)
+        pipe(photo(180, 270))
+        assert len(device.variants - first) <= MAX_MORE_VARIANTS
+
+
+def test_an_image_of_2048_px_needs_no_large_gpu(pretend, full):
+    with pretend(replace(MACHINE, total_bytes=WHOLE_BYTES)) as device, warnings.catch_warnings():
+        warnings.simplefilter("error", TADSRWarning)
+        pipe = full()
+        pipe(photo(512, 512))
+        # Bands launch seven times as many.
+        assert sum(device.launches.values()) <= MAX_WHOLE_LAUNCHES
