@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -23,6 +24,14 @@ GOLDEN = DATA / "golden"
 def _interrupts() -> None:
     """Let Ctrl-C be tested where a shell in the background has it ignored, in children as well."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _findings(tmp_path_factory) -> Iterator[None]:
+    """Keep what is found out about this machine out of the user's folder, and the other way."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TADSR_CACHE", str(tmp_path_factory.mktemp("findings")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -111,7 +111,8 @@ def disable_kernels(device: torch.device, reason: BaseException | str) -> None:
     _failures[device] = reason
     warnings.warn(
         f"the fused kernels do not run on {device} ({reason}), so that torch computes the same "
-        "there, slower. Triton needs a C compiler, Python's headers and the GPU's driver; "
+        "there, slower. Triton needs a C compiler, Python's headers and the GPU's driver; where "
+        "they are there, please report this with what `tadsr doctor --check --json` prints. "
         f"{SWITCH}=0 leaves the kernels out without this warning",
         TADSRWarning,
         stacklevel=2,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tadsr.errors import TADSRWarning
+from tadsr.onestep.agreement import MAX_ERROR, relative_error
 
 Stage = Callable[..., tuple[Tensor, Tensor]]
 """From tensors to a result and whether it is finite."""
@@ -50,7 +51,7 @@ class Graph:
             with _measured_convolutions(self._inputs[0].dtype):
                 with torch.cuda.stream(stream):
                     for _ in range(_WARM_UPS):
-                        stage(*arguments)
+                        expected, is_finite = stage(*arguments)
                 current.wait_stream(stream)
                 # Other threads may go on using the GPU, as one that copies results does.
                 mode = "thread_local"
@@ -59,6 +60,9 @@ class Graph:
         finally:
             # Recording that fails leaves its own stream behind.
             torch.cuda.set_stream(current)
+        self._graph.replay()
+        if is_finite and not relative_error(self._outputs[0], expected) < MAX_ERROR:
+            raise RuntimeError("its first replay differs from what was recorded")
 
     def run(self, inputs: Sequence[Tensor], conditions: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Replay with other tensors of the same shapes."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tadsr.errors import TADSRWarning, not_finite
 from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
 from tadsr.onestep.plan import EngineName, EnginePlan, choose_plan
+from tadsr.onestep.selfcheck import is_distrusted, is_eager_fastest, is_settled, settle
 from tadsr.onestep.stages import CompiledStages, EagerStages, FusedStages
 from tadsr.onestep.support import unknown_blocks, wrapped_modules
 from tadsr.onestep.watch import ModuleWatch
@@ -65,14 +66,15 @@ class OneStepEngine:
         self._wide: dict[str, nn.Module] = {}
         self._has_channels_last = False
         self._warned: set[str] = set()
+        self._compared: Stages | None = None
 
     def __getstate__(self) -> dict[str, object]:
         # What is folded and recorded belongs to these very weights; a copy makes its own.
-        return {**vars(self), "_built": None, "_wide": {}}
+        return {**vars(self), "_built": None, "_wide": {}, "_compared": None}
 
     def release(self) -> None:
         """Free what was folded and recorded, and bring the weights back into torch's layout."""
-        self._built = None
+        self._built = self._compared = None
         self._wide.clear()
         self._lay_out(False)
 
@@ -141,7 +143,7 @@ class OneStepEngine:
             TADSRError: The result is not finite.
         """
         # The first stage that overflows and those after it run once more.
-        stages: list[Stages] = [self.stages] * len(_STAGE_NAMES)
+        stages: list[Stages] = [self._settled(lq, timesteps, prompt_embeds)] * len(_STAGE_NAMES)
         can_widen = self.unet.dtype == torch.float16 and stages[0] is not self._eager
         stages[0].prepare(timesteps, prompt_embeds)
         inputs: list[Tensor] = [lq, lq, lq]
@@ -164,6 +166,16 @@ class OneStepEngine:
                 raise not_finite(self.unet.dtype)
             widened.add(start)
             stages[start] = self._widen(start)
+
+    def _settled(self, lq: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Stages:
+        """Return the stages, compared with plain modules where they are new to this GPU."""
+        stages = self.stages
+        while self.choice == "auto" and stages is not self._compared:
+            is_new = isinstance(stages, FusedStages) and not is_settled(stages)
+            if is_new and not settle(stages, self._eager, lq, timesteps, prompt_embeds):
+                self._built = None
+            self._compared, stages = stages, self.stages
+        return stages
 
     def _latents(self, moments: Tensor, generator: torch.Generator | None) -> Tensor:
         mean, log_variance = moments.chunk(2, dim=1)
@@ -199,6 +211,11 @@ class OneStepEngine:
             if plan is None and self.choice == "fused":
                 plan = EnginePlan(channels_last=False)
         if plan is None:
+            return None
+        networks = (self.vae, self.unet)
+        if self.choice == "auto" and (
+            is_distrusted(*networks, plan) or is_eager_fastest(*networks)
+        ):
             return None
         reasons = unknown_blocks(self.vae, self.unet)
         if self.choice == "auto" and not reasons and wrapped_modules(self.vae, self.unet):

@@ -1,0 +1,124 @@
+"""What this machine is, and what earlier runs found out about it."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tadsr.version import __version__
+from tadsr.whole_file import whole_file
+
+CACHE_VARIABLE = "TADSR_CACHE"
+"""Environment variable with the folder of what is remembered; ~/.cache/tadsr if it is not set."""
+
+_LIBRARIES = ("torch", "triton", "diffusers", "transformers", "numpy", "pillow")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python, this package and what it computes with."""
+    found = {"tadsr": __version__, "python": platform.python_version()}
+    for name in _LIBRARIES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found | {"torch": torch.__version__}  # with the kind of build
+
+
+def describe_device(device: torch.device) -> dict[str, str]:
+    """Describe a device as far as results and speed depend on it."""
+    if device.type != "cuda":
+        name = _cpu_name() if device.type == "cpu" else f"{device.type}, {platform.machine()}"
+        return {"name": name, "threads": str(torch.get_num_threads())}
+    major, minor = torch.cuda.get_device_capability(device)
+    return {
+        "name": torch.cuda.get_device_name(device),
+        "capability": f"{major}.{minor}",
+        "driver": _driver(),
+        "runtime": torch.version.hip or f"CUDA {torch.version.cuda}",
+    }
+
+
+def fingerprint(device: torch.device, dtype: torch.dtype, *further: object) -> str:
+    """Return a text that changes with all that a finding about a device depends on.
+
+    Args:
+        device: Its description is part of it, its number is not.
+        dtype: Of the weights.
+        *further: Whatever else matters, such as the networks' configurations.
+    """
+    known = versions()
+    facts = [describe_device(device), str(dtype), *(known.get(n) for n in ("torch", "triton"))]
+    text = json.dumps([*facts, known["tadsr"], *map(repr, further)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def recall(kind: str, key: str) -> Any:
+    """Return what an earlier run has found out, or None.
+
+    Args:
+        kind: What it is about, such as "trusted".
+        key: From `fingerprint`.
+    """
+    return _remembered().get(kind, {}).get(key)
+
+
+def remember(kind: str, key: str, value: Any) -> None:
+    """Keep a finding for later runs, where the folder can be written.
+
+    Args:
+        kind: As for `recall`.
+        key: As for `recall`.
+        value: Goes into JSON.
+    """
+    known = _remembered()
+    known.setdefault(kind, {})[key] = value
+    with suppress(OSError), whole_file(_cache_file()) as partial:
+        partial.write_text(json.dumps(known, indent=1), encoding="utf-8")
+
+
+def _remembered() -> dict[str, dict[str, Any]]:
+    try:
+        found = json.loads(_cache_file().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    is_ours = isinstance(found, dict) and all(isinstance(part, dict) for part in found.values())
+    return found if is_ours else {}
+
+
+def _cache_file() -> Path:
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    if sys.platform == "win32":
+        home = os.environ.get("LOCALAPPDATA") or home
+    return Path(os.environ.get(CACHE_VARIABLE) or Path(home) / "tadsr") / "machine.json"
+
+
+@functools.cache
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*:\s*(.+)$", info.read_text(), re.M) if info.exists() else []
+    return f"{names[0]}, {len(names)} cores" if names else platform.processor() or "CPU"
+
+
+@functools.cache
+def _driver() -> str:
+    module = Path("/proc/driver/nvidia/version")
+    if module.exists():
+        found = re.search(r"Kernel Module\D*([\d.]+)", module.read_text())
+        return found[1] if found else "unknown"
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return done.stdout.strip().partition("\n")[0]

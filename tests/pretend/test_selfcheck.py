@@ -1,0 +1,106 @@
+"""What the engine does about a GPU that computes wrongly: it notices, says so once, and goes on."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tadsr.errors import TADSRWarning
+
+from .tensors import tensors_in
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_remembered(tmp_path, monkeypatch):
+    monkeypatch.setenv("TADSR_CACHE", str(tmp_path))
+
+
+@pytest.fixture
+def photo() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8))
+
+
+def restore(pipe, photo) -> tuple[np.ndarray, list[str]]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", TADSRWarning)
+        result = np.asarray(pipe(photo, process_size=0)).astype(int)
+    return result, [str(w.message) for w in caught if issubclass(w.category, TADSRWarning)]
+
+
+def spoil(device, operation: str, how) -> None:
+    """Have an operation of the package give other values than it should."""
+    run = device.run_operation
+
+    def run_wrongly(func, args, kwargs):
+        result = run(func, args, kwargs)
+        if func.overloadpacket.__name__ == operation:
+            how(tensors_in(result)[0].inner)
+        return result
+
+    device.run_operation = run_wrongly
+
+
+def fail(_: torch.Tensor) -> None:
+    raise RuntimeError("an illegal memory access was encountered")
+
+
+@pytest.mark.parametrize(
+    ("operation", "how", "reason"),
+    [
+        ("group_norm_silu", lambda x: x.mul_(1.5), "the encoder differs from plain modules by"),
+        ("geglu", lambda x: x.add_(3), "the UNet differs from plain modules by"),
+        ("add_with_statistics", fail, "RuntimeError: an illegal memory access"),
+        ("adain_color_fix_uint8", lambda x: x.bitwise_xor_(1), "adain colour fix gives wrong"),
+        ("wavelet_color_fix_uint8", lambda x: x.add_(2), "wavelet colour fix gives wrong"),
+    ],
+)
+def test_wrong_kernels_are_left_out_with_one_warning(operation, how, reason, pretend, small, photo):
+    plain = small()
+    plain.set_engine("eager")
+    expected = restore(plain, photo)[0]
+    with pretend() as device:
+        pipe = small().to("cuda", torch.float16)
+        spoil(device, operation, how)
+        result, messages = restore(pipe, photo)
+        assert len(messages) == 1
+        assert reason in messages[0]
+        assert "tadsr doctor --check --json" in messages[0]
+        assert np.abs(result - expected).mean() < 4
+        device.forget()
+        again, messages = restore(pipe, photo)
+        assert messages == []
+        assert np.abs(again - expected).mean() < 4
+        assert not [name for name in device.launches if name.startswith("triton")]
+
+
+def test_a_right_device_is_remembered(pretend, small, photo):
+    counts = []
+    for _ in range(2):  # as in two programs: what was found is forgotten in between
+        with pretend() as device:
+            pipe = small().to("cuda", torch.float16)
+            device.forget()
+            assert restore(pipe, photo)[1] == []
+            counts.append(device.launches["native_group_norm"])
+    assert counts[0] > 0
+    assert counts[1] == 0
+
+
+def test_a_chosen_engine_is_taken_at_its_word(pretend, small, photo):
+    with pretend() as device:
+        pipe = small().to("cuda", torch.float16)
+        pipe.set_engine("fused")
+        device.forget()
+        restore(pipe, photo)
+        assert device.launches["native_group_norm"] == 0
+
+
+def test_kernels_can_be_switched_off(pretend, small, photo, monkeypatch):
+    monkeypatch.setenv("TADSR_KERNELS", "0")
+    with pretend() as device:
+        pipe = small().to("cuda", torch.float16)
+        assert restore(pipe, photo)[1] == []
+        assert not [name for name in device.launches if name.startswith("triton")]
