@@ -15,6 +15,7 @@ from tadsr.cli.checkpoints import CONVERT_HELP, INFO_HELP, convert, info
 from tadsr.cli.compare import COMPARE_HELP, compare
 from tadsr.cli.degrade import DEGRADE_HELP, degrade
 from tadsr.cli.demo import DEMO_HELP, demo
+from tadsr.cli.doctor import DOCTOR_HELP, doctor
 from tadsr.cli.evaluate import EVALUATE_HELP, evaluate
 from tadsr.cli.export import export
 from tadsr.cli.suggestions import SuggestingCommand, SuggestingGroup
@@ -38,6 +39,7 @@ Examples:
   tadsr evaluate results/ --hq originals/  figures and a plot
   tadsr train --config recipe.yaml         a model of your own
   tadsr tag photos/ --tagger FOLDER        what a tagger sees in pictures
+  tadsr doctor                             what runs on this machine, and why not
   tadsr demo                               a page in the browser
   tadsr COMMAND --help                     all options of a command
 """
@@ -61,6 +63,7 @@ app.command("sweep", cls=SuggestingCommand, help=SWEEP_HELP, no_args_is_help=Tru
 app.command("compare", cls=SuggestingCommand, help=COMPARE_HELP, no_args_is_help=True)(compare)
 app.command("degrade", cls=SuggestingCommand, help=DEGRADE_HELP, no_args_is_help=True)(degrade)
 app.command("train", cls=SuggestingCommand, help=TRAIN_HELP, no_args_is_help=True)(train)
+app.command("doctor", cls=SuggestingCommand, help=DOCTOR_HELP)(doctor)
 app.command("demo", cls=SuggestingCommand, help=DEMO_HELP)(demo)
 app.add_typer(export, name="export")
 

@@ -16,6 +16,13 @@ from tadsr.prompts import PromptStyle
 DtypeName = Literal["auto", "fp32", "fp16", "bf16"]
 
 
+def choose_dtype(name: DtypeName, device: torch.device) -> torch.dtype:
+    """Return the type of weights by its name; "auto" is float16 on CUDA and float32 elsewhere."""
+    if name == "auto":
+        name = "fp16" if device.type == "cuda" else "fp32"
+    return torch_dtype(name)
+
+
 def load_on(
     source: str,
     adapter: str | None,
@@ -59,7 +66,7 @@ def load_model(
         source: As in `TADSRPipeline.from_pretrained`.
         adapter: As in `TADSRPipeline.from_pretrained`.
         device: Where to.
-        dtype: Type of the weights; "auto" for float16 on CUDA and float32 elsewhere.
+        dtype: Type of the weights; see `choose_dtype`.
         prompt: Text for all images, or None.
         timestep: Timestep for all images.
         tagger: As in `TADSRPipeline.from_pretrained`.
@@ -73,10 +80,9 @@ def load_model(
         UsageError: The model does not know the prompt or has fewer timesteps.
         CheckpointError: The checkpoint is missing, damaged, unsafe or does not fit.
     """
-    if dtype == "auto":
-        dtype = "fp16" if device.type == "cuda" else "fp32"
+    chosen = choose_dtype(dtype, device)
     pipe = TADSRPipeline.from_pretrained(
-        source, adapter=adapter, torch_dtype=torch_dtype(dtype), tagger=tagger, engine=engine
+        source, adapter=adapter, torch_dtype=chosen, tagger=tagger, engine=engine
     )
     pipe.prompt_style = prompt_style
     pipe.to(device)

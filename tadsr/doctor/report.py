@@ -1,0 +1,146 @@
+"""What can be said without computing: versions, devices, the choice of engine, a model's files."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import torch
+
+from tadsr.checkpoints import inspect_checkpoint
+from tadsr.errors import TADSRError
+from tadsr.kernels.backends import unsupported_reasons
+from tadsr.machine import describe_device, versions
+from tadsr.onestep import choose_plan
+
+SUMS = "SHA256SUMS"
+"""A model's own list of hashes, as `sha256sum` writes it."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Args:
+        name: What.
+        is_right: Whether it is as it should be; None where it could not be looked at.
+        detail: What was found, or why nothing was.
+        seconds: A picture's time, where it was taken.
+    """
+
+    name: str
+    is_right: bool | None
+    detail: str
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that was looked at.
+
+    Args:
+        versions: Of the package, Python and libraries.
+        machine: System, processor and memory.
+        device: Description of the device in use.
+        device_name: What torch calls it.
+        dtype: Type of the weights, as the command line would choose it.
+        engine: What `engine="auto"` takes there.
+        kernel_reasons: Why fused kernels do not run there; none if they do.
+        model: The model's files.
+        checks: What `check_all` found.
+        speeds: What `time_all` found.
+    """
+
+    versions: dict[str, str]
+    machine: dict[str, str]
+    device: dict[str, str]
+    device_name: str
+    dtype: str
+    engine: str
+    kernel_reasons: tuple[str, ...]
+    model: Finding
+    checks: tuple[Finding, ...] = ()
+    speeds: tuple[Finding, ...] = ()
+    is_right: bool = field(init=False)
+    """Whether nothing is wrong; what could not be looked at does not count."""
+
+    def __post_init__(self) -> None:
+        findings = (self.model, *self.checks, *self.speeds)
+        is_right = all(finding.is_right is not False for finding in findings)
+        object.__setattr__(self, "is_right", is_right)
+
+
+def examine(source: str, device: torch.device, dtype: torch.dtype) -> Report:
+    """Look at everything that needs no computing.
+
+    Args:
+        source: A model, as in `TADSRPipeline.from_pretrained`.
+        device: Where it would run.
+        dtype: Type of its weights.
+    """
+    memory = psutil.virtual_memory()
+    about = describe_device(device)
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        about |= {"free_bytes": str(free), "total_bytes": str(total)}
+    return Report(
+        versions=versions(),
+        machine={
+            "system": platform.platform(),
+            "processor": describe_device(torch.device("cpu"))["name"],
+            "memory_bytes": str(memory.total),
+            "available_bytes": str(memory.available),
+        },
+        device=about,
+        device_name=str(device),
+        dtype=str(dtype).removeprefix("torch."),
+        engine="eager" if choose_plan(device, dtype) is None else "fused",
+        kernel_reasons=tuple(unsupported_reasons([torch.empty(1, dtype=dtype, device=device)])),
+        model=verify_model(source),
+    )
+
+
+def verify_model(source: str) -> Finding:
+    """Read a model's headers and compare its files with the hashes that there are.
+
+    Args:
+        source: As for `examine`; a hub id is looked up in the cache only.
+    """
+    name = f"model {source}"
+    try:
+        found = inspect_checkpoint(source)
+    except TADSRError as error:
+        return Finding(name, False, str(error))
+    folder = Path(found.folder)
+    expected = _hashes_of(folder)
+    damaged = [name for name, digest in expected.items() if _sha256(folder / name) != digest]
+    if damaged:
+        return Finding(name, False, f"damaged: {', '.join(damaged)} in {folder}; get it again")
+    if not expected:
+        return Finding(name, True, f"headers are right, there are no hashes to compare, {folder}")
+    return Finding(name, True, f"{len(expected)} files are as their hashes say, {folder}")
+
+
+def _hashes_of(folder: Path) -> dict[str, str]:
+    """Return the hashes of a folder's files: listed there, or those that the hub's cache names."""
+    if (folder / SUMS).is_file():
+        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
+        pairs = (line.split(maxsplit=1) for line in lines if line.strip())
+        return {name.lstrip("*"): digest for digest, name in pairs}
+    blobs = {p: Path(p.resolve()).name for p in folder.rglob("*") if p.is_symlink()}
+    known = {p: name for p, name in blobs.items() if re.fullmatch(r"[0-9a-f]{64}", name)}
+    return {str(path.relative_to(folder)): name for path, name in known.items()}
+
+
+def _sha256(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
