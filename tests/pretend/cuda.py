@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .tensors import PretendDevice
+from .tensors import PretendDevice, spoil
 
 
 class Stream:
@@ -57,6 +57,7 @@ class CUDAGraph:
 
     def replay(self) -> None:
         self.device.launches.update(self.launches)
+        self.device.num_replays += 1
         for step in self.steps:
             step()
 
@@ -93,6 +94,9 @@ def stand_in(device: PretendDevice, capability: tuple[int, int], processors: int
             yield
         finally:
             device.recording, device.launches = None, before
+            for out in device.recorded:
+                spoil(out)  # recording computes nothing
+            device.recorded.clear()
 
     name = f"Pretend {capability[0]}.{capability[1]}"
     properties = types.SimpleNamespace(

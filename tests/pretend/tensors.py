@@ -99,6 +99,8 @@ class PretendDevice(TorchDispatchMode):
         self.total_bytes = total_bytes
         self.current = 0
         self.recording: list[Callable[[], None]] | None = None
+        self.recorded: list[Tensor] = []
+        self.num_replays = 0
         self.live_bytes = self.peak_bytes = 0
         self._live: dict[int, tuple[StorageWeakRef, int]] = {}
         self._pinned: dict[int, StorageWeakRef] = {}
@@ -254,12 +256,13 @@ class PretendDevice(TorchDispatchMode):
         is_view = getattr(func, "is_view", False) or name in _FREE
         if name in _ALLOCATIONS:
             for out in outs:
-                _spoil(out)
+                spoil(out)
         elif not is_view:
             self._check_layout(name, leaves, outs)
             self.launches[name] += _LAUNCHES.get(name, 1)
             if self.recording is not None and self.has_values:
                 self.recording.append(lambda: repeat(run, args, kwargs, outs))
+                self.recorded += [out for out in outs if id(out) not in own]
         for out in outs:
             self._take(out)
 
@@ -327,7 +330,7 @@ class PretendDevice(TorchDispatchMode):
             return host.copy_(values)
         self.launches["copy to pinned memory"] += 0
         self._on_their_way.append((host, values))
-        _spoil(host)  # until somebody waits
+        spoil(host)  # until somebody waits
         return host
 
     def _read(self, x: Tensor) -> Tensor:
@@ -461,7 +464,7 @@ def _layout(x: Tensor) -> torch.memory_format:
     return suggest_memory_format(x)
 
 
-def _spoil(x: Tensor) -> None:
+def spoil(x: Tensor) -> None:
     """Fill memory that nobody has written with what shows if it is read."""
     if x.is_floating_point():
         x.fill_(torch.nan)

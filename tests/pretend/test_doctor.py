@@ -28,6 +28,9 @@ def test_a_gpu_is_described(pretend):
     assert report.device["capability"] == "9.0"
     assert report.engine == "fused"
     assert report.kernel_reasons == ()
-    with pretend(Machine(triton_failure=AssertionError("libcuda"))), pytest.warns(UserWarning, match="do not run"):
+    with (
+        pretend(Machine(triton_failure=AssertionError("libcuda"))),
+        pytest.warns(UserWarning, match="do not run"),
+    ):
         report = examine("tadsr-tiny", CUDA, torch.float16)
     assert "AssertionError: libcuda" in report.kernel_reasons[0]

@@ -104,3 +104,39 @@ def test_kernels_can_be_switched_off(pretend, small, photo, monkeypatch):
         pipe = small().to("cuda", torch.float16)
         assert restore(pipe, photo)[1] == []
         assert not [name for name in device.launches if name.startswith("triton")]
+
+
+MOST_CALLS = 30
+"""A size is recorded at the latest when it came so often."""
+
+
+def test_graphs_take_new_images_and_timesteps(pretend, small, photo):
+    plain = small()
+    plain.set_engine("eager")
+    with pretend() as device:
+        pipe = small().to("cuda", torch.float32)
+        for _ in range(MOST_CALLS):
+            pipe(photo, process_size=0)
+            if device.num_replays:
+                break
+        before = device.num_replays
+        for options in ({"timestep": 20}, {"prompt": "a cat"}, {}):
+            found = np.asarray(pipe(photo.rotate(180), process_size=0, **options)).astype(int)
+            expected = np.asarray(plain(photo.rotate(180), process_size=0, **options))
+            assert np.abs(found - expected).max() <= 1
+        assert device.num_replays >= before + 9
+
+
+def test_a_graph_that_replays_wrongly_is_not_used(pretend, small, photo, monkeypatch):
+    with pretend():
+        pipe = small().to("cuda", torch.float16)
+        expected = restore(pipe, photo)[0]
+        monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: None)
+        for _ in range(MOST_CALLS):
+            result, messages = restore(pipe, photo)
+            assert np.abs(result - expected).max() <= 1
+            if messages:
+                break
+        assert len(messages) == 1
+        assert "first replay differs" in messages[0]
+        assert restore(pipe, photo)[1] == []
