@@ -13,6 +13,10 @@ class ImageReadError(TADSRError):
     """An image file cannot be read: missing, broken, truncated or too large."""
 
 
+class ImageTooLargeError(ImageReadError):
+    """An image file would take more memory or time than was allowed."""
+
+
 class TADSRWarning(UserWarning):
     """Base of every warning of tadsr: what was asked for is done, but in another way."""
 

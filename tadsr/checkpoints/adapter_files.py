@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tadsr.checkpoints.tensors import TensorReader, read_pickle
+from tadsr.checkpoints.tensors import TensorReader, check_tensors, read_pickle
 from tadsr.errors import CheckpointError
 from tadsr.networks.adapters import DEFAULT_ALPHA, AdapterSet
 
@@ -133,11 +133,7 @@ def _load_official(path: Path) -> AdapterSet:
             f"{len(missing)} are missing {missing[:5]} and {len(extra)} are extra {extra[:5]}"
         )
     for key in _PICKLE_PARTS.values():
-        tensors = data[key]
-        if not isinstance(tensors, Mapping) or not all(
-            isinstance(tensor, Tensor) for tensor in tensors.values()
-        ):
-            raise CheckpointError(f"{path} must hold tensors by name under {key!r}")
+        check_tensors(data[key], f"{path} under {key!r}")
     adapters = AdapterSet(
         **{part: dict(data[key]) for part, key in _PICKLE_PARTS.items()},
         **{key: data[key] for key in _PICKLE_RANKS},

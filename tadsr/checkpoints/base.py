@@ -8,12 +8,14 @@ import torch
 from diffusers import AutoencoderKL
 from torch import nn
 
+from tadsr.checkpoints.architectures import SHARED_VAE_KEYS, check_architecture
 from tadsr.checkpoints.checkpoint import Checkpoint
 from tadsr.checkpoints.components import (
     has_component,
     load_network,
     load_scheduler,
     load_tokenizer,
+    open_weights,
 )
 from tadsr.checkpoints.detect import detect_format, locate
 from tadsr.checkpoints.hub import download
@@ -22,22 +24,6 @@ from tadsr.checkpoints.layout import NATIVE, OFFICIAL
 from tadsr.checkpoints.load import load_checkpoint
 from tadsr.errors import CheckpointError
 from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL, neutralize_time_layers
-
-_SHARED_VAE_CONFIG = (
-    "in_channels",
-    "out_channels",
-    "down_block_types",
-    "up_block_types",
-    "block_out_channels",
-    "layers_per_block",
-    "act_fn",
-    "latent_channels",
-    "norm_num_groups",
-    "sample_size",
-    "scaling_factor",
-    "force_upcast",
-    "mid_block_add_attention",
-)
 
 
 def find_folder(source: str | Path) -> Path:
@@ -101,7 +87,7 @@ def time_aware_from_sd(vae: AutoencoderKL) -> TimeAwareAutoencoderKL:
     Raises:
         CheckpointError: Its architecture is not Stable Diffusion's.
     """
-    config = {k: vae.config[k] for k in _SHARED_VAE_CONFIG if k in vae.config}
+    config = {k: vae.config[k] for k in SHARED_VAE_KEYS if k in vae.config}
     try:
         time_aware = TimeAwareAutoencoderKL(**config)
         missing, unexpected = time_aware.load_state_dict(vae.state_dict(), strict=False)
@@ -118,6 +104,9 @@ def time_aware_from_sd(vae: AutoencoderKL) -> TimeAwareAutoencoderKL:
 
 
 def _load_sd_vae(folder: Path) -> TimeAwareAutoencoderKL:
+    component = NATIVE.component("vae")
+    path = folder / component.folder / component.config
+    check_architecture("vae", read_json(path), path, open_weights(folder, component, NATIVE, None))
     try:
         # Diffusers knows the older names of the attention's tensors.
         vae = AutoencoderKL.from_pretrained(
@@ -139,7 +128,7 @@ def _load_networks(folder: Path, fmt, vae: TimeAwareAutoencoderKL) -> dict:
                 "the model again"
             )
     parts["text_encoder"] = _load(folder, fmt, "text_encoder")
-    parts["tokenizer"] = load_tokenizer(folder, fmt.component("tokenizer"))
+    parts["tokenizer"] = load_tokenizer(folder, fmt.component("tokenizer"), parts["text_encoder"])
     return parts
 
 

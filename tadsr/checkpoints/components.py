@@ -7,22 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers import DDPMScheduler
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, PreTrainedTokenizerBase
+from transformers import CLIPTokenizer, PreTrainedTokenizerBase
 
+from tadsr.checkpoints.architectures import build_model
 from tadsr.checkpoints.json_files import read_json
 from tadsr.checkpoints.layout import Component, Format, choose_weight_file
 from tadsr.checkpoints.tensors import Change, TensorReader, load_strict
 from tadsr.errors import CheckpointError
-from tadsr.networks.prompt_embeddings import PromptEmbeddings
-from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
 
-_MODEL_CLASSES = {
-    "vae": TimeAwareAutoencoderKL,
-    "unet": UNet2DConditionModel,
-    "prompt_embeddings": PromptEmbeddings,
-}
+MAX_TIMESTEPS = 10_000
+"""Most timesteps of a noise schedule; Stable Diffusion has 1000."""
 _BETA_KEYS = ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps")
 
 
@@ -71,12 +67,13 @@ def open_weights(
     return TensorReader([place / name for name in shards])
 
 
-def build_on_meta(folder: Path, component: Component) -> nn.Module:
+def build_on_meta(folder: Path, component: Component, reader: TensorReader) -> nn.Module:
     """Build a component's model from its config, without memory for weights.
 
     Args:
         folder: The checkpoint.
         component: "vae", "unet", "text_encoder" or "prompt_embeddings".
+        reader: Its weights, which its sizes must fit.
 
     Returns:
         The model on the meta device.
@@ -86,7 +83,10 @@ def build_on_meta(folder: Path, component: Component) -> nn.Module:
     """
     path = folder / component.folder / component.config
     config = read_json(path)
-    stated = config.get("_class_name") or next(iter(config.get("architectures") or ()), None)
+    listed = config.get("architectures")
+    stated = config.get("_class_name") or (
+        listed[0] if listed and isinstance(listed, list) else None
+    )
     if stated not in (None, component.class_name):
         raise CheckpointError(
             f"{path} must describe a {component.class_name}, got {stated}; "
@@ -94,9 +94,9 @@ def build_on_meta(folder: Path, component: Component) -> nn.Module:
         )
     try:
         with torch.device("meta"):
-            if component.name == "text_encoder":
-                return CLIPTextModel(CLIPTextConfig.from_dict(config))
-            return _MODEL_CLASSES[component.name].from_config(config)
+            return build_model(component.name, config, path, reader)
+    except CheckpointError:
+        raise
     except Exception as error:  # a wrong value raises whatever the model's code stumbles over
         raise CheckpointError(
             f"{path} makes no {component.class_name}: {type(error).__name__}: {error}"
@@ -111,6 +111,7 @@ def load_network(
     variant: str | None,
     dtype: torch.dtype | None,
     change: Change | None = None,
+    reader: TensorReader | None = None,
     model: nn.Module | None = None,
 ) -> Any:
     """Load a component with weights.
@@ -122,6 +123,7 @@ def load_network(
         variant: Such as "fp16", or None.
         dtype: Floating dtype; None keeps the stored one.
         change: What to do to each weight while loading.
+        reader: Its weights, where they are opened already.
         model: The model on the meta device, where it is built already.
 
     Returns:
@@ -130,8 +132,8 @@ def load_network(
     Raises:
         CheckpointError: A file is missing, damaged, unsafe or does not fit its config.
     """
-    model = build_on_meta(folder, component) if model is None else model
-    reader = open_weights(folder, component, fmt, variant)
+    reader = open_weights(folder, component, fmt, variant) if reader is None else reader
+    model = build_on_meta(folder, component, reader) if model is None else model
     rename = clip_common_name if component.name == "text_encoder" else None
     return load_strict(model, reader, dtype=dtype, rename=rename, change=change)
 
@@ -170,23 +172,36 @@ def load_scheduler(folder: Path, component: Component) -> DDPMScheduler:
     missing = [key for key in _BETA_KEYS if key not in config]
     if missing:
         raise CheckpointError(f"{path} must give {', '.join(_BETA_KEYS)}; it lacks {missing}")
+    count = config["num_train_timesteps"]
+    if type(count) is not int or not 1 <= count <= MAX_TIMESTEPS:
+        raise CheckpointError(
+            f"{path} must have num_train_timesteps in 1..{MAX_TIMESTEPS}, got {str(count)[:80]}"
+        )
     try:
-        return DDPMScheduler(
+        scheduler = DDPMScheduler(
             **{key: config[key] for key in _BETA_KEYS},
             trained_betas=config.get("trained_betas"),
             prediction_type="epsilon",
             clip_sample=False,
         )
+        is_schedule = scheduler.betas.shape == (count,)
+        is_schedule &= bool(((scheduler.betas > 0) & (scheduler.betas < 1)).all())
     except Exception as error:  # diffusers raises several types for odd values
         raise CheckpointError(f"{path} makes no noise schedule: {error}") from error
+    if not is_schedule:
+        raise CheckpointError(f"{path} must give {count} betas, all between 0 and 1")
+    return scheduler
 
 
-def load_tokenizer(folder: Path, component: Component) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    folder: Path, component: Component, text_encoder: nn.Module
+) -> PreTrainedTokenizerBase:
     """Load the tokenizer as its files say, padding token included.
 
     Args:
         folder: The checkpoint.
         component: "tokenizer".
+        text_encoder: What reads its tokens, and bounds their number.
 
     Returns:
         The tokenizer.
@@ -203,6 +218,12 @@ def load_tokenizer(folder: Path, component: Component) -> PreTrainedTokenizerBas
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # old files, nothing a user can do
-            return CLIPTokenizer.from_pretrained(str(place), local_files_only=True)
+            tokenizer = CLIPTokenizer.from_pretrained(str(place), local_files_only=True)
+        # Files may state no length, or one that nothing has room for.
+        longest = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
+        if int(longest) < 1:
+            raise ValueError(f"model_max_length must be at least 1, got {longest}")
+        tokenizer.model_max_length = int(longest)
+        return tokenizer
     except Exception as error:  # transformers raises many types for broken files
         raise CheckpointError(f"{place} makes no tokenizer: {error}") from error

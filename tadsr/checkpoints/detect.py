@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import os
 import re
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from tadsr.checkpoints.json_files import read_json
+from tadsr.checkpoints.json_files import read_json, user_path
 from tadsr.checkpoints.layout import NATIVE, OFFICIAL, Format
 from tadsr.errors import CheckpointError
 
@@ -79,10 +80,10 @@ def locate(source: str | Path) -> Location:
             )
         check_sums(folder)
         return Location("embedded", folder, name)
-    path = Path(source).expanduser()
-    if path.is_dir():
+    path = user_path(source)
+    if os.path.isdir(path):  # Path's own raise where a name is too long
         return Location("folder", path, name)
-    if path.is_file():
+    if os.path.isfile(path):
         raise CheckpointError(
             f"source must be a folder, got the file {name}; give the folder of the base model, "
             "and the adapters' file as adapter="
@@ -156,11 +157,11 @@ def find_adapter(folder: Path, fmt: Format, adapter: str | Path | None) -> Path 
             f"{folder} is the base model of a published checkpoint, whose adapters are missing: "
             f"no {fmt.adapter_file} in it; give the file as adapter='path/to/{fmt.adapter_file}'"
         )
-    named = Path(adapter).expanduser()
+    named = user_path(adapter)
     names = (OFFICIAL.adapter_file, NATIVE.adapter_file)
     candidates = [named, *(named / name for name in names), folder / named]
     for candidate in candidates:
-        if candidate.is_file():
+        if os.path.isfile(candidate):
             return candidate
     raise CheckpointError(
         f"adapter must be an existing file, got {adapter}; looked for "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -24,6 +25,7 @@ from tadsr.checkpoints.hub_files import (
     retry,
     status_of,
 )
+from tadsr.checkpoints.json_files import user_path
 from tadsr.checkpoints.layout import (
     BASE_MODEL_MIRRORS,
     NATIVE,
@@ -126,8 +128,8 @@ def download(
     Raises:
         CheckpointError: The repository is absent, private, unreachable or no checkpoint.
     """
-    cache = None if cache_dir is None else Path(cache_dir).expanduser()
-    is_local = adapter is not None and Path(adapter).exists()
+    cache = None if cache_dir is None else user_path(cache_dir)
+    is_local = adapter is not None and os.path.exists(user_path(adapter))
     inside = None if adapter is None or is_local else str(adapter)
 
     def choose(files: Sequence[str]) -> list[str]:

@@ -1,8 +1,9 @@
-"""Read the JSON files of a checkpoint."""
+"""Read the JSON files of a checkpoint, and check paths to files."""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,24 @@ from tadsr.errors import CheckpointError
 
 AGAIN = "download or copy it again"
 """What to do about a damaged file, for errors."""
+MAX_JSON_BYTES = 2**26
+"""Longest configuration or index that is read."""
+
+
+def check_file(path: Path) -> None:
+    """Raise CheckpointError unless a path is a file: a pipe would be waited for, for ever."""
+    if not os.path.isfile(path):
+        if os.path.exists(path):
+            raise CheckpointError(f"{path} must be a file, but is a folder, pipe or device")
+        raise CheckpointError(f"{path} must exist, but is missing; {AGAIN}")
+
+
+def user_path(path: str | Path) -> Path:
+    """Return a path that a user gave, with its "~" replaced; raises CheckpointError."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:  # "~nobody"
+        raise CheckpointError(f"{path} must be a path, but {error}") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -24,11 +43,12 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: The file is missing or no JSON object.
     """
+    check_file(path)
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise CheckpointError(f"{path} must be JSON of at most {MAX_JSON_BYTES / 1e6:g} MB")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} must exist, but is missing; {AGAIN}") from None
-    except (OSError, ValueError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+    except (OSError, ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
         raise CheckpointError(f"{path} must be JSON, but cannot be read: {error}") from error
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} must hold a JSON object, got {type(data).__name__}")

@@ -16,6 +16,7 @@ from tadsr.checkpoints.components import (
     load_network,
     load_scheduler,
     load_tokenizer,
+    open_weights,
 )
 from tadsr.checkpoints.detect import detect_format, find_adapter, is_run_checkpoint, locate
 from tadsr.checkpoints.hub import download
@@ -90,8 +91,8 @@ def load_checkpoint(
     for name in ("text_encoder", "prompt_embeddings"):
         if name in present:
             parts[name] = load_network(folder, present[name], **options)
-    if "tokenizer" in present:
-        parts["tokenizer"] = load_tokenizer(folder, present["tokenizer"])
+    if "tokenizer" in present and "text_encoder" in parts:
+        parts["tokenizer"] = load_tokenizer(folder, present["tokenizer"], parts["text_encoder"])
     return Checkpoint(
         **parts, format=fmt.name, source=location.source, metadata=_read_metadata(folder, fmt)
     )
@@ -118,8 +119,12 @@ def _load_networks(
     options: dict[str, Any],
 ) -> dict[str, Any]:
     """Load UNet and VAE, with adapters merged while reading or attached afterwards."""
-    unet = build_on_meta(folder, present["unet"])
-    vae = build_on_meta(folder, present["vae"])
+    readers = [
+        open_weights(folder, present[name], options["fmt"], options["variant"])
+        for name in ("unet", "vae")
+    ]
+    unet = build_on_meta(folder, present["unet"], readers[0])
+    vae = build_on_meta(folder, present["vae"], readers[1])
     adapters = None if adapter_path is None else load_adapters(adapter_path)
     changes: tuple[Any, Any] = (None, None)
     if adapters is not None:
@@ -129,8 +134,12 @@ def _load_networks(
             raise CheckpointError(f"{adapter_path} does not fit {folder}: {error}") from error
         if merge:
             changes = weight_changes(adapters)
-    unet = load_network(folder, present["unet"], model=unet, change=changes[0], **options)
-    vae = load_network(folder, present["vae"], model=vae, change=changes[1], **options)
+    unet, vae = (
+        load_network(folder, present[name], reader=reader, model=model, change=change, **options)
+        for name, reader, model, change in zip(
+            ("unet", "vae"), readers, (unet, vae), changes, strict=True
+        )
+    )
     if adapters is not None and not merge:
         attach_adapters(unet, vae, adapters)
         unet.requires_grad_(False).eval()
@@ -150,7 +159,11 @@ def _check_prompt_source(folder: Path, present: dict[str, Any]) -> None:
 
 def _read_metadata(folder: Path, fmt: Format) -> dict[str, Any]:
     if fmt is NATIVE:
-        return dict(read_json(folder / "model_index.json").get("tadsr_metadata") or {})
+        path = folder / "model_index.json"
+        metadata = read_json(path).get("tadsr_metadata") or {}
+        if not isinstance(metadata, dict):
+            raise CheckpointError(f"{path} must have an object under tadsr_metadata")
+        return metadata
     return {"license": PUBLISHED_LICENCE}
 
 

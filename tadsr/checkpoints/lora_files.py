@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tadsr.checkpoints.components import clip_common_name
-from tadsr.checkpoints.json_files import read_json
+from tadsr.checkpoints.json_files import read_json, user_path
 from tadsr.checkpoints.tensors import TensorReader
 from tadsr.errors import CheckpointError
 from tadsr.networks.adapters import plain_state_dict
@@ -54,7 +54,7 @@ def read_lora(
     Raises:
         CheckpointError: The file is missing, damaged, no LoRA, or does not fit the models.
     """
-    path = _find(Path(source).expanduser())
+    path = _find(user_path(source))
     reader = TensorReader([path])
     shapes = {"unet": _weight_shapes(unet, "unet")}
     if text_encoder is not None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tadsr.checkpoints.detect import locate
 from tadsr.checkpoints.hub import download
-from tadsr.checkpoints.json_files import read_json
+from tadsr.checkpoints.json_files import read_json, user_path
 from tadsr.checkpoints.ram_weights import RamWeights, read_ram
 from tadsr.checkpoints.save import check_target, write_atomically
 from tadsr.checkpoints.tensors import TensorReader, load_strict
@@ -196,17 +196,17 @@ def _find_files(
         if CONVERTED_FILE in names:
             weights = [CONVERTED_FILE, CONVERTED_CONFIG]
         else:
-            is_local = adapter is None or Path(adapter).expanduser().is_absolute()
+            is_local = adapter is None or user_path(adapter).is_absolute()
             weights = [TAGGER_FILE] if is_local else [TAGGER_FILE, str(adapter)]
         return weights if lists is not None else [*weights, TAG_LIST_FILE, THRESHOLDS_FILE]
 
     if folder is None:
         folder = download(location.source, names=needed, **hub)
     is_converted = (folder / CONVERTED_FILE).is_file()
-    place = folder if lists is None else Path(lists).expanduser()
+    place = folder if lists is None else user_path(lists)
     files = _Files(
         folder / (CONVERTED_FILE if is_converted else TAGGER_FILE),
-        None if adapter is None or is_converted else folder / Path(adapter).expanduser(),
+        None if adapter is None or is_converted else folder / user_path(adapter),
         place / TAG_LIST_FILE,
         place / THRESHOLDS_FILE,
     )

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from tadsr.checkpoints.json_files import AGAIN
+from tadsr.checkpoints.json_files import AGAIN, check_file
 from tadsr.errors import CheckpointError
 
 NUM_NAMES_SHOWN = 5
@@ -47,6 +47,7 @@ def read_pickle(path: Path) -> Any:
     Raises:
         CheckpointError: The file is missing, damaged, no pickle, or holds more than data.
     """
+    check_file(path)
     try:
         with path.open("rb") as file:
             head = file.read(64)
@@ -68,6 +69,28 @@ def read_pickle(path: Path) -> Any:
         raise CheckpointError(f"{path} is damaged: {reason.splitlines()[0]}; {AGAIN}") from error
     except (RuntimeError, EOFError, ValueError, OSError, KeyError, IndexError) as error:
         raise CheckpointError(f"{path} is damaged: {_first_line(error)}; {AGAIN}") from error
+
+
+def check_tensors(state: Any, place: object) -> None:
+    """Raise CheckpointError unless a part of a pickle holds plain tensors by name."""
+    if not isinstance(state, Mapping) or not all(
+        isinstance(n, str) and isinstance(t, Tensor) for n, t in state.items()
+    ):
+        raise CheckpointError(
+            f"{place} must hold tensors by name, got {type(state).__name__} with other values"
+        )
+    for name, tensor in state.items():
+        if (
+            tensor.layout is not torch.strided
+            or tensor.device.type != "cpu"
+            or tensor.is_quantized
+            or tensor.is_nested
+            or tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size()
+        ):
+            raise CheckpointError(
+                f"{place} must hold tensors with their values, but {name} has none of its own; "
+                "get the weights as .safetensors"
+            )
 
 
 class TensorReader:
@@ -128,6 +151,7 @@ class TensorReader:
                         del tensor
 
     def _read_safetensors(self, path: Path) -> dict[str, TensorMeta]:
+        check_file(path)
         try:
             with safe_open(path, framework="pt") as file:
                 self.metadata.update(file.metadata() or {})
@@ -136,8 +160,6 @@ class TensorReader:
                     name: (torch.Size(s.get_shape()), _SAFETENSORS_DTYPES[s.get_dtype()])
                     for name, s in slices.items()
                 }
-        except FileNotFoundError:
-            raise CheckpointError(f"{path} must exist, but is missing; {AGAIN}") from None
         except KeyError as error:
             raise CheckpointError(f"{path} holds the unsupported dtype {error}") from error
         except (SafetensorError, OSError, ValueError) as error:
@@ -147,12 +169,7 @@ class TensorReader:
 
     def _read_pickle(self, path: Path) -> dict[str, TensorMeta]:
         state = read_pickle(path)
-        if not isinstance(state, Mapping) or not all(
-            isinstance(n, str) and isinstance(t, Tensor) for n, t in state.items()
-        ):
-            raise CheckpointError(
-                f"{path} must hold tensors by name, got {type(state).__name__} with other values"
-            )
+        check_tensors(state, path)
         self._pickles[path] = state
         return {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}
 
@@ -198,6 +215,16 @@ def load_strict(
         reader.description,
         tried=type(model).__name__,
     )
+    odd = [
+        name
+        for name, model_name in to_model.items()
+        if reader.meta[name][1].is_floating_point != expected[model_name].is_floating_point()
+    ]
+    if odd:
+        raise CheckpointError(
+            f"{reader.description} must hold floats where {type(model).__name__} has them, but "
+            f"{odd[0]} is {reader.meta[odd[0]][1]}"
+        )
     loaded = {}
     dtypes = {reader.meta[name][1] for name in to_model}
     stored = {d for d in dtypes if d.is_floating_point}

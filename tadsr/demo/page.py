@@ -211,7 +211,14 @@ def build(models: Models, limits: DemoLimits) -> gr.Blocks:
             [run.click], run_restore, shared, [pair, summary, download], api_name="restore", **one
         )
         sweep.click(run_sweep, shared, sheet, api_name="sweep", **one)
-        photo.change(show_canvas, photo, painting, api_visibility="private")
+        photo.change(
+            show_canvas,
+            photo,
+            painting,
+            api_visibility="private",
+            concurrency_id="canvas",
+            concurrency_limit=1,
+        )
         photo.change(
             forget_result, None, [pair, summary, download, sheet], api_visibility="private"
         )

@@ -17,9 +17,15 @@ from PIL import Image, ImageOps
 
 from tadsr.conditioning import TimestepMap
 from tadsr.config import ColorFix, UpscaleSettings
-from tadsr.errors import CheckpointError, ImageReadError, ImageWriteError, TADSRError
+from tadsr.errors import (
+    CheckpointError,
+    ImageReadError,
+    ImageTooLargeError,
+    ImageWriteError,
+    TADSRError,
+)
 from tadsr.folders.jobs import INPUT_SUFFIXES
-from tadsr.images import ImageLike, read_image, write_image
+from tadsr.images import ArrayImage, ImageLike, read_image, write_image
 from tadsr.images.limits import BOMBS
 from tadsr.measure.pictures import to_rgb8
 from tadsr.measure.sweep import TimestepSweep
@@ -47,9 +53,11 @@ class DemoLimits:
     """Size of an uploaded file in bytes, at least 1."""
     max_output_pixels: int = 64_000_000
     """Width × height of a result in px, at least 1."""
+    max_canvas_pixels: int = 24_000_000
+    """Width × height of a photo that can be painted on, in px, at least 1."""
 
     def __post_init__(self) -> None:
-        for name in ("max_upload_bytes", "max_output_pixels"):
+        for name in ("max_upload_bytes", "max_output_pixels", "max_canvas_pixels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
@@ -258,7 +266,14 @@ def canvas_for(photo: Path, limits: DemoLimits) -> Image.Image:
     Raises:
         TADSRError: As for `restore`.
     """
-    canvas = Image.fromarray(to_rgb8(_read(photo, limits)))
+    try:
+        photo_read = _read(photo, limits, min(limits.max_canvas_pixels, limits.max_output_pixels))
+    except ImageTooLargeError:
+        raise ImageReadError(
+            f"a photo must have at most {limits.max_canvas_pixels / 1e6:g} megapixels to be "
+            "painted on; without paint it is restored all the same"
+        ) from None
+    canvas = Image.fromarray(to_rgb8(_shrunk(photo_read)))
     # Small photos are enlarged as well: the brush has one size.
     return ImageOps.contain(canvas, (CANVAS_PX, CANVAS_PX), Image.Resampling.LANCZOS)
 
@@ -294,17 +309,31 @@ def _prepare(
     if photo is None:
         raise ValueError("a photo must be there before it is restored; upload one")
     settings = UpscaleSettings(choices.scale, choices.color_fix)
-    image = _read(photo, limits)
-    height, width = settings.output_size(image.height, image.width)
-    if height * width > limits.max_output_pixels:
+    try:
+        image = _read(photo, limits, max(1, int(limits.max_output_pixels / settings.scale**2)))
+        height, width = settings.output_size(image.height, image.width)
+    except ImageTooLargeError:
+        image = None
+    if image is None or height * width > limits.max_output_pixels:
         raise TADSRError(
-            f"the result must have at most {limits.max_output_pixels / 1e6:g} megapixels here, "
-            f"this one would have {height * width / 1e6:.1f}; take a smaller photo or scale"
+            f"the result must have at most {limits.max_output_pixels / 1e6:g} megapixels here; "
+            "take a smaller photo or scale"
         )
     return image, settings
 
 
-def _read(photo: Path, limits: DemoLimits) -> ImageLike:
+def _shrunk(image: ImageLike) -> ImageLike:
+    """Return a large image smaller, but larger than a canvas, before anything costs memory."""
+    factor = max(image.width, image.height) // (2 * CANVAS_PX)
+    if factor < 2:
+        return image
+    if isinstance(image, ArrayImage):
+        return ArrayImage(image.pixels[::factor, ::factor], image.info)
+    size = (max(1, image.width // factor), max(1, image.height // factor))
+    return image.resize(size, Image.Resampling.BOX)
+
+
+def _read(photo: Path, limits: DemoLimits, max_pixels: int) -> ImageLike:
     num_bytes = photo.stat().st_size
     if num_bytes > limits.max_upload_bytes:
         raise TADSRError(
@@ -319,7 +348,9 @@ def _read(photo: Path, limits: DemoLimits) -> ImageLike:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of an animation the first frame is meant
         try:
-            return read_image(photo, max_pixels=limits.max_output_pixels)
+            return read_image(photo, max_pixels=max_pixels)
+        except ImageTooLargeError:
+            raise
         except ImageReadError as error:  # where uploads lie is not the visitors' business
             raise ImageReadError(str(error).replace(str(photo), photo.name)) from None
 

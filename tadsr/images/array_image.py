@@ -13,7 +13,7 @@ from PIL import Image
 
 from tadsr.errors import ImageReadError
 from tadsr.images.containers import open_png
-from tadsr.images.limits import check_size
+from tadsr.images.limits import PIXEL_BYTES, check_size
 from tadsr.images.metadata import turn_upright
 
 _DTYPES = (np.dtype(np.uint16), np.dtype(np.float32))
@@ -73,6 +73,14 @@ class ArrayImage:
         return self.pixels.shape[2] <= 2
 
 
+def pixel_bytes(image: Image.Image) -> int:
+    """Return how many bytes `read_16bit` needs for a pixel of an opened file, at least 4."""
+    arguments = image.tile[0].args if image.tile else ""
+    rawmode = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    layout, wide, _ = str(rawmode).partition(";16")
+    return max(PIXEL_BYTES, 2 * len(layout) if wide else 0)
+
+
 def read_16bit(image: Image.Image) -> np.ndarray | None:
     """Read all 16 bit of an opened PNG or TIFF, where Pillow would keep 8.
 
@@ -105,8 +113,11 @@ def read_16bit(image: Image.Image) -> np.ndarray | None:
     with Image.open(open_png(Path(image.filename))[0]) as again:
         again.tile = _with_rawmode(again, f"{layout};16{'L' if is_big else 'B'}")
         low = np.asarray(turn_upright(again))
+    del again  # its pixels, which `low` is a copy of
     image.tile = _with_rawmode(image, f"{layout};16{'B' if is_big else 'L'}")
-    pixels = np.asarray(turn_upright(image)).astype(np.uint16) << 8 | low
+    pixels = np.asarray(turn_upright(image)).astype(np.uint16)
+    pixels <<= 8
+    pixels |= low
     if is_premultiplied:
         pixels = _unpremultiplied(pixels)
     key = image.info.get("transparency")
@@ -138,7 +149,9 @@ def read_tiff(path: Path, max_pixels: int | None) -> tuple[np.ndarray, Image.Exi
                 f"{path}: must name one height, width and number of samples, but has "
                 f"{height}, {width} and {samples}; get an intact copy"
             )
-        check_size(path, width, height, max_pixels)
+        itemsize = 1 if page.dtype is None else page.dtype.itemsize
+        size = itemsize * samples
+        check_size(path, width, height, max_pixels, pixel_bytes=max(size, PIXEL_BYTES))
         is_known = page.photometric in (_MIN_IS_WHITE, 1, 2) and 1 <= samples <= 4
         if (
             not is_known

@@ -18,7 +18,7 @@ from tadsr.errors import ImageReadError, ImageWriteError
 from tadsr.images.decoding import decode_image, strip_metadata, unreadable
 from tadsr.images.encoding import encode_image
 from tadsr.images.files import check_writable, open_whole, save_options, to_palette
-from tadsr.images.limits import BOMBS, pillow_opens, too_large
+from tadsr.images.limits import BOMBS, check_size, pillow_opens, too_large
 from tadsr.images.metadata import (
     COLOR_KEYS,
     find_metadata,
@@ -128,7 +128,9 @@ def read_frames(path: str | os.PathLike[str], *, max_pixels: int | None = MAX_PI
         with pillow_opens(max_pixels), open_image(path, max_pixels) as image:
             durations, has_alpha = [], False
             colors = {key: image.info[key] for key in COLOR_KEYS if key in image.info}
-            for index in _frame_indices(image):
+            indices = _frame_indices(image)
+            check_size(path, *image.size, max_pixels, num_frames=len(indices))
+            for index in indices:
                 image.seek(index)
                 image.load()
                 durations.append(float(image.info.get("duration") or 0))

@@ -10,11 +10,15 @@ from pathlib import Path
 from PIL import Image
 
 from tadsr.config import MAX_PIXELS
-from tadsr.errors import ImageReadError
+from tadsr.errors import ImageReadError, ImageTooLargeError
 
 BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 """What Pillow says to a file above its limit."""
 _WAY_OUT = "if you trust the file, pass a larger max_pixels (tadsr upscale --max-pixels)"
+PIXEL_BYTES = 4
+"""What a pixel of 8-bit colours takes in memory, with alpha or without."""
+MAX_FRAMES = 4
+"""Pixels of an animation, of which one frame is in memory, over those of a picture."""
 _lifting = threading.RLock()
 
 
@@ -39,17 +43,44 @@ def pillow_opens(max_pixels: int | None) -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = own
 
 
-def check_size(path: Path, width: int, height: int, max_pixels: int | None) -> None:
-    """Raise ImageReadError if an image is empty or has too many pixels."""
+def check_size(
+    path: Path,
+    width: int,
+    height: int,
+    max_pixels: int | None,
+    *,
+    pixel_bytes: int = PIXEL_BYTES,
+    num_frames: int = 1,
+) -> None:
+    """Raise ImageReadError if an image is empty, or small in its file but not in memory.
+
+    Args:
+        path: Its file.
+        width: In px.
+        height: In px.
+        max_pixels: Largest width × height; None for any.
+        pixel_bytes: Of one pixel; larger ones than those of 8-bit colours count as several.
+        num_frames: All of them may have `MAX_FRAMES` × `max_pixels`.
+    """
     if width * height == 0:
         raise ImageReadError(f"{path}: must have no side of 0 px, got {width}×{height}")
     if max_pixels is not None and width * height > max_pixels:
-        raise ImageReadError(
+        raise ImageTooLargeError(
             f"{path}: must have at most {max_pixels} pixels, got {width}×{height} = "
             f"{width * height}; {_WAY_OUT}"
         )
+    if max_pixels is not None and width * height * pixel_bytes > max_pixels * PIXEL_BYTES:
+        raise ImageTooLargeError(
+            f"{path}: must have at most {max_pixels * PIXEL_BYTES // pixel_bytes} pixels of "
+            f"{pixel_bytes} bytes, got {width}×{height} = {width * height}; {_WAY_OUT}"
+        )
+    if max_pixels is not None and width * height * num_frames > max_pixels * MAX_FRAMES:
+        raise ImageTooLargeError(
+            f"{path}: all frames must have at most {max_pixels * MAX_FRAMES} pixels, got "
+            f"{num_frames} × {width}×{height}; {_WAY_OUT}"
+        )
 
 
-def too_large(path: Path, error: Exception) -> ImageReadError:
+def too_large(path: Path, error: Exception) -> ImageTooLargeError:
     """Return our error for one of `BOMBS`."""
-    return ImageReadError(f"{path}: {error} {_WAY_OUT[0].upper()}{_WAY_OUT[1:]}")
+    return ImageTooLargeError(f"{path}: {error} {_WAY_OUT[0].upper()}{_WAY_OUT[1:]}")

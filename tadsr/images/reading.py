@@ -12,7 +12,13 @@ from PIL import Image, UnidentifiedImageError
 
 from tadsr.config import MAX_PIXELS
 from tadsr.errors import ImageReadError, ImageReadWarning
-from tadsr.images.array_image import ArrayImage, check_unit, read_16bit, read_tiff
+from tadsr.images.array_image import (
+    ArrayImage,
+    check_unit,
+    pixel_bytes,
+    read_16bit,
+    read_tiff,
+)
 from tadsr.images.color_space import HDR, profile_of_code_points
 from tadsr.images.containers import find_nclx, open_png
 from tadsr.images.decoding import unreadable
@@ -116,7 +122,7 @@ def open_image(path: Path, max_pixels: int | None) -> Image.Image:
             raise ImageReadError(
                 f"{path}: must be a picture, but is a PostScript program; save it as PNG or TIFF"
             )
-        check_size(path, *image.size, max_pixels)
+        check_size(path, *image.size, max_pixels, pixel_bytes=pixel_bytes(image))
     except ImageReadError:
         image.close()
         raise

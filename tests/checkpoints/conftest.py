@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import constants
+from huggingface_hub import constants, file_download
 from safetensors.torch import save_file
 
 from tadsr.checkpoints import Checkpoint, load_checkpoint, save_native
@@ -86,6 +86,8 @@ def hub(monkeypatch, tmp_path):
         "HF_TOKEN_PATH": str(tmp_path / "token"),
     }.items():
         monkeypatch.setattr(constants, name, value)
+    # Versions before 1.0 have it by its own name.
+    monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
     monkeypatch.delenv("HF_TOKEN", raising=False)
     sleep = time.sleep
     monkeypatch.setattr(time, "sleep", lambda seconds: sleep(min(seconds, 0.01)))

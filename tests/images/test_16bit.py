@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageCms
 
 from tadsr import TADSRPipeline
-from tadsr.errors import ImageReadError, ImageReadWarning
+from tadsr.errors import ImageReadError, ImageReadWarning, ImageTooLargeError
 from tadsr.images import (
     ArrayImage,
     decode_image,
@@ -404,3 +404,10 @@ def test_scale_4_of_a_16_bit_image_is_the_float_result_rounded(pipe):
     expected = exact.permute(1, 2, 0).numpy() * 65535
     assert result.size == (36, 32)
     np.testing.assert_allclose(result.pixels, expected, atol=0.51)
+
+
+def test_wide_pixels_count_as_several(tmp_path):
+    write_image(ArrayImage(np.zeros((10, 20, 3), np.uint16)), tmp_path / "a.png")
+    with pytest.raises(ImageTooLargeError, match="at most 199 pixels of 6 bytes"):
+        read_image(tmp_path / "a.png", max_pixels=299)
+    assert read_image(tmp_path / "a.png", max_pixels=300).width == 20

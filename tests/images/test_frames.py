@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageCms, ImageDraw
 
-from tadsr.errors import ImageReadError, ImageWriteError
+from tadsr.errors import ImageReadError, ImageTooLargeError, ImageWriteError
 from tadsr.images import (
     Animation,
     count_frames,
@@ -275,3 +275,11 @@ def test_an_animation_is_a_value(tmp_path):
 def test_gif_keeps_time_in_hundredths(durations, expected, tmp_path):
     write_frames(_frames()[:3], tmp_path / "a.gif", durations_ms=durations)
     assert read_frames(tmp_path / "a.gif").durations_ms == expected
+
+
+def test_frames_are_limited_together(tmp_path):
+    frames = [Image.new("RGB", (20, 10), (i, 0, 0)) for i in range(10)]
+    write_frames(frames, tmp_path / "a.gif", durations_ms=[20] * 10)
+    with pytest.raises(ImageTooLargeError, match="10 × 20×10"):
+        read_frames(tmp_path / "a.gif", max_pixels=499)
+    assert len(read_frames(tmp_path / "a.gif", max_pixels=500)) == 10

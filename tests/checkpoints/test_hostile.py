@@ -1,0 +1,152 @@
+"""Checkpoints that mean harm, or look like it: one of our errors, at once, and nothing is run."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+
+import pytest
+import torch
+
+from tadsr.checkpoints import load_adapters, load_checkpoint
+from tadsr.checkpoints.tensors import TensorReader
+from tadsr.errors import CheckpointError
+
+SECONDS = 5
+
+
+def edit_json(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": 10**9}),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": 1000.0}),
+        ("scheduler/scheduler_config.json", {"beta_start": math.nan}),
+        ("scheduler/scheduler_config.json", {"beta_end": 5.0}),
+        ("scheduler/scheduler_config.json", {"trained_betas": [0.1] * 10**5}),
+        ("unet/config.json", {"layers_per_block": 10**6}),
+        ("unet/config.json", {"layers_per_block": [10**6] * 4}),
+        ("unet/config.json", {"transformer_layers_per_block": [[10**6] * 2] * 4}),
+        ("unet/config.json", {"block_out_channels": [10**9] * 4}),
+        ("unet/config.json", {"norm_eps": math.inf}),
+        ("unet/config.json", {"conv_in_kernel": 10**6}),
+        ("unet/config.json", {"class_embed_type": "timestep"}),
+        ("unet/config.json", {"norm_num_groups": 0}),
+        ("unet/config.json", {"_class_name": ["UNet2DConditionModel"]}),
+        ("time_vae/config.json", {"layers_per_block": 10**6}),
+        ("time_vae/config.json", {"latent_channels": 10**9}),
+        ("text_encoder/config.json", {"num_hidden_layers": 10**6}),
+        ("text_encoder/config.json", {"vocab_size": 10**12}),
+        ("text_encoder/config.json", {"hidden_act": "owner/kernel"}),
+        ("text_encoder/config.json", {"architectures": {"CLIPTextModel": 5}, "hidden_size": "x"}),
+        ("tokenizer/tokenizer_config.json", {"model_max_length": 0}),
+        ("tokenizer/tokenizer_config.json", {"model_max_length": "long"}),
+        ("tokenizer/tokenizer_config.json", {"model_max_length": math.nan}),
+    ],
+)
+def test_configurations_larger_than_their_weights_are_refused_at_once(official, file, changes):
+    edit_json(official / file, **changes)
+    begin = time.process_time()
+    with pytest.raises(CheckpointError, match=file.partition("/")[0]):
+        load_checkpoint(official)
+    assert time.process_time() - begin < SECONDS
+
+
+def test_a_configuration_cannot_choose_code(official):
+    hostile = {
+        "_attn_implementation": "owner/kernel",
+        "attn_implementation": "owner/kernel",
+        "_attn_implementation_internal": "owner/kernel",
+        "auto_map": {"AutoModel": "owner/name--modeling.Model"},
+        "quantization_config": {"quant_method": "bitsandbytes"},
+        "architectures": 5,
+    }
+    edit_json(official / "text_encoder" / "config.json", **hostile)
+    edit_json(official / "unet" / "config.json", **hostile, _diffusers_version="99")
+    loaded = load_checkpoint(official)
+    assert loaded.text_encoder.config._attn_implementation == "sdpa"
+    for config in (loaded.text_encoder.config.to_dict(), dict(loaded.unet.config)):
+        assert "owner" not in str(config)
+
+
+@pytest.mark.parametrize("stated", [None, 10**12, 5])
+def test_a_tokenizer_gives_no_more_than_the_text_encoder_reads(official, stated):
+    path = official / "tokenizer" / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    config.pop("model_max_length", None)
+    path.write_text(
+        json.dumps(config if stated is None else {**config, "model_max_length": stated})
+    )
+    loaded = load_checkpoint(official)
+    assert loaded.tokenizer.model_max_length == (stated if stated == 5 else 77)
+    tokens = loaded.tokenizer("a cat", padding="max_length", truncation=True).input_ids
+    assert len(tokens) == loaded.tokenizer.model_max_length
+
+
+@pytest.mark.parametrize("file", ["model_index.json", "unet/config.json"])
+def test_deep_json_and_pipes_are_refused(native, file):
+    text = (native / file).read_text()
+    (native / file).write_text('{"a":' + "[" * 10**5 + "]" * 10**5 + "}")
+    with pytest.raises(CheckpointError, match="must be JSON"):
+        load_checkpoint(native)
+    (native / file).unlink()
+    os.mkfifo(native / file)
+    with pytest.raises(CheckpointError):
+        load_checkpoint(native)
+    (native / file).unlink()
+    (native / file).write_text(text)
+    weights = native / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.unlink()
+    os.mkfifo(weights)
+    with pytest.raises(CheckpointError, match="pipe"):
+        load_checkpoint(native)
+
+
+def test_metadata_must_be_an_object(native):
+    edit_json(native / "model_index.json", tadsr_metadata="abc")
+    with pytest.raises(CheckpointError, match="tadsr_metadata"):
+        load_checkpoint(native)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"a": torch.eye(3).to_sparse()},
+        {"a": torch.empty(3, device="meta")},
+        {"a": torch.ones(1).expand(10**12)},
+        {5: torch.ones(3)},
+        {"a": [1, 2]},
+        [torch.ones(3)],
+    ],
+)
+def test_pickles_must_hold_plain_tensors(golden_adapter, tmp_path, state):
+    torch.save(state, tmp_path / "model.bin")
+    with pytest.raises(CheckpointError, match="must hold tensors"):
+        TensorReader([tmp_path / "model.bin"])
+    data = torch.load(golden_adapter, weights_only=True)
+    torch.save({**data, "state_dict_unet": state}, tmp_path / "tadsr.pkl")
+    with pytest.raises(CheckpointError, match="must hold tensors"):
+        load_adapters(tmp_path / "tadsr.pkl")
+
+
+def test_whole_numbers_are_no_weights(official):
+    path = official / "unet" / "diffusion_pytorch_model"
+    from safetensors.torch import load_file, save_file
+
+    tensors = {n: t.to(torch.int32) for n, t in load_file(f"{path}.safetensors").items()}
+    save_file(tensors, f"{path}.safetensors")
+    with pytest.raises(CheckpointError, match="must hold floats"):
+        load_checkpoint(official)
+
+
+@pytest.mark.parametrize("path", ["~nobody-of-this-name/model", "a" * 5000, "a/" * 5000, "a\0b"])
+def test_paths_that_cannot_be(native, path):
+    with pytest.raises(CheckpointError):
+        load_checkpoint(path)
+    with pytest.raises(CheckpointError):
+        load_checkpoint(native, adapter=path)
