@@ -26,6 +26,9 @@ _FLAT_PREFIXES = {"lora_unet_": "unet", "lora_te_": "text_encoder"}
 _SIDE = re.compile(
     r"(?P<module>.+?)\.(?:lora_(?P<peft>[AB])|lora[._](?P<way>down|up))(?:\.(?!weight$)\w+)?\.weight"
 )
+# Diffusers' names until 0.21: attn1.processor.to_q_lora.down, and text encoders' linear layers.
+_OLD_ATTENTION = re.compile(r"(?:\.processor)?\.to_(q|k|v|out)_lora(?=\.)")
+_OLD_LINEAR = ".lora_linear_layer."
 _PARTS = ("unet", "text_encoder")
 
 
@@ -127,11 +130,13 @@ def _collect(
         for name in shapes.get(part, ())
     }
     for name, tensor in reader.items():
+        name = _modern(name)
         match = _SIDE.fullmatch(name)
         if match is None and not name.endswith(".alpha"):
             unknown.append(name)
             continue
-        place = _place(match["module"] if match else name.removesuffix(".alpha"), flat)
+        module = match["module"] if match else name.removesuffix(".alpha").removesuffix(".lora")
+        place = _place(module, flat)
         entry = entries.setdefault(place, _Entry())
         if match is None:
             entry.alpha = float(tensor)
@@ -139,6 +144,19 @@ def _collect(
             side = match["peft"] or {"down": "A", "up": "B"}[match["way"]]
             entry.sides[side] = tensor
     return entries, unknown
+
+
+def _modern(name: str) -> str:
+    """Turn a tensor's old name into the one that diffusers gives it since 0.21."""
+    is_text = name.startswith("text_encoder.")
+
+    def rename(match: re.Match[str]) -> str:
+        side = match[1]
+        if is_text:
+            return f".{side}_proj.lora"
+        return ".to_out.0.lora" if side == "out" else f".to_{side}.lora"
+
+    return _OLD_ATTENTION.sub(rename, name).replace(_OLD_LINEAR, ".lora.")
 
 
 def _place(module: str, flat: Mapping[str, tuple[str, str]]) -> tuple[str, str]:

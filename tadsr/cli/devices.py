@@ -10,7 +10,7 @@ from tadsr.cli.reporting import UsageError
 if TYPE_CHECKING:
     import torch
 
-_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+_DEVICE = re.compile(r"auto|cpu|mps|(cuda:)?\d+|cuda")
 
 
 def check_device_name(name: str) -> None:
@@ -27,7 +27,8 @@ def choose_device(name: str) -> torch.device:
     """Turn a device's name into one that is there.
 
     Args:
-        name: "auto", or what torch calls a device: "cpu", "cuda", "cuda:1", "mps".
+        name: "auto", what torch calls a device ("cpu", "cuda", "cuda:1", "mps"), or the number of a
+            CUDA device.
 
     Returns:
         The device; for "auto" CUDA if there is any, else the CPU.
@@ -36,6 +37,7 @@ def choose_device(name: str) -> torch.device:
         UsageError: It is no device, or this machine does not have it.
     """
     check_device_name(name)
+    name = f"cuda:{name}" if name.isdecimal() else name
     import torch
 
     if name == "auto":
@@ -59,7 +61,7 @@ def parse_devices(names: str) -> list[str]:
     """Turn "0,1" or "cuda:0,cpu" into devices that are there.
 
     Args:
-        names: Names for `choose_device`, or the numbers of CUDA devices, with commas between.
+        names: Names for `choose_device`, with commas between.
 
     Returns:
         What torch calls them, in that order.
@@ -70,5 +72,4 @@ def parse_devices(names: str) -> list[str]:
     parts = [part.strip() for part in names.split(",")]
     if not all(parts):
         raise UsageError(f"--devices must be names with commas between, such as 0,1, got {names!r}")
-    named = [f"cuda:{part}" if part.isdecimal() else part for part in parts]
-    return [str(choose_device(name)) for name in named]
+    return [str(choose_device(part)) for part in parts]

@@ -76,7 +76,7 @@ MaxPixelsOption = Annotated[
     ),
 ]
 DeviceOption = Annotated[
-    str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")
+    str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, 1 for cuda:1, or mps.")
 ]
 DtypeOption = Annotated[
     Literal["auto", "fp32", "fp16", "bf16"],
@@ -99,6 +99,22 @@ def parse_max_pixels(text: str | None) -> int:
     return number
 
 
+def parse_color(text: str) -> tuple[int, int, int]:
+    """Turn a colour's name or number, such as "white", "#204060" or "rgb(32, 64, 96)", into RGB.
+
+    Raises:
+        ValueError: It is no colour.
+    """
+    from PIL import ImageColor
+
+    try:
+        return ImageColor.getrgb(text)[:3]
+    except ValueError as error:
+        raise ValueError(
+            f"--background must be a colour such as white or #204060, got {text!r}"
+        ) from error
+
+
 def parse_tiling(tile: str, max_memory: str | None) -> TileSpec | Literal["auto"] | None:
     """Turn `--tile` and `--max-memory` into the pipeline's `tiling`.
 
@@ -113,7 +129,11 @@ def parse_tiling(tile: str, max_memory: str | None) -> TileSpec | Literal["auto"
         return None
     if tile == "auto" and max_memory is None:
         return "auto"
-    from tadsr.onestep.tile_spec import TileSpec
+    from tadsr.onestep.tile_spec import ATTENTION_STEP_PX, TileSpec
 
+    if tile != "auto" and int(tile) % ATTENTION_STEP_PX:
+        raise ValueError(
+            f"--tile must be auto, off or a multiple of {ATTENTION_STEP_PX} px, got {tile}"
+        )
     num_bytes = None if max_memory is None else parse_bytes(max_memory)
     return TileSpec(max_memory=num_bytes, attention_px=None if tile == "auto" else int(tile))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
+from glob import glob
 from pathlib import Path
 
 from tadsr.cli.reporting import UsageError, as_usage_errors
@@ -18,6 +19,7 @@ from tadsr.folders.jobs import (
     draft_folder,
     name_targets,
 )
+from tadsr.folders.own_results import is_result_of, leave_out_results, untagged
 
 FORMAT_SUFFIXES = {
     "png": (".png", ".apng"),
@@ -34,15 +36,24 @@ _OUTPUT_SUFFIXES = tuple(suffix for group in FORMAT_SUFFIXES.values() for suffix
 
 
 def plan_jobs(
-    paths: Sequence[str], output: str | None, *, format: str | None, scale: float
+    paths: Sequence[str],
+    output: str | None,
+    *,
+    format: str | None,
+    scale: float,
+    tag: str | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> list[Job]:
     """Decide which images are read and where each result goes.
 
     Args:
         paths: Files and folders as typed; the last may be the output, see `split_output`.
         output: What `--output` said, or None.
-        format: A key of FORMAT_SUFFIXES; None takes an output file's suffix, else PNG.
+        format: A key of FORMAT_SUFFIXES, or "same" for the input's where it can be written; None
+            takes an output file's suffix, else PNG.
         scale: Named in outputs that lie beside their input.
+        tag: What follows the stem of every name in place of that; None for the scale.
+        say: Told what is left out.
 
     Returns:
         The jobs, one per image; their targets differ from each other and from every source.
@@ -50,50 +61,71 @@ def plan_jobs(
     Raises:
         UsageError: A path does not exist, holds no image, or the output does not fit.
     """
-    inputs, output = split_output(paths, output)
+    inputs, output = split_output(_expand(paths, output), output, scale)
     for path in inputs:
         if not os.path.exists(path):
             raise UsageError(f"{path} must be an image file or a folder, {_missing_hint(path)}")
-    suffix = FORMAT_SUFFIXES[format or "png"][0]
-    is_one_file = len(inputs) == 1 and os.path.isfile(inputs[0])
+    suffix = FORMAT_SUFFIXES["png" if format in (None, "same") else format][0]
+    # A pipe is no folder either.
+    is_one_file = len(inputs) == 1 and not os.path.isdir(inputs[0])
     if output is not None and not _is_folder_name(output, is_one_file):
         _check_output_file(output, format, is_one_file)
         jobs = [Job(Path(inputs[0]), Path(output))]
     else:
         with as_usage_errors():
-            jobs = name_targets(_draft(inputs, output, scale), suffix)
+            drafts = _draft(inputs, output, f"_x{scale:g}" if tag is None else tag, tag, say)
+            if format == "same":
+                drafts = [replace(draft, suffix=_same_suffix(draft.source)) for draft in drafts]
+            jobs = name_targets(leave_out_results(drafts, scale, suffix, say), suffix)
     with as_usage_errors():
         check_targets(jobs)
     return jobs
 
 
-def split_output(paths: Sequence[str], output: str | None) -> tuple[list[str], str | None]:
-    """Tell inputs and output apart, as `cp` does, but never take a file to be replaced.
+def split_output(
+    paths: Sequence[str], output: str | None, scale: float
+) -> tuple[list[str], str | None]:
+    """Tell inputs and output apart, as `cp` does, but never take a photo to be replaced.
 
     With `--output` every path is an input. Without it, the last of several paths is the output if
-    it is a folder, ends with a separator, or does not exist yet.
+    it is a folder, ends with a separator, does not exist yet, or is what an earlier run made of
+    the only other one.
 
     Args:
         paths: Files and folders as typed.
         output: What `--output` said, or None.
+        scale: Of the run.
 
     Returns:
         The inputs, and the output or None.
-
-    Raises:
-        UsageError: Two files exist, and the second could be meant as input or as output.
     """
     *rest, last = paths
     if output is not None or not rest:
         return list(paths), output
     if _is_folder(last) or not os.path.exists(last):
         return rest, last
-    if len(paths) == 2:
-        raise UsageError(
-            f"{last} exists already, so it could be a second input or the output; to replace it "
-            f"use -o {last} --overwrite, to upscale both name a folder with -o"
-        )
+    first, second = Path(rest[0]), Path(last)
+    is_pair = len(rest) == 1 and first.is_file() and second.is_file()
+    # A name of our own is what a pattern found, of whatever scale.
+    is_named = untagged(second) != first.with_suffix("")
+    if is_pair and is_named and is_result_of(second, first, scale):
+        return rest, last
     return list(paths), None
+
+
+def _expand(paths: Sequence[str], output: str | None) -> list[str]:
+    """Replace patterns such as "photos/*.png", which a shell left alone, by what they match."""
+    expanded: list[str] = []
+    for number, path in enumerate(paths):
+        is_output = output is None and 0 < number == len(paths) - 1
+        found = [] if os.path.exists(path) or is_output else sorted(glob(path, recursive=True))
+        expanded += found or [path]
+    return expanded
+
+
+def _same_suffix(source: Path) -> str:
+    suffix = source.suffix.lower()
+    return suffix if suffix in _OUTPUT_SUFFIXES else ""
 
 
 def check_places(jobs: Sequence[Job]) -> list[Job]:
@@ -179,15 +211,22 @@ def _missing_hint(path: str) -> str:
     return f"but does not exist; {hint}"
 
 
-def _draft(inputs: Sequence[str], output: str | None, scale: float) -> list[Draft]:
-    tag = f"_x{scale:g}"
+def _draft(
+    inputs: Sequence[str],
+    output: str | None,
+    tag: str,
+    file_tag: str | None,
+    say: Callable[[str], None],
+) -> list[Draft]:
+    """Return a draft per image; `tag` is for names beside their input, `file_tag` for all."""
     # The folder that several results go to holds the run's manifest.
     shared = Path(output) if output is not None and len(inputs) > 1 else None
     drafts: dict[Path, Draft] = {}  # a file that is named twice is read once
     for path in map(Path, inputs):
         if not path.is_dir():
             folder = path.parent if output is None else Path(output)
-            found = [Draft(path, folder, tag if output is None else "", shared)]
+            beside = tag if output is None else file_tag or ""
+            found = [Draft(path, folder, beside, root=shared)]
         else:
             named = path if path.name not in ("", "..") else path.resolve()  # "." has no name
             if output is None:
@@ -196,8 +235,8 @@ def _draft(inputs: Sequence[str], output: str | None, scale: float) -> list[Draf
                 # As with `cp -r`: of several folders each keeps its name.
                 root = Path(output) if len(inputs) == 1 else Path(output) / named.name
             found = [
-                replace(draft, root=shared or draft.root)
-                for draft in draft_folder(path, root, Path(output) if output else root)
+                replace(draft, root=shared or draft.root, tag=file_tag or "")
+                for draft in draft_folder(path, root, Path(output) if output else root, say)
             ]
         for draft in found:
             drafts.setdefault(draft.source.absolute(), draft)

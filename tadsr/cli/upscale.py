@@ -28,6 +28,7 @@ from tadsr.cli.options import (
     ScaleOption,
     TaggerOption,
     TileOption,
+    parse_color,
     parse_max_pixels,
     parse_tiling,
 )
@@ -92,7 +93,7 @@ Animations become APNG, WebP or GIF, by the output's name.
 
 DEFAULT_TIMESTEP = 500
 """The paper's."""
-Format = Literal["png", "jpg", "webp", "tiff", "avif", "bmp", "gif"]
+Format = Literal["same", "png", "jpg", "webp", "tiff", "avif", "bmp", "gif"]
 
 
 @dataclass(frozen=True)
@@ -163,11 +164,29 @@ def upscale(
     max_pixels: MaxPixelsOption = None,
     format: Annotated[
         Format | None,
-        typer.Option("--format", "-f", help="Of outputs that are not named; png if left out."),
+        typer.Option(
+            "--format",
+            "-f",
+            help="Of outputs that are not named; same: the input's; png if left out.",
+        ),
     ] = None,
     quality: Annotated[
         int | None,
         typer.Option("--quality", metavar="1..100", help="Of JPEG (95), WebP and AVIF (90)."),
+    ] = None,
+    suffix: Annotated[
+        str | None,
+        typer.Option(
+            "--suffix", metavar="TEXT", help="Follows the name of every output, such as _sharp."
+        ),
+    ] = None,
+    background: Annotated[
+        str | None,
+        typer.Option(
+            "--background",
+            metavar="COLOR",
+            help="Lay transparent pictures over it: white, #204060.",
+        ),
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace outputs that exist.")
@@ -187,6 +206,9 @@ def upscale(
         settings = UpscaleSettings(scale, color_fix, process_size)
         tiling = parse_tiling(tile, max_memory)
         limit = parse_max_pixels(max_pixels)
+        color = None if background is None else parse_color(background)
+    if suffix is not None and set(suffix) & set("/\\\0"):
+        raise UsageError(f"--suffix must be part of a file's name, got {suffix!r}")
     check_range("--timestep", timestep, 0, 999, "small is faithful, large is vivid")
     check_range("--quality", quality, 1, 100, "small makes small files")
     # torch takes seeds of 64 bits.
@@ -199,7 +221,16 @@ def upscale(
         timestep = DEFAULT_TIMESTEP
     map_range = parse_timestep_range(timestep_map, timestep_range)
     request = FileRequest(
-        settings, timestep, prompt, seed, tiling, quality, overwrite, strip, limit
+        settings,
+        timestep,
+        prompt,
+        seed,
+        tiling,
+        quality,
+        overwrite,
+        strip=strip,
+        background=color,
+        max_pixels=limit,
     )
     with readable_errors(debug), interrupted_by_sigterm():
         silence_libraries(debug, quiet)
@@ -208,7 +239,9 @@ def upscale(
             found, timestep = read_timestep_map(timestep_map, map_range)
             request = replace(request, timestep=found)
             map_digest = fingerprint(timestep_map)[1]
-        jobs = check_places(plan_jobs(paths, output, format=format, scale=scale))
+        say = partial(typer.echo, err=True) if not quiet else lambda line: None
+        jobs = plan_jobs(paths, output, format=format, scale=scale, tag=suffix, say=say)
+        jobs = check_places(jobs)
         _set_warnings(debug, quiet)
         choose = partial(parse_devices, devices or device)
         if overwrite or not all(os.path.lexists(job.target) for job in jobs):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+MANIFEST_NAME = "tadsr-manifest.jsonl"
+"""In the folder of the results."""
 INPUT_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".jp2", ".j2k", ".jpx", ".webp", ".avif"}
     | {".tif", ".tiff", ".bmp", ".dib", ".tga", ".gif", ".apng", ".heic", ".heif", ".hif"}
@@ -27,12 +29,17 @@ class Job:
         may_replace: Whether a `target` that exists is our own, damaged or of a try that ended
             half-way, and is replaced in any case.
         alone: Whether it must not share a batch, since it may be what ended a run.
+        alternative: The PNG to write in place of `target` where the result does not fit that one's
+            format, as transparent ones and animations do not fit JPEG; None for none.
+        note: What is to be said of it, or empty.
         error: Why it cannot be done at all, or empty; `source` may then be a folder.
     """
 
     source: Path
     target: Path
     folder: Path | None = None
+    alternative: Path | None = None
+    note: str = ""
     may_replace: bool = False
     alone: bool = False
     error: str = ""
@@ -46,6 +53,7 @@ class Draft:
         source: The file to read.
         folder: Where its result goes.
         tag: What follows the name's stem.
+        suffix: Of the result, in place of the run's; empty for that one.
         root: Output folder of the whole run, or None.
         error: Why the source, which may be a folder, cannot be read; or empty.
     """
@@ -53,13 +61,14 @@ class Draft:
     source: Path
     folder: Path
     tag: str = ""
+    suffix: str = ""
     root: Path | None = None
     error: str = ""
 
     def target(self, suffix: str, *, is_distinct: bool = False) -> Path:
         """Return the file to write, named with the source's suffix too if `is_distinct`."""
         base = self.source.name if is_distinct else self.source.stem
-        return self.folder / f"{base}{self.tag}{suffix}"
+        return self.folder / f"{base}{self.tag}{self.suffix or suffix}"
 
 
 def mirror_folder(source: str | Path, target: str | Path, suffix: str = ".png") -> list[Job]:
@@ -85,13 +94,16 @@ def mirror_folder(source: str | Path, target: str | Path, suffix: str = ".png") 
     return jobs
 
 
-def draft_folder(folder: Path, root: Path, output: Path) -> Iterator[Draft]:
+def draft_folder(
+    folder: Path, root: Path, output: Path, say: Callable[[str], None] = lambda line: None
+) -> Iterator[Draft]:
     """Mirror the images of a folder, without what an earlier run wrote inside it.
 
     Args:
         folder: Searched at any depth.
         root: Where the mirrored tree begins.
         output: Not searched; `root` or a folder above it.
+        say: Told what is left out: linked folders, and files of suffixes that are not searched for.
 
     Yields:
         One draft per image; at the end one per folder inside that cannot be read.
@@ -105,6 +117,7 @@ def draft_folder(folder: Path, root: Path, output: Path) -> Iterator[Draft]:
     own_output = os.path.realpath(output)
     is_empty = True
     closed: list[Draft] = []
+    others: Counter[str] = Counter()
 
     def leave_out(error: OSError) -> None:
         path = Path(error.filename)
@@ -121,12 +134,25 @@ def draft_folder(folder: Path, root: Path, output: Path) -> Iterator[Draft]:
             for name in folders
             if not name.startswith(".") and os.path.realpath(Path(place, name)) != own_output
         )
+        for name in folders:
+            if os.path.islink(Path(place, name)):
+                say(
+                    f"{Path(place, name)} is a link to a folder, which is left out; name it as well"
+                )
         for name in sorted(files):
-            if Path(name).suffix.lower() in INPUT_SUFFIXES and not name.startswith("."):
-                is_empty = False
-                path = Path(place, name)
-                yield Draft(path, root / Path(place).relative_to(folder), root=root)
+            suffix = Path(name).suffix.lower()
+            if name.startswith(".") or name == MANIFEST_NAME:
+                continue
+            if suffix not in INPUT_SUFFIXES:
+                others[suffix or "without a suffix"] += 1
+                continue
+            is_empty = False
+            path = Path(place, name)
+            yield Draft(path, root / Path(place).relative_to(folder), root=root)
     yield from closed
+    if others:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
+        say(f"{folder}: left out {kinds}; a file that is named itself may have any suffix")
     if is_empty and not closed:
         raise ValueError(
             f"{folder} must hold images ({' '.join(sorted(INPUT_SUFFIXES))}), found none"
@@ -136,7 +162,7 @@ def draft_folder(folder: Path, root: Path, output: Path) -> Iterator[Draft]:
 def name_targets(drafts: Sequence[Draft], suffix: str) -> list[Job]:
     """Name each result after its source, with the source's suffix kept where two would clash.
 
-    Which results exist already plays no part, so that a run goes on under the same names.
+    What an earlier run has made, by its manifest, keeps its name whatever has come or gone since.
 
     Args:
         drafts: Sources and the folders of their results.
@@ -145,21 +171,44 @@ def name_targets(drafts: Sequence[Draft], suffix: str) -> list[Job]:
     Returns:
         One job per draft, in their order.
     """
-    distinct: set[int] = set()
+    made = {root: _sources_of(root) for root in {draft.root for draft in drafts} if root}
+    settled, distinct = set(), set()
+    for number, draft in enumerate(drafts):
+        for names, is_distinct in ((settled, False), (distinct, True)):
+            target = os.path.abspath(draft.target(suffix, is_distinct=is_distinct))
+            if made.get(draft.root, {}).get(target) == draft.source.name:
+                names.add(number)
+                break
     while True:
         targets = [d.target(suffix, is_distinct=n in distinct) for n, d in enumerate(drafts)]
         # Some file systems do not tell A.png from a.png.
         keys = [str(target).casefold() for target in targets]
         counts = Counter(key for key, d in zip(keys, drafts, strict=True) if not d.error)
         # A name that keeps its suffix may be another's without: a.jpg and a.jpg.png.
-        clashing = {n for n, key in enumerate(keys) if counts[key] > 1} - distinct
+        clashing = {n for n, key in enumerate(keys) if counts[key] > 1} - distinct - settled
         if not clashing:
             break
         distinct |= clashing
+    taken = {*keys, *(str(draft.source).casefold() for draft in drafts)}
     return [
-        Job(draft.source, target, draft.root, error=draft.error)
+        Job(draft.source, target, draft.root, _alternative(target, taken), error=draft.error)
         for draft, target in zip(drafts, targets, strict=True)
     ]
+
+
+def _alternative(target: Path, taken: set[str]) -> Path | None:
+    if target.suffix == ".png":
+        return None
+    plain = target.with_suffix(".png")
+    return target.with_name(f"{target.name}.png") if str(plain).casefold() in taken else plain
+
+
+def _sources_of(root: Path) -> dict[str, str]:
+    """Return what a run's finished results were made of: the source's name by the result's path."""
+    from tadsr.folders.manifest import read_manifest  # which knows jobs
+
+    finished = (record for record in read_manifest(root) if record.error is None)
+    return {os.path.abspath(root / each.target): Path(each.source).name for each in finished}
 
 
 def check_targets(jobs: Sequence[Job]) -> None:

@@ -17,12 +17,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from tadsr.errors import TADSRError
-from tadsr.folders.jobs import Job
+from tadsr.folders.jobs import MANIFEST_NAME, Job
 from tadsr.folders.outcome import Outcome
 from tadsr.version import __version__
 from tadsr.whole_file import remove_abandoned
 
-MANIFEST_NAME = "tadsr-manifest.jsonl"
 _LOCK_NAME = ".tadsr-manifest.lock"
 _DIGEST_CHARACTERS = 12
 _BLOCK_BYTES = 2**20

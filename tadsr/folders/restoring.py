@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from tadsr.config import MAX_PIXELS, UpscaleSettings
+from tadsr.errors import ImageWriteError, TADSRError
 from tadsr.folders.jobs import Job
 from tadsr.progress import Progress
 
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
     from tadsr.pipeline import TADSRPipeline
 
     SourceImage: TypeAlias = Image.Image | ArrayImage | Animation
+_LEAST_BYTES_PER_PIXEL = 12
+"""Three channels of float32, before the colour fix."""
 STREAMED_PIXELS = 2**26
 """Results with more pixels are written strip by strip, where their format can."""
 
@@ -42,6 +47,8 @@ class FileRequest:
     """1..100, of JPEG, WebP and AVIF; None for their defaults."""
     overwrite: bool = False
     """Whether results that exist are replaced."""
+    background: tuple[int, int, int] | None = None
+    """Red, green and blue, 0..255, that transparent pictures are laid over; None keeps alpha."""
     strip: bool = False
     """Whether metadata is dropped, but for the ICC profile."""
     max_pixels: int | None = MAX_PIXELS
@@ -69,6 +76,7 @@ class FileRequest:
             "attention_px": None if spec is None or spec == "auto" else spec.attention_px,
             "quality": self.quality,
             "strip": self.strip,
+            **({} if self.background is None else {"background": self.background}),
         }
 
 
@@ -90,6 +98,8 @@ def read_input(job: Job, request: FileRequest) -> SourceImage:
         check_writable,
         count_frames,
         is_see_through,
+        lay_over,
+        mark_as_made,
         read_frames,
         read_image,
         strip_metadata,
@@ -98,16 +108,71 @@ def read_input(job: Job, request: FileRequest) -> SourceImage:
     limit = request.max_pixels
     is_animated = count_frames(job.source, max_pixels=limit) > 1
     image = (read_frames if is_animated else read_image)(job.source, max_pixels=limit)
-    if request.strip:
-        image = image.strip_metadata() if is_animated else strip_metadata(image)
+    color = request.background
+    if is_animated:
+        image = image.strip_metadata() if request.strip else image.mark_as_made()
+        image = image if color is None else image.lay_over(color)
+    else:
+        image = image if color is None else lay_over(image, color)
+        image = (strip_metadata if request.strip else mark_as_made)(image)
     job.target.parent.mkdir(parents=True, exist_ok=True)
     check_writable(
         job.target,
-        has_alpha=image.has_transparency_data if is_animated else is_see_through(image),
+        has_alpha=image.is_see_through if is_animated else is_see_through(image),
         size=request.output_size(image),
         num_frames=num_frames(image),
     )
+    _check_room(job, request.output_size(image))
     return image
+
+
+def choose_target(job: Job, request: FileRequest) -> Job:
+    """Take a job's alternative where its result does not fit its target's format.
+
+    Args:
+        job: Which image.
+        request: What will be done to it.
+
+    Returns:
+        The job, with a note if its target is another one now.
+    """
+    from tadsr.images import check_format, is_see_through, read_facts, read_image
+
+    if job.alternative is None:
+        return job
+    try:
+        facts = read_facts(job.source, max_pixels=request.max_pixels)
+        has_alpha = facts.may_be_transparent and request.background is None
+        if has_alpha and facts.num_frames == 1:
+            has_alpha = is_see_through(read_image(job.source, max_pixels=request.max_pixels))
+        width, height = facts.size
+        check_format(
+            job.target,
+            has_alpha=has_alpha,
+            size=request.settings.output_size(height, width)[::-1],
+            num_frames=facts.num_frames,
+        )
+    except ImageWriteError as error:
+        reason = str(error).removeprefix(f"{job.target}: ").partition(";")[0]
+        note = f"{job.source}: becomes {job.alternative.name}, since {reason}"
+        return replace(job, target=job.alternative, note=note)
+    except TADSRError:
+        pass  # `read_input` says what is wrong
+    return job
+
+
+def _check_room(job: Job, size: tuple[int, int]) -> None:
+    """Raise unless memory and temporary files together can hold the result once."""
+    import psutil
+
+    needed = _LEAST_BYTES_PER_PIXEL * size[0] * size[1]
+    room = psutil.virtual_memory().available + shutil.disk_usage(tempfile.gettempdir()).free
+    if needed > room:
+        raise TADSRError(
+            f"{job.source}: the result would have {size[0]}×{size[1]} px, which takes at least "
+            f"{needed / 1e9:.4g} GB of memory and temporary files to compute, but "
+            f"{room / 1e9:.4g} GB are free; use a smaller scale"
+        )
 
 
 def num_frames(image: SourceImage) -> int:
@@ -119,7 +184,8 @@ def note_about(job: Job, request: FileRequest) -> str:
     """Return what of a file is not read, or nothing."""
     from tadsr.images import find_losses
 
-    return "\n".join(find_losses(job.source, max_pixels=request.max_pixels))
+    notes = [job.note] if job.note else []
+    return "\n".join([*notes, *find_losses(job.source, max_pixels=request.max_pixels)])
 
 
 def restore(

@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from tadsr.folders.jobs import Job
 from tadsr.folders.manifest import Manifest, Record, is_changed
 from tadsr.folders.outcome import Outcome
-from tadsr.folders.restoring import FileRequest
+from tadsr.folders.restoring import FileRequest, choose_target
 from tadsr.folders.run import Report
 
 Run = Callable[[list[Job], Report], None]
@@ -77,6 +77,8 @@ def upscale_files(
                 tell(Outcome(job, "failed", message=job.error))
                 continue
             manifest = manifests.get(job.folder) if job.folder else None
+            if request.overwrite or not os.path.lexists(job.target):
+                job = choose_target(job, request)
             checked, reason = check_existing(job, request, manifest)
             if reason is None:
                 num_deaths = manifest.num_deaths(job.target) if manifest else 0

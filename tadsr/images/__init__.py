@@ -9,13 +9,15 @@ from tadsr.images.decoding import (
     ImageLike,
     OutputType,
     decode_image,
+    lay_over,
+    mark_as_made,
     strip_metadata,
 )
 from tadsr.images.encoding import OUTPUT_TYPES, encode_image, takes_bytes
-from tadsr.images.files import check_writable, is_see_through, write_image
+from tadsr.images.files import check_format, check_writable, is_see_through, write_image
 from tadsr.images.frames import Animation, count_frames, read_frames, write_frames
 from tadsr.images.metadata import upright_size
-from tadsr.images.reading import find_losses, read_image
+from tadsr.images.reading import FileFacts, find_losses, read_facts, read_image
 from tadsr.images.strips import STREAMED_SUFFIXES, check_streamable, write_strips
 from tadsr.images.tensors import (
     pad_reflect,
@@ -31,11 +33,13 @@ __all__ = [
     "Animation",
     "ArrayImage",
     "DecodedImage",
+    "FileFacts",
     "ImageKind",
     "ImageLike",
     "OutputType",
     "alpha_rows",
     "assemble_images",
+    "check_format",
     "check_streamable",
     "check_writable",
     "count_frames",
@@ -43,7 +47,10 @@ __all__ = [
     "encode_image",
     "find_losses",
     "is_see_through",
+    "lay_over",
+    "mark_as_made",
     "pad_reflect",
+    "read_facts",
     "read_frames",
     "read_image",
     "reflect_index",

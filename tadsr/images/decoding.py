@@ -21,6 +21,7 @@ from tadsr.images.metadata import (
     exif_dpi,
     find_metadata,
     kept_metadata,
+    mark_exif,
     tidy_exif,
     turn_upright,
 )
@@ -295,6 +296,53 @@ def strip_metadata(image: Image.Image | ArrayImage) -> Image.Image | ArrayImage:
     bare = upright.copy()
     bare.info = {k: v for k, v in upright.info.items() if k in (*COLOR_KEYS, "transparency")}
     return bare
+
+
+def mark_as_made(image: Image.Image | ArrayImage) -> Image.Image | ArrayImage:
+    """Return an image whose results say in their EXIF that tadsr has made them.
+
+    Args:
+        image: PIL image of any mode, or an `ArrayImage`.
+    """
+    exif = Image.Exif()
+    try:
+        exif.load(image.info.get("exif") or b"")
+        found = image.getexif() if isinstance(image, Image.Image) else exif
+        marked = {"exif": mark_exif(found)}
+    except Exception:  # damaged EXIF makes Pillow raise nearly anything
+        marked = {"exif": mark_exif(Image.Exif())}
+    if isinstance(image, ArrayImage):
+        return ArrayImage(image.pixels, {**image.info, **marked})
+    image.info |= marked
+    return image
+
+
+def lay_over(
+    image: Image.Image | ArrayImage, color: tuple[int, int, int]
+) -> Image.Image | ArrayImage:
+    """Lay an image over a colour; one without alpha is returned as it is.
+
+    Args:
+        image: PIL image of any mode, or an `ArrayImage`.
+        color: Red, green and blue, 0..255.
+
+    Returns:
+        An opaque image, upright; of grey over a colour one in colours.
+    """
+    if not image.has_transparency_data:
+        return image
+    decoded = decode_image(image)
+    if decoded.alpha is None:
+        return image
+    ground = torch.tensor(color, dtype=torch.float32)[:, None, None] / 255
+    rgb = decoded.rgb * decoded.alpha + ground * (1 - decoded.alpha)
+    is_gray = decoded.kind.is_gray and len(set(color)) == 1
+    kind = decoded.kind if is_gray else replace(decoded.kind, is_gray=False, mode="RGB")
+    # Here, since encoding builds on decoding.
+    from tadsr.images.encoding import encode_image
+
+    like = replace(decoded, kind=replace(kind, is_colorless=False))
+    return encode_image(rgb, None, like)
 
 
 def unit_planes(bands: np.ndarray, white: float, what: str) -> Tensor:

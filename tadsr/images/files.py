@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,7 +37,8 @@ _SUFFIXES = {
 }
 _OPAQUE_FORMATS = ("JPEG", "BMP")
 _ANIMATED_FORMATS = ("PNG", "WEBP", "GIF")
-_LARGEST_SIDE_PX = {"JPEG": 65500, "WEBP": 16383, "GIF": 65535}
+_LARGEST_SIDE_PX = {"JPEG": 65500, "WEBP": 16383, "GIF": 65535, "AVIF": 65536}
+_LARGEST_SIDE_PX |= {"PNG": 2**31 - 1, "BMP": 2**31 - 1, "TIFF": 2**32 - 1}
 # What fits the one segment that holds it.
 _JPEG_EXIF_BYTES = _JPEG_SEGMENT_BYTES = 65533
 _JPEG_XMP_BYTES = 65504
@@ -87,6 +89,30 @@ def check_writable(
         raise ImageWriteError(f"{path}: its folder is not writable; choose another")
     if os.path.lexists(path) and not overwrite:
         raise ImageWriteError(f"{path}: exists already; overwrite=True (--overwrite) replaces it")
+    check_format(path, format=format, has_alpha=has_alpha, size=size, num_frames=num_frames)
+
+
+def check_format(
+    path: str | os.PathLike[str],
+    *,
+    format: str | None = None,
+    has_alpha: bool = False,
+    size: tuple[int, int] | None = None,
+    num_frames: int = 1,
+) -> None:
+    """Raise unless a file's format can hold an image, wherever the file is.
+
+    Args:
+        path: As for `check_writable`, and so are the others.
+        format: As for `write_image`.
+        has_alpha: Whether the image will have an alpha channel.
+        size: (width, height) in px that the image will have; None skips that check.
+        num_frames: More than 1 for an animation.
+
+    Raises:
+        ImageWriteError: It cannot.
+    """
+    path, format = Path(path), _file_format(Path(path), format)
     if num_frames > 1 and format not in _ANIMATED_FORMATS:
         raise ImageWriteError(
             f"{path}: {format} cannot hold an animation of {num_frames} frames; write .png, "
@@ -94,12 +120,14 @@ def check_writable(
         )
     if has_alpha and format in _OPAQUE_FORMATS:
         raise ImageWriteError(
-            f"{path}: {format} cannot hold an alpha channel; write PNG or WebP, or drop it first"
+            f"{path}: {format} cannot hold an alpha channel; write PNG or WebP, or lay it over a "
+            "colour (--background)"
         )
-    limit = _LARGEST_SIDE_PX.get(format)
-    if size and limit and max(size) > limit:
+    limit = _LARGEST_SIDE_PX.get(format, math.inf)
+    if size and max(size) > limit:
         raise ImageWriteError(
-            f"{path}: {format} holds at most {limit} px a side, not {size[0]}×{size[1]}; write PNG"
+            f"{path}: the result would have {size[0]}×{size[1]} px, but {format} holds at most "
+            f"{limit} px a side; use a smaller scale{'' if format == 'PNG' else ', or write PNG'}"
         )
 
 

@@ -15,7 +15,13 @@ from PIL import Image
 
 from tadsr.config import MAX_PIXELS
 from tadsr.errors import ImageReadError, ImageWriteError
-from tadsr.images.decoding import decode_image, strip_metadata, unreadable
+from tadsr.images.decoding import (
+    decode_image,
+    lay_over,
+    mark_as_made,
+    strip_metadata,
+    unreadable,
+)
 from tadsr.images.encoding import encode_image
 from tadsr.images.files import check_writable, open_whole, save_options, to_palette
 from tadsr.images.limits import BOMBS, check_size, pillow_opens, too_large
@@ -61,6 +67,8 @@ class Animation:
     info: Mapping[str, Any] = field(default_factory=dict, hash=False)
     orientation: int = 1
     max_pixels: int | None = MAX_PIXELS
+    background: tuple[int, int, int] | None = None
+    """Colour that transparent frames are laid over; None leaves them transparent."""
 
     def __len__(self) -> int:
         return len(self.durations_ms)
@@ -78,11 +86,26 @@ class Animation:
                         frame = image.convert("RGBA" if self.has_transparency_data else "RGB")
                     frame = turn_upright(frame, self.orientation)
                     frame.info = dict(self.info)
-                    yield frame
+                    yield frame if self.background is None else lay_over(frame, self.background)
         except ImageReadError:
             raise
         except (OSError, EOFError, SyntaxError) as error:
             raise unreadable(self.path, error) from error
+
+    @property
+    def is_see_through(self) -> bool:
+        """Whether any frame is transparent anywhere."""
+        return self.has_transparency_data and self.background is None
+
+    def lay_over(self, color: tuple[int, int, int]) -> Animation:
+        """Return it with its frames laid over a colour, red, green and blue of 0..255."""
+        return replace(self, background=color) if self.has_transparency_data else self
+
+    def mark_as_made(self) -> Animation:
+        """Return it so that results say that tadsr has made them."""
+        blank = Image.new("RGB", (1, 1))
+        blank.info = dict(self.info)
+        return replace(self, info=mark_as_made(blank).info)
 
     def strip_metadata(self) -> Animation:
         """Return it without metadata but the ICC profile, as `strip_metadata` does."""

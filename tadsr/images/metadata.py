@@ -10,6 +10,7 @@ from typing import Any
 from PIL import ExifTags, Image
 
 from tadsr.images.color_space import profile_of_gamma
+from tadsr.version import __version__
 
 COLOR_KEYS = ("icc_profile", "srgb", "gamma", "chromaticity", "cicp")
 """Metadata that says what the pixels' values mean."""
@@ -176,6 +177,17 @@ def find_orientation(image: Image.Image) -> int:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # damaged EXIF says nothing against the pixels
         return 1
+
+
+def mark_exif(exif: Image.Exif) -> bytes:
+    """Say in EXIF that tadsr has processed the picture, beside what the camera says."""
+    exif[ExifTags.Base.ProcessingSoftware] = f"tadsr {__version__}"
+    return exif.tobytes()
+
+
+def is_marked(exif: Image.Exif) -> bool:
+    """Tell whether EXIF says that tadsr has processed the picture."""
+    return str(exif.get(ExifTags.Base.ProcessingSoftware, "")).startswith("tadsr ")
 
 
 def _is_sound(exif: bytes) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,14 @@ from tadsr.images.color_space import HDR, profile_of_code_points
 from tadsr.images.containers import find_nclx, open_png
 from tadsr.images.decoding import unreadable
 from tadsr.images.limits import BOMBS, check_size, pillow_opens, too_large
-from tadsr.images.metadata import find_metadata, read_exif, tidy_exif, upright_metadata
+from tadsr.images.metadata import (
+    find_metadata,
+    is_marked,
+    read_exif,
+    tidy_exif,
+    upright_metadata,
+    upright_size,
+)
 
 # Files of several images of equal rank; others keep thumbnails and depth maps beside the first.
 ANIMATED_FORMATS = ("GIF", "PNG", "WEBP", "AVIF")
@@ -64,6 +72,51 @@ def read_image(
     except _NeedsTifffile:
         return _read_with_tifffile(path, max_pixels)
     except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
+        raise unreadable(path, error) from error
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """What a file's header says."""
+
+    size: tuple[int, int]
+    """Width and height in px, upright."""
+    num_frames: int
+    """More than 1 for an animation."""
+    may_be_transparent: bool
+    """Whether it has alpha, which may be opaque everywhere."""
+    is_ours: bool
+    """Whether tadsr made it, as its EXIF says."""
+
+
+def read_facts(path: str | os.PathLike[str], *, max_pixels: int | None = MAX_PIXELS) -> FileFacts:
+    """Read an image file's header.
+
+    Args:
+        path: The file.
+        max_pixels: As for `read_image`.
+
+    Raises:
+        ImageReadError: As for `read_image`, but for damage of the pixels.
+    """
+    path = check_readable(path, max_pixels)
+    try:
+        with pillow_opens(max_pixels), open_image(path, max_pixels) as image:
+            is_animated = image.format in ANIMATED_FORMATS
+            return FileFacts(
+                upright_size(image),
+                getattr(image, "n_frames", 1) if is_animated else 1,
+                image.has_transparency_data,
+                is_marked(read_exif(image)),
+            )
+    except BOMBS as error:
+        raise too_large(path, error) from error
+    except _NeedsTifffile:
+        image = _read_with_tifffile(path, max_pixels)
+        return FileFacts(image.size, 1, image.has_transparency_data, False)
+    except ImageReadError:
+        raise
+    except Exception as error:
         raise unreadable(path, error) from error
 
 

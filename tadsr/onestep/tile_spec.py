@@ -8,6 +8,8 @@ MIB = 2**20
 WHOLE_ATTENTION_PIXELS = 2048 * 2048
 """Above this area of the output every position attending to all others costs more than all else,
 and is far from the sizes that students are trained at."""
+ATTENTION_STEP_PX = 128
+"""Windows of attention are whole numbers of this wide, for every level of the UNet."""
 MIN_BAND_BYTES = MIB // 4
 """Smallest working set of a layer that is any use."""
 
@@ -40,9 +42,10 @@ class TileSpec:
             )
         if self.max_memory is not None and self.max_memory <= 0:
             raise ValueError(f"max_memory must be above 0 bytes or None, got {self.max_memory}")
-        if self.attention_px is not None and (self.attention_px < 0 or self.attention_px % 128):
+        side = self.attention_px
+        if side is not None and (side < 0 or side % ATTENTION_STEP_PX):
             raise ValueError(
-                f"attention_px must be a multiple of 128 px, 0 or None, got {self.attention_px}"
+                f"attention_px must be a multiple of {ATTENTION_STEP_PX} px, 0 or None, got {side}"
             )
 
     def attention_px_for(self, height: int, width: int) -> int:

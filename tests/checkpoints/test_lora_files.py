@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from tadsr import TADSRPipeline
 from tadsr.errors import CheckpointError
 
+ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 TARGETS = ["to_q", "to_out.0", "conv1", "proj_in"]
 WEIGHTS = "pytorch_lora_weights.safetensors"
 
@@ -191,3 +192,31 @@ def test_dora_pickles_and_absent_files_are_refused(pipe, tmp_path):
         pipe.merge_lora(tmp_path / "empty")
     with pytest.raises(CheckpointError, match="must exist, but is missing"):
         pipe.merge_lora(tmp_path / "absent.safetensors")
+
+
+@pytest.mark.parametrize("prefix", ["unet.", ""])
+def test_diffusers_names_until_0_21_do_the_same(prefix, pipe, tmp_path):
+    lora = LoraConfig(r=3, lora_alpha=3, target_modules=ATTENTION, init_lora_weights=False)
+    model = with_lora(pipe.unet, lora)
+    old = {}
+    for name, tensor in get_peft_model_state_dict(model, adapter_name="extra").items():
+        module, side, _ = name.rsplit(".", 2)
+        attention, _, layer = module.removesuffix(".0").rpartition(".")
+        way = "down" if side == "lora_A" else "up"
+        old[f"{prefix}{attention}.processor.{layer}_lora.{way}.weight"] = tensor
+    save_file(old, tmp_path / "old.safetensors")
+    expected = unet_output(model)
+    pipe.merge_lora(tmp_path / "old.safetensors")
+    torch.testing.assert_close(unet_output(pipe.unet), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["q_proj.lora_linear_layer", "to_q_lora"])
+def test_old_names_of_text_encoders(name, pipe, tmp_path):
+    names = pipe.text_encoder.state_dict()
+    layer = next(n for n in names if n.endswith("layers.0.self_attn.q_proj.weight"))
+    weight = pipe.text_encoder.state_dict()[layer].clone()
+    down, up = torch.randn(2, weight.shape[1]), torch.randn(weight.shape[0], 2)
+    stem = "text_encoder.text_model.encoder.layers.0.self_attn." + name
+    save_file({f"{stem}.down.weight": down, f"{stem}.up.weight": up}, tmp_path / "old.safetensors")
+    pipe.merge_lora(tmp_path / "old.safetensors")
+    torch.testing.assert_close(pipe.text_encoder.state_dict()[layer], weight + up @ down)

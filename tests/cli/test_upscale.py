@@ -125,12 +125,17 @@ def test_a_run_with_nothing_to_do_loads_no_model(tadsr, photo):
     assert "b.png: exists, skipped" in result.stderr
 
 
-def test_jpeg_refuses_alpha_for_that_file_only(upscale, photo):
+def test_what_a_format_cannot_hold_becomes_png(upscale, photo):
     photo("photos/clear.png", mode="RGBA")
     photo("photos/plain.png")
-    result = upscale("photos", "-f", "jpg", code=1)
-    assert files_under("photos_x4") == {"plain.jpg"}
-    assert "clear.jpg: JPEG cannot hold an alpha channel" in result.stderr
+    result = upscale("photos", "-f", "jpg")
+    assert files_under("photos_x4") == {"plain.jpg", "clear.png"}
+    assert "becomes clear.png, since JPEG cannot hold an alpha channel\n" in result.stderr
+    assert "0 written, 2 skipped" in upscale("photos", "-f", "jpg").stdout
+    upscale("photos", "over", "-f", "bmp", "--background", "#204060")
+    assert files_under("over") == {"plain.bmp", "clear.bmp"}
+    error = upscale("photos/clear.png", "clear.jpg", code=1).stderr
+    assert "JPEG cannot hold an alpha channel; write PNG or WebP, or lay it over" in error
 
 
 def test_same_input_same_output_and_seeds_differ(upscale, photo):

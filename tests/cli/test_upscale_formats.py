@@ -110,8 +110,9 @@ def test_frames_are_those_of_the_pipeline(upscale, clip, model_dir):
     upscale(clip, "-t", 300)
     pipe = TADSRPipeline.from_pretrained(model_dir)
     for found, frame in zip(read_frames("clip_x4.png"), read_frames(clip), strict=True):
-        expected = pipe(frame, 300, process_size=0)
-        assert found.tobytes() == expected.tobytes()
+        expected = np.asarray(pipe(frame, 300, process_size=0))
+        is_visible = expected[..., 3:] > 0
+        assert ((np.asarray(found) == expected) | ~is_visible).all()
 
 
 def test_an_animation_is_not_cut_to_a_still(upscale, clip):
@@ -123,9 +124,10 @@ def test_an_animation_is_not_cut_to_a_still(upscale, clip):
 def test_a_folder_with_a_gif(upscale, clip, photo):
     photo("all/a.png")
     clip.rename("all/clip.gif")
-    result = upscale("all", "-f", "jpg", code=1)
+    result = upscale("all", "-f", "jpg")
     assert Path("all_x4/a.jpg").exists()
-    assert "clip.gif: " in result.stderr or "clip.jpg: " in result.stderr
+    assert "becomes clip.png, since JPEG cannot hold an animation of 3 frames" in result.stderr
+    assert len(read_frames("all_x4/clip.png")) == 3
     upscale("all", "-f", "gif", "-o", "gifs")
     assert len(read_frames("gifs/clip.gif")) == 3
     assert len(read_frames("gifs/a.gif")) == 1

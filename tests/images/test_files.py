@@ -402,7 +402,7 @@ def test_alpha_is_refused_rather_than_flattened(mode, suffix, tmp_path):
 
 
 def test_side_too_long_for_the_format(tmp_path):
-    with pytest.raises(ImageWriteError, match=r"16383 px a side, not 16384×1"):
+    with pytest.raises(ImageWriteError, match=r"16384×1 px, but WEBP holds at most 16383"):
         write_image(Image.new("L", (16384, 1)), tmp_path / "a.webp")
     with pytest.raises(ImageWriteError, match="65500"):
         check_writable(tmp_path / "a.jpg", size=(1, 65501))

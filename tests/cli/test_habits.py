@@ -1,0 +1,135 @@
+"""The same command again, what is left out, and other habits of people at a shell."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tadsr.folders.jobs import mirror_folder
+from tadsr.folders.restoring import FileRequest
+from tadsr.images import ArrayImage, lay_over, read_facts
+
+TWICE = ("-s", 2)
+
+
+@pytest.mark.parametrize("name", ["sharp.png", "sharp.jpg", "sharp.tif", "sharp.bmp", "sharp.gif"])
+def test_the_same_command_again_skips_or_replaces(name, upscale, photo):
+    upscale(photo("a.png"), name, *TWICE)
+    first = os.stat(name).st_mtime_ns
+    assert "sharp" in upscale("a.png", name, *TWICE).stderr  # skipped
+    assert os.stat(name).st_mtime_ns == first
+    upscale("a.png", name, *TWICE, "--overwrite")
+    assert os.stat(name).st_mtime_ns > first
+    assert not Path("sharp_x2.png").exists()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_pattern_takes_any_number_of_files_and_again(count, upscale, photo):
+    names = ["a.png", "bb.png", "ccc.png"][:count]
+    for name in names:
+        photo(name)
+    results = {name.replace(".png", "_x2.png") for name in names}
+    upscale(*names, *TWICE)
+    assert set(os.listdir()) == {*names, *results}
+    expanded = sorted(os.listdir())
+    upscale(*expanded, *TWICE)
+    upscale(*expanded, *TWICE, "--overwrite", "-q")
+    # Of another scale, and by a pattern that reaches us.
+    upscale("*.png", "-s", 3)
+    assert set(os.listdir()) == {*names, *results, *(n.replace("_x2", "_x3") for n in results)}
+
+
+def test_a_photo_is_no_result_whatever_its_name_and_size(upscale, photo):
+    photo("b.png", size=(12, 10))
+    photo("a.png")
+    os.utime("b.png", (1, 1))
+    upscale("a.png", "b.png", *TWICE, "--overwrite")
+    assert Image.open("b.png").size == (12, 10)
+    assert Image.open("b_x2.png").size == (24, 20)
+
+
+def test_results_keep_their_names_when_files_come_and_go(upscale, photo):
+    photo("in/a.jpg")
+    upscale("in", "out", *TWICE)
+    photo("in/a.webp")
+    assert "1 written, 1 skipped" in upscale("in", "out", *TWICE).stdout
+    assert {p.name for p in Path("out").glob("*.png")} == {"a.png", "a.webp.png"}
+    Path("in/a.jpg").unlink()
+    assert "skipped" in upscale("in", "out", *TWICE).stderr
+    assert [job.target.name for job in mirror_folder("in", "out")] == ["a.webp.png"]
+
+
+def test_what_a_folder_run_leaves_out_is_said(upscale, photo, tmp_path):
+    photo("in/a.png")
+    photo("elsewhere/b.png")
+    for name in ("notes.txt", "more.txt", "drawing.psd", ".hidden"):
+        (tmp_path / "in" / name).touch()
+    (tmp_path / "in" / "linked").symlink_to(tmp_path / "elsewhere")
+    said = upscale("in", *TWICE).stderr
+    assert "in/linked is a link to a folder, which is left out; name it as well" in said
+    assert "in: left out 1 .psd, 2 .txt;" in said
+    assert upscale("in", "-q", *TWICE).output == ""
+
+
+def test_sizes_that_nothing_holds_are_refused_before_the_model_is_loaded(upscale, photo, tmp_path):
+    photo("in/a.png", size=(64, 48))
+    photo("in/b.png")
+    error = upscale("in/a.png", "-s", 1e9, code=1).stderr
+    assert "would have 64000000000×48000000000 px, but PNG holds at most 2147483647" in error
+    # Enough for the small one alone: 12 bytes a pixel.
+    error = upscale("in", "-s", 2e6, "-m", "none-such", code=1).stderr
+    for name, size in (("a", "128000000×96000000"), ("b", "12000000×10000000")):
+        assert f"in/{name}.png: the result would have {size} px, which takes at least" in error
+    assert not list((tmp_path / "in_x2e+06").glob("*.png"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--device", "7"), "--device cuda:7 must exist"),
+        (("--tile", "100"), "--tile must be auto, off or a multiple of 128 px, got 100"),
+        (("--background", "plaid"), "--background must be a colour such as white"),
+        (("--suffix", "a/b"), "--suffix must be part of a file's name"),
+    ],
+)
+def test_wrong_options_are_named_as_they_were_typed(options, message, upscale, photo):
+    assert message in upscale(photo("a.png"), *options, code=2).stderr
+
+
+def test_names_and_formats_of_outputs(upscale, photo):
+    photo("in/a.jpg")
+    photo("in/b.webp")
+    upscale("in/a.jpg", "--suffix", "_sharp", "-f", "same", *TWICE)
+    assert Path("in/a_sharp.jpg").exists()
+    upscale("in/b.webp", "-o", "new/dir/", *TWICE)
+    assert Path("new/dir/b.png").exists()
+    upscale("in", "out", "-f", "same", "--suffix", "-2", *TWICE)
+    assert {p.name for p in Path("out").glob("*-2.*")} == {"a-2.jpg", "b-2.webp", "a_sharp-2.jpg"}
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "16 bit"])
+def test_laid_over_a_colour(mode):
+    half = np.array([[[200, 200, 200, 128]]], np.uint8)
+    image = ArrayImage(half.astype(np.uint16) * 257) if mode == "16 bit" else Image.fromarray(half)
+    if mode in ("LA", "P"):
+        image = image.convert("LA") if mode == "LA" else image.convert("RGBA").quantize()
+    result = lay_over(image, (0, 100, 255))
+    assert not result.has_transparency_data
+    pixel = np.asarray(getattr(result, "pixels", result)).reshape(-1, 3)[0]
+    pixel = pixel / 257 if mode == "16 bit" else pixel
+    np.testing.assert_allclose(
+        pixel, np.array([200, 200, 200]) * 0.502 + np.array([0, 100, 255]) * 0.498, atol=2
+    )
+
+
+def test_results_say_who_made_them_unless_stripped(upscale, photo):
+    upscale(photo("a.png"), "b.webp", *TWICE)
+    assert read_facts("b.webp").is_ours
+    assert not read_facts("a.png").is_ours
+    upscale("a.png", "c.webp", "--strip", *TWICE)
+    assert not read_facts("c.webp").is_ours
+    assert "background" not in FileRequest().described()
