@@ -42,6 +42,8 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
     }
     if config.precision == "fp16" and (config.device == "cpu" or not torch.cuda.is_available()):
         raise ValueError("precision fp16 needs a GPU; take bf16 or fp32 on the CPU")
+    torch.backends.cuda.matmul.allow_tf32 = config.tf32
+    torch.backends.cudnn.allow_tf32 = config.tf32
     try:
         return Accelerator(**arguments)
     except ValueError as error:

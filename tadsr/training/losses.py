@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tadsr.schedule import NUM_TRAIN_TIMESTEPS
+
 BLUR_STEP = 200
 """Timesteps per increment of the blur: k = 5 + 4·⌊t/200⌋, σ = 1 + t/200."""
 
@@ -54,13 +56,16 @@ def chroma_mse(pred: Tensor, target: Tensor) -> Tensor:
     return (difference[:, 0::2] - difference[:, 1:2]).square().flatten(1).mean(1)
 
 
-def blur_at_timesteps(images: Tensor, timesteps: Tensor) -> Tensor:
+def blur_at_timesteps(
+    images: Tensor, timesteps: Tensor, *, last: int = NUM_TRAIN_TIMESTEPS - 1
+) -> Tensor:
     """Blur each image by the Gaussian that the loss uses at its timestep.
 
     Args:
         images: Images, (B, C, H, W), larger than half the largest kernel on each side.
         timesteps: One timestep per image, (B,), int64, 0..999: kernel 5 + 4·⌊t/200⌋ px (at most
             21), σ = 1 + t/200 px.
+        last: Largest timestep that may come, which sizes the kernels without a look at the device.
 
     Returns:
         Blurred images, shaped as `images`; reflect padding.
@@ -69,7 +74,7 @@ def blur_at_timesteps(images: Tensor, timesteps: Tensor) -> Tensor:
     """
     batch, channels, height, width = images.shape
     halves = 2 + 2 * (timesteps // BLUR_STEP)
-    half = int(halves.max())  # waits for the device once
+    half = 2 + 2 * (last // BLUR_STEP)
     offsets = torch.arange(-half, half + 1, device=images.device, dtype=torch.float32)
     sigmas = 1 + timesteps.float() / BLUR_STEP
     kernels = torch.exp(-0.5 * (offsets / sigmas[:, None]) ** 2)  # [B, k]
@@ -85,17 +90,20 @@ def blur_at_timesteps(images: Tensor, timesteps: Tensor) -> Tensor:
     return x.view(batch, channels, height, width)
 
 
-def blurred_mse(pred: Tensor, target: Tensor, timesteps: Tensor) -> Tensor:
+def blurred_mse(
+    pred: Tensor, target: Tensor, timesteps: Tensor, *, last: int = NUM_TRAIN_TIMESTEPS - 1
+) -> Tensor:
     """Return the MSE of each item after the blur of its timestep.
 
     Args:
         pred: Restored images, (B, 3, H, W), in [-1, 1].
         target: HQ images, shaped as `pred`.
         timesteps: One timestep per item, (B,), int64, 0..999.
+        last: As of `blur_at_timesteps`.
 
     Returns:
         (B,), at least 0. The blur is linear, so only the difference is blurred.
 
     Source: TADSR (arXiv 2508.16557), timestep-dependent blurred MSE.
     """
-    return blur_at_timesteps(pred - target, timesteps).square().flatten(1).mean(1)
+    return blur_at_timesteps(pred - target, timesteps, last=last).square().flatten(1).mean(1)

@@ -1,9 +1,14 @@
-"""Types of a run's weights."""
+"""How a run's networks compute: types of their weights, and compilation."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
+from diffusers import UNet2DConditionModel
 from torch import nn
+
+from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
 
 
 def keep_frozen_weights_in(dtype: torch.dtype, *modules: nn.Module | None) -> None:
@@ -19,3 +24,17 @@ def keep_frozen_weights_in(dtype: torch.dtype, *modules: nn.Module | None) -> No
             if not any(p.requires_grad for p in parameters):
                 for parameter in parameters:
                     parameter.data = parameter.data.to(dtype)
+
+
+def compile_networks(modules: Iterable[nn.Module]) -> None:
+    """Compile the UNets and autoencoders among some modules, in place.
+
+    Args:
+        modules: Modules to go through; names and weights stay as they are.
+    """
+    for module in {m for root in modules for m in root.modules()}:
+        if isinstance(module, UNet2DConditionModel):
+            module.compile()
+        elif isinstance(module, TimeAwareAutoencoderKL):
+            module.encoder.compile()
+            module.decoder.compile()

@@ -17,8 +17,8 @@ class SampleRandomness:
     Args:
         seed: The run's seed.
         indices: Global index of each sample of a batch, (B,), int64.
-        device: Where tensors are wanted. Numbers are drawn on the CPU, so that every device
-            trains on the same ones.
+        device: Where tensors are wanted. Noise is drawn there, which differs from device to
+            device; all else on the CPU.
     """
 
     def __init__(self, seed: int, indices: Tensor, device: torch.device | str = "cpu") -> None:
@@ -28,24 +28,37 @@ class SampleRandomness:
 
     def normal(self, purpose: str, shape: tuple[int, ...]) -> Tensor:
         """Return standard normal noise, (B, *shape), float32."""
-        rows = [torch.randn(shape, generator=g) for g in self._generators(purpose)]
-        return torch.stack(rows).to(self.device)
+        device = self.device
+        generators = self._generators(purpose, device)
+        return torch.stack([torch.randn(shape, generator=g, device=device) for g in generators])
 
     def integers(self, purpose: str, low: int, high: int) -> Tensor:
         """Return uniform integers of low..high, both included, (B,), int64."""
-        rows = [torch.randint(low, high + 1, (), generator=g) for g in self._generators(purpose)]
-        return torch.stack(rows).to(self.device)
+        return self._send(torch.tensor(self.numbers(purpose, low, high)))
 
-    def uniform(self, purpose: str) -> Tensor:
-        """Return uniform numbers in [0, 1), (B,), float32."""
-        rows = [torch.rand((), generator=g) for g in self._generators(purpose)]
-        return torch.stack(rows).to(self.device)
+    def numbers(self, purpose: str, low: int, high: int) -> list[int]:
+        """Return what `integers` does as plain numbers, without a look at the device."""
+        generators = self._generators(purpose)
+        return [torch.randint(low, high + 1, (), generator=g).item() for g in generators]
 
-    def _generators(self, purpose: str) -> list[torch.Generator]:
+    def chances(self, purpose: str, probability: float) -> list[bool]:
+        """Return for each sample whether something of a probability happens."""
+        generators = self._generators(purpose)
+        return [torch.rand((), generator=g).item() < probability for g in generators]
+
+    def _send(self, values: Tensor) -> Tensor:
+        is_cuda = torch.device(self.device).type == "cuda"
+        return values.pin_memory().to(self.device, non_blocking=True) if is_cuda else (
+            values.to(self.device)
+        )  # fmt: skip
+
+    def _generators(
+        self, purpose: str, device: torch.device | str = "cpu"
+    ) -> list[torch.Generator]:
         key = _PURPOSES.index(purpose)
         # SeedSequence mixes the key: neighbouring seeds alone would give related streams.
         seeds = [
             int(np.random.SeedSequence([self.seed, key, i]).generate_state(1, np.uint64)[0])
             for i in self.indices
         ]
-        return [torch.Generator().manual_seed(seed & (2**63 - 1)) for seed in seeds]
+        return [torch.Generator(device).manual_seed(seed & (2**63 - 1)) for seed in seeds]

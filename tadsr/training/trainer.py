@@ -23,7 +23,7 @@ from tadsr.training.average import WeightAverage
 from tadsr.training.data import Batch, Restorer, TrainingData, explain_worker_failure, open_data
 from tadsr.training.export import TrainingFacts, export_model
 from tadsr.training.interruption import StopRequest
-from tadsr.training.networks import keep_frozen_weights_in
+from tadsr.training.networks import compile_networks, keep_frozen_weights_in
 from tadsr.training.optimization import Optimizers, warn_of_long_warmup
 from tadsr.training.randomness import SampleRandomness
 from tadsr.training.recipe import config_to_mapping
@@ -241,6 +241,8 @@ class Trainer:
             for module in (m for network in modules for m in network.modules()):
                 if getattr(module, "_supports_gradient_checkpointing", False):
                     module.enable_gradient_checkpointing()
+        if config.compile:
+            compile_networks(modules)
         for module in frozen:
             module.eval()
         for module in self.networks.values():

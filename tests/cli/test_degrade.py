@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from tadsr.degradation import PRESETS
+from tadsr.degradation.partners import PartnerSettings, degrade_folder
 
 
 @pytest.fixture
@@ -63,6 +67,20 @@ def test_records_can_be_replayed(tadsr, photos, tmp_path):
         assert (pixels(tmp_path / "two" / again["lq"]) == expect).all()
     replay.write_text("not a record\n")
     assert "line 1" in tadsr("degrade", photos, tmp_path / "x", "--replay", replay, code=1).output
+
+
+def test_a_folder_is_degraded_from_python_too(tadsr, photos, tmp_path):
+    tadsr("degrade", photos, tmp_path / "command", "--seed", 3, "--preset", "mild")
+    (photos / "broken.png").write_bytes(b"no image")
+    settings = PartnerSettings("mild", seed=3)
+    made = degrade_folder(photos, tmp_path / "python", settings)
+    assert (made.num_written, made.num_skipped) == (3, 0)
+    assert list(made.failures) == [photos / "broken.png"]
+    assert records(tmp_path / "python") == records(tmp_path / "command")
+    assert degrade_folder(photos, tmp_path / "python", settings).num_skipped == 3
+    own = PartnerSettings(replace(PRESETS["mild"], stages=()))
+    degrade_folder(photos, tmp_path / "own", own)
+    assert records(tmp_path / "own")["a.png"]["preset"]["stages"] == []
 
 
 def test_what_exists_stays_and_its_record_too(tadsr, photos, tmp_path):

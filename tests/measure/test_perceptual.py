@@ -99,7 +99,7 @@ def test_the_libraries_distances_have_the_right_values_and_gradients(name, torch
             own = library.DISTS(reduction="none")(pred / 2 + 0.5, target / 2 + 0.5)
         else:
             own = library.LPIPS(net="vgg", verbose=False)(pred, target).flatten()
-    torch.testing.assert_close(values, own)
+    torch.testing.assert_close(values, own, atol=1e-4, rtol=1e-3)
     # The gradient is the slope along itself, and touches no other item.
     (gradient,) = torch.autograd.grad(values[0], pred)
     assert gradient[1].abs().max() == 0

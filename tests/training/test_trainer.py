@@ -245,6 +245,7 @@ def test_every_switch_trains(name, small_chain, networks, photos, tmp_path):
     decoder = vae.decoder.conv_out.weight.detach().clone()
     trainer.train()
     line = read_log(tmp_path / "run")[-1]
+    stage = trainer.stage.config
     assert ("student.tavsd" in line) == (not stage.tavsd_weight.is_zero)
     assert ("fake_score.loss" in line) == (not stage.tavsd_weight.is_zero)
     assert ("discriminator.loss" in line) == (not stage.gan_weight.is_zero)

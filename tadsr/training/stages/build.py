@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -61,7 +62,7 @@ def _build(config: TrainingConfig, cache: Path, perceptual: PerceptualDistance |
     prompts.foresee([config.data.prompt])  # validation shows it
     if isinstance(stage, TeacherConfig):
         return TeacherStage(checkpoint, stage, config.optimizer, prompts)
-    teacher = _load_teacher(config.model, stage)
+    teacher = _load_teacher(config, stage, checkpoint)
     teacher_prompts = None if teacher is None else PromptEncoder(teacher, cache)
     if teacher_prompts is not None and teacher_prompts.identity == prompts.identity != "":
         teacher_prompts = prompts  # the same text encoder: embed each prompt once
@@ -77,14 +78,20 @@ def _build(config: TrainingConfig, cache: Path, perceptual: PerceptualDistance |
     )
 
 
-def _load_teacher(model: str, stage: DistillationConfig) -> Checkpoint | None:
+def _load_teacher(
+    config: TrainingConfig, stage: DistillationConfig, checkpoint: Checkpoint
+) -> Checkpoint | None:
     if stage.tavsd_weight.is_zero:
         return None
-    source = _teacher_source(model, stage)
+    is_start = stage.teacher is None and config.vae is None
+    if is_start and checkpoint.format == "stable-diffusion":
+        # The start is its own teacher: read once, and one text encoder for both.
+        return replace(checkpoint, unet=copy.deepcopy(checkpoint.unet))
+    source = _teacher_source(config.model, stage)
     if source is None:
         raise ValueError(
-            f"stage.teacher must name the teacher's checkpoint, since {model} holds no base model "
-            "beside the student; or set stage.tavsd_weight to 0 to train without"
+            f"stage.teacher must name the teacher's checkpoint, since {config.model} holds no base "
+            "model beside the student; or set stage.tavsd_weight to 0 to train without"
         )
     return load_base(source)
 

@@ -231,7 +231,7 @@ class DistillationStage(Stage):
         if not config.mse_weight.is_zero:
             mse = mse_per_sample(image, target)
             if config.blur:
-                mse = blurred_mse(image, target, timesteps)
+                mse = blurred_mse(image, target, timesteps, last=config.timestep_range[1])
             per_sample["mse"] = (config.mse_weight, mse)
         for name, error in _PIXEL_ERRORS.items():
             weight = getattr(config, f"{name}_weight")
@@ -259,7 +259,7 @@ class DistillationStage(Stage):
         if most == 0:
             return [image, hq]
         tops, lefts = (
-            randomness.integers(f"perceptual {side}", 0, most).tolist() for side in ("top", "left")
+            randomness.numbers(f"perceptual {side}", 0, most) for side in ("top", "left")
         )
         height, width = (side - most for side in image.shape[-2:])
         return [

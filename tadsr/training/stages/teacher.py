@@ -78,11 +78,12 @@ class TeacherStage(Stage):
 
     def phases(self, batch: Batch, step: int, randomness: SampleRandomness) -> Iterator[Phase]:
         """Yield the teacher's loss."""
-        is_degraded = randomness.uniform("condition") < self.config.degraded_probability
-        images = torch.where(is_degraded[:, None, None, None], batch.lq, batch.hq)
+        is_degraded = randomness.chances("condition", self.config.degraded_probability)
+        pairs = zip(is_degraded, batch.lq, batch.hq, strict=True)
+        images = torch.stack([lq if degraded else hq for degraded, lq, hq in pairs])
         texts = [
             self.config.degraded_prompt if degraded else prompt
-            for degraded, prompt in zip(is_degraded.tolist(), batch.prompts, strict=True)
+            for degraded, prompt in zip(is_degraded, batch.prompts, strict=True)
         ]
         vae = self.checkpoint.vae
         with torch.no_grad(), self.runtime.autocast():
