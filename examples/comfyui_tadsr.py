@@ -1,7 +1,7 @@
 """Nodes for ComfyUI: load a TADSR model, and restore images with it.
 
-Copy this file into ComfyUI/custom_nodes and `pip install tadsr` into ComfyUI's Python. The nodes
-are under image/upscaling.
+Copy this file into ComfyUI/custom_nodes, and install tadsr from a checkout with the Python that
+runs ComfyUI: `python -m pip install /path/to/tadsr`. The nodes are under image/upscaling.
 """
 
 from __future__ import annotations

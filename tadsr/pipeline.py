@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
@@ -53,6 +53,13 @@ from tadsr.pipeline_weights import PipelineWeights
 from tadsr.progress import Progress, paced, share_of
 from tadsr.prompts import PromptStyle, TextEmbeddings, check_taggable, choose_prompts
 from tadsr.schedule import make_alphas_cumprod
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+    from tadsr.images import ArrayImage
+    from tadsr.pipeline_types import CallOptions, Picture, Unpack
 
 
 class TADSRPipeline(DiffusersHabits, PipelineWeights, DiffusionPipeline):
@@ -221,6 +228,61 @@ class TADSRPipeline(DiffusersHabits, PipelineWeights, DiffusionPipeline):
             self._engine.release()
             self._engine = chosen
 
+    @overload
+    def __call__(
+        self,
+        image: Picture,
+        timestep: TimestepLike | Sequence[TimestepLike] = ...,
+        *,
+        output_type: None = None,
+        **options: Unpack[CallOptions],
+    ) -> Picture: ...
+    @overload
+    def __call__(
+        self,
+        image: Sequence[Picture],
+        timestep: TimestepLike | Sequence[TimestepLike] = ...,
+        *,
+        output_type: None = None,
+        **options: Unpack[CallOptions],
+    ) -> list[Picture]: ...
+    @overload
+    def __call__(
+        self,
+        image: Image.Image | np.ndarray | ArrayImage,
+        timestep: TimestepLike = ...,
+        *,
+        output_type: Literal["pil"],
+        **options: Unpack[CallOptions],
+    ) -> Image.Image: ...
+    @overload
+    def __call__(
+        self,
+        image: Image.Image | np.ndarray | ArrayImage,
+        timestep: TimestepLike = ...,
+        *,
+        output_type: Literal["np"],
+        **options: Unpack[CallOptions],
+    ) -> np.ndarray: ...
+    @overload
+    def __call__(
+        self,
+        image: Image.Image | np.ndarray | ArrayImage | Tensor,
+        timestep: TimestepLike | Sequence[TimestepLike] = ...,
+        *,
+        output_type: Literal["pt"],
+        **options: Unpack[CallOptions],
+    ) -> Tensor: ...
+    @overload
+    def __call__(
+        self,
+        image: Any,
+        timestep: TimestepLike | Sequence[TimestepLike] = ...,
+        *,
+        output_type: str | None = None,
+        return_dict: bool = False,
+        **options: Unpack[CallOptions],
+    ) -> Any: ...
     @takes_habits
     @torch.inference_mode(False)  # what is kept for later calls must outlive a caller's mode
     @torch.no_grad()

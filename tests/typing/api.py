@@ -1,0 +1,28 @@
+"""What a type checker knows of the public names; checked by mypy, never run."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+from typing_extensions import assert_type
+
+import tadsr
+from tadsr import ArrayImage, TADSRPipeline
+
+pipe: TADSRPipeline = TADSRPipeline.from_pretrained("tadsr-tiny")
+assert_type(pipe.to("cpu"), TADSRPipeline)
+photo: Image.Image = Image.new("RGB", (8, 8))
+pixels = np.zeros((8, 8, 3), np.uint8)
+scan = ArrayImage(pixels)
+
+assert_type(pipe(photo, 200), Image.Image)
+assert_type(pipe(scan, timestep=200, scale=2), ArrayImage)
+assert_type(pipe(pixels, color_fix="wavelet"), np.ndarray)
+assert_type(pipe([photo, photo], [1, 900]), list[Image.Image])
+assert_type(pipe(scan, output_type="pil"), Image.Image)
+assert_type(pipe(photo, output_type="np"), np.ndarray)
+assert_type(pipe(Tensor()), Tensor)
+assert_type(pipe(photo, output_type="pt"), Tensor)
+assert_type(tadsr.read_image("photo.jpg"), Image.Image | ArrayImage)
+pipe(photo, colour_fix="adain")  # type: ignore[call-overload]

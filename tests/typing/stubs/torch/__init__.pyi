@@ -1,0 +1,9 @@
+# Enough of torch to tell tensors from other images; reading all of it takes mypy minutes.
+from typing import Any
+
+class Tensor:
+    def __getattr__(self, name: str) -> Any: ...
+
+class Generator: ...
+
+def __getattr__(name: str) -> Any: ...
