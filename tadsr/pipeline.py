@@ -47,11 +47,19 @@ from tadsr.onestep import (
     read_generators,
     same_size_ranges,
 )
-from tadsr.onestep.banded import OneStep, Strip
+from tadsr.onestep.banded import Strip
+from tadsr.onestep.conditions import Conditions
 from tadsr.onestep.whole import upscale
 from tadsr.pipeline_weights import PipelineWeights
 from tadsr.progress import Progress, paced, share_of
-from tadsr.prompts import PromptStyle, TextEmbeddings, check_taggable, choose_prompts
+from tadsr.prompts import (
+    Prompts,
+    PromptStyle,
+    TextEmbeddings,
+    check_taggable,
+    choose_prompts,
+    embed_texts,
+)
 from tadsr.schedule import make_alphas_cumprod
 
 if TYPE_CHECKING:
@@ -344,31 +352,19 @@ class TADSRPipeline(DiffusersHabits, PipelineWeights, DiffusionPipeline):
             raise ValueError("image must hold at least one image, got an empty list")
         decoded = [decode_image(item) for item in images]
         timesteps = self._read_timesteps(timestep, decoded)
-        prompts = self._choose_prompts(prompt, decoded)
-        prompt_embeds = self.encode_prompt(prompts)
+        prompts = self._read_prompts(prompt, decoded)
         sizes = [tuple(item.rgb.shape[-2:]) for item in decoded]
         generators = read_generators(generator, len(images))
         # Each image's noise must not depend on the others.
         room = self.images_at_once if generator is None else lambda *_: 1
-        groups = same_size_ranges(sizes, lambda size: room(size, settings))
-        results = []
-        for number, group in enumerate(groups):
-            rows = list(group)
-            step = OneStep(
-                self.vae,
-                self.unet,
-                self.alphas_cumprod,
-                timesteps[rows],
-                prompt_embeds[group.start : group.stop],
-                generators[group.start],
+        groups = []
+        for group in same_size_ranges(sizes, lambda size: room(size, settings)):
+            rows = slice(group.start, group.stop)
+            at = Conditions(
+                timesteps[rows], prompts[rows], self._execution_device, generators[group.start]
             )
-            share = share_of(progress, number, len(groups))
-            these = [decoded[i] for i in rows]
-            rgb = stack_images(these)
-            may_be_bytes = all(takes_bytes(one, output_type) for one in these)
-            strips = self._strips(step, rgb, settings, tiling, share, takes_bytes=may_be_bytes)
-            results += assemble_images(strips, these, settings, output_type)
-        self._free_offloaded()
+            groups.append((decoded[rows], at))
+        results = self._run(groups, settings, tiling, output_type, progress)
         if is_batch and isinstance(results[0], Tensor):
             return torch.stack(results)
         return results if is_list or is_batch else results[0]
@@ -407,21 +403,15 @@ class TADSRPipeline(DiffusersHabits, PipelineWeights, DiffusionPipeline):
         """
         settings, progress = UpscaleSettings(**settings), paced(progress)
         decoded = decode_image(image)
-        checked = self.check_timesteps(list(timesteps), len(timesteps))
-        embeds = self.encode_prompt(self._choose_prompts(prompt, [decoded]))
-        groups = group_timesteps(checked, settings.network_size(*decoded.rgb.shape[-2:]))
-        results = []
-        for number, group in enumerate(groups):
-            batch = embeds.expand(len(group), -1, -1)
-            step = OneStep(self.vae, self.unet, self.alphas_cumprod, group, batch)
-            share = share_of(progress, number, len(groups))
-            may_be_bytes = takes_bytes(decoded, output_type)
-            strips = self._strips(
-                step, stack_images([decoded]), settings, tiling, share, takes_bytes=may_be_bytes
-            )
-            results += assemble_images(strips, [decoded] * len(group), settings, output_type)
-        self._free_offloaded()
-        return results
+        device = self._execution_device
+        whole = read_timesteps(list(timesteps), len(timesteps), self._last_timestep)
+        prompts = self._read_prompts(prompt, [decoded])
+        size = settings.network_size(*decoded.rgb.shape[-2:])
+        groups = [
+            ([decoded], Conditions(group, prompts.expand(len(group)), device))
+            for group in group_timesteps(whole, size, device)
+        ]
+        return self._run(groups, settings, tiling, output_type, progress)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -471,12 +461,12 @@ class TADSRPipeline(DiffusersHabits, PipelineWeights, DiffusionPipeline):
         size = settings.output_size(*decoded.rgb.shape[-2:])
         check_writable(path, overwrite=overwrite, size=size[::-1])
         timesteps = self._read_timesteps(timestep, [decoded])
-        embeds = self.encode_prompt(self._choose_prompts(prompt, [decoded]))
-        step = OneStep(self.vae, self.unet, self.alphas_cumprod, timesteps, embeds, generator)
+        prompts = self._read_prompts(prompt, [decoded])
+        at = Conditions(timesteps, prompts, self._execution_device, generator)
         strips = (
             (start, colors[0], alpha_rows(decoded, settings, start, colors))
             for start, colors in self._strips(
-                step, stack_images([decoded]), settings, tiling, paced(progress)
+                stack_images([decoded]), at, settings, tiling, paced(progress)
             )
         )
         write_strips(strips, path, like=decoded, size=size, overwrite=overwrite)
@@ -497,7 +487,7 @@ class TADSRPipeline(DiffusersHabits, PipelineWeights, DiffusionPipeline):
     def restore(
         self,
         lq: Tensor,
-        timesteps: Tensor | TimestepField,
+        timesteps: Tensor | Sequence[int] | TimestepField,
         prompt_embeds: Tensor,
         *,
         generator: torch.Generator | None = None,
@@ -507,7 +497,7 @@ class TADSRPipeline(DiffusersHabits, PipelineWeights, DiffusionPipeline):
         Args:
             lq: LQ images at output resolution, (B, 3, H, W), in [-1, 1]; H and W multiples of
                 `vae.downscale_factor`.
-            timesteps: One timestep per image, (B,), int64, or a map per image.
+            timesteps: One timestep per image, or a map per image.
             prompt_embeds: Prompt embeddings, (B, L, D).
             generator: Samples the posterior; None takes its mean.
 
@@ -516,6 +506,8 @@ class TADSRPipeline(DiffusersHabits, PipelineWeights, DiffusionPipeline):
 
         Source: TADSR (arXiv 2508.16557), one-step inference.
         """
+        if isinstance(timesteps, Tensor):
+            timesteps = timesteps.tolist()
         with self._lock:
             results = run_at(
                 timesteps,
@@ -559,14 +551,26 @@ class TADSRPipeline(DiffusersHabits, PipelineWeights, DiffusionPipeline):
             TypeError: A prompt is not a string.
             ValueError: The model has no text encoder and does not know a prompt.
         """
-        for prompt in prompts:
-            if not isinstance(prompt, str):
-                raise TypeError(f"prompt must be text, got {type(prompt).__name__}")
+        return self._embed(prompts).embeds
+
+    def _embed(self, texts: Sequence[str]) -> Prompts:
+        for text in texts:
+            if not isinstance(text, str):
+                raise TypeError(f"prompt must be text, got {type(text).__name__}")
         device = self._execution_device
-        with self._lock:
+        network = self.prompt_embeddings if self.text_encoder is None else self.text_encoder
+
+        def embed(texts: list[str]) -> Tensor:
             if self.text_encoder is None:
-                return self.prompt_embeddings(list(prompts)).to(device)
-            return self._text_embeddings.of(prompts, self.text_encoder, self.tokenizer, device)
+                return self.prompt_embeddings(texts).to(device)
+            return embed_texts(self.text_encoder, self.tokenizer, device, texts)
+
+        with self._lock:
+            return self._text_embeddings.of(texts, network, embed, device)
+
+    @property
+    def _last_timestep(self) -> int:
+        return len(self.alphas_cumprod) - 1
 
     def check_timesteps(self, timestep: int | Sequence[int], num_images: int) -> Tensor:
         """Turn a user's timestep into one int64 per image, (B,), on the execution device.
@@ -575,39 +579,60 @@ class TADSRPipeline(DiffusersHabits, PipelineWeights, DiffusionPipeline):
             TypeError: A timestep is not a number.
             ValueError: A timestep is not whole or out of range, or their number is wrong.
         """
-        last = len(self.alphas_cumprod) - 1
-        whole = read_timesteps(timestep, num_images, last)
+        whole = read_timesteps(timestep, num_images, self._last_timestep)
         return torch.tensor(whole, dtype=torch.int64, device=self._execution_device)
 
-    def _choose_prompts(
+    def _read_prompts(
         self, prompt: str | Sequence[str] | None, images: Sequence[DecodedImage]
-    ) -> list[str]:
-        return choose_prompts(prompt, images, self.tagger, self.text_encoder, self.prompt_style)
+    ) -> Prompts:
+        texts = choose_prompts(prompt, images, self.tagger, self.text_encoder, self.prompt_style)
+        return self._embed(texts)
 
     def _read_timesteps(
         self, timestep: Any, decoded: Sequence[DecodedImage]
-    ) -> Tensor | TimestepField:
+    ) -> list[int] | TimestepField:
         """Turn what a user gives into one timestep per image, or into one per position."""
         sizes = [tuple(image.rgb.shape[-2:]) for image in decoded]
-        entries = read_timestep_maps(timestep, sizes, len(self.alphas_cumprod) - 1)
+        entries = read_timestep_maps(timestep, sizes, self._last_timestep)
         if entries is None:
-            return self.check_timesteps(timestep, len(decoded))
+            return read_timesteps(timestep, len(decoded), self._last_timestep)
         maps = (
             entry
             if isinstance(entry, TimestepMap)
-            else TimestepMap.constant(self.check_timesteps(entry, 1).item())
+            else TimestepMap.constant(*read_timesteps(entry, 1, self._last_timestep))
             for entry in entries
         )
-        return TimestepField(tuple(maps), self._execution_device)
+        return TimestepField(tuple(maps))
 
     def _free_offloaded(self) -> None:
         with self._lock:
             self.maybe_free_model_hooks()
 
+    def _run(
+        self,
+        groups: Sequence[tuple[list[DecodedImage], Conditions]],
+        settings: UpscaleSettings,
+        tiling: TileSpec | Literal["auto"] | None,
+        output_type: str | None,
+        progress: Progress | None,
+    ) -> list[Any]:
+        """Restore groups of images of one size, or of one image for all conditions of its group."""
+        results = []
+        for number, (images, at) in enumerate(groups):
+            may_be_bytes = all(takes_bytes(image, output_type) for image in images)
+            share = share_of(progress, number, len(groups))
+            strips = self._strips(
+                stack_images(images), at, settings, tiling, share, takes_bytes=may_be_bytes
+            )
+            images = images * (at.batch // len(images))
+            results += assemble_images(strips, images, settings, output_type)
+        self._free_offloaded()
+        return results
+
     def _strips(
         self,
-        step: OneStep,
         rgb: Tensor,
+        at: Conditions,
         settings: UpscaleSettings,
         tiling: TileSpec | Literal["auto"] | None,
         progress: Progress | None,
@@ -617,7 +642,7 @@ class TADSRPipeline(DiffusersHabits, PipelineWeights, DiffusionPipeline):
         """Restore images (B, 3, h, w) in [0, 1], in pieces or as a whole."""
         with self._lock:
             engine = self.engine
-        strips = upscale(engine, step, rgb, settings, tiling, progress, takes_bytes=takes_bytes)
+        strips = upscale(engine, at, rgb, settings, tiling, progress, takes_bytes=takes_bytes)
         while True:
             with self._lock:
                 strip = next(strips, None)

@@ -102,6 +102,17 @@ def residual_to_x0(
     Source: TADSR (arXiv 2508.16557), one-step student.
     """
     alpha, _ = _coefficients(timesteps, alphas_cumprod, latents)
+    return subtract_residual(latents, residual, alpha)
+
+
+def subtract_residual(latents: Tensor, residual: Tensor, alpha: Tensor) -> Tensor:
+    """Apply the student's one step where √ᾱ is known already: z_L / √ᾱ − r.
+
+    Args:
+        latents: As for `residual_to_x0`.
+        residual: As for `residual_to_x0`.
+        alpha: √ᾱ, (1, 1, 1, 1) or (B, 1, 1, 1).
+    """
     return latents / alpha - residual
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -27,20 +27,18 @@ class TimestepField:
 
     maps: tuple[TimestepMap, ...]
     """One per image."""
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    """Where the networks run."""
 
-    def __getitem__(self, images: Sequence[int]) -> TimestepField:
+    def __getitem__(self, images: slice) -> TimestepField:
         """Return the field of some of the images."""
-        return replace(self, maps=tuple(self.maps[i] for i in images))
+        return TimestepField(self.maps[images])
 
     @property
-    def knots(self) -> list[Tensor]:
-        """Timesteps (B,), int64, of every run."""
+    def knots(self) -> list[tuple[int, ...]]:
+        """Timesteps of every run, one per image."""
         # Images with fewer knots repeat their last, with no weight.
         count = max(len(m.knots) for m in self.maps)
         knots = [[*m.knots, *[m.knots[-1]] * (count - len(m.knots))] for m in self.maps]
-        return list(torch.tensor(knots, device=self.device).unbind(1))
+        return list(zip(*knots, strict=True))
 
     def mix(
         self, results: Sequence[Tensor], size: tuple[int, int], rows: tuple[int, int] | None = None
@@ -62,7 +60,7 @@ class TimestepField:
         for image, timestep_map in enumerate(self.maps):
             own = timestep_map.weights(*size, rows)
             weights[image, : len(own)] = own
-        weights = weights.to(self.device)
+        weights = weights.to(results[0].device)
         mixed = torch.zeros_like(results[0], dtype=torch.float32)
         for number, result in enumerate(results):
             mixed.addcmul_(result.float(), weights[:, number, None])
@@ -70,15 +68,15 @@ class TimestepField:
 
 
 def run_at(
-    timesteps: Tensor | TimestepField,
-    run: Callable[[Tensor], Result],
+    timesteps: Sequence[int] | TimestepField,
+    run: Callable[[Sequence[int]], Result],
     generator: torch.Generator | None = None,
 ) -> list[Result]:
     """Run at one timestep per image, or at every knot of maps with the same noise.
 
     Args:
-        timesteps: One per image, (B,), int64, or maps.
-        run: From timesteps (B,), int64, to a result.
+        timesteps: One per image, or maps.
+        run: From one timestep per image to a result.
         generator: What `run` samples from, or None.
 
     Returns:

@@ -3,34 +3,34 @@
 from __future__ import annotations
 
 import warnings
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
 from tadsr.color import match_moments, wavelet_color_fix, wavelet_reach_px
-from tadsr.conditioning import TimestepField, run_at
+from tadsr.conditioning import run_at
 from tadsr.config import UpscaleSettings
-from tadsr.errors import TADSRError, TADSRWarning, not_finite
+from tadsr.errors import TADSRError, TADSRWarning
 from tadsr.images import pad_reflect, reflect_index, resize_bicubic_rows
 from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
 from tadsr.onestep.activations import ComputedActivation, StoredActivation
 from tadsr.onestep.banded_autoencoder import decode_in_bands, encode_in_bands
 from tadsr.onestep.banded_layers import Bands
 from tadsr.onestep.banded_unet import predict_in_bands
+from tadsr.onestep.conditions import Conditions
 from tadsr.onestep.memory import available_bytes, is_out_of_memory, used_bytes
 from tadsr.onestep.offloading import weights_in_place
+from tadsr.onestep.stages import Checked, checked
 from tadsr.onestep.statistics import ChannelStatistics
+from tadsr.onestep.step import OneStepEngine
 from tadsr.onestep.storage import BandStorage, PlannedStorage
 from tadsr.onestep.tile_spec import MIN_BAND_BYTES, TileSpec
 from tadsr.progress import Progress
+from tadsr.prompts import Prompts
 from tadsr.schedule import residual_to_x0
 
 STRIP_PIXELS = 2**19
@@ -44,8 +44,6 @@ _SCRATCH_BYTES = 2**26
 """What convolutions and allocators take beside what they are asked for, whatever the size."""
 _STRIP_BYTES = 8 * 12 * STRIP_PIXELS
 """Copies of a strip while its colours are fixed."""
-_PLANNED_BYTES: WeakKeyDictionary[UNet2DConditionModel, OrderedDict[Any, int]] = WeakKeyDictionary()
-_MAX_PLANNED = 64
 _OUTPUT_BYTES_PER_PIXEL = 4
 """Where the strips come together."""
 
@@ -53,37 +51,9 @@ Strip = tuple[int, Tensor]
 """First row, and (B, 3, rows, W): float32 in [0, 1], or bytes where they were asked for."""
 
 
-@dataclass(frozen=True, eq=False)
-class OneStep:
-    """The networks and what conditions them.
-
-    Args:
-        vae: Time-aware autoencoder.
-        unet: One-step student.
-        alphas_cumprod: ᾱ, (T,).
-        timesteps: One per image, (B,), int64, on the device; or a map per image.
-        prompt_embeds: (B, L, D).
-        generator: Samples the posterior; None takes its mean.
-    """
-
-    vae: TimeAwareAutoencoderKL
-    unet: UNet2DConditionModel
-    alphas_cumprod: Tensor
-    timesteps: Tensor | TimestepField
-    prompt_embeds: Tensor
-    generator: torch.Generator | None = None
-
-    def mix(
-        self, results: Sequence[Tensor], size: tuple[int, int], rows: tuple[int, int] | None = None
-    ) -> Tensor:
-        """Mix results by maps, as `TimestepField.mix`; without maps return the only one."""
-        if isinstance(self.timesteps, TimestepField):
-            return self.timesteps.mix(results, size, rows)
-        return results[0]
-
-
 def upscale_in_strips(
-    model: OneStep,
+    engine: OneStepEngine,
+    conditions: Conditions,
     rgb: Tensor,
     settings: UpscaleSettings,
     spec: TileSpec,
@@ -92,7 +62,8 @@ def upscale_in_strips(
     """Restore and enlarge images with the result of the untiled computation.
 
     Args:
-        model: Networks and conditions, on one device.
+        engine: Takes the step.
+        conditions: Timesteps and prompts.
         rgb: Images, (B, 3, h, w), in [0, 1]; or one for all timesteps. A fourth channel is alpha,
             by which adain weighs pixels.
         settings: Scale and colour fix; the size that the network works at must be the output's.
@@ -106,7 +77,7 @@ def upscale_in_strips(
         TADSRError: The result is not finite at the model's precision, or no memory is left even
             for the smallest pieces.
     """
-    run = _Run(model, rgb, settings, progress)
+    run = _Run(engine, conditions, rgb, settings, progress)
     restored = run.restore(spec)
     try:
         yield from run.strips(restored)
@@ -115,28 +86,27 @@ def upscale_in_strips(
             one.pixels.free()
 
 
-def planned_bytes(model: OneStep, rgb: Tensor, settings: UpscaleSettings) -> int:
+def planned_bytes(
+    engine: OneStepEngine, conditions: Conditions, rgb: Tensor, settings: UpscaleSettings
+) -> int:
     """Return what bands keep between layers at the most; counted once for a size.
 
     Args:
-        model: As for `upscale_in_strips`.
+        engine: As for `upscale_in_strips`.
+        conditions: As for `upscale_in_strips`.
         rgb: As for `upscale_in_strips`.
         settings: As for `upscale_in_strips`.
     """
-    # Counting walks through every layer, which takes longer than a GPU computes a small image.
-    known = _PLANNED_BYTES.setdefault(model.unet, OrderedDict())
-    is_map = isinstance(model.timesteps, TimestepField)
-    num_runs = len(model.timesteps.knots) if is_map else 1
-    batch = len(model.prompt_embeds)
     size = settings.output_size(*rgb.shape[-2:])
-    key = (id(model.vae), model.vae.dtype, batch, num_runs, *size)
-    if key not in known:
-        plan = PlannedStorage(model.timesteps.device)
-        _Run(model, rgb, settings, None).compute(Bands(plan, MIN_BAND_BYTES), 0)
-        known[key] = plan.peak_bytes
-        if len(known) > _MAX_PLANNED:
-            known.popitem(last=False)
-    return known[key]
+
+    def count() -> int:
+        plan = PlannedStorage(conditions.device)
+        run = _Run(engine, conditions, rgb, settings, None)
+        run.compute(Bands(plan, MIN_BAND_BYTES), 0)
+        return plan.peak_bytes
+
+    # Counting walks through every layer, which takes longer than a GPU computes a small image.
+    return engine.remember((conditions.batch, conditions.num_runs, *size), count)
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,20 +127,21 @@ class _Run:
 
     def __init__(
         self,
-        model: OneStep,
+        engine: OneStepEngine,
+        conditions: Conditions,
         rgb: Tensor,
         settings: UpscaleSettings,
         progress: Progress | None,
     ) -> None:
-        self.model = model
-        self.device = model.timesteps.device
-        images = rgb.to(self.device).expand(len(model.prompt_embeds), -1, -1, -1)
-        self.rgb = images[:, :3]
-        self.alpha = images[:, 3:] if images.shape[1] == 4 else None
+        self.engine = engine
+        self.conditions = conditions
+        self.device = conditions.device
+        rgb = rgb.to(self.device).expand(conditions.batch, -1, -1, -1)
+        self.rgb, self.alpha = rgb[:, :3], rgb[:, 3:] if rgb.shape[1] == 4 else None
         self.settings = settings
         self.progress = progress
         self.size = settings.output_size(*rgb.shape[-2:])
-        factor = model.vae.downscale_factor
+        factor = engine.vae.downscale_factor
         self.padded = tuple(side + -side % factor for side in self.size)
 
     def restore(self, spec: TileSpec) -> list[_Restored]:
@@ -188,7 +159,7 @@ class _Run:
             nonlocal done
             done += multiplications
             if self.progress is not None:
-                self.progress(done / total)
+                self.progress(min(1.0, done / total))  # what is done again goes beyond
 
         while True:
             done = 0
@@ -226,7 +197,7 @@ class _Run:
         for start in range(0, height, rows):
             stop = min(start + rows, height)
             fixed = [self._fix_color(one, start, stop).clamp_(0, 1) for one in restored]
-            yield start, self.model.mix(fixed, self.size, (start, stop))
+            yield start, self.conditions.mix(fixed, self.size, (start, stop))
 
     def _buffer_bytes(self, spec: TileSpec, band_bytes: int) -> int:
         if spec.max_memory is None:
@@ -240,74 +211,34 @@ class _Run:
 
     def compute(self, bands: Bands, attention_px: int) -> list[_Restored]:
         """Run all networks; with a plan, count only."""
-        model = self.model
-        return run_at(
-            model.timesteps, lambda t: self._compute_at(t, bands, attention_px), model.generator
-        )
+        given, engine = self.conditions, self.engine
+        generator = None if bands.is_plan else given.generator
+        stages = BandedStages(self, bands, attention_px, engine.vae, engine.unet)
 
-    def _compute_at(self, timesteps: Tensor, bands: Bands, attention_px: int) -> _Restored:
-        model, vae = self.model, self.model.vae
-        batch = self.rgb.shape[0]
-        dtype = vae.dtype
-        image = ComputedActivation((batch, 3, *self.padded), dtype, self._padded_rows)
-        prompts = model.prompt_embeds.to(model.unet.dtype)
-        side = attention_px // vae.downscale_factor
-        latents = self._encode(bands, image, timesteps).to(model.unet.dtype)
-        with _brought(model.unet, bands):
-            residual = predict_in_bands(
-                bands, model.unet, latents, timesteps, prompts, attention_side=side
-            )
-        pred_x0 = residual_to_x0(latents, residual, timesteps, model.alphas_cumprod)
-        restored = bands.storage.allocate((batch, 3, *self.size), dtype)
-        restored.begin(with_statistics=False)
-        moments = tuple(ChannelStatistics(batch, 3, self.device) for _ in range(2))
+        def take(timesteps: Sequence[int]) -> _Restored:
+            return engine.take(stages, self, timesteps, given.prompts, generator)
 
-        def emit(start: int, rows: Tensor) -> None:
-            stop = min(start + rows.shape[2], self.size[0])
-            if stop <= start:
-                return
-            rows = rows[:, :, : stop - start, : self.size[1]]
-            if not torch.isfinite(rows).all():
-                raise not_finite(model.unet.dtype)
-            rows = rows.clamp(-1, 1)
-            restored.write(start, rows)
-            if self.settings.color_fix == "adain":
-                weights = None
-                if self.alpha is not None:
-                    weights = resize_bicubic_rows(self.alpha, self.size, start, stop).clamp(0, 1)
-                moments[0].add(rows.float() / 2 + 0.5, weights)
-                moments[1].add(self._reference_rows(start, stop), weights)
+        return run_at(given.timesteps, take, generator)
 
-        with _brought(vae, bands):
-            decode_in_bands(bands, vae, pred_x0.to(dtype) / vae.config.scaling_factor, emit)
-        return _Restored(restored, moments)
-
-    def _encode(self, bands: Bands, image: ComputedActivation, timesteps: Tensor) -> Tensor:
-        vae, generator = self.model.vae, self.model.generator
-        with _brought(vae, bands):
-            moments = encode_in_bands(bands, vae, image, timesteps)
-        if bands.is_plan:
-            batch, _, height, width = image.shape
-            factor = vae.downscale_factor
-            shape = (batch, vae.config.latent_channels, height // factor, width // factor)
-            return torch.zeros(1, dtype=image.dtype, device=self.device).expand(shape)
-        posterior = DiagonalGaussianDistribution(moments)
-        latents = posterior.mode() if generator is None else posterior.sample(generator)
-        return latents * vae.config.scaling_factor
-
-    def _reference_rows(self, start: int, stop: int) -> Tensor:
+    def reference_rows(self, start: int, stop: int) -> Tensor:
         """Return rows of the enlarged LQ, (B, 3, rows, W), in [0, 1], float32."""
         return resize_bicubic_rows(self.rgb, self.size, start, stop).clamp(0, 1)
 
-    def _padded_rows(self, start: int, stop: int) -> Tensor:
-        """Return rows of what the encoder sees."""
+    def weight_rows(self, start: int, stop: int) -> Tensor | None:
+        """Return rows of the enlarged alpha, (B, 1, rows, W); None for an opaque image."""
+        if self.alpha is None:
+            return None
+        return resize_bicubic_rows(self.alpha, self.size, start, stop).clamp(0, 1)
+
+    def padded_rows(self, start: int, stop: int) -> Tensor:
+        """Return rows of what the encoder sees, float32."""
         index = reflect_index(start, stop, self.size[0])
         first = int(index.min())
-        rows = self._reference_rows(first, int(index.max()) + 1)
+        rows = self.reference_rows(first, int(index.max()) + 1)
         if stop > self.size[0]:
             rows = rows.index_select(2, (index - first).to(rows.device))
         rows = pad_reflect(rows, 0, self.padded[1] - self.size[1])
-        return (rows * 2 - 1).to(self.model.vae.dtype)
+        return rows * 2 - 1
 
     def _fix_color(self, restored: _Restored, start: int, stop: int) -> Tensor:
         def rows(first: int, last: int) -> Tensor:
@@ -319,11 +250,105 @@ class _Run:
         if self.settings.color_fix == "wavelet":
             reach = wavelet_reach_px()
             first, last = max(0, start - reach), min(self.size[0], stop + reach)
-            fixed = wavelet_color_fix(rows(first, last), self._reference_rows(first, last))
+            fixed = wavelet_color_fix(rows(first, last), self.reference_rows(first, last))
             return fixed[:, :, start - first : stop - first]
         return rows(start, stop)
 
 
-def _brought(network: nn.Module, bands: Bands) -> AbstractContextManager[None]:
-    """Bring a network's offloaded weights, as only a call of the network itself would."""
-    return nullcontext() if bands.is_plan else weights_in_place(network)
+class BandedStages:
+    """The three networks in bands, as `OneStepEngine.take` runs them.
+
+    Args:
+        run: The images.
+        bands: Runs the layers; with a plan, nothing is computed.
+        attention_px: Side of the windows in which the UNet attends to itself; 0 for none.
+        vae: Time-aware autoencoder.
+        unet: One-step student.
+    """
+
+    # What follows takes long, so an overflow is not carried through it.
+    checks_each = True
+
+    def __init__(
+        self,
+        run: _Run,
+        bands: Bands,
+        attention_px: int,
+        vae: TimeAwareAutoencoderKL,
+        unet: UNet2DConditionModel,
+    ) -> None:
+        self.run = run
+        self.bands = bands
+        self.attention_px = attention_px
+        self.vae = vae
+        self.unet = unet
+
+    def of(self, vae: TimeAwareAutoencoderKL, unet: UNet2DConditionModel) -> BandedStages:
+        """Return the stages of other networks."""
+        return BandedStages(self.run, self.bands, self.attention_px, vae, unet)
+
+    def encode(self, lq: _Run, timesteps: Sequence[int]) -> Checked:
+        """Encode the images of a run to the posterior's moments."""
+        vae, dtype = self.vae, self.vae.dtype
+        batch, (height, width) = len(lq.rgb), lq.padded
+        timesteps = None if self.bands.is_plan else torch.tensor(timesteps, device=lq.device)
+        image = ComputedActivation(
+            (batch, 3, height, width), dtype, lambda a, b: lq.padded_rows(a, b).to(dtype)
+        )
+        with self._brought(vae):
+            moments = encode_in_bands(self.bands, vae, image, timesteps)
+        if self.bands.is_plan:
+            factor = vae.downscale_factor
+            shape = (batch, 2 * vae.config.latent_channels, height // factor, width // factor)
+            return Checked(torch.zeros(1, dtype=dtype, device=lq.device).expand(shape), _YES)
+        return checked(moments)
+
+    def predict_x0(self, latents: Tensor, timesteps: Sequence[int], prompts: Prompts) -> Checked:
+        """Take the student's step on scaled latents (B, C, h, w)."""
+        latents, embeds = (x.to(self.unet.dtype) for x in (latents, prompts.embeds))
+        side = self.attention_px // self.vae.downscale_factor
+        timesteps = None if self.bands.is_plan else torch.tensor(timesteps, device=latents.device)
+        with self._brought(self.unet):
+            residual = predict_in_bands(
+                self.bands, self.unet, latents, timesteps, embeds, attention_side=side
+            )
+        if self.bands.is_plan:
+            return Checked(latents, _YES)
+        alphas_cumprod = self.run.engine.alphas_cumprod
+        return checked(residual_to_x0(latents, residual, timesteps, alphas_cumprod))
+
+    def decode(self, pred_x0: Tensor) -> Checked:
+        """Decode scaled latents to images that wait for their colours."""
+        run, vae, dtype = self.run, self.vae, self.vae.dtype
+        batch, height = len(pred_x0), run.size[0]
+        restored = self.bands.storage.allocate((batch, 3, *run.size), dtype)
+        restored.begin(with_statistics=False)
+        moments = tuple(ChannelStatistics(batch, 3, run.device) for _ in range(2))
+        is_finite = _YES if self.bands.is_plan else torch.ones_like(pred_x0[0, 0, 0, 0]).bool()
+
+        def emit(start: int, rows: Tensor) -> None:
+            stop = min(start + rows.shape[2], height)
+            if stop <= start:
+                return
+            rows = rows[:, :, : stop - start, : run.size[1]]
+            is_finite.logical_and_(torch.isfinite(rows).all())
+            rows = rows.clamp(-1, 1)
+            restored.write(start, rows)
+            if run.settings.color_fix == "adain":
+                weights = run.weight_rows(start, stop)
+                moments[0].add(rows.float() / 2 + 0.5, weights)
+                moments[1].add(run.reference_rows(start, stop), weights)
+
+        with self._brought(vae):
+            z = pred_x0.to(dtype) / vae.config.scaling_factor
+            decode_in_bands(self.bands, vae, z, emit)
+        if not self.bands.is_plan and not is_finite:
+            restored.free()
+        return Checked(_Restored(restored, moments), is_finite)
+
+    def _brought(self, network: nn.Module) -> AbstractContextManager[None]:
+        """Bring a network's offloaded weights, as only a call of the network itself would."""
+        return nullcontext() if self.bands.is_plan else weights_in_place(network)
+
+
+_YES = torch.tensor(True)

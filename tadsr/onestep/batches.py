@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
-from torch import Tensor
 
 from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
 from tadsr.onestep.memory import available_bytes
@@ -89,12 +88,15 @@ def read_generators(
     return generators
 
 
-def group_timesteps(timesteps: Tensor, size: tuple[int, int]) -> list[Tensor]:
+def group_timesteps(
+    timesteps: Sequence[int], size: tuple[int, int], device: torch.device
+) -> list[Sequence[int]]:
     """Divide the timesteps of one image into those that go through the networks together.
 
     Args:
-        timesteps: (N,), on the device.
+        timesteps: Of the results.
         size: Height and width in px that the networks work at.
+        device: Where the networks run.
 
     Returns:
         The timesteps in their order, in parts.
@@ -102,9 +104,8 @@ def group_timesteps(timesteps: Tensor, size: tuple[int, int]) -> list[Tensor]:
     Raises:
         ValueError: There are none.
     """
-    if not len(timesteps):
+    if not timesteps:
         raise ValueError("timesteps must be at least one, got none")
     # A CPU gains nothing by it.
-    is_cpu = timesteps.device.type == "cpu"
-    num_together = 1 if is_cpu else max(1, TOGETHER_PIXELS // (size[0] * size[1]))
-    return list(timesteps.split(num_together))
+    count = 1 if device.type == "cpu" else max(1, TOGETHER_PIXELS // (size[0] * size[1]))
+    return [timesteps[start : start + count] for start in range(0, len(timesteps), count)]

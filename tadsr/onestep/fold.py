@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from itertools import accumulate, pairwise
 
 import torch
@@ -20,29 +20,12 @@ from torch import Tensor, nn
 
 from tadsr.networks.time_aware_vae import TimeAwareEncoder
 from tadsr.onestep.fused_layers import PromptConditions, TimeConditions
+from tadsr.prompts import Prompts
 
 MAX_TIMESTEPS = 64
 """Timesteps, or combinations of them in a batch, whose tensors are kept."""
 MAX_PROMPTS = 8
 """Prompts, or combinations of them in a batch, whose keys and values are kept."""
-
-
-class Latest:
-    """What was found for a tensor, for when the very same is asked about next.
-
-    Looking at values waits for the device; whether a tensor is the one before does not.
-    """
-
-    def __init__(self) -> None:
-        self._found: tuple[Tensor, int, Tensor] | None = None
-
-    def of(self, key: Tensor, look_up: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return what `look_up` makes of `key`."""
-        if key.is_inference():  # counts no versions
-            return look_up(key)
-        if self._found is None or self._found[0] is not key or self._found[1] != key._version:
-            self._found = key, key._version, look_up(key)
-        return self._found[2]
 
 
 class TimeFolding:
@@ -52,7 +35,7 @@ class TimeFolding:
         time_proj: Sinusoidal embedding.
         time_embedding: The MLP after it.
         resnets: Blocks that see the time, in any order.
-        extra: More values of a timestep that the network needs, from timesteps (1,) to (n,).
+        extra: One more value of a timestep that the network needs.
     """
 
     def __init__(
@@ -60,7 +43,7 @@ class TimeFolding:
         time_proj: nn.Module,
         time_embedding: nn.Module,
         resnets: Sequence[ResnetBlock2D],
-        extra: Callable[[Tensor], Tensor] | None = None,
+        extra: Callable[[int], float] | None = None,
     ) -> None:
         self.resnets = [block for block in resnets if block.time_emb_proj is not None]
         self._time_proj = time_proj
@@ -73,22 +56,17 @@ class TimeFolding:
         ]
         self._spans = list(pairwise(accumulate(sizes, initial=0)))
         self._rows: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
-        self._latest = Latest()
 
-    def of(self, timesteps: Tensor) -> Tensor:
-        """Return the tensors of timesteps (B,) in one: (n,) if all are equal, else (B, n)."""
-        return self._latest.of(timesteps, self._look_up)
-
-    def _look_up(self, timesteps: Tensor) -> Tensor:
-        values = timesteps.tolist()  # waits for the device
-        key = (values[0],) if len(set(values)) == 1 else tuple(values)
+    def of(self, timesteps: Sequence[int]) -> Tensor:
+        """Return the tensors of timesteps in one: (n,) if all are equal, else (B, n)."""
+        key = tuple(timesteps[:1]) if len(set(timesteps)) == 1 else tuple(timesteps)
         if key in self._rows:
             self._rows.move_to_end(key)
             return self._rows[key]
         if len(key) == 1:
-            row = self._fold(timesteps[:1])
+            row = self._fold(key[0])
         else:
-            row = torch.stack([self.of(timesteps[i : i + 1]) for i in range(len(key))])
+            row = torch.stack([self.of([timestep]) for timestep in key])
         return _keep(self._rows, key, row, MAX_TIMESTEPS)
 
     def split(self, flat: Tensor) -> tuple[TimeConditions, Tensor]:
@@ -99,8 +77,10 @@ class TimeFolding:
             conditions[block] = part.chunk(2, dim=-1) if _is_modulated(block) else (part,)
         return conditions, flat[..., self._spans[-1][1] if self._spans else 0 :]
 
-    def _fold(self, timestep: Tensor) -> Tensor:
-        temb = self._time_embedding(self._time_proj(timestep).float())
+    def _fold(self, timestep: int) -> Tensor:
+        device = next(self._time_embedding.parameters()).device
+        timesteps = torch.tensor([timestep], device=device)
+        temb = self._time_embedding(self._time_proj(timesteps).float())
         parts = []
         for block in self.resnets:
             projection = block.time_emb_proj
@@ -114,7 +94,7 @@ class TimeFolding:
             else:
                 parts.append(block.conv1.bias.float() + time)
         if self._extra is not None:
-            parts.append(self._extra(timestep).float())
+            parts.append(torch.tensor([self._extra(timestep)], device=device))
         return torch.cat(parts)
 
 
@@ -132,37 +112,40 @@ class PromptFolding:
             for module in unet.modules()
             if isinstance(module, Attention) and module.is_cross_attention
         ]
-        # Looked up by content: a tensor's address may be another one's tomorrow.
-        self._entries: OrderedDict[int, tuple[Tensor, Tensor]] = OrderedDict()
-        self._count = 0
-        self._latest = Latest()
+        self._entries: OrderedDict[tuple[Hashable, ...], Tensor] = OrderedDict()
+        # Cache of the last tensor's result, keyed by identity, for embeddings without keys.
+        self._last: tuple[Tensor, int, Tensor] | None = None
 
-    def of(self, prompt_embeds: Tensor) -> Tensor:
-        """Return keys and values of embeddings (B, L, D) in one: (1, n) for one prompt, or (B, n).
+    def of(self, prompts: Prompts) -> Tensor:
+        """Return keys and values of prompts in one: (1, n) for one prompt, or (B, n)."""
+        if prompts.keys is None:
+            return self._of_tensor(prompts.embeds)
+        is_one = len(set(prompts.keys)) == 1
+        key = prompts.keys[:1] if is_one else prompts.keys
+        if key in self._entries:
+            self._entries.move_to_end(key)
+            return self._entries[key]
+        flat = self._fold(prompts.embeds[:1] if is_one else prompts.embeds)
+        return _keep(self._entries, key, flat, MAX_PROMPTS)
 
-        Args:
-            prompt_embeds: All rows are the same where the batch's stride is 0.
-        """
-        return self._latest.of(prompt_embeds, self._look_up)
+    def _of_tensor(self, embeds: Tensor) -> Tensor:
+        is_one = embeds.shape[0] > 1 and embeds.stride(0) == 0
+        if embeds.is_inference():  # counts no versions
+            return self._fold(embeds[:1] if is_one else embeds)
+        last = self._last
+        if last is None or last[0] is not embeds or last[1] != embeds._version:
+            flat = self._fold(embeds[:1] if is_one else embeds)
+            self._last = last = embeds, embeds._version, flat
+        return last[2]
 
-    def _look_up(self, prompt_embeds: Tensor) -> Tensor:
-        if prompt_embeds.shape[0] > 1 and prompt_embeds.stride(0) == 0:
-            prompt_embeds = prompt_embeds[:1]
-        prompt_embeds = prompt_embeds.to(self._dtype)
-        for number, (known, flat) in reversed(self._entries.items()):
-            # Compared on the device, which is waited for.
-            if known.shape == prompt_embeds.shape and torch.equal(known, prompt_embeds):
-                self._entries.move_to_end(number)
-                return flat
+    def _fold(self, embeds: Tensor) -> Tensor:
+        embeds = embeds.to(self._dtype)
         parts = [
-            _split_heads(projection(prompt_embeds), layer.heads).flatten(1)
+            _split_heads(projection(embeds), layer.heads).flatten(1)
             for layer in self._attentions
             for projection in (layer.to_k, layer.to_v)
         ]
-        self._count += 1
-        flat = torch.cat(parts, dim=1) if parts else prompt_embeds.new_empty(1, 0)
-        _keep(self._entries, self._count, (prompt_embeds.clone(), flat), MAX_PROMPTS)
-        return flat
+        return torch.cat(parts, dim=1) if parts else embeds.new_empty(1, 0)
 
     def split(self, flat: Tensor, batch: int) -> PromptConditions:
         """Return what each attention reads of `of`'s result."""
@@ -189,13 +172,11 @@ def fold_encoder_time(encoder: TimeAwareEncoder) -> TimeFolding:
 
 
 def fold_unet_time(unet: UNet2DConditionModel, alphas_cumprod: Tensor) -> TimeFolding:
-    """Return the folding of the UNet; its extra value is 1 / √ᾱ."""
+    """Return the folding of the UNet; its extra value is √ᾱ."""
     resnets = [module for module in unet.modules() if isinstance(module, ResnetBlock2D)]
 
-    def latent_factor(timestep: Tensor) -> Tensor:
-        return alphas_cumprod.to(timestep.device)[timestep].double().rsqrt()
-
-    return TimeFolding(unet.time_proj, unet.time_embedding, resnets, latent_factor)
+    alphas = alphas_cumprod.double().sqrt().tolist()
+    return TimeFolding(unet.time_proj, unet.time_embedding, resnets, alphas.__getitem__)
 
 
 def _is_modulated(block: ResnetBlock2D) -> bool:

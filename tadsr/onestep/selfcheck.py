@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -18,6 +18,7 @@ from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
 from tadsr.onestep.agreement import MAX_ERROR, relative_error
 from tadsr.onestep.plan import EnginePlan
 from tadsr.onestep.stages import EagerStages, FusedStages
+from tadsr.prompts import Prompts
 
 MAX_ODD_BYTES = 0.02
 """Largest share of a colour fix's bytes that may differ, by one."""
@@ -48,7 +49,11 @@ def is_settled(fused: FusedStages) -> bool:
 
 
 def settle(
-    fused: FusedStages, plain: EagerStages, lq: Tensor, timesteps: Tensor, prompt_embeds: Tensor
+    fused: FusedStages,
+    plain: EagerStages,
+    lq: Tensor,
+    timesteps: Sequence[int],
+    prompts: Prompts,
 ) -> bool:
     """Compare the fused stages with plain modules on an image, and keep the verdict.
 
@@ -58,8 +63,8 @@ def settle(
         fused: As the engine would run them.
         plain: The same networks.
         lq: (B, 3, H, W), in [-1, 1]; the first is looked at.
-        timesteps: (B,), int64.
-        prompt_embeds: (B, L, D).
+        timesteps: One per image.
+        prompts: One per image.
 
     Returns:
         Whether the stages may compute; otherwise others must be built.
@@ -71,7 +76,7 @@ def settle(
     if lq.shape[2] * lq.shape[3] > WHOLE_PIXELS:
         lq = lq[..., :CROP_PX, :CROP_PX]
     try:
-        reason = _difference(unrecorded, plain, lq, timesteps[:1], prompt_embeds[:1])
+        reason = _difference(unrecorded, plain, lq, timesteps[:1], prompts[:1])
     except torch.OutOfMemoryError:
         return True  # says nothing; the next image may be smaller
     has_kernels = fused.plan.fused_kernels
@@ -93,7 +98,11 @@ def settle(
 
 
 def _difference(
-    fused: FusedStages, plain: EagerStages, lq: Tensor, timesteps: Tensor, prompt_embeds: Tensor
+    fused: FusedStages,
+    plain: EagerStages,
+    lq: Tensor,
+    timesteps: Sequence[int],
+    prompts: Prompts,
 ) -> str | None:
     """Return how a stage fails or differs, given the same inputs; None if none does."""
 
@@ -102,7 +111,7 @@ def _difference(
 
     stages: dict[str, Callable[[FusedStages | EagerStages, Tensor], object]] = {
         "encoder": lambda stages, x: stages.encode(x, timesteps),
-        "UNet": lambda stages, x: stages.predict_x0(latents_of(x), timesteps, prompt_embeds),
+        "UNet": lambda stages, x: stages.predict_x0(latents_of(x), timesteps, prompts),
         "decoder": lambda stages, x: stages.decode(x),
     }
     x = lq

@@ -6,7 +6,7 @@ waits for it here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,7 +20,8 @@ from tadsr.onestep.graphs import GraphCache
 from tadsr.onestep.plan import EnginePlan
 from tadsr.onestep.walk_autoencoder import decode, encode
 from tadsr.onestep.walk_unet import predict
-from tadsr.schedule import residual_to_x0
+from tadsr.prompts import Prompts
+from tadsr.schedule import residual_to_x0, subtract_residual
 
 
 class Checked(NamedTuple):
@@ -45,25 +46,30 @@ class EagerStages:
         alphas_cumprod: ᾱ, (T,).
     """
 
+    checks_each = False
+
     def __init__(
         self, vae: TimeAwareAutoencoderKL, unet: UNet2DConditionModel, alphas_cumprod: Tensor
     ) -> None:
         self.vae = vae
-        self.unet = unet
+        self.unet = self._unet = unet
         self.alphas_cumprod = alphas_cumprod
 
-    def prepare(self, timesteps: Tensor, prompt_embeds: Tensor) -> None:
-        """Do nothing: these modules take timesteps and prompts as they are."""
+    def of(self, vae: TimeAwareAutoencoderKL, unet: UNet2DConditionModel) -> EagerStages:
+        """Return plain stages of other networks."""
+        return EagerStages(vae, unet, self.alphas_cumprod)
 
-    def encode(self, lq: Tensor, timesteps: Tensor) -> Checked:
+    def encode(self, lq: Tensor, timesteps: Sequence[int]) -> Checked:
         """Encode LQ images (B, 3, H, W) in [-1, 1] to the posterior's moments."""
+        timesteps = torch.tensor(timesteps, device=lq.device)
         return checked(self.vae.encode(lq.to(self.vae.dtype), timesteps).latent_dist.parameters)
 
-    def predict_x0(self, latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Checked:
+    def predict_x0(self, latents: Tensor, timesteps: Sequence[int], prompts: Prompts) -> Checked:
         """Take the student's step on scaled latents (B, C, h, w)."""
-        dtype = self.unet.dtype
-        residual = self.unet(latents.to(dtype), timesteps, prompt_embeds.to(dtype)).sample
-        return checked(residual_to_x0(latents.to(dtype), residual, timesteps, self.alphas_cumprod))
+        timesteps = torch.tensor(timesteps, device=latents.device)
+        latents, embeds = (x.to(self.unet.dtype) for x in (latents, prompts.embeds))
+        (residual,) = self._unet(latents, timesteps, embeds, return_dict=False)
+        return checked(residual_to_x0(latents, residual, timesteps, self.alphas_cumprod))
 
     def decode(self, pred_x0: Tensor) -> Checked:
         """Decode scaled latents to images (B, 3, H, W), not clamped."""
@@ -88,15 +94,10 @@ class CompiledStages(EagerStages):
         self._unet = _compiled(unet)
         self._decoder = _compiled(vae.decoder)
 
-    def encode(self, lq: Tensor, timesteps: Tensor) -> Checked:
+    def encode(self, lq: Tensor, timesteps: Sequence[int]) -> Checked:
         """Encode LQ images (B, 3, H, W) in [-1, 1] to the posterior's moments."""
+        timesteps = torch.tensor(timesteps, device=lq.device)
         return checked(self.vae.quant_conv(self._encoder(lq.to(self.vae.dtype), timesteps)))
-
-    def predict_x0(self, latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Checked:
-        """Take the student's step on scaled latents (B, C, h, w)."""
-        latents, prompt_embeds = (x.to(self.unet.dtype) for x in (latents, prompt_embeds))
-        (residual,) = self._unet(latents, timesteps, prompt_embeds, return_dict=False)
-        return checked(residual_to_x0(latents, residual, timesteps, self.alphas_cumprod))
 
     def decode(self, pred_x0: Tensor) -> Checked:
         """Decode scaled latents to images (B, 3, H, W), not clamped."""
@@ -115,6 +116,8 @@ class FusedStages:
         plan: How the layers are run; the weights must lie as it says.
     """
 
+    checks_each = False
+
     def __init__(
         self,
         vae: TimeAwareAutoencoderKL,
@@ -124,6 +127,7 @@ class FusedStages:
     ) -> None:
         self.vae = vae
         self.unet = unet
+        self.alphas_cumprod = alphas_cumprod
         self.plan = plan
         self.layers = Layers(plan)
         self.encoder_time = fold_encoder_time(vae.encoder)
@@ -131,16 +135,11 @@ class FusedStages:
         self.prompts = PromptFolding(unet)
         self.graphs = GraphCache(plan.max_graphs) if plan.graphs else None
 
-    def prepare(self, timesteps: Tensor, prompt_embeds: Tensor) -> None:
-        """Fold what conditions the next run while the device has nothing to do that takes long.
+    def of(self, vae: TimeAwareAutoencoderKL, unet: UNet2DConditionModel) -> EagerStages:
+        """Return plain stages of other networks."""
+        return EagerStages(vae, unet, self.alphas_cumprod)
 
-        The stages find it without waiting for each other, given the same tensors.
-        """
-        self.encoder_time.of(timesteps)
-        self.unet_time.of(timesteps)
-        self.prompts.of(prompt_embeds)
-
-    def encode(self, lq: Tensor, timesteps: Tensor) -> Checked:
+    def encode(self, lq: Tensor, timesteps: Sequence[int]) -> Checked:
         """Encode LQ images (B, 3, H, W) in [-1, 1] to the posterior's moments."""
 
         def stage(lq: Tensor, flat: Tensor) -> Checked:
@@ -150,18 +149,18 @@ class FusedStages:
         lq = lq.to(self.vae.dtype)
         return self._run("encode", stage, lq, (self.encoder_time.of(timesteps),))
 
-    def predict_x0(self, latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Checked:
+    def predict_x0(self, latents: Tensor, timesteps: Sequence[int], prompts: Prompts) -> Checked:
         """Take the student's step on scaled latents (B, C, h, w)."""
         dtype = self.unet.dtype
 
         def stage(latents: Tensor, flat_time: Tensor, flat_prompt: Tensor) -> Checked:
-            time, latent_factor = self.unet_time.split(flat_time)
+            time, alpha = self.unet_time.split(flat_time)
             prompt = self.prompts.split(flat_prompt, latents.shape[0])
             residual = predict(self.layers, self.unet, latents.to(dtype), time, prompt)
-            # In float32: z_L / √ᾱ − r.
-            return checked(latents.float() * latent_factor.view(-1, 1, 1, 1) - residual)
+            alpha = alpha.view(-1, 1, 1, 1)
+            return checked(subtract_residual(latents.float(), residual, alpha))
 
-        conditions = (self.unet_time.of(timesteps), self.prompts.of(prompt_embeds))
+        conditions = (self.unet_time.of(timesteps), self.prompts.of(prompts))
         return self._run("predict_x0", stage, latents, conditions)
 
     def decode(self, pred_x0: Tensor) -> Checked:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
-from typing import get_args
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Protocol, get_args
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -13,15 +14,37 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
 from tadsr.errors import TADSRWarning, not_finite
+from tadsr.module_watch import ModuleWatch
 from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
 from tadsr.onestep.plan import EngineName, EnginePlan, choose_plan
 from tadsr.onestep.selfcheck import is_distrusted, is_eager_fastest, is_settled, settle
-from tadsr.onestep.stages import CompiledStages, EagerStages, FusedStages
+from tadsr.onestep.stages import Checked, CompiledStages, EagerStages, FusedStages
 from tadsr.onestep.support import unknown_blocks, wrapped_modules
-from tadsr.onestep.watch import ModuleWatch
+from tadsr.prompts import Prompts
 
 Stages = EagerStages | CompiledStages | FusedStages
 
+
+class AnyStages(Protocol):
+    """The three networks, run in some way; each result comes with whether all of it is finite."""
+
+    checks_each: bool
+    """Whether a result is checked before the next network runs, and not only at the end."""
+
+    def encode(self, lq: Any, timesteps: Sequence[int]) -> Checked:
+        """Encode LQ images at their timesteps to the posterior's moments."""
+
+    def predict_x0(self, latents: Tensor, timesteps: Sequence[int], prompts: Prompts) -> Checked:
+        """Take the student's step on scaled latents (B, C, h, w)."""
+
+    def decode(self, pred_x0: Tensor) -> Checked:
+        """Decode scaled latents to images."""
+
+    def of(self, vae: TimeAwareAutoencoderKL, unet: UNet2DConditionModel) -> AnyStages:
+        """Return the way to run other networks, in wider types, after an overflow."""
+
+
+_MAX_COUNTED = 64
 _STAGE_NAMES = ("encoder", "UNet", "decoder")
 
 
@@ -67,6 +90,7 @@ class OneStepEngine:
         self._has_channels_last = False
         self._warned: set[str] = set()
         self._compared: Stages | None = None
+        self._counted: OrderedDict[Hashable, int] = OrderedDict()
 
     def __getstate__(self) -> dict[str, object]:
         # What is folded and recorded belongs to these very weights; a copy makes its own.
@@ -94,15 +118,31 @@ class OneStepEngine:
             self._built = (ModuleWatch([self.vae, self.unet]), stages)
         return self._built[1]
 
+    @property
+    def is_fused(self) -> bool:
+        """Whether whole images go through the fused layers, which need the least memory."""
+        return isinstance(self.stages, FusedStages)
+
+    @property
+    def can_widen(self) -> bool:
+        """Whether a network that overflows is run again in a wider type."""
+        return self.unet.dtype == torch.float16 and self.stages is not self._eager
+
     def encode(
-        self, lq: Tensor, timesteps: Tensor, *, generator: torch.Generator | None = None
+        self,
+        lq: Tensor,
+        timesteps: Tensor | Sequence[int],
+        *,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         """Encode LQ images (B, 3, H, W) to scaled latents (B, C, H/f, W/f) at their timesteps."""
-        return self._latents(self.stages.encode(lq, timesteps).values, generator)
+        return self._latents(self.stages.encode(lq, as_numbers(timesteps)).values, generator)
 
-    def predict_x0(self, latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Tensor:
+    def predict_x0(
+        self, latents: Tensor, timesteps: Tensor | Sequence[int], prompts: Tensor | Prompts
+    ) -> Tensor:
         """Take the student's one step on scaled latents (B, C, h, w)."""
-        return self.stages.predict_x0(latents, timesteps, prompt_embeds).values
+        return self.stages.predict_x0(latents, as_numbers(timesteps), as_prompts(prompts)).values
 
     def decode(self, pred_x0: Tensor) -> Tensor:
         """Decode scaled latents to images (B, 3, H, W), clamped to [-1, 1].
@@ -118,20 +158,20 @@ class OneStepEngine:
     def restore(
         self,
         lq: Tensor,
-        timesteps: Tensor,
-        prompt_embeds: Tensor,
+        timesteps: Tensor | Sequence[int],
+        prompts: Tensor | Prompts,
         *,
         generator: torch.Generator | None = None,
         finish: Callable[[Tensor], Tensor] = lambda image: image,
     ) -> Tensor:
         """Restore LQ images in one step.
 
-        A stage that overflows float16 is done again in a wider type.
+        A network that overflows float16 is run again in a wider type.
 
         Args:
             lq: (B, 3, H, W), in [-1, 1]; H and W multiples of the autoencoder's factor.
-            timesteps: One per image, (B,), int64.
-            prompt_embeds: (B, L, D).
+            timesteps: One per image.
+            prompts: Embeddings (B, L, D), or what they are known by as well.
             generator: Samples the posterior; None takes its mean.
             finish: What follows on the device with the images in [-1, 1]; it is launched before
                 the check for overflow waits for the device.
@@ -142,37 +182,104 @@ class OneStepEngine:
         Raises:
             TADSRError: The result is not finite.
         """
-        # The first stage that overflows and those after it run once more.
-        stages: list[Stages] = [self._settled(lq, timesteps, prompt_embeds)] * len(_STAGE_NAMES)
-        can_widen = self.unet.dtype == torch.float16 and stages[0] is not self._eager
-        stages[0].prepare(timesteps, prompt_embeds)
-        inputs: list[Tensor] = [lq, lq, lq]
-        flags: list[Tensor] = [lq, lq, lq]
-        widened: set[int] = set()
-        start = 0
-        while True:
-            if start == 0:
-                moments, flags[0] = stages[0].encode(inputs[0], timesteps)
-                inputs[1] = self._latents(moments, generator)
-            if start <= 1:
-                inputs[2], flags[1] = stages[1].predict_x0(inputs[1], timesteps, prompt_embeds)
-            image, flags[2] = stages[2].decode(inputs[2])
-            result = finish(image.clamp(-1, 1))
-            found = torch.stack(flags).tolist()  # waits for the device
-            if all(found):
-                return result
-            start = found.index(False)
-            if not can_widen or start in widened:
-                raise not_finite(self.unet.dtype)
-            widened.add(start)
-            stages[start] = self._widen(start)
+        timesteps, prompts = as_numbers(timesteps), as_prompts(prompts)
+        return self.take(
+            self._settled(lq, timesteps, prompts),
+            lq,
+            timesteps,
+            prompts,
+            generator,
+            lambda image: finish(image.clamp(-1, 1)),
+        )
 
-    def _settled(self, lq: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Stages:
+    def take(
+        self,
+        stages: AnyStages,
+        lq: Any,
+        timesteps: Sequence[int],
+        prompts: Prompts,
+        generator: torch.Generator | None = None,
+        finish: Callable[[Any], Any] = lambda image: image,
+    ) -> Any:
+        """Take the one step: encode, z_L / √ᾱ − r, decode; for whole images and for bands.
+
+        Args:
+            stages: The three networks.
+            lq: What they encode.
+            timesteps: One per image.
+            prompts: One per image.
+            generator: Samples the posterior; None takes its mean.
+            finish: From what the decoder leaves to the result.
+
+        Returns:
+            The result.
+
+        Raises:
+            TADSRError: It is not finite.
+        """
+        ways = [stages] * len(_STAGE_NAMES)
+        inputs, flags = [lq, None, None], [None, None, None]
+        state = None if generator is None else generator.get_state()
+        widened: set[int] = set()
+        index = 0
+        while True:
+            if index == 0:
+                if state is not None:
+                    generator.set_state(state)  # the same noise when this is done again
+                moments, flags[0] = ways[0].encode(inputs[0], timesteps)
+                inputs[1] = self._latents(moments, generator)
+            elif index == 1:
+                inputs[2], flags[1] = ways[1].predict_x0(inputs[1], timesteps, prompts)
+            else:
+                image, flags[2] = ways[2].decode(inputs[2])
+                result = finish(image)
+            index += 1
+            if index < len(ways) and not stages.checks_each:
+                continue
+            found = torch.stack(flags[:index]).tolist()  # waits for the device
+            if not all(found):
+                # The first network that overflowed and those after it run once more.
+                index = found.index(False)
+                if not self.can_widen or index in widened:
+                    raise not_finite(self.unet.dtype)
+                widened.add(index)
+                ways[index] = stages.of(*self._widen(index))
+            elif index == len(ways):
+                return result
+
+    def remember(self, key: Hashable, count: Callable[[], int]) -> int:
+        """Return what was counted for these networks, or count it.
+
+        Args:
+            key: What the number depends on beside the networks and their type.
+            count: Counts it.
+        """
+        key = (self.vae.dtype, self.unet.dtype, key)
+        if key not in self._counted:
+            self._counted[key] = count()
+            if len(self._counted) > _MAX_COUNTED:
+                self._counted.popitem(last=False)
+        return self._counted[key]
+
+    def warn_of_bands(self, reason: str) -> None:
+        """Warn that bands take the place of an engine that was asked for.
+
+        Args:
+            reason: Why they do.
+        """
+        if self.choice not in ("auto", "eager"):
+            name = "an EnginePlan" if isinstance(self.choice, EnginePlan) else repr(self.choice)
+            self._warn_once(
+                f"engine {name} computes whole images, but this one is computed in bands by plain "
+                f"layers, since {reason}; tiling=None never does"
+            )
+
+    def _settled(self, lq: Tensor, timesteps: Sequence[int], prompts: Prompts) -> Stages:
         """Return the stages, compared with plain modules where they are new to this GPU."""
         stages = self.stages
         while self.choice == "auto" and stages is not self._compared:
             is_new = isinstance(stages, FusedStages) and not is_settled(stages)
-            if is_new and not settle(stages, self._eager, lq, timesteps, prompt_embeds):
+            if is_new and not settle(stages, self._eager, lq, timesteps, prompts):
                 self._built = None
             self._compared, stages = stages, self.stages
         return stages
@@ -230,8 +337,8 @@ class OneStepEngine:
         )
         return None
 
-    def _widen(self, index: int) -> EagerStages:
-        """Return stages for one that overflowed, with the exponents of float32."""
+    def _widen(self, index: int) -> tuple[TimeAwareAutoencoderKL, UNet2DConditionModel]:
+        """Return the networks for one that overflowed, with the exponents of float32."""
         part = "unet" if index == 1 else "vae"
         dtype = torch.float32
         # The autoencoder is small, and bfloat16 would show in the picture.
@@ -244,11 +351,19 @@ class OneStepEngine:
         )
         if part not in self._wide:
             self._wide[part] = copy.deepcopy(getattr(self, part)).to(dtype)
-        return EagerStages(
-            self._wide.get("vae", self.vae), self._wide.get("unet", self.unet), self.alphas_cumprod
-        )
+        return self._wide.get("vae", self.vae), self._wide.get("unet", self.unet)
 
     def _warn_once(self, message: str) -> None:
         if message not in self._warned:
             self._warned.add(message)
             warnings.warn(message, TADSRWarning, stacklevel=2)
+
+
+def as_numbers(timesteps: Tensor | Sequence[int]) -> tuple[int, ...]:
+    """Return timesteps as whole numbers; those of a tensor are waited for."""
+    return tuple(timesteps.tolist() if isinstance(timesteps, Tensor) else timesteps)
+
+
+def as_prompts(prompts: Tensor | Prompts) -> Prompts:
+    """Return embeddings as prompts of which nothing else is known."""
+    return Prompts(prompts) if isinstance(prompts, Tensor) else prompts

@@ -8,14 +8,16 @@ from tadsr.prompts.choice import (
     describe_images,
     show_to_tagger,
 )
-from tadsr.prompts.embeddings import TextEmbeddings
+from tadsr.prompts.embeddings import Prompts, TextEmbeddings, embed_texts
 
 __all__ = [
     "PROMPT_STYLES",
     "PromptStyle",
+    "Prompts",
     "TextEmbeddings",
     "check_taggable",
     "choose_prompts",
     "describe_images",
+    "embed_texts",
     "show_to_tagger",
 ]

@@ -1,64 +1,111 @@
-"""Embeddings of prompts by a text encoder, kept for when a prompt comes again."""
+"""Embeddings of prompts, kept for when a prompt comes again."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from tadsr.module_watch import ModuleWatch
 
 MAX_PROMPTS = 32
 """Prompts whose embeddings are kept."""
 
 
+@dataclass(frozen=True, eq=False)
+class Prompts:
+    """Embeddings of prompts, and what each is known by."""
+
+    embeds: Tensor
+    """(B, L, D), on the device; of one prompt for all, a view of a single row."""
+    keys: tuple[Hashable, ...] | None = None
+    """One per row; equal keys stand for equal embeddings. None where nothing is known of them."""
+
+    def __getitem__(self, rows: slice) -> Prompts:
+        """Return some of the prompts."""
+        return Prompts(self.embeds[rows], self.keys[rows] if self.keys else None)
+
+    def expand(self, batch: int) -> Prompts:
+        """Repeat a single prompt for a batch."""
+        keys = self.keys * batch if self.keys else None
+        return Prompts(self.embeds.expand(batch, -1, -1), keys)
+
+
 class TextEmbeddings:
-    """Embeds prompts, those that were used lately without the text encoder."""
+    """Embeds prompts; those that were used lately are kept while the weights stay the same."""
 
     def __init__(self) -> None:
-        self._encoder: tuple[int, torch.dtype, torch.device] | None = None
+        self._network: tuple[nn.Module, torch.device] | None = None
+        self._watch: ModuleWatch | None = None
         self._rows: OrderedDict[str, Tensor] = OrderedDict()
+        self._generation = 0
+
+    def __getstate__(self) -> dict[str, object]:
+        # A copy has networks of its own, and embeddings on its own device.
+        return {**vars(self), "_network": None, "_watch": None, "_rows": OrderedDict()}
 
     def clear(self) -> None:
-        """Forget all embeddings, as after a change of the text encoder's weights."""
+        """Forget all embeddings, as after a change of the network's weights."""
         self._rows.clear()
+        self._generation += 1
 
     def of(
-        self, prompts: Sequence[str], text_encoder: Any, tokenizer: Any, device: torch.device
-    ) -> Tensor:
+        self,
+        prompts: Sequence[str],
+        network: nn.Module,
+        embed: Callable[[list[str]], Tensor],
+        device: torch.device,
+    ) -> Prompts:
         """Return the embeddings of prompts.
 
         Args:
             prompts: B texts, at least one.
-            text_encoder: CLIP text model.
-            tokenizer: Its tokenizer.
+            network: Whose weights the embeddings come from.
+            embed: From texts to embeddings (B, L, D) on the device.
             device: Where to compute.
-
-        Returns:
-            (B, L, D); of one text, a view of a single row.
         """
-        encoder = (id(text_encoder), text_encoder.dtype, device)
-        if encoder != self._encoder:
+        is_same = self._network == (network, device)
+        if not is_same or not (self._watch is None or self._watch.is_current()):
             self.clear()
-            self._encoder = encoder
+            self._network = network, device
+            # Weights that accelerate keeps elsewhere come and go without a change.
+            is_offloaded = hasattr(network, "_hf_hook")
+            self._watch = None if is_offloaded else ModuleWatch([network])
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._rows]
         if missing:
-            tokens = tokenizer(
-                missing,
-                padding="max_length",
-                max_length=tokenizer.model_max_length,
-                truncation=True,
-                return_tensors="pt",
-            )
-            embeds = text_encoder(tokens.input_ids.to(device))[0]  # [B, L, D]
-            self._rows.update(zip(missing, embeds, strict=True))
+            with torch.inference_mode(False), torch.no_grad():
+                self._rows.update(zip(missing, embed(missing), strict=True))
         for prompt in prompts:
             self._rows.move_to_end(prompt)
         if len(set(prompts)) == 1:
-            result = self._rows[prompts[0]].expand(len(prompts), -1, -1)
+            embeds = self._rows[prompts[0]].expand(len(prompts), -1, -1)
         else:
-            result = torch.stack([self._rows[prompt] for prompt in prompts])
+            embeds = torch.stack([self._rows[prompt] for prompt in prompts])
         while len(self._rows) > MAX_PROMPTS:
             self._rows.popitem(last=False)
-        return result
+        return Prompts(embeds, tuple((self._generation, prompt) for prompt in prompts))
+
+
+def embed_texts(
+    text_encoder: Any, tokenizer: Any, device: torch.device, texts: Sequence[str]
+) -> Tensor:
+    """Embed texts by a CLIP text model, (B, L, D).
+
+    Args:
+        text_encoder: CLIP text model.
+        tokenizer: Its tokenizer.
+        device: Where it runs.
+        texts: B texts; what is beyond the tokenizer's length is cut off.
+    """
+    tokens = tokenizer(
+        list(texts),
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    )
+    return text_encoder(tokens.input_ids.to(device))[0]

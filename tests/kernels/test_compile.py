@@ -27,6 +27,7 @@ from tadsr.onestep.plan import EnginePlan  # noqa: E402
 from tadsr.onestep.stages import FusedStages  # noqa: E402
 from tadsr.onestep.walk_autoencoder import decode, encode  # noqa: E402
 from tadsr.onestep.walk_unet import predict  # noqa: E402
+from tadsr.prompts import Prompts  # noqa: E402
 from tadsr.schedule import make_alphas_cumprod  # noqa: E402
 
 TARGETS = [75, 80, 86, 89, 90, 100, 120]
@@ -271,15 +272,15 @@ def test_a_second_size_compiles_few_kernels_anew(official_layout, monkeypatch):
         ops.geglu.default: plan_geglu,
         ops.adain_color_fix_uint8.default: plan_adain,
     }
+    alphas_cumprod = make_alphas_cumprod()
     with torch.device("meta"):
         vae = TimeAwareAutoencoderKL.from_config(official_layout["configs"]["time_vae"])
         unet = UNet2DConditionModel.from_config(official_layout["configs"]["unet"])
         vae, unet = vae.half(), unet.half()
-        stages = FusedStages(vae, unet, make_alphas_cumprod(), EnginePlan(fused_kernels=True))
-        timestep = torch.zeros(1, dtype=torch.int64)
-        encoder_time, _ = stages.encoder_time.split(stages.encoder_time._fold(timestep))
-        unet_time, _ = stages.unet_time.split(stages.unet_time._fold(timestep))
-        prompt = stages.prompts.split(stages.prompts.of(tensor(1, 77, 1024)), 1)
+        stages = FusedStages(vae, unet, alphas_cumprod, EnginePlan(fused_kernels=True))
+        encoder_time, _ = stages.encoder_time.split(stages.encoder_time.of([0]))
+        unet_time, _ = stages.unet_time.split(stages.unet_time.of([0]))
+        prompt = stages.prompts.split(stages.prompts.of(Prompts(tensor(1, 77, 1024))), 1)
         seen = set()
         for size, most in (((512, 512), 60), ((720, 1088), 4), ((1024, 1024), 0)):
             with Planned(plans) as planned:

@@ -31,10 +31,10 @@ def test_a_sweep_gives_what_calls_give(pipe, image, tiling, monkeypatch):
     expect = [pipe(image, t, **options) for t in (900, 1, 500)]
     together = []
 
-    def in_twos(timesteps, size):
+    def in_twos(timesteps, size, device):
         assert size == (27, 42)
-        together.append(timesteps.tolist())
-        return list(timesteps.split(2))
+        together.append(timesteps)
+        return [timesteps[:2], timesteps[2:]]
 
     monkeypatch.setattr(tadsr.pipeline, "group_timesteps", in_twos)
     seen = []
@@ -47,12 +47,11 @@ def test_a_sweep_gives_what_calls_give(pipe, image, tiling, monkeypatch):
 
 
 def test_timesteps_go_together_on_an_accelerator_as_far_as_they_fit():
-    timesteps = torch.arange(5)
-    assert [part.tolist() for part in group_timesteps(timesteps, (8, 8))] == [[t] for t in range(5)]
+    timesteps, cpu, device = [0, 1, 2, 3, 4], torch.device("cpu"), torch.device("meta")
+    assert group_timesteps(timesteps, (8, 8), cpu) == [[t] for t in timesteps]
     side = int((TOGETHER_PIXELS / 2) ** 0.5)
-    device = timesteps.to("meta")
-    assert [len(part) for part in group_timesteps(device, (side, side))] == [2, 2, 1]
-    assert [len(part) for part in group_timesteps(device, (8 * side, side))] == [1] * 5
+    assert group_timesteps(timesteps, (side, side), device) == [[0, 1], [2, 3], [4]]
+    assert group_timesteps(timesteps, (8 * side, side), device) == [[t] for t in timesteps]
 
 
 @pytest.mark.parametrize(

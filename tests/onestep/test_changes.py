@@ -16,6 +16,7 @@ from tadsr.networks.adapters import attach_new_adapters, has_adapters
 from tadsr.onestep import EnginePlan, OneStepEngine
 from tadsr.onestep.fold import MAX_PROMPTS, MAX_TIMESTEPS, PromptFolding, fold_encoder_time
 from tadsr.onestep.stages import CompiledStages, EagerStages, FusedStages
+from tadsr.prompts import Prompts
 
 from .conftest import build_networks, make_inputs, relative_error
 
@@ -60,18 +61,22 @@ def test_a_prompt_is_known_by_its_content(engine):
 def test_what_is_kept_of_timesteps_and_prompts_is_bounded(networks):
     vae, unet = networks
     folding = fold_encoder_time(vae.encoder)
-    first = folding.of(torch.tensor([0]))
-    assert folding.of(torch.tensor([0, 0])) is first
+    first = folding.of([0])
+    assert folding.of([0, 0]) is first
     for timestep in range(2 * MAX_TIMESTEPS):
-        folding.of(torch.tensor([timestep]))
+        folding.of([timestep])
     assert len(folding._rows) == MAX_TIMESTEPS
-    assert folding.of(torch.tensor([0])) is not first
-    torch.testing.assert_close(folding.of(torch.tensor([0])), first, atol=0, rtol=0)
+    assert folding.of([0]) is not first
+    torch.testing.assert_close(folding.of([0]), first, atol=0, rtol=0)
 
     prompts = PromptFolding(unet)
+    one = Prompts(torch.ones(2, 5, 6), ("", ""))
+    assert prompts.of(one) is prompts.of(one[:1])
     for number in range(2 * MAX_PROMPTS):
-        prompts.of(torch.full((1, 5, 6), float(number)))
+        prompts.of(Prompts(torch.full((1, 5, 6), float(number)), (number,)))
     assert len(prompts._entries) == MAX_PROMPTS
+    alone = torch.ones(1, 5, 6)
+    assert prompts.of(Prompts(alone)) is prompts.of(Prompts(alone))
 
 
 CHANGES = {

@@ -17,9 +17,11 @@ from PIL import Image, ImageCms
 from tadsr import TADSRError, TADSRPipeline
 from tadsr.config import UpscaleSettings
 from tadsr.images import resize_bicubic, resize_bicubic_rows
-from tadsr.onestep import TileSpec, banded
-from tadsr.onestep.banded import OneStep
+from tadsr.onestep import OneStepEngine, TileSpec, banded, choose, whole
+from tadsr.onestep.conditions import Conditions
+from tadsr.onestep.stages import FusedStages
 from tadsr.onestep.storage import BandStorage
+from tadsr.prompts import Prompts
 
 PHOTO = Path(__file__).parents[2] / "examples" / "photos" / "lighthouse.jpg"
 IN_PIECES = TileSpec(band_bytes=2**18, max_memory=1, attention_px=0)
@@ -113,25 +115,60 @@ def test_a_seeded_posterior_is_that_of_the_whole(pipe, lq):
     torch.testing.assert_close(found, whole, rtol=0, atol=1e-4)
 
 
-def test_large_images_are_cut_without_being_asked(pipe, monkeypatch):
-    import tadsr.onestep.whole
-
+def test_what_does_not_fit_into_memory_is_cut_without_being_asked(pipe, monkeypatch):
     chosen = []
-    original = tadsr.onestep.whole.upscale_in_strips
+    original = whole.upscale_in_strips
 
-    def noting(step, rgb, settings, spec, progress):
+    def noting(engine, conditions, rgb, settings, spec, progress):
         chosen.append(spec)
-        return original(step, rgb, settings, spec, progress)
+        return original(engine, conditions, rgb, settings, spec, progress)
 
-    monkeypatch.setattr(tadsr.onestep.whole, "upscale_in_strips", noting)
-    pipe(Image.new("RGB", (100, 100)))
-    assert not chosen  # 400 × 400 px, enlarged to 512
-    result = pipe(Image.new("RGB", (150, 130)))
-    assert result.size == (600, 520)
-    assert chosen[-1].attention_px_for(520, 600) == 0
-    assert chosen[-1].attention_px_for(2100, 2048) == 768
-    pipe(Image.new("RGB", (16, 520)), process_size=0, scale=1)
-    assert len(chosen) == 1
+    monkeypatch.setattr(whole, "upscale_in_strips", noting)
+    images = [Image.new("RGB", size) for size in ((100, 100), (150, 130), (16, 520))]
+    pipe(images[1], process_size=0, scale=1)
+    monkeypatch.setattr(choose, "available_bytes", lambda device: 2**25)
+    pipe(images[0])  # 400 × 400 px, enlarged to 512
+    pipe(images[2], process_size=0, scale=1)
+    assert not chosen
+    assert pipe(images[1]).size == (600, 520)
+    assert chosen == [TileSpec()]
+    assert chosen[0].attention_px_for(520, 600) == 0
+    assert chosen[0].attention_px_for(2100, 2048) == 768
+
+
+@pytest.mark.parametrize("room", [2**40, 2**20], ids=["fits", "does not fit"])
+def test_an_engine_that_is_asked_for_is_used_or_a_warning_says_why_not(lq, room, monkeypatch):
+    pipe = TADSRPipeline.from_pretrained("tadsr-tiny", engine="fused")
+    monkeypatch.setattr(choose, "available_bytes", lambda device: room)
+    decode, calls = FusedStages.decode, []
+    monkeypatch.setattr(FusedStages, "decode", lambda *a: calls.append(1) or decode(*a))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            pipe(lq, process_size=0)
+    is_whole = room > 2**20
+    assert len(calls) == 2 * is_whole
+    assert len(caught) == (not is_whole)
+    if caught:
+        assert "engine 'fused' computes whole images" in str(caught[0].message)
+        assert "the whole would take about" in str(caught[0].message)
+
+
+@pytest.mark.parametrize("part", ["encoder", "UNet", "decoder"])
+def test_a_network_that_overflows_halves_in_bands_is_run_again(part, golden_dir):
+    pipe = TADSRPipeline.from_pretrained(golden_dir / "base", adapter=golden_dir / "tadsr.pkl")
+    network = {"encoder": pipe.vae.encoder, "UNet": pipe.unet, "decoder": pipe.vae.decoder}[part]
+    with torch.no_grad():
+        network.conv_in.weight.copy_(network.conv_in.weight.sign() * 6e4)
+        network.conv_in.bias.fill_(6e4)
+    photo, options = torch.rand(3, 16, 12), {"process_size": 0, "color_fix": "none"}
+    generator = torch.Generator()
+    exact = pipe(photo, tiling=IN_PIECES, generator=generator.manual_seed(1), **options)
+    pipe.to(torch.float16)
+    with pytest.warns(UserWarning, match=f"{part} overflowed torch.float16") as caught:
+        found = pipe(photo, tiling=IN_PIECES, generator=generator.manual_seed(1), **options)
+    assert len(caught) == 1
+    assert (found - exact).abs().mean() < 0.02
 
 
 def test_progress_rises_to_the_end_and_can_cancel(pipe, lq):
@@ -283,10 +320,8 @@ def test_a_failed_strip_leaves_nothing_and_the_old_file(pipe, lq, tmp_path):
 def test_memory_is_counted_once_for_a_size(pipe, lq, monkeypatch):
     def count(size):
         rgb = torch.rand(1, 3, *size)
-        step = OneStep(
-            pipe.vae, pipe.unet, pipe.alphas_cumprod, torch.tensor([1]), pipe.encode_prompt([""])
-        )
-        return banded.planned_bytes(step, rgb, UpscaleSettings())
+        conditions = Conditions([1], Prompts(pipe.encode_prompt([""])), torch.device("cpu"))
+        return banded.planned_bytes(pipe.engine, conditions, rgb, UpscaleSettings())
 
     small, large = count((16, 24)), count((32, 48))
     assert 3.5 * small < large < 4.5 * small
@@ -300,9 +335,10 @@ def test_memory_is_counted_on_any_device_without_the_weights(pipe):
     on_meta = [copy.deepcopy(network).to(meta) for network in (pipe.vae, pipe.unet)]
     counted = set()
     for networks, device in ((on_meta, meta), ((pipe.vae, pipe.unet), torch.device("cpu"))):
-        conditions = (pipe.alphas_cumprod, torch.tensor([5]), pipe.encode_prompt([""]))
-        step = OneStep(*networks, *(values.to(device) for values in conditions))
-        counted.add(banded.planned_bytes(step, torch.zeros(1, 3, 40, 24), UpscaleSettings()))
+        engine = OneStepEngine(*networks, pipe.alphas_cumprod)
+        conditions = Conditions([5], Prompts(pipe.encode_prompt([""]).to(device)), device)
+        rgb = torch.zeros(1, 3, 40, 24)
+        counted.add(banded.planned_bytes(engine, conditions, rgb, UpscaleSettings()))
     assert len(counted) == 1
 
 

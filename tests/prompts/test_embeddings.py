@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch.testing import assert_close
 
-from tadsr.prompts import TextEmbeddings
+from tadsr.prompts import TextEmbeddings, embed_texts
 from tadsr.prompts.embeddings import MAX_PROMPTS
 
 CPU = torch.device("cpu")
@@ -19,9 +21,12 @@ def embed(golden_pipeline):
 
     @torch.no_grad()
     def embed(*prompts):
-        return embeddings.of(prompts, encoder, tokenizer, CPU)
+        return embeddings.of(
+            prompts, encoder, partial(embed_texts, encoder, tokenizer, CPU), CPU
+        ).embeds
 
     embed.kept = embeddings
+    embed.encoder = encoder
     return embed
 
 
@@ -48,3 +53,15 @@ def test_what_is_kept_is_bounded_but_for_the_call_itself(embed):
     embed("another")
     assert texts[5] in embed.kept._rows
     assert texts[6] not in embed.kept._rows
+
+
+def test_weights_that_change_in_place_embed_anew(embed):
+    before = embed("a tree").clone()
+    weight = next(embed.encoder.parameters())
+    with torch.no_grad():
+        weight.mul_(2)
+    changed = embed("a tree").clone()
+    with torch.no_grad():
+        weight.div_(2)
+    assert not torch.allclose(before, changed)
+    assert_close(embed("a tree"), before)
