@@ -25,6 +25,39 @@ or a strip of a few pixels would become gigapixels."""
 
 
 @dataclass(frozen=True)
+class TargetSize:
+    """The size in px that every result shall have, at its own ratio of sides."""
+
+    width: int | None = None
+    """With `height` as well, results fit into both."""
+    height: int | None = None
+    long_side: int | None = None
+    short_side: int | None = None
+
+    def __post_init__(self) -> None:
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        for name, value in given.items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number of px from 1, got {value!r}")
+        if len(given) != 1 and set(given) != {"width", "height"}:
+            raise ValueError(
+                "a size must be width, height, both, long_side or short_side, got "
+                f"{', '.join(given) or 'none'}"
+            )
+
+    def scale_of(self, height: int, width: int) -> float:
+        """Return the result's size over an input's."""
+        sides = {
+            "width": width,
+            "height": height,
+            "long_side": max(height, width),
+            "short_side": min(height, width),
+        }
+        wanted = ((getattr(self, name), side) for name, side in sides.items())
+        return min(value / side for value, side in wanted if value is not None)
+
+
+@dataclass(frozen=True)
 class UpscaleSettings:
     """What one call of the pipeline does to every image, apart from its timestep and prompt."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -33,6 +34,7 @@ def load_on(
     tagger: str | None = None,
     prompt_style: PromptStyle = "published",
     engine: EngineName = "auto",
+    loras: Sequence[tuple[str, float]] = (),
 ) -> TADSRPipeline:
     """Load a pipeline as `load_model` does, with the device last, for `functools.partial`."""
     return load_model(
@@ -45,6 +47,7 @@ def load_on(
         tagger=tagger,
         prompt_style=prompt_style,
         engine=engine,
+        loras=loras,
     )
 
 
@@ -59,6 +62,7 @@ def load_model(
     tagger: str | None = None,
     prompt_style: PromptStyle = "published",
     engine: EngineName = "auto",
+    loras: Sequence[tuple[str, float]] = (),
 ) -> TADSRPipeline:
     """Load a pipeline onto a device and check that it takes the prompt and the timestep.
 
@@ -72,6 +76,7 @@ def load_model(
         tagger: As in `TADSRPipeline.from_pretrained`.
         prompt_style: How a tagger's words and the prompt are joined.
         engine: As in `TADSRPipeline.set_engine`.
+        loras: Further LoRAs and their strengths, merged into the weights.
 
     Returns:
         The pipeline.
@@ -85,6 +90,8 @@ def load_model(
         source, adapter=adapter, torch_dtype=chosen, tagger=tagger, engine=engine
     )
     pipe.prompt_style = prompt_style
+    for source_of_lora, strength in loras:
+        pipe.merge_lora(source_of_lora, scale=strength)
     pipe.to(device)
     with as_usage_errors():
         pipe.encode_prompt([prompt or ""])

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import os
 import re
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from tadsr.cli.reporting import parse_bytes
-from tadsr.config import MAX_PIXELS, ColorFix
+from tadsr.config import MAX_PIXELS, ColorFix, TargetSize
 
 if TYPE_CHECKING:
     from tadsr.onestep.tile_spec import TileSpec
@@ -97,6 +99,67 @@ def parse_max_pixels(text: str | None) -> int:
     if number < 1:
         raise ValueError(f"--max-pixels must be a number such as 500M or 2G, got {text!r}")
     return number
+
+
+LoraOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora", metavar="FILE[:WEIGHT]", help="Merge another LoRA; may be given several times."
+    ),
+]
+WidthOption = Annotated[
+    int | None,
+    typer.Option("--width", metavar="PX", help="Of results, in place of -s; larger ones shrink."),
+]
+HeightOption = Annotated[
+    int | None, typer.Option("--height", metavar="PX", help="With --width: fit into both.")
+]
+LongSideOption = Annotated[
+    int | None, typer.Option("--long-side", metavar="PX", help="Of results, in place of -s.")
+]
+ShortSideOption = Annotated[
+    int | None, typer.Option("--short-side", metavar="PX", help="Of results, in place of -s.")
+]
+
+
+def parse_size(
+    width: int | None, height: int | None, long_side: int | None, short_side: int | None
+) -> tuple[TargetSize | None, str]:
+    """Turn the options of a size into one.
+
+    Returns:
+        The size, or None; and what names of results beside their inputs end with.
+
+    Raises:
+        ValueError: Two exclude each other, or one is below 1.
+    """
+    values = (width, height, long_side, short_side)
+    given = [value for value in values if value is not None]
+    if not given:
+        return None, ""
+    return TargetSize(*values), f"_{max(given)}px"
+
+
+def parse_lora(text: str) -> tuple[str, float]:
+    """Turn FILE or FILE:WEIGHT into a file and its strength.
+
+    Raises:
+        ValueError: The weight is no number, or there is no such file.
+    """
+    file, colon, weight = text.rpartition(":")
+    if os.path.exists(text) or not colon:
+        file, weight = text, "1"
+    try:
+        strength = float(weight)
+    except ValueError:
+        strength = math.nan
+    if not math.isfinite(strength):
+        raise ValueError(
+            f"--lora must be FILE or FILE:WEIGHT such as style.safetensors:0.8, got {text!r}"
+        )
+    if not os.path.exists(os.path.expanduser(file)):
+        raise ValueError(f"--lora must name a file that exists, got {file!r}; check the path")
+    return file, strength
 
 
 def parse_color(text: str) -> tuple[int, int, int]:

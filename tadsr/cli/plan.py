@@ -41,6 +41,7 @@ def plan_jobs(
     *,
     format: str | None,
     scale: float,
+    own_tag: str | None = None,
     tag: str | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Job]:
@@ -52,7 +53,8 @@ def plan_jobs(
         format: A key of FORMAT_SUFFIXES, or "same" for the input's where it can be written; None
             takes an output file's suffix, else PNG.
         scale: Named in outputs that lie beside their input.
-        tag: What follows the stem of every name in place of that; None for the scale.
+        own_tag: Named there in place of it.
+        tag: What follows the stem of every name; None for that, and only there.
         say: Told what is left out.
 
     Returns:
@@ -73,7 +75,8 @@ def plan_jobs(
         jobs = [Job(Path(inputs[0]), Path(output))]
     else:
         with as_usage_errors():
-            drafts = _draft(inputs, output, f"_x{scale:g}" if tag is None else tag, tag, say)
+            beside = tag if tag is not None else own_tag or f"_x{scale:g}"
+            drafts = _draft(inputs, output, beside, tag, say)
             if format == "same":
                 drafts = [replace(draft, suffix=_same_suffix(draft.source)) for draft in drafts]
             jobs = name_targets(leave_out_results(drafts, scale, suffix, say), suffix)

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -19,6 +20,9 @@ from tadsr.cli.options import (
     DeviceOption,
     DtypeOption,
     EngineOption,
+    HeightOption,
+    LongSideOption,
+    LoraOption,
     MaxMemoryOption,
     MaxPixelsOption,
     ModelOption,
@@ -26,13 +30,17 @@ from tadsr.cli.options import (
     PromptOption,
     PromptStyleOption,
     ScaleOption,
+    ShortSideOption,
     TaggerOption,
     TileOption,
+    WidthOption,
     parse_color,
+    parse_lora,
     parse_max_pixels,
+    parse_size,
     parse_tiling,
 )
-from tadsr.cli.plan import check_places, plan_jobs
+from tadsr.cli.plan import FORMAT_SUFFIXES, check_places, plan_jobs
 from tadsr.cli.progress import ImageProgress
 from tadsr.cli.reporting import (
     DebugOption,
@@ -44,6 +52,7 @@ from tadsr.cli.reporting import (
     readable_errors,
     silence_libraries,
 )
+from tadsr.cli.streams import standard_streams
 from tadsr.cli.timestep_maps import (
     TimestepMapOption,
     TimestepRangeOption,
@@ -51,7 +60,7 @@ from tadsr.cli.timestep_maps import (
     read_timestep_map,
 )
 from tadsr.config import UpscaleSettings
-from tadsr.errors import ImageReadWarning
+from tadsr.errors import ImageReadWarning, TADSRError
 from tadsr.folders.jobs import Job
 from tadsr.folders.manifest import fingerprint
 from tadsr.folders.restoring import FileRequest
@@ -138,6 +147,10 @@ def upscale(
     timestep_map: TimestepMapOption = None,
     timestep_range: TimestepRangeOption = None,
     scale: ScaleOption = 4,
+    width: WidthOption = None,
+    height: HeightOption = None,
+    long_side: LongSideOption = None,
+    short_side: ShortSideOption = None,
     prompt: PromptOption = None,
     tagger: TaggerOption = None,
     prompt_style: PromptStyleOption = "published",
@@ -149,6 +162,7 @@ def upscale(
     ] = None,
     model: ModelOption = "tadsr-tiny",
     adapter: AdapterOption = None,
+    lora: LoraOption = None,
     device: DeviceOption = "auto",
     devices: Annotated[
         str | None,
@@ -173,6 +187,15 @@ def upscale(
         int | None,
         typer.Option("--quality", metavar="1..100", help="Of JPEG (95), WebP and AVIF (90)."),
     ] = None,
+    lossless: Annotated[
+        bool, typer.Option("--lossless", help="Write WebP without loss; others must be so.")
+    ] = False,
+    keep_dates: Annotated[
+        bool, typer.Option("--keep-dates", help="Give results their inputs' file dates.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be made, and make nothing.")
+    ] = False,
     suffix: Annotated[
         str | None,
         typer.Option(
@@ -205,6 +228,8 @@ def upscale(
         settings = UpscaleSettings(scale, color_fix, process_size)
         tiling = parse_tiling(tile, max_memory)
         limit = parse_max_pixels(max_pixels)
+        size, size_tag = parse_size(width, height, long_side, short_side)
+        loras = [parse_lora(text) for text in lora or ()]
         color = None if background is None else parse_color(background)
     if suffix is not None and set(suffix) & set("/\\\0"):
         raise UsageError(f"--suffix must be part of a file's name, got {suffix!r}")
@@ -221,17 +246,27 @@ def upscale(
     map_range = parse_timestep_range(timestep_map, timestep_range)
     request = FileRequest(
         settings,
+        size,
         timestep,
         prompt,
         seed,
         tiling,
         quality,
-        overwrite,
+        is_lossless=lossless,
+        keeps_dates=keep_dates,
+        overwrite=overwrite,
         strip=strip,
         background=color,
         max_pixels=limit,
     )
-    with readable_errors(debug), interrupted_by_sigterm():
+    if size is not None and scale != 4:
+        raise UsageError("--scale and a size in px must not both be given; leave one out")
+    stream_suffix = FORMAT_SUFFIXES.get(format or "png", FORMAT_SUFFIXES["png"])[0]
+    with (
+        readable_errors(debug),
+        interrupted_by_sigterm(),
+        standard_streams(paths, output, stream_suffix) as (inputs, place),
+    ):
         silence_libraries(debug, quiet)
         map_digest = None
         if timestep_map is not None:
@@ -239,14 +274,21 @@ def upscale(
             request = replace(request, timestep=found)
             map_digest = fingerprint(timestep_map)[1]
         say = partial(typer.echo, err=True) if not quiet else lambda line: None
-        jobs = plan_jobs(paths, output, format=format, scale=scale, tag=suffix, say=say)
-        jobs = check_places(jobs)
+        is_streamed = place != output
+        tag = size_tag or None
+        options = {"scale": scale, "own_tag": tag, "tag": suffix, "say": say}
+        jobs = check_places(plan_jobs(inputs, place, format=format, **options))
+        _check_lossless(jobs, lossless)
+        if dry_run:
+            _say_plan(jobs, request)
+            return
         _set_warnings(debug, quiet)
         choose = partial(parse_devices, devices or device)
         if overwrite or not all(os.path.lexists(job.target) for job in jobs):
             check_source(model, adapter)
             choose()
         options = {"tagger": tagger, "prompt_style": prompt_style, "engine": engine}
+        options["loras"] = loras
         load = partial(_load, model, adapter, dtype, prompt, timestep, **options)
         described = {"model": model, "adapter": adapter, "dtype": dtype, "tagger": tagger}
         described |= {
@@ -254,11 +296,42 @@ def upscale(
             "timestep_map": map_digest,
             "timestep_range": map_range,
         }
-        talk = _Talk(f"loading {model}", quiet, verbose, debug)
+        if loras:
+            described["loras"] = [
+                [fingerprint(Path(file))[1], strength] for file, strength in loras
+            ]
+        # Standard output is the picture's.
+        talk = _Talk(f"loading {model}", quiet or is_streamed, verbose, debug)
         tally = _upscale_all(jobs, request, described, load, choose, talk)
-    _report(tally, len(jobs), quiet)
-    if tally.failures:
-        raise typer.Exit(1)
+        _report(tally, len(jobs), quiet or is_streamed)
+        if tally.failures:
+            raise typer.Exit(1)
+
+
+def _check_lossless(jobs: Sequence[Job], is_lossless: bool) -> None:
+    for job in jobs:
+        if is_lossless and job.target.suffix.lower() in (".jpg", ".jpeg", ".avif", ".gif"):
+            raise UsageError(f"--lossless must be for PNG, WebP, TIFF or BMP, got {job.target}")
+
+
+def _say_plan(jobs: Sequence[Job], request: FileRequest) -> None:
+    """Say what a run would make, without its model."""
+    from tadsr.folders.restoring import choose_target
+    from tadsr.images import read_facts
+
+    for job in jobs:
+        try:
+            if job.error:
+                raise TADSRError(job.error)
+            facts = read_facts(job.source, max_pixels=request.max_pixels)
+            job = choose_target(job, request)
+        except TADSRError as error:
+            typer.echo(f"would fail: {error}")
+            continue
+        width, height = request.output_size_of(facts.size)
+        is_there = os.path.lexists(job.target) and not request.overwrite
+        reason = "exists, would be skipped" if is_there else f"{width}×{height}"
+        typer.echo(f"{job.source} -> {job.target} ({reason})")
 
 
 def _upscale_all(

@@ -10,7 +10,7 @@ from pathlib import Path
 from tadsr.errors import TADSRError
 from tadsr.folders.jobs import Draft
 
-_SCALE_TAG = re.compile(r"_x\d+(\.\d+)?(?=$|\.)")
+_SCALE_TAG = re.compile(r"_(x\d+(\.\d+)?|\d+px)(?=$|\.)")
 
 
 def is_result_of(result: Path, source: Path, scale: float) -> bool:

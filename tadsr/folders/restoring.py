@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from tadsr.config import MAX_PIXELS, UpscaleSettings
+from tadsr.config import MAX_PIXELS, TargetSize, UpscaleSettings
 from tadsr.errors import ImageWriteError, TADSRError
 from tadsr.folders.jobs import Job
 from tadsr.progress import Progress
@@ -35,6 +36,8 @@ class FileRequest:
 
     settings: UpscaleSettings = field(default_factory=UpscaleSettings)
     """Scale, colour fix and smallest size."""
+    size: TargetSize | None = None
+    """Of every result, in place of a scale; what is too large is restored and shrunk."""
     timestep: TimestepLike = 500
     """0..999; small is faithful, large is vivid; or a map of them over the image."""
     prompt: str | None = None
@@ -45,6 +48,10 @@ class FileRequest:
     """As in a call of the pipeline."""
     quality: int | None = None
     """1..100, of JPEG, WebP and AVIF; None for their defaults."""
+    is_lossless: bool = False
+    """Whether WebP loses nothing."""
+    keeps_dates: bool = False
+    """Whether results have their input's times of change and access."""
     overwrite: bool = False
     """Whether results that exist are replaced."""
     background: tuple[int, int, int] | None = None
@@ -56,12 +63,20 @@ class FileRequest:
 
     def output_size(self, image: SourceImage) -> tuple[int, int]:
         """Return the result's width and height in px."""
-        from PIL import Image
+        return self.output_size_of(_upright_size(image))
 
-        from tadsr.images import upright_size
+    def output_size_of(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the width and height in px of what an input of a width and height becomes."""
+        width, height = size
+        scale = self.settings.scale if self.size is None else self.size.scale_of(height, width)
+        return max(1, round(scale * width)), max(1, round(scale * height))
 
-        width, height = upright_size(image) if isinstance(image, Image.Image) else image.size
-        return self.settings.output_size(height, width)[::-1]
+    def settings_for(self, image: SourceImage) -> UpscaleSettings:
+        """Return the settings of an image, whose scale its size may decide."""
+        if self.size is None:
+            return self.settings
+        width, height = _upright_size(image)
+        return replace(self.settings, scale=max(1.0, self.size.scale_of(height, width)))
 
     def described(self) -> dict[str, Any]:
         """Return what results depend on, as JSON's types."""
@@ -76,8 +91,19 @@ class FileRequest:
             "attention_px": None if spec is None or spec == "auto" else spec.attention_px,
             "quality": self.quality,
             "strip": self.strip,
+            # What came later is named where it is used, so that earlier runs go on.
             **({} if self.background is None else {"background": self.background}),
+            **({} if self.size is None else {"scale": None, "size": asdict(self.size)}),
+            **({"lossless": True} if self.is_lossless else {}),
         }
+
+
+def _upright_size(image: SourceImage) -> tuple[int, int]:
+    from PIL import Image
+
+    from tadsr.images import upright_size
+
+    return upright_size(image) if isinstance(image, Image.Image) else image.size
 
 
 def read_input(job: Job, request: FileRequest) -> SourceImage:
@@ -145,11 +171,10 @@ def choose_target(job: Job, request: FileRequest) -> Job:
         has_alpha = facts.may_be_transparent and request.background is None
         if has_alpha and facts.num_frames == 1:
             has_alpha = is_see_through(read_image(job.source, max_pixels=request.max_pixels))
-        width, height = facts.size
         check_format(
             job.target,
             has_alpha=has_alpha,
-            size=request.settings.output_size(height, width)[::-1],
+            size=request.output_size_of(facts.size),
             num_frames=facts.num_frames,
         )
     except ImageWriteError as error:
@@ -213,7 +238,7 @@ def restore(
     """
     from tadsr.images import STREAMED_SUFFIXES
 
-    settings = request.settings
+    settings = request.settings_for(image)
     options = {
         "scale": settings.scale,
         "prompt": request.prompt,
@@ -228,7 +253,8 @@ def restore(
         return None
     width, height = request.output_size(image)
     is_streamed = job.target.suffix.lower() in STREAMED_SUFFIXES
-    if height * width > STREAMED_PIXELS and is_streamed:
+    is_shrunk = request.size is not None and settings.scale == 1
+    if height * width > STREAMED_PIXELS and is_streamed and not is_shrunk:
         pipe.upscale_to_file(
             image,
             job.target,
@@ -237,7 +263,16 @@ def restore(
             **options,
         )
         return None
-    return pipe(image, request.timestep, **options)
+    return _shrink(pipe(image, request.timestep, **options), (width, height))
+
+
+def _shrink(image: Image.Image | ArrayImage, size: tuple[int, int]) -> Image.Image | ArrayImage:
+    """Return a result at the size that was asked for; it is larger where the input was."""
+    if image.size == size:
+        return image
+    from tadsr.images import resize_image
+
+    return resize_image(image, size)
 
 
 def batches_at_once(pipe: TADSRPipeline) -> int:
@@ -260,7 +295,7 @@ def images_at_once(pipe: TADSRPipeline, image: SourceImage, request: FileRequest
     width, height = request.output_size(image)
     if num_frames(image) > 1 or request.seed is not None or height * width > STREAMED_PIXELS:
         return 1
-    return pipe.images_at_once((image.size[1], image.size[0]), request.settings)
+    return pipe.images_at_once((image.size[1], image.size[0]), request.settings_for(image))
 
 
 def restore_together(
@@ -279,11 +314,11 @@ def restore_together(
     Raises:
         TADSRError: As the pipeline says; which image it was is not known.
     """
-    settings = request.settings
+    settings = request.settings_for(images[0])
     timestep = request.timestep
     if not isinstance(timestep, int):
         timestep = [timestep] * len(images)
-    return pipe(
+    results = pipe(
         list(images),
         timestep,
         scale=settings.scale,
@@ -292,6 +327,8 @@ def restore_together(
         process_size=settings.process_size,
         tiling=request.tiling,
     )
+    pairs = zip(results, images, strict=True)
+    return [_shrink(result, request.output_size(image)) for result, image in pairs]
 
 
 def _restore_frames(
@@ -311,7 +348,8 @@ def _restore_frames(
             progress(number / len(animation))
             # The same for each frame, so that a still scene does not flicker.
             options["generator"] = _generator(request.seed)
-            yield pipe(frame, request.timestep, **options)
+            result = pipe(frame, request.timestep, **options)
+            yield _shrink(result, request.output_size(animation))
 
     write_frames(
         results(),
@@ -319,6 +357,7 @@ def _restore_frames(
         durations_ms=animation.durations_ms,
         num_plays=animation.num_plays,
         quality=request.quality,
+        is_lossless=request.is_lossless,
         overwrite=request.overwrite or job.may_replace,
     )
     progress(1.0)
@@ -338,7 +377,26 @@ def write_result(result: Image.Image | ArrayImage, job: Job, request: FileReques
     from tadsr.images import write_image
 
     overwrite = request.overwrite or job.may_replace
-    write_image(result, job.target, quality=request.quality, overwrite=overwrite)
+    write_image(
+        result,
+        job.target,
+        quality=request.quality,
+        is_lossless=request.is_lossless,
+        overwrite=overwrite,
+    )
+
+
+def keep_dates(job: Job) -> None:
+    """Give a written result its input's times.
+
+    Args:
+        job: Which image.
+
+    Raises:
+        OSError: The file system does not take them.
+    """
+    found = os.stat(job.source)
+    os.utime(job.target, ns=(found.st_atime_ns, found.st_mtime_ns))
 
 
 def _generator(seed: int | None) -> torch.Generator | None:

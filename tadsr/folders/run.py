@@ -21,6 +21,7 @@ from tadsr.folders.restoring import (
     FileRequest,
     batches_at_once,
     images_at_once,
+    keep_dates,
     restore,
     restore_together,
     write_result,
@@ -156,7 +157,7 @@ def run_files(
                     # Outside of what may fail: without a model there is no point in the next file.
                     pipe = load()
                     max_batches = batches_at_once(pipe)
-                is_large = item.pixels * request.settings.scale**2 > _ALONE_PIXELS
+                is_large = item.pixels * request.settings_for(item.image).scale ** 2 > _ALONE_PIXELS
                 is_alone = is_large or item.job.alone
                 num_left = 0 if is_alone else max_batches - 1
                 at_once = images_at_once(pipe, item.image, request)
@@ -306,6 +307,8 @@ def _write(result: Image.Image | ArrayImage | None, item: Item, request: FileReq
     with timed(item):
         if result is not None:
             write_result(result, item.job, request)
+        if request.keeps_dates:
+            keep_dates(item.job)
 
 
 def _is_disk_full(error: BaseException | None) -> bool:

@@ -2,7 +2,7 @@
 
 from tadsr.config import MAX_PIXELS
 from tadsr.images.array_image import ArrayImage
-from tadsr.images.canvas import alpha_rows, assemble_images, stack_images
+from tadsr.images.canvas import alpha_rows, assemble_images, resize_image, stack_images
 from tadsr.images.decoding import (
     DecodedImage,
     ImageKind,
@@ -56,6 +56,7 @@ __all__ = [
     "reflect_index",
     "resize_bicubic",
     "resize_bicubic_rows",
+    "resize_image",
     "stack_images",
     "strip_metadata",
     "takes_bytes",

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from tadsr.config import UpscaleSettings
 from tadsr.images.array_image import ArrayImage
-from tadsr.images.decoding import DecodedImage, ImageLike, OutputType
+from tadsr.images.decoding import DecodedImage, ImageLike, OutputType, decode_image
 from tadsr.images.encoding import encode_image
-from tadsr.images.tensors import resize_bicubic_rows
+from tadsr.images.tensors import resize_bicubic, resize_bicubic_rows
 
 
 def assemble_images(
@@ -113,3 +113,20 @@ class StripCanvas:
     def image(self) -> ImageLike:
         """The image, once all strips are there."""
         return self._image
+
+
+def resize_image(
+    image: Image.Image | ArrayImage, size: tuple[int, int]
+) -> Image.Image | ArrayImage:
+    """Resize an image by bicubic.
+
+    Args:
+        image: PIL image of any mode, or an `ArrayImage`.
+        size: Width and height in px.
+
+    Returns:
+        An image of the same kind, upright.
+    """
+    decoded = decode_image(image)
+    planes = resize_bicubic(stack_images([decoded]), size[::-1])[0].clamp(0, 1)
+    return encode_image(planes[:3], planes[3:] if len(planes) == 4 else None, decoded)

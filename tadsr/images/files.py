@@ -35,6 +35,8 @@ _SUFFIXES = {
     ".avif": "AVIF",
     ".gif": "GIF",
 }
+LOSSLESS_FORMATS = ("PNG", "WEBP", "TIFF", "BMP", "JXL")
+"""What can be written without loss."""
 _OPAQUE_FORMATS = ("JPEG", "BMP")
 _ANIMATED_FORMATS = ("PNG", "WEBP", "GIF")
 _LARGEST_SIDE_PX = {"JPEG": 65500, "WEBP": 16383, "GIF": 65535, "AVIF": 65536}
@@ -148,6 +150,7 @@ def write_image(
     *,
     format: str | None = None,
     quality: int | None = None,
+    is_lossless: bool = False,
     overwrite: bool = True,
 ) -> None:
     """Write an image file whole or not at all.
@@ -162,6 +165,7 @@ def write_image(
         path: The file; its suffix chooses the format.
         format: "PNG", "JPEG", "WebP", "TIFF", "BMP", "AVIF" or "GIF", in place of the suffix's.
         quality: 1 (small) to 100; None for 95 in JPEG, 90 in WebP and AVIF; others ignore it.
+        is_lossless: Whether WebP loses nothing, in place of a quality.
         overwrite: Whether an existing file may be replaced.
 
     Raises:
@@ -188,13 +192,15 @@ def write_image(
         size=image.size,
     )
     format = _file_format(Path(path), format)
+    if is_lossless and format not in LOSSLESS_FORMATS:
+        raise ValueError(f"lossless must be for {', '.join(LOSSLESS_FORMATS)}, got {format}")
     image = _fit_mode(image, format)
     with open_whole(path) as file:
         try:
             if isinstance(image, ArrayImage):
                 _write_array(image, file, format)
             else:
-                options = save_options(image, format, quality)
+                options = save_options(image, format, quality, is_lossless=is_lossless)
                 image.save(file, format=format, **options)
                 if format == "TIFF":
                     from tadsr.images.tiff import attach_metadata
@@ -329,7 +335,9 @@ def is_see_through(image: Image.Image | ArrayImage) -> bool:
     return image.convert("RGBA").getchannel("A").getextrema()[0] < 255
 
 
-def save_options(image: Image.Image, format: str, quality: int | None) -> dict[str, Any]:
+def save_options(
+    image: Image.Image, format: str, quality: int | None, *, is_lossless: bool = False
+) -> dict[str, Any]:
     """Return what Pillow's saver of a format is told: quality and metadata."""
     # icc_profile=None overrules savers that look into image.info by themselves.
     options = {"icc_profile": None, **kept_metadata(image.info, icc_space(image.mode))}
@@ -346,6 +354,8 @@ def save_options(image: Image.Image, format: str, quality: int | None) -> dict[s
                 options[key] = b""
     elif format in ("WEBP", "AVIF"):
         options["quality"] = quality or 90
+        if is_lossless:
+            options |= {"lossless": True, "quality": 100 if quality is None else quality}
         if "dpi" in options:
             options["exif"] = exif_with_dpi(options.get("exif"), options["dpi"])
     elif format == "PNG":

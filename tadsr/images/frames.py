@@ -188,6 +188,7 @@ def write_frames(
     durations_ms: Sequence[float],
     num_plays: int = 0,
     quality: int | None = None,
+    is_lossless: bool = False,
     overwrite: bool = True,
 ) -> None:
     """Write an animation whole or not at all, each frame as soon as it is there.
@@ -201,6 +202,7 @@ def write_frames(
         durations_ms: How long each is shown; as many as frames.
         num_plays: How often all are shown, 0 for ever.
         quality: Of WebP, 1..100; None for 90.
+        is_lossless: Whether WebP loses nothing.
         overwrite: Whether an existing file may be replaced.
 
     Raises:
@@ -230,7 +232,9 @@ def write_frames(
         pairs = list(zip(alike, durations_ms, strict=True))
         images = [image for image, _ in pairs]
         if suffix == ".webp":
-            options = save_options(first, "WEBP", quality) | {"loop": num_plays}
+            options = save_options(first, "WEBP", quality, is_lossless=is_lossless) | {
+                "loop": num_plays
+            }
         else:
             images = [to_palette(image) for image in images]
             # Each frame replaces all of the one before, where that shows through.

@@ -21,8 +21,8 @@ def tadsr(tmp_path, monkeypatch) -> Callable:
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
 
-    def run(*args: object, code: int = 0):
-        result = CliRunner().invoke(app, list(map(str, args)))
+    def run(*args: object, code: int = 0, input: bytes | None = None):
+        result = CliRunner().invoke(app, list(map(str, args)), input=input)
         assert result.exit_code == code, result.output
         return result
 
@@ -34,8 +34,8 @@ def tadsr(tmp_path, monkeypatch) -> Callable:
 def upscale(tadsr, model_dir) -> Callable:
     """Run `tadsr upscale` with the small model, as fast as it goes."""
 
-    def run(*args: object, code: int = 0):
-        return tadsr("upscale", *args, "-m", model_dir, "--process-size", 0, code=code)
+    def run(*args: object, **options: object):
+        return tadsr("upscale", *args, "-m", model_dir, "--process-size", 0, **options)
 
     return run
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from tadsr.folders.jobs import mirror_folder
 from tadsr.folders.restoring import FileRequest
 from tadsr.images import ArrayImage, lay_over, read_facts
 
 TWICE = ("-s", 2)
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 @pytest.mark.parametrize("name", ["sharp.png", "sharp.jpg", "sharp.tif", "sharp.bmp", "sharp.gif"])
@@ -133,3 +137,94 @@ def test_results_say_who_made_them_unless_stripped(upscale, photo):
     upscale("a.png", "c.webp", "--strip", *TWICE)
     assert not read_facts("c.webp").is_ours
     assert "background" not in FileRequest().described()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("--width", 21), (21, 14)),
+        (("--height", 31), (46, 31)),
+        (("--width", 60, "--height", 20), (30, 20)),
+        (("--long-side", 25), (25, 17)),
+        (("--short-side", 7), (10, 7)),
+        (("--width", 3), (3, 2)),
+    ],
+)
+def test_results_have_the_size_that_was_asked_for(options, expected, upscale, photo):
+    upscale(photo("a.png", size=(9, 6), mode="RGBA"), *options)
+    name = f"a_{max(option for option in options if isinstance(option, int))}px.png"
+    assert Image.open(name).size == expected
+
+
+def test_a_size_holds_for_turned_photos_and_frames(upscale, photo):
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.open(photo("a.png", size=(9, 6))).save("a.jpg", exif=exif)
+    frames = [Image.new("RGB", (9, 6), color) for color in ("red", "blue")]
+    frames[0].save("b.gif", save_all=True, append_images=frames[1:])
+    upscale("a.jpg", "b.gif", "-o", "out", "--width", 12)
+    assert Image.open("out/a.png").size == (12, 18)
+    assert Image.open("out/b.png").size == (12, 8)
+    assert "2 skipped" in upscale("a.jpg", "b.gif", "-o", "out", "--width", 12).stdout
+    upscale("a.jpg", "--width", 0, code=2)
+    upscale("a.jpg", "--width", 9, "--long-side", 9, code=2)
+    upscale("a.jpg", "--width", 9, "-s", 2, code=2)
+
+
+def test_webp_without_loss(upscale, photo):
+    upscale(photo("a.png"), "b.webp", "--lossless", *TWICE)
+    upscale("a.png", "b.png", *TWICE)
+    assert np.array_equal(np.asarray(Image.open("b.webp")), np.asarray(Image.open("b.png")))
+    assert "--lossless must be for" in upscale("a.png", "b.jpg", "--lossless", code=2).stderr
+
+
+def test_standard_streams(upscale, photo):
+    data = photo("a.png").read_bytes()
+    upscale("a.png", "b.png", *TWICE)
+    for arguments in (("-",), ("-", "-"), ("-", "-o", "-")):
+        found = upscale(*arguments, *TWICE, input=data)
+        assert Image.open(io.BytesIO(found.stdout_bytes)).tobytes() == Image.open("b.png").tobytes()
+    assert upscale("-", "c.webp", *TWICE, input=data).exit_code == 0
+    assert Image.open("c.webp").size == (12, 10)
+    assert Image.open(io.BytesIO(upscale("a.png", "-", "-f", "jpg").stdout_bytes)).format == "JPEG"
+    assert "stands for one image" in upscale("a.png", "b.png", "-o", "-", code=2).stderr
+
+
+def test_a_dry_run_says_what_would_be_and_makes_nothing(upscale, photo):
+    photo("in/a.png")
+    photo("in/b.png", mode="RGBA")
+    Path("in/c.png").write_bytes(b"no image")
+    before = sorted(Path().rglob("*"))
+    lines = upscale("in", "out", "-f", "jpg", "--dry-run", *TWICE).stdout.splitlines()
+    assert lines[:2] == ["in/a.png -> out/a.jpg (12×10)", "in/b.png -> out/b.png (12×10)"]
+    assert lines[2].startswith("would fail: in/c.png")
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_file_dates_are_kept_on_demand(upscale, photo):
+    photo("in/a.png")
+    os.utime("in/a.png", (1_000_000, 1_000_000))
+    upscale("in", "out", "--keep-dates", *TWICE)
+    assert os.stat("out/a.png").st_mtime == 1_000_000
+    assert "skipped" in upscale("in", "out", "--keep-dates", *TWICE).stderr
+
+
+def test_loras_by_their_weight(upscale, photo, model_dir, tmp_path):
+    layer = next(
+        n for n in load_file(model_dir / "unet" / WEIGHTS) if n.endswith("attn1.to_v.weight")
+    )
+    side = load_file(model_dir / "unet" / WEIGHTS)[layer].shape[0]
+    stem, generator = f"unet.{layer.removesuffix('.weight')}.lora", torch.Generator().manual_seed(0)
+    down, up = (9 * torch.randn(shape, generator=generator) for shape in ((1, side), (side, 1)))
+    tensors = {f"{stem}.down.weight": down, f"{stem}.up.weight": up}
+    save_file(tensors, tmp_path / "style.safetensors")
+    photo("a.png")
+    runs = {"plain": (), "none": (":0",), "half": (":0.5",), "whole": ("",)}
+    for name, weight in runs.items():
+        lora = [f"--lora=style.safetensors{each}" for each in weight]
+        upscale("a.png", f"{name}.png", *lora, *TWICE)
+    pixels = {name: Image.open(f"{name}.png").tobytes() for name in runs}
+    assert pixels["plain"] == pixels["none"]
+    assert len(set(pixels.values())) == 3
+    assert "FILE:WEIGHT" in upscale("a.png", "--lora", "style.safetensors:much", code=2).stderr
+    assert "that exists" in upscale("a.png", "--lora", "missing.safetensors", code=2).stderr
