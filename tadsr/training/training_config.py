@@ -124,12 +124,13 @@ class TrainingConfig:
                     f"{name} must be one of {', '.join(get_args(Precision))}, "
                     f"got {getattr(self, name)!r}"
                 )
-        share = getattr(self.stage, "restored_share", None)
-        if share is not None and not share.is_zero and self.data.restored is None:
-            raise ValueError(
-                "data.restored must say where a restoration network's results are for a "
-                "stage.restored_share above 0, got None"
-            )
+        for name in ("restored_share", "perceptual_restored_share"):
+            share = getattr(self.stage, name, None)
+            if share is not None and not share.is_zero and self.data.restored is None:
+                raise ValueError(
+                    "data.restored must say where a restoration network's results are for a "
+                    f"stage.{name} above 0, got None"
+                )
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
         if self.seed < 0:

@@ -121,18 +121,23 @@ def test_images_are_compared_with_what_a_restorer_makes_as_the_timestep_says(
     stage = distillation(
         adapter_rank=0, tavsd_weight=TimestepRamp(0, 0), mse_weight=TimestepRamp(0, 0),
         l1_weight=TimestepRamp(1, 1), gradient_weight=TimestepRamp(2, 2),
-        restored_share=TimestepRamp(0, 1.5),
+        restored_share=TimestepRamp(0, 1.5), perceptual_weight=TimestepRamp(3, 3),
+        perceptual_restored_share=TimestepRamp(0, 1.5),
     )  # fmt: skip
 
     def restorer(lq):
         return F.interpolate(1 - lq, scale_factor=4)
 
     trainer = Trainer(
-        make_config(networks, photos, tmp_path / "run", stage, data=data), restorer=restorer
+        make_config(networks, photos, tmp_path / "run", stage, data=data),
+        perceptual=mse_per_sample,
+        restorer=restorer,
     )
     assert TADSRPipeline.from_pretrained(trainer.train())
     log = read_log(tmp_path / "run")[-1]
-    assert log["student.loss"] == pytest.approx(log["student.l1"] + 2 * log["student.gradient"])
+    assert log["student.loss"] == pytest.approx(
+        log["student.l1"] + 2 * log["student.gradient"] + 3 * log["student.perceptual"]
+    )
     batch = next(trainer.data.batches(batch_size=3)).to("cpu")
     timesteps, randomness = torch.tensor([0, 333, 999]), SampleRandomness(0, batch.indices)
     share = torch.tensor([0, 0.5, 1.5])[:, None, None, None]

@@ -31,7 +31,7 @@ from tadsr.training.losses import (
 from tadsr.training.prompts import PromptEncoder
 from tadsr.training.randomness import SampleRandomness
 from tadsr.training.stages.base import Phase, Runtime, Stage, TrainedNetwork
-from tadsr.training.stages.stage_config import DistillationConfig, OptimizerConfig
+from tadsr.training.stages.stage_config import DistillationConfig, OptimizerConfig, TimestepRamp
 from tadsr.training.student import make_student
 from tadsr.training.vsd import (
     diffusion_loss,
@@ -223,10 +223,7 @@ class DistillationStage(Stage):
     ) -> dict[str, Tensor]:
         """Return the weighted sum of restored images' losses as "loss", and each without weight."""
         config, hq = self.config, batch.hq
-        target = hq
-        if not config.restored_share.is_zero:
-            share = config.restored_share.at(timesteps)[:, None, None, None]
-            target = torch.lerp(hq, batch.restored, share)
+        target = _move(hq, batch.restored, config.restored_share, timesteps)
         per_sample = {}
         if not config.mse_weight.is_zero:
             mse = mse_per_sample(image, target)
@@ -238,7 +235,8 @@ class DistillationStage(Stage):
             if not weight.is_zero:
                 per_sample[name] = (weight, error(image, target))
         if not config.perceptual_weight.is_zero:
-            distance = self.perceptual_distance(*self._shifted(image, hq, randomness))
+            seen = _move(hq, batch.restored, config.perceptual_restored_share, timesteps)
+            distance = self.perceptual_distance(*self._shifted(image, seen, randomness))
             per_sample["perceptual"] = (config.perceptual_weight, distance)
         if not config.gan_weight.is_zero:
             # The plain module: this pass gives the discriminator no gradients to synchronise.
@@ -332,6 +330,13 @@ class DistillationStage(Stage):
     def _teacher_texts(self, batch: Batch) -> list[str]:
         prompt = self.config.teacher_prompt
         return list(batch.prompts) if prompt is None else [prompt] * len(batch.prompts)
+
+
+def _move(hq: Tensor, restored: Tensor | None, share: TimestepRamp, timesteps: Tensor) -> Tensor:
+    """Return the originals moved towards a restoration network's results."""
+    if share.is_zero:
+        return hq
+    return torch.lerp(hq, restored, share.at(timesteps)[:, None, None, None])
 
 
 def _describe_latents(checkpoint: Checkpoint) -> tuple[int, int, float]:

@@ -187,6 +187,8 @@ class DistillationConfig:
     """How far by t_s the images that all errors above are taken from move away from the originals
     towards a restoration network's results (`data.restored`): 0 stays, 1 arrives, and more goes on
     beyond, with more of what the network adds (method: 0)."""
+    perceptual_restored_share: TimestepRamp = TimestepRamp(0.0, 0.0)
+    """The same for the images that the perceptual distance looks at (method: 0)."""
     perceptual: str = "auto"
     """Perceptual distance; see `make_perceptual`. "auto" is LPIPS, else DISTS, else none, whichever
     is installed. "none" needs `perceptual_weight` 0."""
