@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from tadsr.checkpoints.detect import locate
 from tadsr.checkpoints.hub import download
@@ -120,7 +119,9 @@ def load_tagger(
     tags, thresholds = _read_lists(files, weights.config.num_tags)
     device = torch.device(device)
     dtype = torch_dtype or usual_dtype(device)
-    load_strict(weights.network, weights, dtype=dtype, change=_to_float)
+    # Copied out of the large file, which must not stay mapped.
+    change = None if files.is_converted else lambda name, tensor: tensor
+    load_strict(weights.network, weights, dtype=dtype, change=change)
     return Tagger(weights.network, tags, thresholds, view).eval().to(device)
 
 
@@ -267,11 +268,6 @@ def _import_callable(named: str) -> Callable[[Any], str]:
     if not callable(found):
         raise ValueError(f"tagger {named!r} must be callable, got {type(found).__name__}")
     return found
-
-
-def _to_float(name: str, tensor: Tensor) -> Tensor:
-    """Return the tensor: that it passes here makes the loader copy it out of the large file."""
-    return tensor
 
 
 def _read_lines(path: Path, count: int) -> list[str]:

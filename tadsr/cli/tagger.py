@@ -91,7 +91,7 @@ def tag(
     source: Annotated[str, typer.Argument(metavar="INPUT", help="Folder of images, or one image.")],
     out: Annotated[
         str | None,
-        typer.Argument(metavar="[OUTPUT]", help="File to write; INPUT/tags.jsonl if left out."),
+        typer.Argument(metavar="OUTPUT", help="File to write; INPUT/tags.jsonl if left out."),
     ] = None,
     tagger: Annotated[
         str,
@@ -134,7 +134,9 @@ def tag(
             image = show_image(source, limit)
             typer.echo(open_tagger(tagger, **options)(image))
             return
-        described = f"{tagger}{', plain' if plain else ''}{', whole' if view == 'whole' else ''}"
+        # Of a folder the name only: where it lies may change.
+        described = Path(tagger).resolve().name if Path(tagger).is_dir() else tagger
+        described += f"{', plain' if plain else ''}{', whole' if view == 'whole' else ''}"
         plan = plan_tags(source, out, described=described, overwrite=overwrite)
         with tqdm(
             total=len(plan.images),

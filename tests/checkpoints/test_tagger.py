@@ -25,7 +25,7 @@ from tadsr.checkpoints.tagger import (
 )
 from tadsr.errors import CheckpointError
 from tadsr.prompts.choice import join_prompt
-from tadsr.prompts.tagger import Tagger, TaggerConfig
+from tadsr.prompts.tagger import Tagger, TaggerConfig, usual_dtype
 
 from .conftest import repository_of
 from .hub_server import Fault
@@ -138,7 +138,10 @@ def test_half_precision_runs_with_thresholds_as_they_are(dtype):
     tagger = load_tagger(GOLDEN, config=SMALL, torch_dtype=dtype)
     assert tagger.network.fc.weight.dtype == dtype
     assert tagger.to(dtype).thresholds.dtype == torch.float32
-    assert isinstance(tagger(Image.open(GOLDEN / IMAGES[0])), str)
+    tags = tagger.tag_batch([Image.open(GOLDEN / name) for name in IMAGES])
+    if dtype == torch.float16:  # as on CUDA, unless told otherwise
+        assert usual_dtype(torch.device("cuda")) == dtype
+        assert tags == [FACTS["images"][name]["runs"]["tadsr.dape"]["tags"] for name in IMAGES]
 
 
 def test_a_converted_folder_is_the_same_tagger(tmp_path):
