@@ -20,7 +20,7 @@ from tadsr import TADSRPipeline, TimeAwareAutoencoderKL
 from tadsr.networks.prompt_embeddings import PromptEmbeddings
 
 from .cuda import stand_in
-from .tensors import Functions, PretendDevice
+from .tensors import Functions, PretendDevice, generators
 
 COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 
@@ -68,6 +68,7 @@ def pretend(guard) -> Callable[..., object]:
             _forget_what_was_found()
             # Or a module would put the device's memory into a tensor of the CPU's class.
             patch.setattr(torch.__future__, "_overwrite_module_params_on_conversion", True)
+            patch.setattr(torch, "Generator", generators(machine.kind))
             if machine.kind == "cuda":
                 for name, value in stand_in(device, machine.capability, machine.processors).items():
                     patch.setattr(torch.cuda, name, value)

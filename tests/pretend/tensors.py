@@ -393,6 +393,20 @@ class Functions(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+def generators(kind: str) -> type:
+    """Return what takes the place of `torch.Generator`, whose device draws as the CPU does."""
+    real = torch.Generator
+
+    class Kind(type):
+        def __call__(cls, device: Any = "cpu") -> torch.Generator:
+            return real("cpu" if torch.device(device).type == kind else device)
+
+        def __instancecheck__(cls, x: object) -> bool:
+            return isinstance(x, real)
+
+    return Kind("Generator", (), {})
+
+
 def where(depth: int = 2) -> str:
     """Return the package's own lines that are being run, the inmost first."""
     lines: list[str] = []

@@ -1,0 +1,55 @@
+"""Training's losses on a GPU that is not there; gradients would need a real one."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+
+import pytest
+import torch
+
+from tadsr.training import DataConfig, DistillationConfig, TimestepRamp, TrainingConfig
+from tadsr.training.data.batch import Batch
+from tadsr.training.randomness import SampleRandomness
+from tadsr.training.stages.base import Runtime, Stage
+from tadsr.training.stages.build import build_stage
+
+
+@pytest.fixture(scope="module")
+def stage(golden_dir, tmp_path_factory) -> Stage:
+    output = tmp_path_factory.mktemp("run")
+    model = output / "base"
+    shutil.copytree(golden_dir / "base", model)
+    shutil.copyfile(golden_dir / "tadsr.pkl", model / "tadsr.pkl")
+    distillation = DistillationConfig(perceptual="none", perceptual_weight=TimestepRamp(0, 0))
+    config = TrainingConfig(
+        model=str(model),
+        output=str(output),
+        stage=distillation,
+        data=DataConfig(str(output), crop_px=64, num_workers=0),
+    )
+    return build_stage(config, output)
+
+
+def losses_on(stage: Stage, device: str) -> dict[str, float]:
+    generator = torch.Generator().manual_seed(0)
+    hq, lq = (torch.rand(2, 3, 64, 64, generator=generator) * 2 - 1 for _ in range(2))
+    batch = Batch(hq, lq, ("", "a cat"), torch.tensor([3, 4]), None, ("a", "b"), ()).to(device)
+    for module in (*stage.frozen(), *(network.module for network in stage.networks.values())):
+        module.to(device)
+    models = {name: network.module for name, network in stage.networks.items()}
+    stage.start(Runtime(torch.device(device), models=models))
+    randomness = SampleRandomness(0, batch.indices, device)
+    return {
+        f"{phase.network} {name}": value.item()
+        for phase in stage.phases(batch, 0, randomness)
+        for name, value in phase.losses.items()
+    }
+
+
+def test_losses_are_those_of_the_cpu(stage, pretend):
+    expected = losses_on(copy.deepcopy(stage), "cpu")
+    assert len(expected) >= 4
+    with pretend():
+        found = losses_on(copy.deepcopy(stage), "cuda")
+    assert found == pytest.approx(expected, rel=1e-3)
