@@ -24,6 +24,8 @@ class Activation(ABC):
 
     statistics: ChannelStatistics | None = None
     """Mean and spread per channel, where a normalisation follows."""
+    is_kept = False
+    """Whether it is read again, so that a layer may not consume it."""
 
     def __init__(self, shape: Shape, dtype: torch.dtype) -> None:
         self.shape = shape

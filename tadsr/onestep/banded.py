@@ -17,10 +17,10 @@ from tadsr.config import UpscaleSettings
 from tadsr.errors import TADSRError, TADSRWarning
 from tadsr.images import pad_reflect, reflect_index, resize_bicubic_rows
 from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
+from tadsr.onestep import walk
 from tadsr.onestep.activations import ComputedActivation, StoredActivation
-from tadsr.onestep.banded_autoencoder import decode_in_bands, encode_in_bands
 from tadsr.onestep.banded_layers import Bands
-from tadsr.onestep.banded_unet import predict_in_bands
+from tadsr.onestep.banded_walk import BandedLayers
 from tadsr.onestep.conditions import Conditions
 from tadsr.onestep.memory import available_bytes, is_out_of_memory, used_bytes
 from tadsr.onestep.offloading import weights_in_place
@@ -290,32 +290,30 @@ class BandedStages:
     def encode(self, lq: _Run, timesteps: Sequence[int]) -> Checked:
         """Encode the images of a run to the posterior's moments."""
         vae, dtype = self.vae, self.vae.dtype
-        batch, (height, width) = len(lq.rgb), lq.padded
-        timesteps = None if self.bands.is_plan else torch.tensor(timesteps, device=lq.device)
         image = ComputedActivation(
-            (batch, 3, height, width), dtype, lambda a, b: lq.padded_rows(a, b).to(dtype)
+            (len(lq.rgb), 3, *lq.padded), dtype, lambda a, b: lq.padded_rows(a, b).to(dtype)
         )
         with self._brought(vae):
-            moments = encode_in_bands(self.bands, vae, image, timesteps)
-        if self.bands.is_plan:
-            factor = vae.downscale_factor
-            shape = (batch, 2 * vae.config.latent_channels, height // factor, width // factor)
-            return Checked(torch.zeros(1, dtype=dtype, device=lq.device).expand(shape), _YES)
-        return checked(moments)
+            temb = None
+            if not self.bands.is_plan:
+                timesteps = torch.tensor(timesteps, device=lq.device)
+                temb = vae.encoder.embed_timesteps(timesteps, dtype)
+            return self._checked(walk.encode(BandedLayers(self.bands, temb), vae, image))
 
     def predict_x0(self, latents: Tensor, timesteps: Sequence[int], prompts: Prompts) -> Checked:
         """Take the student's step on scaled latents (B, C, h, w)."""
-        latents, embeds = (x.to(self.unet.dtype) for x in (latents, prompts.embeds))
-        side = self.attention_px // self.vae.downscale_factor
-        timesteps = None if self.bands.is_plan else torch.tensor(timesteps, device=latents.device)
-        with self._brought(self.unet):
-            residual = predict_in_bands(
-                self.bands, self.unet, latents, timesteps, embeds, attention_side=side
-            )
-        if self.bands.is_plan:
-            return Checked(latents, _YES)
+        unet = self.unet
+        latents, embeds = (x.to(unet.dtype) for x in (latents, prompts.embeds))
+        timesteps = torch.tensor(timesteps, device=latents.device)
+        with self._brought(unet):
+            temb = None
+            if not self.bands.is_plan:
+                temb = unet.time_embedding(unet.get_time_embed(sample=embeds, timestep=timesteps))
+            side = self.attention_px // self.vae.downscale_factor
+            layers = BandedLayers(self.bands, temb, embeds, attention_side=side)
+            residual = walk.predict(layers, unet, latents)
         alphas_cumprod = self.run.engine.alphas_cumprod
-        return checked(residual_to_x0(latents, residual, timesteps, alphas_cumprod))
+        return self._checked(residual_to_x0(latents, residual, timesteps, alphas_cumprod))
 
     def decode(self, pred_x0: Tensor) -> Checked:
         """Decode scaled latents to images that wait for their colours."""
@@ -341,10 +339,13 @@ class BandedStages:
 
         with self._brought(vae):
             z = pred_x0.to(dtype) / vae.config.scaling_factor
-            decode_in_bands(self.bands, vae, z, emit)
+            walk.decode(BandedLayers(self.bands, emit=emit), vae, z)
         if not self.bands.is_plan and not is_finite:
             restored.free()
         return Checked(_Restored(restored, moments), is_finite)
+
+    def _checked(self, values: Tensor) -> Checked:
+        return Checked(values, _YES) if self.bands.is_plan else checked(values)
 
     def _brought(self, network: nn.Module) -> AbstractContextManager[None]:
         """Bring a network's offloaded weights, as only a call of the network itself would."""

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from tadsr.config import UpscaleSettings
 from tadsr.onestep.banded import planned_bytes
-from tadsr.onestep.banded_unet import check_unet
 from tadsr.onestep.conditions import Conditions
 from tadsr.onestep.memory import available_bytes
 from tadsr.onestep.step import OneStepEngine
+from tadsr.onestep.support import check_unet
 from tadsr.onestep.tile_spec import MIB, WHOLE_ATTENTION_PIXELS, TileSpec
 
 FUSED_MEMORY_FACTOR = 1.8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ class Activation:
     statistics: Tensor | None = None
 
 
-class Layers:
+class FusedLayers:
     """Runs diffusers' layers with their own weights.
 
     Args:
@@ -67,7 +68,42 @@ class Layers:
         self.choice = FastestChoice()
         self._transposed: dict[nn.Module, Tensor] = {}
         self._summed_biases: dict[nn.Module, Tensor] = {}
-        self._scratch: Tensor | None = None
+        self._scratch: dict[torch.dtype, Tensor] = {}
+        self._time: TimeConditions = {}
+        self._prompt: PromptConditions = {}
+
+    def at(
+        self, time: TimeConditions | None = None, prompt: PromptConditions | None = None
+    ) -> FusedLayers:
+        """Return these layers at timesteps and prompts; what was folded is shared."""
+        layers = copy.copy(self)
+        layers._time, layers._prompt = time or {}, prompt or {}
+        return layers
+
+    def start(self, conv: nn.Conv2d, x: Tensor) -> Activation:
+        """Convolve a network's input."""
+        return self.convolve(conv, self.laid_out(x), settled=True)
+
+    def pointwise(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
+        """Convolve latents by a 1×1 kernel."""
+        return self.start(conv, x).values
+
+    def end(self, norm: nn.GroupNorm | None, conv: nn.Conv2d, x: Activation) -> Tensor:
+        """Normalise, activate and convolve to a network's output."""
+        h = x.values if norm is None else self.normalize(norm, x)
+        return self.convolve(conv, h, settled=True).values
+
+    def size(self, x: Activation) -> tuple[int, int]:
+        """Return height and width."""
+        return tuple(x.values.shape[2:])
+
+    def keep(self, x: Activation) -> Activation:
+        """Return an activation, which no layer overwrites."""
+        return x
+
+    def join(self, x: Activation, kept: Activation) -> Activation:
+        """Put two activations side by side in their channels."""
+        return Activation(torch.cat([x.values, kept.values], dim=1))
 
     def laid_out(self, x: Tensor) -> Tensor:
         """Bring an input into the plan's memory layout."""
@@ -149,9 +185,9 @@ class Layers:
             return Activation(total, statistics=statistics)
         return Activation(x.values.add_(residual))
 
-    def resnet(self, block: ResnetBlock2D, x: Activation, time: TimeConditions) -> Activation:
+    def resnet(self, block: ResnetBlock2D, x: Activation) -> Activation:
         """Run a ResNet block: h = x + conv2(act(norm2(conv1(act(norm1(x))))))."""
-        condition = time.get(block, ())
+        condition = self._time.get(block, ())
         h = self.normalize(block.norm1, x)
         # One tensor is a bias with time in it, two are a modulated normalisation.
         h = self.convolve(block.conv1, h, condition[0] if len(condition) == 1 else None)
@@ -166,16 +202,17 @@ class Layers:
                 h = Activation(h.values, self._summed_bias(block))
         return self.add(h, residual, block.norm2.num_groups)
 
-    def downsample(self, layer: Downsample2D, x: Tensor) -> Activation:
+    def downsample(self, layer: Downsample2D, x: Activation) -> Activation:
         """Halve the sides by a convolution of stride 2."""
+        x = x.values
         if layer.padding == 0:
             # The autoencoder's way: zeros after the last row and column only.
             x = F.pad(x, (0, 1, 0, 1))
         return self.convolve(layer.conv, x, settled=True)
 
-    def upsample(self, layer: Upsample2D, x: Tensor, size: tuple[int, int]) -> Activation:
+    def upsample(self, layer: Upsample2D, x: Activation, size: tuple[int, int]) -> Activation:
         """Enlarge by two (nearest) to a size, then convolve; one transposed convolution is both."""
-        conv = layer.conv
+        conv, x = layer.conv, x.values
 
         def transposed() -> Tensor:
             weight = self._transposed_weight(conv)
@@ -193,14 +230,12 @@ class Layers:
         candidates = {"transposed": transposed, "enlarged": enlarged}
         return Activation(self.choice.run((conv, x.shape), candidates))
 
-    def transform(
-        self, layer: Transformer2DModel, x: Activation, prompt: PromptConditions
-    ) -> Activation:
+    def transform(self, layer: Transformer2DModel, x: Activation) -> Activation:
         """Run a transformer over the positions of a map, with its residual."""
         tokens = _to_tokens(self.normalize(layer.norm, x, silu=False))
         tokens = project(layer.proj_in, tokens)
         for block in layer.transformer_blocks:
-            tokens = self._transformer_block(block, tokens, prompt)
+            tokens = self._transformer_block(block, tokens)
         if self.plan.fused_kernels:
             tokens = F.linear(tokens, layer.proj_out.weight.flatten(1))
             out = Activation(_to_map(tokens, x), layer.proj_out.bias)
@@ -209,22 +244,20 @@ class Layers:
             out = Activation(self.laid_out(_to_map(tokens, x)))
         return self.add(out, x.values, layer.norm.num_groups)
 
-    def attend_globally(self, layer: Attention, x: Activation) -> Activation:
+    def attend(self, layer: Attention, x: Activation) -> Activation:
         """Run an autoencoder's attention with its normalisation and residual."""
         tokens = _to_tokens(self.normalize(layer.group_norm, x, silu=False))
         out = self._attend(layer, tokens, project(layer.to_k, tokens), project(layer.to_v, tokens))
         out = Activation(self.laid_out(_to_map(out, x)))
         return self.add(out, x.values, layer.group_norm.num_groups)
 
-    def _transformer_block(
-        self, block: BasicTransformerBlock, tokens: Tensor, prompt: PromptConditions
-    ) -> Tensor:
+    def _transformer_block(self, block: BasicTransformerBlock, tokens: Tensor) -> Tensor:
         h = block.norm1(tokens)
         layer = block.attn1
         key, value = project(layer.to_k, h), project(layer.to_v, h)
         tokens = self._attend(layer, h, key, value).add_(tokens)
         if block.attn2 is not None:
-            tokens = self._attend_to_prompt(block.attn2, block.norm2(tokens), prompt).add_(tokens)
+            tokens = self._attend_to_prompt(block.attn2, block.norm2(tokens)).add_(tokens)
         return self._feed_forward(block.ff, block.norm3(tokens)).add_(tokens)
 
     def _attend(self, layer: Attention, tokens: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -239,11 +272,9 @@ class Layers:
                 out = F.scaled_dot_product_attention(query, key, value, scale=layer.scale)
         return project(layer.to_out[0], out.transpose(1, 2).flatten(2))
 
-    def _attend_to_prompt(
-        self, layer: Attention, tokens: Tensor, prompt: PromptConditions
-    ) -> Tensor:
+    def _attend_to_prompt(self, layer: Attention, tokens: Tensor) -> Tensor:
         query = project(layer.to_q, tokens).unflatten(2, (layer.heads, -1)).transpose(1, 2)
-        key, value = prompt[layer]
+        key, value = self._prompt[layer]
         with self._attention_backends(without=SDPBackend.CUDNN_ATTENTION):
             out = F.scaled_dot_product_attention(query, key, value, scale=layer.scale)
         return project(layer.to_out[0], out.transpose(1, 2).flatten(2))
@@ -268,10 +299,11 @@ class Layers:
 
     def _scratch_like(self, x: Tensor) -> Tensor:
         """Return memory that was used before: a CPU takes longer to get pages than to fill them."""
-        if self._scratch is None or self._scratch.numel() < x.numel():
-            self._scratch = x.new_empty(x.numel())
+        scratch = self._scratch.get(x.dtype)
+        if scratch is None or scratch.numel() < x.numel():
+            self._scratch[x.dtype] = scratch = x.new_empty(x.numel())
         batch, channels, height, width = x.shape
-        scratch = self._scratch[: x.numel()].view(batch, height, width, channels)
+        scratch = scratch[: x.numel()].view(batch, height, width, channels)
         return scratch.permute(0, 3, 1, 2)
 
     def _attention_backends(

@@ -15,11 +15,10 @@ from torch import Tensor, nn
 
 from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
 from tadsr.onestep.fold import PromptFolding, fold_encoder_time, fold_unet_time
-from tadsr.onestep.fused_layers import Layers
+from tadsr.onestep.fused_layers import FusedLayers
 from tadsr.onestep.graphs import GraphCache
 from tadsr.onestep.plan import EnginePlan
-from tadsr.onestep.walk_autoencoder import decode, encode
-from tadsr.onestep.walk_unet import predict
+from tadsr.onestep.walk import decode, encode, predict
 from tadsr.prompts import Prompts
 from tadsr.schedule import residual_to_x0, subtract_residual
 
@@ -129,7 +128,7 @@ class FusedStages:
         self.unet = unet
         self.alphas_cumprod = alphas_cumprod
         self.plan = plan
-        self.layers = Layers(plan)
+        self.layers = FusedLayers(plan)
         self.encoder_time = fold_encoder_time(vae.encoder)
         self.unet_time = fold_unet_time(unet, alphas_cumprod)
         self.prompts = PromptFolding(unet)
@@ -144,7 +143,7 @@ class FusedStages:
 
         def stage(lq: Tensor, flat: Tensor) -> Checked:
             time, _ = self.encoder_time.split(flat)
-            return checked(encode(self.layers, self.vae, lq, time))
+            return checked(encode(self.layers.at(time), self.vae, lq))
 
         lq = lq.to(self.vae.dtype)
         return self._run("encode", stage, lq, (self.encoder_time.of(timesteps),))
@@ -156,7 +155,7 @@ class FusedStages:
         def stage(latents: Tensor, flat_time: Tensor, flat_prompt: Tensor) -> Checked:
             time, alpha = self.unet_time.split(flat_time)
             prompt = self.prompts.split(flat_prompt, latents.shape[0])
-            residual = predict(self.layers, self.unet, latents.to(dtype), time, prompt)
+            residual = predict(self.layers.at(time, prompt), self.unet, latents.to(dtype))
             alpha = alpha.view(-1, 1, 1, 1)
             return checked(subtract_residual(latents.float(), residual, alpha))
 
@@ -168,7 +167,7 @@ class FusedStages:
 
         def stage(pred_x0: Tensor) -> Checked:
             z = (pred_x0 / self.vae.config.scaling_factor).to(self.vae.dtype)
-            return checked(decode(self.layers, self.vae, z))
+            return checked(decode(self.layers.at(), self.vae, z))
 
         return self._run("decode", stage, pred_x0)
 

@@ -21,9 +21,34 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
-from tadsr.onestep.banded_unet import check_unet
 
+_UNSUPPORTED = (
+    "class_embed_type",
+    "num_class_embeds",
+    "addition_embed_type",
+    "encoder_hid_dim_type",
+    "time_cond_proj_dim",
+    "time_embedding_act_fn",
+)
+_BLOCKS = {
+    *("DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"),
+    *("UNetMidBlock2DCrossAttn", None),
+}
 _PROCESSORS = (AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor, XFormersAttnProcessor)
+
+
+def check_unet(unet: UNet2DConditionModel) -> None:
+    """Raise ValueError unless a UNet consists of Stable Diffusion's blocks."""
+    config = unet.config
+    named = [name for name in _UNSUPPORTED if config.get(name) is not None]
+    blocks = {*config.down_block_types, *config.up_block_types, config.mid_block_type}
+    if named or config.center_input_sample or blocks - _BLOCKS:
+        found = sorted(map(str, blocks - _BLOCKS)) + named
+        raise ValueError(
+            "a UNet that is computed in bands must consist of Stable Diffusion's blocks without "
+            f"further conditioning, got {', '.join(found) or 'center_input_sample'}; call the "
+            "pipeline with tiling=None"
+        )
 
 
 def unknown_blocks(vae: TimeAwareAutoencoderKL, unet: UNet2DConditionModel) -> list[str]:

@@ -25,8 +25,7 @@ from tadsr.kernels.gpu.group_norm import plan_group_norm_silu  # noqa: E402
 from tadsr.kernels.gpu.images import plan_adain, plan_to_uint8_nhwc, plan_wavelet  # noqa: E402
 from tadsr.onestep.plan import EnginePlan  # noqa: E402
 from tadsr.onestep.stages import FusedStages  # noqa: E402
-from tadsr.onestep.walk_autoencoder import decode, encode  # noqa: E402
-from tadsr.onestep.walk_unet import predict  # noqa: E402
+from tadsr.onestep.walk import decode, encode, predict  # noqa: E402
 from tadsr.prompts import Prompts  # noqa: E402
 from tadsr.schedule import make_alphas_cumprod  # noqa: E402
 
@@ -285,8 +284,8 @@ def test_a_second_size_compiles_few_kernels_anew(official_layout, monkeypatch):
         for size, most in (((512, 512), 60), ((720, 1088), 4), ((1024, 1024), 0)):
             with Planned(plans) as planned:
                 lq = tensor(1, 3, *size)
-                latents, _ = encode(stages.layers, vae, lq, encoder_time).chunk(2, dim=1)
-                predict(stages.layers, unet, latents, unet_time, prompt)
+                latents, _ = encode(stages.layers.at(encoder_time), vae, lq).chunk(2, dim=1)
+                predict(stages.layers.at(unet_time, prompt), unet, latents)
                 adain_color_fix_uint8(decode(stages.layers, vae, latents), lq)
             assert len(planned.variants - seen) <= most
             assert planned.variants

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tadsr import TADSRPipeline
-from tadsr.onestep import banded_layers
+from tadsr.onestep import banded_layers, walk
 from tadsr.onestep.activations import ComputedActivation
-from tadsr.onestep.banded_autoencoder import decode_in_bands, encode_in_bands
 from tadsr.onestep.banded_layers import Bands
-from tadsr.onestep.banded_unet import check_unet, predict_in_bands
+from tadsr.onestep.banded_walk import BandedLayers
 from tadsr.onestep.storage import BandStorage, PlannedStorage
+from tadsr.onestep.support import check_unet
 
 CPU = torch.device("cpu")
 SMALLEST = 1  # bytes of a band: one row at a time
@@ -31,6 +31,21 @@ def bands(band_bytes=SMALLEST, limit=None, tick=None):
 
 def rows_of(x):
     return ComputedActivation(tuple(x.shape), x.dtype, lambda a, b: x[:, :, a:b].clone())
+
+
+def encode_in_bands(bands, vae, image, timesteps):
+    temb = vae.encoder.embed_timesteps(timesteps, image.dtype)
+    return walk.encode(BandedLayers(bands, temb), vae, image)
+
+
+def predict_in_bands(bands, unet, latents, timesteps, prompts, *, attention_side):
+    temb = unet.time_embedding(unet.get_time_embed(sample=latents, timestep=timesteps))
+    layers = BandedLayers(bands, temb, prompts, attention_side=attention_side)
+    return walk.predict(layers, unet, latents)
+
+
+def decode_in_bands(bands, vae, z, emit):
+    walk.decode(BandedLayers(bands, emit=emit), vae, z)
 
 
 def decoded(vae, z, bands):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tadsr import TADSRPipeline
 from tadsr.onestep import EnginePlan, choose_plan, same_size_ranges
-from tadsr.onestep.fused_layers import Layers, attend_in_chunks
+from tadsr.onestep.fused_layers import FusedLayers, attend_in_chunks
 from tadsr.onestep.graphs import GraphCache
 from tadsr.onestep.normalization import group_norm_silu_in_pieces
 from tadsr.onestep.upsampling import transposed_weight
@@ -69,7 +69,7 @@ def test_attention_in_chunks_is_attention(score_bytes, monkeypatch):
 
 
 def test_the_scratch_grows_and_is_used_again():
-    layers = Layers(EnginePlan())
+    layers = FusedLayers(EnginePlan())
     small, large = torch.randn(1, 4, 3, 3), torch.randn(2, 4, 5, 3)
     first = layers._scratch_like(large)
     assert first.shape == large.shape
