@@ -68,6 +68,8 @@ def resize_bicubic_rows(x: Tensor, size: tuple[int, int], start: int, stop: int)
 
 
 def _interpolate(x: Tensor, size: tuple[int, int]) -> Tensor:
+    if x.device.type == "mps":  # torch 2.6 has no antialiased bicubic there
+        return _interpolate(x.cpu(), size).to(x.device)
     wide = x if x.dtype == torch.float64 else x.float()
     height, width = wide.shape[-2:]
     if height != size[0] and max(height, size[0]) > _LONG_SIDE:

@@ -75,7 +75,9 @@ def choose_way(
     else:
         factor = FUSED_MEMORY_FACTOR if engine.is_fused else PLAIN_MEMORY_FACTOR
         needed = int(factor * planned_bytes(engine, conditions, rgb, settings))
-        room = int(_SHARE_OF_AVAILABLE * available_bytes(conditions.device))
+        # Of the graphs' memory torch says that it can be used again.
+        available = available_bytes(conditions.device) - engine.graph_bytes
+        room = int(_SHARE_OF_AVAILABLE * available)
         if needed <= room:
             return Way(None, f"about {needed // MIB} MiB fit into the {room // MIB} there are")
         reason = f"the whole would take about {needed // MIB} MiB of {room // MIB} there are"

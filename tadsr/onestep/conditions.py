@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,6 +24,10 @@ class Conditions:
     """Where the networks run."""
     generator: torch.Generator | None = None
     """Samples the posterior; None takes its mean."""
+
+    def __getitem__(self, images: slice) -> Conditions:
+        """Return the conditions of some of the images."""
+        return replace(self, timesteps=self.timesteps[images], prompts=self.prompts[images])
 
     @property
     def batch(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -12,11 +13,17 @@ from torch import Tensor
 
 from tadsr.errors import TADSRWarning
 from tadsr.onestep.agreement import MAX_ERROR, relative_error
+from tadsr.onestep.memory import available_bytes
 
 Stage = Callable[..., tuple[Tensor, Tensor]]
 """From tensors to a result and whether it is finite."""
 
 _WARM_UPS = 3
+_FREE_SHARE = 0.25
+"""Part of a device's memory that must be free for a graph to be recorded."""
+_MAX_COUNTED_SHAPES = 1024
+_recording = threading.Lock()
+"""One at a time in a process: a recording fails where another thread's allocates."""
 _STALE_AFTER = 4
 """A graph makes room for another when so many runs for each kept graph went by without it."""
 
@@ -79,21 +86,29 @@ class Graph:
 
 
 class GraphCache:
-    """Records a stage when a shape comes the second time, and keeps what is used.
+    """Records a stage when a shape has come often, and keeps what is used.
 
-    More shapes in rotation than there is room for are computed without a graph, since recording
-    takes longer than many runs.
+    Recording measures every convolution and computes the stage several times, which pays only for
+    a shape that goes on coming. More shapes in rotation than there is room for are computed
+    without a graph.
 
     Args:
         max_graphs: Graphs that are kept.
+        record_after: Runs of a shape before it is recorded, at least 1: the first one loads
+            kernels and measures.
         record: Makes what runs a stage from stage, inputs and conditions; None records a `Graph`.
     """
 
-    def __init__(self, max_graphs: int, record: Callable[..., Graph] | None = None) -> None:
+    def __init__(
+        self, max_graphs: int, record_after: int = 20, record: Callable[..., Graph] | None = None
+    ) -> None:
         self.max_graphs = max_graphs
+        self.record_after = record_after
         self.graphs: OrderedDict[Hashable, Graph] = OrderedDict()
+        self.pool_bytes = 0
+        """Memory that the graphs hold, and nothing else can use."""
         self._record = record or self._record_graph
-        self._seen: set[Hashable] = set()
+        self._uses: OrderedDict[Hashable, int] = OrderedDict()
         self._refused: set[Hashable] = set()
         self._used_at: dict[Hashable, int] = {}
         self._num_runs = 0
@@ -112,7 +127,9 @@ class GraphCache:
         """
         self._num_runs += 1
         key = (name, *((x.shape, x.dtype) for x in (*inputs, *conditions)))
-        if key not in self.graphs and not self._is_worth_recording(key):
+        if key not in self.graphs and not (
+            self._is_worth_recording(key) and _has_room(inputs[0].device)
+        ):
             return stage(*inputs, *conditions)
         graph = self.graphs.get(key) or self._try_to_record(key, stage, inputs, conditions)
         if graph is None:
@@ -121,12 +138,18 @@ class GraphCache:
         self._used_at[key] = self._num_runs
         return graph.run(inputs, conditions)
 
+    def clear(self) -> None:
+        """Drop all graphs and the memory they share."""
+        self.graphs.clear()
+        # A pool whose graphs are all gone must not be captured into again.
+        self._pool = None
+        self.pool_bytes = 0
+
     def _is_worth_recording(self, key: Hashable) -> bool:
-        if key not in self._seen:
-            # The first run loads kernels and measures; many shapes never come again.
-            self._seen.add(key)
-            return False
-        if key in self._refused:
+        uses = self._uses[key] = self._uses.pop(key, 0) + 1
+        if len(self._uses) > _MAX_COUNTED_SHAPES:
+            self._uses.popitem(last=False)
+        if uses <= self.record_after or key in self._refused:
             return False
         if len(self.graphs) < self.max_graphs:
             return True
@@ -142,31 +165,49 @@ class GraphCache:
     ) -> Graph | None:
         if len(self.graphs) == self.max_graphs:
             self.graphs.popitem(last=False)
+        problem = None
         try:
-            self.graphs[key] = self._record(stage, inputs, conditions)
-        except RuntimeError as error:
+            with _recording:
+                self.graphs[key] = self._record(stage, inputs, conditions)
+        except Exception as error:
             # Out of memory, or an operation that cannot be recorded: go on without.
-            is_first = not self._refused
-            self._refused.add(key)
-            self.graphs.clear()
+            problem = str(error)
+        if problem is None:
+            return self.graphs[key]
+        # Not in the handler, which keeps what was being recorded alive.
+        is_first = not self._refused
+        self._refused.add(key)
+        self.clear()
+        if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
-            if is_first:
-                warnings.warn(
-                    f"a CUDA graph could not be recorded ({error}); at such sizes every kernel is "
-                    "launched by itself, which is slower for small images",
-                    TADSRWarning,
-                    stacklevel=2,
-                )
-            return None
-        return self.graphs[key]
+        if is_first:
+            warnings.warn(
+                f"a CUDA graph could not be recorded ({problem}); at such sizes every kernel is "
+                "launched by itself, which is slower for small images",
+                TADSRWarning,
+                stacklevel=2,
+            )
+        return None
 
     def _record_graph(
         self, stage: Stage, inputs: Sequence[Tensor], conditions: Sequence[Tensor]
     ) -> Graph:
+        device = inputs[0].device
         if self._pool is None:
             # Of this device; torch's own capture stream is that of whichever device came first.
             self._pool = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
-        return Graph(stage, inputs, conditions, *self._pool)
+        reserved = torch.cuda.memory_reserved(device)
+        graph = Graph(stage, inputs, conditions, *self._pool)
+        self.pool_bytes += max(0, torch.cuda.memory_reserved(device) - reserved)
+        return graph
+
+
+def _has_room(device: torch.device) -> bool:
+    """Tell whether a device has memory to spare, as a graph keeps what it computes with."""
+    if device.type != "cuda":
+        return True
+    _, total = torch.cuda.mem_get_info(device)
+    return available_bytes(device) > _FREE_SHARE * total
 
 
 @contextmanager
@@ -174,7 +215,8 @@ def _measured_convolutions(dtype: torch.dtype) -> Iterator[None]:
     """Let cuDNN measure its algorithms: the choice is paid once and lasts as long as a graph."""
     cudnn = torch.backends.cudnn
     benchmark, allow_tf32 = cudnn.benchmark, _allowed_tf32()
-    cudnn.benchmark = True
+    # MIOpen compiles what it measures, which takes minutes.
+    cudnn.benchmark = torch.version.hip is None
     # torch looks algorithms up by shape and by this flag, which means nothing to half precision.
     # As it was, what the first run took by rule would be found, and nothing measured.
     is_flipped = allow_tf32 is not None and dtype != torch.float32

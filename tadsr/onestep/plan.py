@@ -39,7 +39,9 @@ class EnginePlan:
     attention_backends: tuple[SDPBackend, ...] = ()
     """Implementations of self-attention in order of preference; () for torch's choice."""
     graphs: bool = False
-    """Whether CUDA graphs are recorded for shapes that come again."""
+    """Whether CUDA graphs are recorded for shapes that come often."""
+    record_after: int = 20
+    """Runs of a shape before it is recorded, at least 1."""
     max_graphs: int = 24
     """Recorded graphs that are kept, at least 3: an image needs three, one a network."""
     max_graphed_pixels: int = GRAPHED_PIXELS
@@ -51,6 +53,8 @@ class EnginePlan:
                 f"upsampling must be one of {', '.join(get_args(Upsampling))}, "
                 f"got {self.upsampling!r}"
             )
+        if self.record_after < 1:
+            raise ValueError(f"record_after must be at least 1, got {self.record_after}")
         if self.max_graphs < 3:
             raise ValueError(f"max_graphs must be at least 3, got {self.max_graphs}")
 

@@ -132,7 +132,9 @@ class FusedStages:
         self.encoder_time = fold_encoder_time(vae.encoder)
         self.unet_time = fold_unet_time(unet, alphas_cumprod)
         self.prompts = PromptFolding(unet)
-        self.graphs = GraphCache(plan.max_graphs) if plan.graphs else None
+        self.graphs = None
+        if plan.graphs:
+            self.graphs = GraphCache(plan.max_graphs, plan.record_after)
 
     def of(self, vae: TimeAwareAutoencoderKL, unet: UNet2DConditionModel) -> EagerStages:
         """Return plain stages of other networks."""
@@ -189,4 +191,6 @@ class FusedStages:
 
 def _compiled(module: nn.Module) -> nn.Module:
     is_cuda = next(module.parameters()).device.type == "cuda"
-    return torch.compile(module, mode="max-autotune" if is_cuda else "default", dynamic=False)
+    # Inductor's own CUDA graphs belong to the thread that recorded them, and fail in any other.
+    mode = "max-autotune-no-cudagraphs" if is_cuda else "default"
+    return torch.compile(module, mode=mode, dynamic=False)

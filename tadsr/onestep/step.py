@@ -103,6 +103,17 @@ class OneStepEngine:
         self._lay_out(False)
 
     @property
+    def graph_bytes(self) -> int:
+        """Memory of recorded graphs, which nothing else can use."""
+        graphs = None if self._built is None else getattr(self._built[1], "graphs", None)
+        return 0 if graphs is None else graphs.pool_bytes
+
+    def drop_graphs(self) -> None:
+        """Free the memory of recorded graphs; those that are needed are recorded anew."""
+        if self.graph_bytes:
+            self._built[1].graphs.clear()
+
+    @property
     def stages(self) -> Stages:
         """The stages for the modules and weights as they are now."""
         if self.choice == "eager":

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tadsr.onestep.statistics import widest_dtype
+
 # Row k of the transposed kernel is a sum of the rows of the plain one. An output row at an even
 # place sees its own input row twice, through rows 1 and 2, and the one above through row 0.
 _ROWS = ((0, 0, 1), (0, 1, 1), (1, 1, 0), (1, 0, 0))
@@ -21,8 +23,9 @@ def transposed_weight(weight: Tensor) -> Tensor:
         weight: Of a 3×3 convolution, (C_out, C_in, 3, 3).
 
     Returns:
-        (C_in, C_out, 4, 4), summed in float64.
+        (C_in, C_out, 4, 4), summed in the widest type.
     """
-    rows = torch.tensor(_ROWS, dtype=torch.float64, device=weight.device)
-    folded = torch.einsum("ap,oipq,bq->ioab", rows, weight.detach().double(), rows)
+    wide = widest_dtype(weight.device)
+    rows = torch.tensor(_ROWS, dtype=wide, device=weight.device)
+    folded = torch.einsum("ap,oipq,bq->ioab", rows, weight.detach().to(wide), rows)
     return folded.to(weight.dtype)

@@ -61,30 +61,58 @@ def upscale(
     way = choose_way(tiling, engine, conditions, rgb, settings)
     spec = way.spec
     if spec is None:
+        is_cut = tiling == "auto" and can_be_cut(rgb, settings)
         try:
             result = upscale_whole(engine, conditions, rgb, settings, takes_bytes=takes_bytes)
         except (RuntimeError, MemoryError) as error:
-            is_cut = tiling == "auto" and can_be_cut(rgb, settings) and is_out_of_memory(error)
-            if not is_cut:
+            if not is_out_of_memory(error) or not (is_cut or conditions.batch > 1):
                 raise
         else:
-            yield 0, result
+            # Arrays must not go on holding pinned memory.
+            yield 0, result.clone() if result.is_pinned() else result
             if progress is not None:
                 progress(1.0)
             return
         # Not in the handler, which holds what the computation left.
+        engine.drop_graphs()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+        if conditions.batch > 1:
+            yield 0, _upscale_halves(engine, conditions, rgb, settings, tiling, takes_bytes)
+            return
         warnings.warn(
             "memory ran out for the image as a whole, so that it is computed in pieces; "
             "tiling=TileSpec() or --max-memory avoids the first try",
             TADSRWarning,
             stacklevel=3,
         )
-        if torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
         spec = TileSpec()
     else:
         engine.warn_of_bands(way.reason)
     yield from upscale_in_strips(engine, conditions, rgb, settings, spec, progress)
+
+
+def _upscale_halves(
+    engine: OneStepEngine,
+    conditions: Conditions,
+    rgb: Tensor,
+    settings: UpscaleSettings,
+    tiling: TileSpec | Literal["auto"] | None,
+    takes_bytes: bool,
+) -> Tensor:
+    """Restore the two halves of a batch, which need half as much memory, one after the other."""
+    middle = conditions.batch // 2
+    halves = []
+    for images in (slice(None, middle), slice(middle, None)):
+        part = rgb[images] if len(rgb) > 1 else rgb
+        strips = upscale(
+            engine, conditions[images], part, settings, tiling, takes_bytes=takes_bytes
+        )
+        halves.append(torch.cat([rows for _, rows in strips], dim=2))
+    # Bytes and floats where one of the halves was cut.
+    if halves[0].dtype != halves[1].dtype:
+        halves = [half / 255 if half.dtype == torch.uint8 else half.cpu() for half in halves]
+    return torch.cat(halves)
 
 
 def upscale_whole(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from tadsr import TADSRPipeline
-from tadsr.onestep import EnginePlan, OneStepEngine, choose_plan
+from tadsr.onestep import OneStepEngine, choose_plan
 from tadsr.onestep.fused_layers import attend_in_chunks
 
 from .conftest import build_networks, make_inputs, relative_error
@@ -37,13 +38,18 @@ def to_gpu(inputs, dtype=torch.float32):
     return tuple(x.cuda().to(dtype) if x.is_floating_point() else x.cuda() for x in inputs)
 
 
+def recording_plan(dtype=torch.float32, **changes):
+    """What is chosen, but graphs are recorded when a shape comes the second time."""
+    return replace(choose_plan(torch.device("cuda"), dtype), record_after=1, **changes)
+
+
 def eager_of(engine, inputs):
     networks = (copy.deepcopy(network).float() for network in (engine.vae, engine.unet))
     return OneStepEngine(*networks, engine.alphas_cumprod, "eager").restore(*to_gpu(inputs))
 
 
 def test_recorded_graphs_take_new_images_timesteps_and_prompts(on_gpu, alphas_cumprod):
-    engine = OneStepEngine(*on_gpu, alphas_cumprod)
+    engine = OneStepEngine(*on_gpu, alphas_cumprod, recording_plan())
     for run, timestep in enumerate((500, 500, 1, 999, 500)):
         lq, timesteps, embeds = make_inputs(timesteps=[timestep])
         inputs = to_gpu((lq * (1 - run / 10), timesteps, embeds * (run - 2)))
@@ -55,8 +61,7 @@ def test_recorded_graphs_take_new_images_timesteps_and_prompts(on_gpu, alphas_cu
 
 
 def test_graphs_of_several_shapes_do_not_disturb_each_other(on_gpu, alphas_cumprod):
-    plan = choose_plan(torch.device("cuda"), torch.float32)
-    plan = EnginePlan(**{**vars(plan), "max_graphs": 4})
+    plan = recording_plan(max_graphs=4)
     engine = OneStepEngine(*on_gpu, alphas_cumprod, plan)
     shapes = [(1, 24, 32), (2, 16, 16), (1, 40, 24)]
     for shape in [*shapes, *shapes, *reversed(shapes), *shapes]:
@@ -66,7 +71,7 @@ def test_graphs_of_several_shapes_do_not_disturb_each_other(on_gpu, alphas_cumpr
 
 
 def test_changed_weights_are_recorded_anew(on_gpu, alphas_cumprod):
-    engine = OneStepEngine(*on_gpu, alphas_cumprod)
+    engine = OneStepEngine(*on_gpu, alphas_cumprod, recording_plan())
     inputs = to_gpu(make_inputs())
     for factor in (1.0, 1.3, 0.7):
         engine.unet.conv_in.weight.mul_(factor)
@@ -118,7 +123,8 @@ def test_an_overflow_in_a_recorded_graph_is_done_again(on_gpu, alphas_cumprod):
     vae, unet = on_gpu
     vae.decoder.conv_in.weight.copy_(vae.decoder.conv_in.weight.sign() * 6e4)
     vae.decoder.conv_in.bias.fill_(6e4)
-    engine = OneStepEngine(vae.half(), unet.half(), alphas_cumprod)
+    plan = recording_plan(torch.float16)
+    engine = OneStepEngine(vae.half(), unet.half(), alphas_cumprod, plan)
     inputs = make_inputs()
     exact = eager_of(engine, inputs)
     with pytest.warns(UserWarning, match="decoder overflowed"):

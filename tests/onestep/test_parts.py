@@ -131,7 +131,7 @@ def run_sizes(cache, sizes):
 
 def test_graphs_are_recorded_for_shapes_that_come_again():
     Recording.made = []
-    cache = GraphCache(3, Recording)
+    cache = GraphCache(3, 1, Recording)
     run_sizes(cache, [1, 2, 3])
     assert Recording.made == []
     run_sizes(cache, [1, 1, 2, 1, 2])
@@ -140,12 +140,21 @@ def test_graphs_are_recorded_for_shapes_that_come_again():
 
 def test_more_shapes_in_rotation_than_graphs_are_kept_do_not_push_each_other_out():
     Recording.made = []
-    cache = GraphCache(3, Recording)
+    cache = GraphCache(3, 1, Recording)
     run_sizes(cache, [1, 2, 3, 4, 5] * 20)
     assert Recording.made == [1, 2, 3]
     run_sizes(cache, [4] * 20)  # the others are not used any more
     assert Recording.made == [1, 2, 3, 4]
     assert len(cache.graphs) == 3
+
+
+def test_a_shape_is_recorded_once_it_has_come_often():
+    Recording.made = []
+    cache = GraphCache(3, 4, Recording)
+    run_sizes(cache, [1, 2, 1, 1, 2, 1])
+    assert Recording.made == []
+    run_sizes(cache, [1])
+    assert Recording.made == [1]
 
 
 def test_a_shape_that_cannot_be_recorded_is_run_as_it_is_with_one_warning(monkeypatch):
@@ -159,17 +168,22 @@ def test_a_shape_that_cannot_be_recorded_is_run_as_it_is_with_one_warning(monkey
         return Recording(stage, inputs, conditions)
 
     Recording.made = []
-    cache = GraphCache(3, record)
+    cache = GraphCache(3, 1, record)
     with pytest.warns(UserWarning, match=r"could not be recorded \(no memory\)") as caught:
         run_sizes(cache, [2, 2, 2, 3, 3, 3, 1, 1, 1])
     assert len(caught) == 1
     assert tries == [2, 3, 1]
     assert len(cache.graphs) == 1
+    cache.clear()
+    assert not cache.graphs
+    assert cache._pool is None
 
 
 def test_a_plan_is_checked_and_fits_the_device():
     with pytest.raises(ValueError, match="upsampling must be one of transposed, enlarged"):
         EnginePlan(upsampling="bilinear")
+    with pytest.raises(ValueError, match="record_after must be at least 1, got 0"):
+        EnginePlan(record_after=0)
     with pytest.raises(ValueError, match="max_graphs must be at least 3, got 2"):
         EnginePlan(max_graphs=2)
     plan = choose_plan(torch.device("cpu"), torch.float32)

@@ -342,6 +342,24 @@ def test_memory_is_counted_on_any_device_without_the_weights(pipe):
     assert len(counted) == 1
 
 
+def test_a_batch_that_does_not_fit_is_halved_before_its_images_are_cut(pipe, monkeypatch):
+    images = torch.rand(3, 3, 8, 12)
+    expected = pipe(images, [1, 300, 900], process_size=0, tiling=None)
+    restore, sizes = pipe.engine.restore, []
+
+    def scarce(lq, *arguments, **options):
+        sizes.append(len(lq))
+        if len(lq) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return restore(lq, *arguments, **options)
+
+    monkeypatch.setattr(pipe.engine, "restore", scarce)
+    monkeypatch.setattr(pipe, "images_at_once", lambda *_: 3)
+    found = pipe(images, [1, 300, 900], process_size=0)
+    assert sizes == [3, 1, 2, 1, 1]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
 def test_what_does_not_fit_as_a_whole_is_cut(pipe, lq, monkeypatch):
     expected = pipe(lq, 300, process_size=0, output_type="pt", tiling=TileSpec())
 
