@@ -329,7 +329,7 @@ class BandedStages:
             if stop <= start:
                 return
             rows = rows[:, :, : stop - start, : run.size[1]]
-            is_finite.logical_and_(torch.isfinite(rows).all())
+            is_finite.logical_and_(checked(rows).is_finite)
             rows = rows.clamp(-1, 1)
             restored.write(start, rows)
             if run.settings.color_fix == "adain":

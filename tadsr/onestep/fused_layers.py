@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -68,6 +68,7 @@ class FusedLayers:
         self.choice = FastestChoice()
         self._transposed: dict[nn.Module, Tensor] = {}
         self._summed_biases: dict[nn.Module, Tensor] = {}
+        self._joined: dict[nn.Module, tuple[Tensor, Tensor | None]] = {}
         self._scratch: dict[torch.dtype, Tensor] = {}
         self._time: TimeConditions = {}
         self._prompt: PromptConditions = {}
@@ -247,23 +248,20 @@ class FusedLayers:
     def attend(self, layer: Attention, x: Activation) -> Activation:
         """Run an autoencoder's attention with its normalisation and residual."""
         tokens = _to_tokens(self.normalize(layer.group_norm, x, silu=False))
-        out = self._attend(layer, tokens, project(layer.to_k, tokens), project(layer.to_v, tokens))
+        out = self._attend(layer, tokens)
         out = Activation(self.laid_out(_to_map(out, x)))
         return self.add(out, x.values, layer.group_norm.num_groups)
 
     def _transformer_block(self, block: BasicTransformerBlock, tokens: Tensor) -> Tensor:
-        h = block.norm1(tokens)
-        layer = block.attn1
-        key, value = project(layer.to_k, h), project(layer.to_v, h)
-        tokens = self._attend(layer, h, key, value).add_(tokens)
+        tokens = self._attend(block.attn1, block.norm1(tokens)).add_(tokens)
         if block.attn2 is not None:
             tokens = self._attend_to_prompt(block.attn2, block.norm2(tokens)).add_(tokens)
         return self._feed_forward(block.ff, block.norm3(tokens)).add_(tokens)
 
-    def _attend(self, layer: Attention, tokens: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def _attend(self, layer: Attention, tokens: Tensor) -> Tensor:
         query, key, value = (
             x.unflatten(2, (layer.heads, -1)).transpose(1, 2)  # [B, heads, N, C / heads]
-            for x in (project(layer.to_q, tokens), key, value)
+            for x in self._project_to_attend(layer, tokens)
         )
         if query.shape[-1] > MAX_FUSED_HEAD and query.device.type == "cuda":
             out = self._attend_with_wide_heads(query, key, value, layer.scale)
@@ -271,6 +269,17 @@ class FusedLayers:
             with self._attention_backends():
                 out = F.scaled_dot_product_attention(query, key, value, scale=layer.scale)
         return project(layer.to_out[0], out.transpose(1, 2).flatten(2))
+
+    def _project_to_attend(self, layer: Attention, tokens: Tensor) -> Sequence[Tensor]:
+        """Return queries, keys and values; on a GPU by one product of matrices."""
+        layers = (layer.to_q, layer.to_k, layer.to_v)
+        if not self.plan.fused_kernels:
+            return [project(one, tokens) for one in layers]
+        if layer not in self._joined:
+            weight = torch.cat([one.weight for one in layers])
+            bias = None if layer.to_q.bias is None else torch.cat([one.bias for one in layers])
+            self._joined[layer] = weight, bias
+        return F.linear(tokens, *self._joined[layer]).chunk(3, dim=-1)
 
     def _attend_to_prompt(self, layer: Attention, tokens: Tensor) -> Tensor:
         query = project(layer.to_q, tokens).unflatten(2, (layer.heads, -1)).transpose(1, 2)

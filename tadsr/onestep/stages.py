@@ -33,7 +33,8 @@ class Checked(NamedTuple):
 
 def checked(values: Tensor) -> Checked:
     """Check a result without waiting for it."""
-    return Checked(values, torch.isfinite(values).all())
+    # One pass over the memory: the largest magnitude is NaN where one value is.
+    return Checked(values, torch.linalg.vector_norm(values, torch.inf) < torch.inf)
 
 
 class EagerStages:

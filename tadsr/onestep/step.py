@@ -14,6 +14,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
 from tadsr.errors import TADSRWarning, not_finite
+from tadsr.kernels.backends import failure_on
 from tadsr.module_watch import ModuleWatch
 from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
 from tadsr.onestep.plan import EngineName, EnginePlan, choose_plan
@@ -122,7 +123,7 @@ class OneStepEngine:
         if torch.is_grad_enabled() or any(map(torch.is_autocast_enabled, ("cpu", "cuda"))):
             # What is folded has no gradient.
             return self._eager
-        if self._built is None or not self._built[0].is_current():
+        if self._built is None or not self._built[0].is_current() or self._has_lost_kernels():
             self._built = None  # frees graphs and folded weights before new ones are made
             self._wide.clear()
             stages = self._build()
@@ -301,6 +302,12 @@ class OneStepEngine:
             noise = randn_tensor(mean.shape, generator, mean.device, mean.dtype)
             mean = mean + (0.5 * log_variance.clamp(-30, 20)).exp() * noise
         return mean * self.vae.config.scaling_factor
+
+    def _has_lost_kernels(self) -> bool:
+        """Tell whether kernels that the plan was chosen for have turned out not to run."""
+        plan = getattr(self._built[1], "plan", None)
+        is_chosen = plan is not None and not isinstance(self.choice, EnginePlan)
+        return is_chosen and plan.fused_kernels and failure_on(self.unet.device) is not None
 
     def _build(self) -> Stages:
         plan = self._choose()
