@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, get_args
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 
 from tadsr import TADSRPipeline, TimestepMap
 from tadsr.config import ColorFix
@@ -57,7 +59,7 @@ class UpscaleTADSR:
     """Restores and enlarges images; a mask may give a part of them another timestep."""
 
     CATEGORY = "image/upscaling"
-    RETURN_TYPES = ("IMAGE",)
+    RETURN_TYPES = ("IMAGE", "MASK")
     FUNCTION = "upscale"
 
     @classmethod
@@ -85,6 +87,7 @@ class UpscaleTADSR:
                     "INT",
                     timestep | {"default": 1, "tooltip": "where the mask is 1"},
                 ),
+                "alpha": ("MASK", {"tooltip": "the MASK of Load Image: 1 where it is transparent"}),
             },
         }
 
@@ -101,8 +104,9 @@ class UpscaleTADSR:
         prompt: str,
         mask: torch.Tensor | None = None,
         masked_timestep: int = 1,
-    ) -> tuple[torch.Tensor]:
-        """Restore images (B, H, W, 3) in [0, 1]."""
+        alpha: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Restore images (B, H, W, 3) in [0, 1], and enlarge what of them is transparent."""
         tiling: TileSpec | str = "auto"
         if max_memory_gb > 0 or attention_px != "auto":
             memory = int(max_memory_gb * GIGABYTE) or None
@@ -115,9 +119,14 @@ class UpscaleTADSR:
             ends = (timestep, masked_timestep)
             maps = [TimestepMap.from_image(m.clamp(0, 1).cpu().numpy(), ends) for m in masks]
             timesteps = maps * (len(image) // len(maps))
+        image = image.clamp(0, 1)  # other nodes overshoot
+        if alpha is not None:
+            clear = (alpha if alpha.ndim == 3 else alpha[None]).clamp(0, 1).to(image)
+            clear = F.interpolate(clear[:, None], image.shape[1:3], mode="bilinear")
+            opaque = (1 - clear).movedim(1, -1).expand(len(image), -1, -1, -1)
+            image = torch.cat([image[..., :3], opaque], -1)
         results = model(
-            # Other nodes overshoot.
-            image.movedim(-1, 1)[:, :3].clamp(0, 1).contiguous(),
+            [one.float().cpu().numpy() for one in image],
             timesteps,
             scale=scale,
             prompt=prompt,
@@ -126,7 +135,9 @@ class UpscaleTADSR:
             tiling=tiling,
             progress=_progress(),
         )
-        return (results.movedim(1, -1).float().cpu().contiguous(),)
+        pixels = torch.from_numpy(np.stack(results))  # [B, H, W, 3 or 4]
+        clear = torch.zeros(pixels.shape[:3]) if pixels.shape[-1] == 3 else 1 - pixels[..., 3]
+        return pixels[..., :3].contiguous(), clear
 
 
 def _progress() -> Callable[[float], None] | None:

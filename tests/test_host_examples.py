@@ -71,6 +71,25 @@ def restored(model, image, *arguments, **settings):
     return result.movedim(1, -1)
 
 
+@pytest.mark.parametrize("channels", [3, 4])
+def test_an_alpha_mask_goes_in_and_comes_out(channels, nodes, model, image):
+    clear = torch.zeros(1, 5, 6)  # of another size, for all images
+    clear[:, :, 3:] = 1
+    if channels == 4:
+        image = torch.cat([image, torch.ones(2, 10, 12, 1)], -1)
+    node = nodes.NODE_CLASS_MAPPINGS["UpscaleTADSR"]
+    inputs = arguments_of(node) | {"model": model, "process_size": 0}
+    hidden = image.clone()
+    hidden[:, :, 8:, :3] = torch.tensor([1.0, 0, 1])  # beyond what the mask's edge touches
+    colors, mask = node().upscale(**inputs | {"image": image, "alpha": clear})
+    assert colors.shape == (2, 40, 48, 3)
+    assert mask.shape == (2, 40, 48)
+    assert mask[:, :, :12].max() < 0.01
+    assert mask[:, :, 36:].min() > 0.99
+    assert torch.allclose(node().upscale(**inputs | {"image": hidden, "alpha": clear})[0], colors)
+    assert not node().upscale(**inputs | {"image": image[..., :3]})[1].any()
+
+
 def test_comfyui_finds_every_input_and_its_default(nodes):
     assert set(nodes.NODE_CLASS_MAPPINGS) == set(nodes.NODE_DISPLAY_NAME_MAPPINGS)
     returned = {kind for node in nodes.NODE_CLASS_MAPPINGS.values() for kind in node.RETURN_TYPES}
@@ -121,7 +140,7 @@ def test_comfyui_images_are_restored_as_the_library_does(nodes, model, image, se
 
 
 def test_comfyui_images_may_overshoot_and_have_alpha(nodes, model, image):
-    wild = torch.cat([image * 3 - 1, image[..., :1]], dim=-1)
+    wild = torch.cat([image * 3 - 1, image[..., :1] + 1], dim=-1)  # opaque
     result = run(nodes, "UpscaleTADSR", model=model, image=wild)
     assert torch.equal(result, restored(model, (image * 3 - 1).clamp(0, 1)))
 

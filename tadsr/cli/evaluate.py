@@ -108,6 +108,10 @@ def evaluate(
     save: Annotated[
         Path | None, typer.Option("--save", metavar="FOLDER", help="Keep the model's results.")
     ] = None,
+    strip_suffix: Annotated[
+        str,
+        typer.Option("--strip-suffix", metavar="TEXT", help="Ends names in some folders: _out."),
+    ] = "",
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="Leave out images that a folder lacks.")
     ] = False,
@@ -146,6 +150,7 @@ def evaluate(
             if plot is not None:
                 check_plot(metrics, plot)
         common = {"metrics": metrics, "allow_missing": allow_missing, "show_progress": not quiet}
+        common["strip_suffix"] = strip_suffix
         if lq is None:
             with as_usage_errors():
                 result = evaluate_pairs(named, hq, **common)

@@ -112,6 +112,7 @@ def evaluate_pairs(
     *,
     metrics: Sequence[Metric] | None = None,
     allow_missing: bool = False,
+    strip_suffix: str = "",
     show_progress: bool = False,
 ) -> Evaluation:
     """Measure folders of results.
@@ -122,6 +123,7 @@ def evaluate_pairs(
         metrics: From `make_metric` and `make_perceptual_metric`; None for PSNR and SSIM (with
             `hq`) and detail, inside a border of 4 px.
         allow_missing: Whether pictures that a folder lacks are left out of all rows.
+        strip_suffix: What names end with in some folders; see `match_images`.
         show_progress: Whether a bar is shown on a terminal.
 
     Returns:
@@ -137,7 +139,9 @@ def evaluate_pairs(
     folders = _name_folders(hq, None, outputs)
     methods = [_Method(name, partial(_read_output, name)) for name in outputs]
     settings = _describe_settings(folders, metrics)
-    return _evaluate(folders, methods, metrics, settings, 1.0, allow_missing, show_progress)
+    return _evaluate(
+        folders, methods, metrics, settings, 1.0, allow_missing, strip_suffix, show_progress
+    )
 
 
 def evaluate_model(
@@ -155,6 +159,7 @@ def evaluate_model(
     save: str | Path | None = None,
     model_name: str = "",
     allow_missing: bool = False,
+    strip_suffix: str = "",
     show_progress: bool = False,
 ) -> Evaluation:
     """Run a model on a folder at several timesteps and measure what comes out.
@@ -173,6 +178,7 @@ def evaluate_model(
         save: Folder for the results, one folder inside it per row; existing files are replaced.
         model_name: What the settings call the model.
         allow_missing: Whether pictures that a folder lacks are left out of all rows.
+        strip_suffix: What names end with in some folders; see `match_images`.
         show_progress: Whether a bar is shown on a terminal.
 
     Returns:
@@ -222,7 +228,9 @@ def evaluate_model(
         "dtype": str(pipe.unet.dtype).removeprefix("torch."),
         **_describe_settings(folders, metrics),
     }
-    return _evaluate(folders, methods, metrics, settings, scale, allow_missing, show_progress)
+    return _evaluate(
+        folders, methods, metrics, settings, scale, allow_missing, strip_suffix, show_progress
+    )
 
 
 @dataclass(frozen=True)
@@ -275,9 +283,10 @@ def _evaluate(
     settings: Mapping[str, Any],
     scale: float,
     allow_missing: bool,
+    strip_suffix: str,
     show_progress: bool,
 ) -> Evaluation:
-    pictures = match_images(folders, allow_missing=allow_missing)
+    pictures = match_images(folders, allow_missing=allow_missing, strip_suffix=strip_suffix)
     if HQ in folders and not all(metric.needs_reference for metric in metrics):
         methods = [_Method(HQ, lambda sample: sample.hq), *methods]
     values: dict[str, dict[str, dict[str, float]]] = {method.name: {} for method in methods}

@@ -17,7 +17,7 @@ _NUM_SHOWN = 10
 
 
 def match_images(
-    folders: Mapping[str, Path], *, allow_missing: bool = False
+    folders: Mapping[str, Path], *, allow_missing: bool = False, strip_suffix: str = ""
 ) -> dict[str, dict[str, Path]]:
     """Match the images of folders by their place and name, whatever their format.
 
@@ -27,6 +27,7 @@ def match_images(
         folders: What each folder holds ("HQ", "outputs", ...) and where it is; the first names
             the pictures.
         allow_missing: Whether pictures that a folder lacks are left out, rather than an error.
+        strip_suffix: What names end with in some folders, such as "_out", and in others do not.
 
     Returns:
         Picture (path in its folder without suffix, "/" between parts) → folder's key → file, for
@@ -42,9 +43,9 @@ def match_images(
     for label, folder in others:
         found = _find_images(folder)
         partners = {key: key for key in pictures if key in found}
-        loose = _by_untagged(found.keys() - partners.keys(), folder)
+        loose = _by_untagged(found.keys() - partners.keys(), folder, strip_suffix)
         for key in sorted(pictures.keys() - partners.keys()):
-            if partner := loose.pop(_untagged(key), None):
+            if partner := loose.pop(_untagged(key, strip_suffix), None):
                 partners[key] = partner
         for key, partner in partners.items():
             pictures[key][label] = found[partner]
@@ -87,14 +88,14 @@ def _find_images(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _untagged(key: str) -> str:
-    return _SCALE_TAG.sub("", key)
+def _untagged(key: str, suffix: str) -> str:
+    return _SCALE_TAG.sub("", _SCALE_TAG.sub("", key).removesuffix(suffix))
 
 
-def _by_untagged(keys: set[str], folder: Path) -> dict[str, str]:
+def _by_untagged(keys: set[str], folder: Path, suffix: str) -> dict[str, str]:
     loose: dict[str, str] = {}
     for key in sorted(keys):
-        other = loose.setdefault(_untagged(key), key)
+        other = loose.setdefault(_untagged(key, suffix), key)
         if other != key:
             raise TADSRError(
                 f"the images of {folder} must differ in more than their scale, got {other} and "

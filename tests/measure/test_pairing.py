@@ -76,3 +76,14 @@ def test_folders_that_cannot_be_matched_say_why(folder, tmp_path):
         match_images({"HQ": hq, "outputs": folder("twice", "a.png", "a.jpg")})
     with pytest.raises(TADSRError, match="more than their scale, got a_x2 and a_x4"):
         match_images({"HQ": hq, "outputs": folder("scales", "a_x2.png", "a_x4.png")})
+
+
+@pytest.mark.parametrize("name", ["a_out.png", "a_x4_out.png", "a_out_x4.jpg"])
+def test_a_suffix_of_some_folders_is_stripped(name, folder):
+    folders = {
+        "HQ": folder("hq", "a.png", "b_out.png"),
+        "outputs": folder("out", name, "b_out.png"),
+    }
+    found = match_images(folders, strip_suffix="_out")
+    assert found["a"]["outputs"].name == name
+    assert found["b_out"]["outputs"].name == "b_out.png"
