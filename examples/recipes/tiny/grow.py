@@ -9,6 +9,7 @@ import argparse
 
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
 from tadsr import TADSRPipeline
@@ -58,7 +59,7 @@ def place_square(module: nn.Conv2d, source: nn.Conv2d, channels) -> None:
 
 
 def deepen(new: UNet2DConditionModel, old: UNet2DConditionModel) -> None:
-    """Copy every block; ResNets that are new pass on what they get.
+    """Copy every block; those that are new pass on what they get.
 
     A level's new ResNets come last on the way down. On the way up, the first one still joins the
     level below with the level's last output, the new ones come next, and then the others.
@@ -82,15 +83,15 @@ def deepen(new: UNet2DConditionModel, old: UNet2DConditionModel) -> None:
                         module.load_state_dict(sources[place].state_dict())
 
 
-def pass_on(resnet: nn.Module) -> None:
-    """Make a ResNet give its first input channels."""
-    resnet.conv2.weight.zero_()
-    resnet.conv2.bias.zero_()
-    if resnet.conv_shortcut is not None:
-        resnet.conv_shortcut.weight.copy_(
-            torch.eye(*resnet.conv_shortcut.weight.shape[:2])[..., None, None]
-        )
-        resnet.conv_shortcut.bias.zero_()
+def pass_on(module: nn.Module) -> None:
+    """Make a ResNet or a transformer give its first input channels."""
+    last = module.conv2 if isinstance(module, ResnetBlock2D) else module.proj_out
+    last.weight.zero_()
+    last.bias.zero_()
+    shortcut = getattr(module, "conv_shortcut", None)
+    if shortcut is not None:
+        shortcut.weight.copy_(torch.eye(*shortcut.weight.shape[:2])[..., None, None])
+        shortcut.bias.zero_()
 
 
 @torch.no_grad()
