@@ -15,15 +15,18 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from tadsr.training import Trainer, load_recipe
+
 ROOT = Path(__file__).parents[2]
 STEPS = 12
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
-@pytest.fixture
-def recipe(networks, photos, tmp_path):
+@pytest.fixture(scope="module")
+def recipe(networks, photos, tmp_path_factory):
     """A distillation with every network: student, fake score and discriminator."""
-    teacher = tmp_path / "teacher.yaml"
+    folder = tmp_path_factory.mktemp("recipe")
+    teacher = folder / "teacher.yaml"
     quick = {"learning_rate": 2e-3, "warmup_steps": 1}
     shared = {
         "model": str(networks),
@@ -34,10 +37,12 @@ def recipe(networks, photos, tmp_path):
         "save_every": 3,
         "device": "cpu",
     }
-    teacher.write_text(yaml.safe_dump(shared | {"stage": {"kind": "teacher"}, "steps": 1}))
-    run_cli(teacher, tmp_path / "teacher")
+    teacher.write_text(
+        yaml.safe_dump(shared | {"output": "o", "stage": {"kind": "teacher"}, "steps": 1})
+    )
+    Trainer(load_recipe(teacher, {"output": str(folder / "teacher")})).train()
     stage = {
-        "teacher": str(tmp_path / "teacher" / "model"),
+        "teacher": str(folder / "teacher" / "model"),
         "adapter_rank": 0,
         "perceptual_weight": 0,
         "gan_weight": 0.1,
@@ -45,7 +50,7 @@ def recipe(networks, photos, tmp_path):
         "fake_score_optimizer": quick,
         "discriminator_optimizer": quick,
     }
-    path = tmp_path / "student.yaml"
+    path = folder / "student.yaml"
     path.write_text(yaml.safe_dump(shared | {"stage": stage, "steps": STEPS, "ema_decay": 0.9}))
     return path
 
