@@ -137,7 +137,7 @@ def test_wrong_maps_are_refused_before_any_work(pipe, lq, monkeypatch):
     def fails(*args, **kwargs):
         raise AssertionError("work began")
 
-    monkeypatch.setattr(type(pipe), "encode_prompt", fails)
+    monkeypatch.setattr(type(pipe), "_embed", fails)
     for timestep, message in (
         (np.full((2, 2), 1200), "0..999, got one of up to 1200"),
         (Image.new("RGB", (2, 2), "red"), "got mode RGB"),
