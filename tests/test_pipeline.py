@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+import contextlib
 import copy
+import os
 import pickle
+import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+import tadsr
 from tadsr import TADSRError, TADSRPipeline, TimeAwareAutoencoderKL
 from tadsr.images import ArrayImage, resize_bicubic
 from tadsr.networks.prompt_embeddings import PromptEmbeddings
@@ -318,6 +325,47 @@ def test_bytes_are_the_rounded_floats(color_fix, channels, pipe):
         if channels == 4:
             alpha = resize_bicubic(torch.from_numpy(array[..., 3] / 255)[None, None], (36, 52))
             assert np.abs(result[..., 3] - alpha[0, 0].clamp(0, 1).numpy() * 255).max() < 0.51
+
+
+FORK = """
+import os, sys, threading, time
+import numpy as np
+import torch
+from tadsr import TADSRPipeline
+
+torch.set_num_threads(2)
+pipe, image = TADSRPipeline.from_pretrained("tadsr-tiny"), np.zeros((32, 32, 3), np.uint8)
+expected = pipe(image, process_size=0)  # with torch's threads
+held = threading.Event()
+
+def hold():
+    with pipe._lock:
+        held.set()
+        time.sleep(600)
+
+threading.Thread(target=hold, daemon=True).start()
+held.wait()
+child = os.fork()
+if child == 0:
+    os._exit(0 if np.abs(pipe(image, process_size=0).astype(int) - expected).max() <= 1 else 1)
+sys.stdout.write(str(os.waitpid(child, 0)[1]))
+sys.stdout.flush()
+os._exit(0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_process_waits_for_no_thread_of_its_parent():
+    environment = {**os.environ, "PYTHONPATH": str(Path(tadsr.__file__).parents[1])}
+    command = [sys.executable, "-W", "ignore", "-c", FORK]
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as done:
+        try:
+            assert done.communicate(timeout=240)[0] == "0"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(done.pid, signal.SIGKILL)
 
 
 def test_threads_share_a_pipeline(pipe):

@@ -219,6 +219,12 @@ def upscale(
             "--strip", help="Drop EXIF, GPS, XMP and DPI; the ICC profile stays, for colours."
         ),
     ] = False,
+    is_locked: Annotated[
+        bool,
+        typer.Option(
+            "--lock/--no-lock", help="Whether other runs are kept out of the output folder."
+        ),
+    ] = True,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
     verbose: VerboseOption = False,
     debug: DebugOption = False,
@@ -302,7 +308,7 @@ def upscale(
             ]
         # Standard output is the picture's.
         talk = _Talk(f"loading {model}", quiet or is_streamed, verbose, debug)
-        tally = _upscale_all(jobs, request, described, load, choose, talk)
+        tally = _upscale_all(jobs, request, described, load, choose, talk, is_locked)
         _report(tally, len(jobs), quiet or is_streamed)
         if tally.failures:
             raise typer.Exit(1)
@@ -341,6 +347,7 @@ def _upscale_all(
     load: Load,
     choose: Callable[[], list[str]],
     talk: _Talk,
+    is_locked: bool,
 ) -> _Tally:
     from tqdm import tqdm
 
@@ -403,7 +410,7 @@ def _upscale_all(
                 line = f"{job.source} -> {job.target} ({size}, {rate})"
                 _say(bar, line, quiet or not bar.disable)
 
-        upscale_files(jobs, request, described, run, report)
+        upscale_files(jobs, request, described, run, report, is_locked=is_locked)
     return tally
 
 

@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from tadsr.errors import TADSRError
 from tadsr.folders.jobs import MANIFEST_NAME, Job
+from tadsr.folders.memory_kills import count_kills, has_rebooted, has_run_out
 from tadsr.folders.outcome import Outcome
 from tadsr.version import __version__
 from tadsr.whole_file import remove_abandoned
@@ -25,6 +26,7 @@ from tadsr.whole_file import remove_abandoned
 _LOCK_NAME = ".tadsr-manifest.lock"
 _DIGEST_CHARACTERS = 12
 _BLOCK_BYTES = 2**20
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 
 
 @dataclass(frozen=True)
@@ -71,11 +73,13 @@ class _Beginning:
             cannot have died of the image: it has left it by an interrupt or an error, or others
             compute.
         started: Time in UTC, ISO 8601.
+        memory: What `count_kills` gave.
     """
 
     settings: str
     means: str | None
     started: str
+    memory: str | None = None
 
 
 @dataclass
@@ -99,13 +103,19 @@ class Manifest(AbstractContextManager):
         folder: Folder of the results; made if it is missing.
         settings: What the results depend on, as JSON's types.
         means: What bounds a run beside them, such as a limit of memory.
+        is_locked: Whether other runs are kept out; False where a file system has no locks.
 
     Raises:
         TADSRError: Another run writes to the folder, or it cannot be written.
     """
 
     def __init__(
-        self, folder: str | Path, settings: Mapping[str, Any], means: str | None = None
+        self,
+        folder: str | Path,
+        settings: Mapping[str, Any],
+        means: str | None = None,
+        *,
+        is_locked: bool = True,
     ) -> None:
         self.folder = Path(folder)
         self.path = self.folder / MANIFEST_NAME
@@ -115,7 +125,10 @@ class Manifest(AbstractContextManager):
         self._lock = FileLock(self.folder / _LOCK_NAME)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=0)
+            if os.path.lexists(self.path) and not os.path.isfile(self.path):
+                raise TADSRError(f"{self.path}: must be a file, but is a folder, pipe or device")
+            if is_locked:
+                self._lock.acquire(timeout=0)
             self._contents = _read(self.path)
             self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115, closed by close()
         except Timeout as error:
@@ -124,8 +137,15 @@ class Manifest(AbstractContextManager):
             ) from error
         except BaseException as error:
             self._lock.release()
-            # The latter where a file system has no locks.
-            if isinstance(error, (OSError, NotImplementedError)):
+            if isinstance(error, NotImplementedError) or (
+                isinstance(error, OSError) and error.errno in _NO_LOCKS
+            ):
+                raise TADSRError(
+                    f"{self.folder}: its file system has no locks, which keep two runs apart; "
+                    "choose another, or pass --no-lock (is_locked=False) if no other run writes "
+                    "to it"
+                ) from error
+            if isinstance(error, OSError):
                 raise _cannot_hold(self.path, error) from error
             raise
         if self._contents.is_cut:
@@ -142,9 +162,18 @@ class Manifest(AbstractContextManager):
         """Return whether a run was killed while it was at a result."""
         return any(begun.means is not None for begun in self._begun(target))
 
-    def num_deaths(self, target: Path) -> int:
-        """Return how many runs with these settings and means were killed while at a result."""
-        return sum(begun.means == self._means for begun in self._begun(target))
+    def num_deaths(self, target: Path) -> tuple[int, int]:
+        """Return how many runs with these settings and means were killed while at a result.
+
+        Those whose machine was taken away or switched off are not among them.
+
+        Returns:
+            How many when memory ran out, and how many for reasons that nobody knows.
+        """
+        alike = [begun for begun in self._begun(target) if begun.means == self._means]
+        stayed = [begun.memory for begun in alike if not has_rebooted(begun.memory)]
+        num_run_out = sum(map(has_run_out, stayed))
+        return num_run_out, len(stayed) - num_run_out
 
     def begin(self, target: Path, *, is_deadly: bool = True) -> None:
         """Write down that a result is being made, for the next run if this one is killed.
@@ -157,7 +186,8 @@ class Manifest(AbstractContextManager):
             TADSRError: The manifest cannot be written.
         """
         name = self._name(target)
-        begun = _Beginning(self.settings, self._means if is_deadly else None, _now())
+        means = self._means if is_deadly else None
+        begun = _Beginning(self.settings, means, _now(), count_kills())
         self._write({"begun": name, **asdict(begun)})
         self._contents.begun[name].append(begun)
         self._begun_now.add(name)
@@ -260,10 +290,10 @@ class Manifest(AbstractContextManager):
             raise _cannot_hold(self.path, error) from error
 
 
-def _cannot_hold(path: Path, error: OSError | NotImplementedError) -> TADSRError:
-    is_full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+def _cannot_hold(path: Path, error: OSError) -> TADSRError:
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     hint = "free some space and run again, which goes on from here" if is_full else "choose another"
-    reason = getattr(error, "strerror", None) or error
+    reason = error.strerror or error
     return TADSRError(
         f"{path}: the output folder must hold a record of the run, got: {reason}; {hint}"
     )
@@ -313,7 +343,10 @@ def _read(path: Path) -> _Contents:
     for line in text.split("\n"):
         try:
             _take(json.loads(line), contents)
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+        except (
+            *(ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError),
+            *(OverflowError, OSError),  # of a time that cannot be
+        ):
             continue  # a line that was cut off by a power failure, or is none of ours
     contents.is_cut = bool(text) and not text.endswith("\n")
     return contents
@@ -323,8 +356,9 @@ def _take(entry: dict[str, Any], contents: _Contents) -> None:
     if "run" in entry:
         contents.known.add(entry["run"]["settings"])
     elif "begun" in entry:
-        begun = _Beginning(entry["settings"], entry["means"], entry["started"])
-        datetime.fromisoformat(begun.started)
+        times = (entry["started"], entry.get("memory"))
+        begun = _Beginning(entry["settings"], entry["means"], *times)
+        datetime.fromisoformat(begun.started).timestamp()
         contents.begun[entry["begun"]].append(begun)
     elif "left" in entry:
         contents.begun[entry["left"]][-1].means = None
@@ -337,6 +371,8 @@ def _take(entry: dict[str, Any], contents: _Contents) -> None:
 
 def fingerprint(path: Path) -> tuple[int, str] | tuple[None, None]:
     """Return a file's size in bytes and its SHA-256; None for one that cannot be read."""
+    if not os.path.isfile(path):
+        return None, None
     try:
         with open(path, "rb") as file:
             digest = hashlib.sha256()

@@ -22,7 +22,9 @@ Run = Callable[[list[Job], Report], None]
 """Upscales files and reports each: `run_files`, `run_on_devices` or a cluster's way."""
 
 _MAX_DEATHS = 2
-"""An image that was computed when so many runs ended is left out, for the others' sake."""
+"""An image that was computed when memory ran out so often is left out, for the others' sake."""
+_MAX_UNKNOWN_DEATHS = 5
+"""So often for reasons that nobody knows: a crash, or a good photo whose run was stopped."""
 
 
 def upscale_files(
@@ -31,13 +33,15 @@ def upscale_files(
     settings: Mapping[str, Any],
     run: Run,
     report: Report | None = None,
+    *,
+    is_locked: bool = True,
 ) -> list[Outcome]:
     """Upscale what is not done yet, and write down what was done.
 
     A result that exists is left alone. One that a manifest knows is checked first, by its size in
     bytes and its header; a damaged one is made anew. An image that was computed when a run was
-    killed comes first and by itself; after the second time it fails without being tried, and is
-    tried again once a run has got to its end.
+    killed comes first and by itself; after the second time that memory ran out it fails without
+    being tried, and is tried again once a run has got to its end.
 
     Args:
         jobs: Which files; those with a folder are written to its manifest.
@@ -45,6 +49,7 @@ def upscale_files(
         settings: What results depend on beside the request, such as the model; JSON's types.
         run: How files are upscaled.
         report: Told each outcome as it comes.
+        is_locked: As for `Manifest`.
 
     Returns:
         The outcome of every image; one that failed is among them.
@@ -65,7 +70,7 @@ def upscale_files(
         manifests: dict[Path, Manifest] = {}
         for folder in dict.fromkeys(job.folder for job in jobs if job.folder is not None):
             # Activations that find no room kill; what bounds them changes no result.
-            held = Manifest(folder, described, means=str(request.tiling))
+            held = Manifest(folder, described, means=str(request.tiling), is_locked=is_locked)
             manifest = manifests[folder] = stack.enter_context(held)
             own = [job.target for job in jobs if job.folder == folder]
             manifest.remove_abandoned(own)
@@ -81,15 +86,18 @@ def upscale_files(
                 job = choose_target(job, request)
             checked, reason = check_existing(job, request, manifest)
             if reason is None:
-                num_deaths = manifest.num_deaths(job.target) if manifest else 0
-                is_deadly = num_deaths >= _MAX_DEATHS and not request.overwrite
+                deaths = manifest.num_deaths(job.target) if manifest else (0, 0)
+                is_too_often = deaths[0] >= _MAX_DEATHS or sum(deaths) >= _MAX_UNKNOWN_DEATHS
+                is_deadly = is_too_often and not request.overwrite
                 (deadly if is_deadly else todo).append(checked)
-            elif is_image(job.target):
+            elif is_image(job.target) and (
+                (manifest and manifest.find(job.target)) or is_undamaged(job.target)
+            ):
                 if manifest is not None:
                     manifest.adopt(job, _header_size(job.target))
                 tell(Outcome(job, "skipped", message=reason))
             else:
-                message = f"{job.target}: exists, but is no image; --overwrite replaces a file"
+                message = f"{job.target}: exists, but is no whole image; --overwrite replaces it"
                 tell(Outcome(job, "failed", message=message))
         left_out = [Outcome(job, "failed", message=_death_of(job)) for job in deadly]
         for outcome in left_out:
@@ -167,6 +175,8 @@ def is_whole(path: Path, record: Record) -> bool:
 
 def is_image(path: Path, size: tuple[int | None, int | None] | None = None) -> bool:
     """Return whether a file has the header of an image, of a width and height if they are given."""
+    if not os.path.isfile(path):  # a pipe would be waited for, for ever
+        return False
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -178,6 +188,21 @@ def is_image(path: Path, size: tuple[int | None, int | None] | None = None) -> b
         # Pillow does not know every layout of a TIFF file.
         return path.suffix.lower() in (".tif", ".tiff") and path.stat().st_size > 0
     except OSError:
+        return False
+
+
+def is_undamaged(path: Path) -> bool:
+    """Return whether an image file that no record tells of can be read to its end."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                # A PNG has sums of its own, which cost no decoding.
+                image.verify() if image.format == "PNG" else image.load()
+        return True
+    except (UnidentifiedImageError, Image.DecompressionBombError):
+        return True  # as for `is_image`: its header is sound
+    except Exception:  # a damaged file makes Pillow's decoders raise nearly anything
         return False
 
 
@@ -193,6 +218,6 @@ def _header_size(path: Path) -> tuple[int, int] | tuple[None, None]:
 
 def _death_of(job: Job) -> str:
     return (
-        f"{job.source}: the run ended {_MAX_DEATHS} times while this image was computed, perhaps "
+        f"{job.source}: several runs ended while this image was computed, perhaps "
         "for lack of memory; try --max-memory, or run again to try it as it is"
     )

@@ -28,6 +28,7 @@ def upscale_folder(
     devices: Sequence[str] | None = None,
     load: Load | None = None,
     report: Report | None = None,
+    is_locked: bool = True,
 ) -> list[Outcome]:
     """Upscale every image of a folder on this machine; run again, it does what is missing.
 
@@ -42,6 +43,8 @@ def upscale_folder(
             if there is any, else the CPU.
         load: Gives the pipeline on a device in place of `model`; picklable for several devices.
         report: Told each outcome as it comes.
+        is_locked: Whether other runs are kept out of `target`; False where a file system has no
+            locks, and no other run writes to it.
 
     Returns:
         The outcome of every image; one that failed is among them.
@@ -66,7 +69,7 @@ def upscale_folder(
         else:
             run_on_devices(todo, request, load, devices, report)
 
-    return upscale_files(jobs, request, {"model": str(model)}, run, report)
+    return upscale_files(jobs, request, {"model": str(model)}, run, report, is_locked=is_locked)
 
 
 def load_pipeline(model: str, device: str) -> TADSRPipeline:

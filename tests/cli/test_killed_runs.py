@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -11,9 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from tadsr.cli.model import load_on
+from tadsr.errors import TADSRError
 from tadsr.folders.jobs import Job, mirror_folder
 from tadsr.folders.manifest import MANIFEST_NAME, read_manifest
 from tadsr.folders.outcome import Outcome
@@ -47,7 +50,19 @@ def jobs(tmp_path, monkeypatch) -> list[Job]:
     return mirror_folder("photos", "photos_x4")
 
 
-def die(jobs, name: str, request=FAST, result: Image.Image | None = None) -> None:
+def run_out_of_memory() -> None:
+    """Have memory run out since the last image was begun, as far as the manifest can tell."""
+    path = Path("photos_x4", MANIFEST_NAME)
+    *lines, last = path.read_text().splitlines()
+    entry = json.loads(last)
+    boot, _, count = entry["memory"].rpartition(" ")
+    entry["memory"] = f"{boot} {int(count) - 1}"
+    path.write_text("\n".join([*lines, json.dumps(entry)]) + "\n")
+
+
+def die(
+    jobs, name: str, request=FAST, result: Image.Image | None = None, *, of_memory: bool = True
+) -> None:
     """Have a run killed while it computes an image, or once its result is written."""
     child = os.fork()
     if child == 0:
@@ -64,6 +79,8 @@ def die(jobs, name: str, request=FAST, result: Image.Image | None = None) -> Non
         finally:
             os._exit(1)
     assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    if of_memory:
+        run_out_of_memory()
 
 
 def next_run(jobs, request=FAST, error: type[BaseException] | None = None):
@@ -86,14 +103,17 @@ def test_an_image_that_kills_twice_fails_and_the_others_are_done(upscale, model_
     Image.new("RGB", (3, 3)).save("photos/01.png")
     command = [sys.executable, "-c", KILLER, "upscale", "photos", "-m", model_dir]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PACKAGE_PARENT}
-    runs = [
-        subprocess.run(
-            [*command, "--process-size", "0"], capture_output=True, text=True, env=environment
+    runs = []
+    for _ in range(3):
+        if runs:
+            run_out_of_memory()
+        runs.append(
+            subprocess.run(
+                [*command, "--process-size", "0"], capture_output=True, text=True, env=environment
+            )
         )
-        for _ in range(3)
-    ]
     assert [run.returncode for run in runs] == [-signal.SIGKILL, -signal.SIGKILL, 1]
-    message = "photos/01.png: the run ended 2 times while this image was computed"
+    message = "photos/01.png: several runs ended while this image was computed"
     assert message in runs[-1].stderr
     errors = {record.target: record.error for record in read_manifest("photos_x4")}
     assert errors.pop("01.png").startswith(message)
@@ -133,6 +153,22 @@ def test_what_killed_twice_is_tried_in_another_way(jobs, changed):
     todo, outcomes = next_run(jobs, replace(FAST, **changed))
     assert (todo[0].target.name, todo[0].alone) == ("02.png", True)
     assert outcomes == []
+
+
+def test_runs_that_were_stopped_say_nothing_against_an_image(jobs):
+    for _ in range(4):
+        die(jobs, "02.png", of_memory=False)
+    path = Path("photos_x4", MANIFEST_NAME)
+    assert next_run(jobs)[0][0].target.name == "02.png"
+    die(jobs, "02.png", of_memory=False)
+    assert len(next_run(jobs)[1]) == 1, "five times are too many, whatever the reason"
+    die(jobs, "03.png", of_memory=False)
+    # As on a machine that was taken away each time.
+    lines = path.read_text().splitlines()
+    begun = json.loads(lines[-1])
+    begun["memory"] = f"another-boot {begun['memory'].split()[1]}"
+    path.write_text("\n".join([*lines[:-1], *[json.dumps(begun)] * 9]) + "\n")
+    assert next_run(jobs)[0][0].target.name == "03.png"
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, ValueError])
@@ -188,3 +224,45 @@ def test_what_is_begun_is_no_record_to_earlier_versions(jobs):
     entry = json.loads(Path("photos_x4", MANIFEST_NAME).read_text().splitlines()[-1])
     assert entry["begun"] == "02.png"
     assert not {"run", "target"} & set(entry), "without these it is none of their lines"
+
+
+def test_a_pipe_as_manifest_or_result_is_not_waited_for(jobs):
+    Path("photos_x4").mkdir()
+    os.mkfifo(jobs[1].target)
+    _, outcomes = next_run(jobs)
+    assert [(o.status, o.job) for o in outcomes] == [("failed", jobs[1])]
+    Path("photos_x4", MANIFEST_NAME).unlink()
+    os.mkfifo(Path("photos_x4", MANIFEST_NAME))
+    with pytest.raises(TADSRError, match="must be a file"):
+        next_run(jobs)
+
+
+def test_a_time_that_cannot_be_is_none_of_ours(jobs):
+    die(jobs, "02.png", result=Image.new("RGB", (24, 20)), of_memory=False)
+    path = Path("photos_x4", MANIFEST_NAME)
+    *lines, last = path.read_text().splitlines()
+    for started in ("0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", "noon", 5):
+        path.write_text("\n".join([*lines, json.dumps({**json.loads(last), "started": started})]))
+        assert len(next_run(jobs)[0]) == 3
+
+
+@pytest.mark.parametrize("name", ["01.png", "01.jpg"])
+def test_a_truncated_result_that_no_record_tells_of_is_not_done(jobs, name):
+    jobs = [replace(job, target=job.target.with_suffix(Path(name).suffix)) for job in jobs]
+    Path("photos_x4").mkdir()
+    path = Path("photos_x4", name)
+    Image.effect_noise((64, 64), 50).save(path)
+    assert next_run(jobs)[1][0].status == "skipped"
+    path.write_bytes(path.read_bytes()[:-600])
+    _, (outcome,) = next_run(jobs)
+    assert (outcome.status, outcome.job.target) == ("failed", path)
+
+
+def test_a_file_system_without_locks_can_be_written_to(jobs, monkeypatch):
+    def acquire(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(FileLock, "acquire", acquire)
+    with pytest.raises(TADSRError, match="--no-lock"):
+        next_run(jobs)
+    upscale_files(jobs, FAST, {}, lambda todo, report: None, is_locked=False)
