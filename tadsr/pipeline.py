@@ -19,7 +19,6 @@ from tadsr.conditioning import (
     TimestepMap,
     read_timestep_maps,
     read_timesteps,
-    run_at,
 )
 from tadsr.config import ColorFix, UpscaleSettings
 from tadsr.diffusers_habits import DiffusersHabits, takes_habits
@@ -50,6 +49,7 @@ from tadsr.onestep import (
 from tadsr.onestep.banded import Strip
 from tadsr.onestep.conditions import Conditions
 from tadsr.onestep.whole import upscale
+from tadsr.pipeline_tensors import PipelineTensors
 from tadsr.pipeline_weights import PipelineWeights
 from tadsr.progress import Progress, paced, share_of
 from tadsr.prompts import (
@@ -70,7 +70,7 @@ if TYPE_CHECKING:
     from tadsr.pipeline_types import CallOptions, Picture, Unpack
 
 
-class TADSRPipeline(DiffusersHabits, PipelineWeights, DiffusionPipeline):
+class TADSRPipeline(DiffusersHabits, PipelineTensors, PipelineWeights, DiffusionPipeline):
     """Restore and enlarge photographs in one diffusion step, with a timestep as the knob.
 
     Threads may share a pipeline: one at a time uses the networks, while the others decode and
@@ -481,62 +481,6 @@ class TADSRPipeline(DiffusersHabits, PipelineWeights, DiffusionPipeline):
         """
         pixels = batch_pixels(self.vae, self._execution_device)
         return max(1, pixels // math.prod(settings.network_size(*size)))
-
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def restore(
-        self,
-        lq: Tensor,
-        timesteps: Tensor | Sequence[int] | TimestepField,
-        prompt_embeds: Tensor,
-        *,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Restore tensors in one step, without resizing or colour fix.
-
-        Args:
-            lq: LQ images at output resolution, (B, 3, H, W), in [-1, 1]; H and W multiples of
-                `vae.downscale_factor`.
-            timesteps: One timestep per image, or a map per image.
-            prompt_embeds: Prompt embeddings, (B, L, D).
-            generator: Samples the posterior; None takes its mean.
-
-        Returns:
-            Restored images, shaped as `lq`, clamped to [-1, 1], in the autoencoder's dtype.
-
-        Source: TADSR (arXiv 2508.16557), one-step inference.
-        """
-        if isinstance(timesteps, Tensor):
-            timesteps = timesteps.tolist()
-        with self._lock:
-            results = run_at(
-                timesteps,
-                lambda knot: self.engine.restore(lq, knot, prompt_embeds, generator=generator),
-                generator,
-            )
-        is_map = isinstance(timesteps, TimestepField)
-        return timesteps.mix(results, tuple(lq.shape[-2:])) if is_map else results[0]
-
-    def encode_latents(
-        self, lq: Tensor, timesteps: Tensor, *, generator: torch.Generator | None = None
-    ) -> Tensor:
-        """Encode LQ images (B, 3, H, W) to scaled latents (B, C, H/f, W/f) at their timesteps."""
-        with self._lock:
-            return self.engine.encode(lq, timesteps, generator=generator)
-
-    def predict_x0(self, latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Tensor:
-        """Take the student's one step on scaled latents (B, C, h, w)."""
-        with self._lock:
-            return self.engine.predict_x0(latents, timesteps, prompt_embeds)
-
-    def decode_latents(self, pred_x0: Tensor) -> Tensor:
-        """Decode scaled latents to images (B, 3, H, W), clamped to [-1, 1].
-
-        Raises:
-            TADSRError: The result is not finite.
-        """
-        with self._lock:
-            return self.engine.decode(pred_x0)
 
     def encode_prompt(self, prompts: Sequence[str]) -> Tensor:
         """Return the embeddings of prompts; those that were used lately are kept.
