@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,11 @@ import hypothesis
 import pytest
 import torch
 from safetensors.torch import load_file
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Processes side by side, and what they start, would fight for the same cores.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
 
 # A first call into torch can take longer than hypothesis' 200 ms, which says nothing about a law.
 hypothesis.settings.register_profile("tadsr", deadline=None)
