@@ -13,13 +13,16 @@ INTERVAL_S = 0.25
 
 
 def paced(
-    progress: Progress | None, clock: Callable[[], float] = time.monotonic
+    progress: Progress | None,
+    clock: Callable[[], float] = time.monotonic,
+    interval: float = INTERVAL_S,
 ) -> Progress | None:
     """Return a callback that passes on the first share, the end, and one now and then between.
 
     Args:
         progress: What is told; None stays None.
         clock: Gives seconds.
+        interval: Seconds between two calls, at least.
     """
     if progress is None:
         return None
@@ -30,7 +33,7 @@ def paced(
         if share >= 1 or clock() >= due:
             progress(share)
             # From the end of the call: one that is slow must not be made again at once.
-            due = clock() + INTERVAL_S
+            due = clock() + interval
 
     return tell
 

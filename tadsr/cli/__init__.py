@@ -18,6 +18,7 @@ from tadsr.cli.demo import DEMO_HELP, demo
 from tadsr.cli.doctor import DOCTOR_HELP, doctor
 from tadsr.cli.evaluate import EVALUATE_HELP, evaluate
 from tadsr.cli.export import export
+from tadsr.cli.serve import SERVE_HELP, serve
 from tadsr.cli.suggestions import SuggestingCommand, SuggestingGroup
 from tadsr.cli.sweep import SWEEP_HELP, sweep
 from tadsr.cli.tagger import CONVERT_TAGGER_HELP, TAG_HELP, convert_tagger, tag
@@ -41,6 +42,7 @@ Examples:
   tadsr tag photos/ --tagger FOLDER        what a tagger sees in pictures
   tadsr doctor                             what runs on this machine, and why not
   tadsr demo                               a page in the browser
+  tadsr serve                              an HTTP service
   tadsr COMMAND --help                     all options of a command
 """
 
@@ -65,6 +67,7 @@ app.command("degrade", cls=SuggestingCommand, help=DEGRADE_HELP, no_args_is_help
 app.command("train", cls=SuggestingCommand, help=TRAIN_HELP, no_args_is_help=True)(train)
 app.command("doctor", cls=SuggestingCommand, help=DOCTOR_HELP)(doctor)
 app.command("demo", cls=SuggestingCommand, help=DEMO_HELP)(demo)
+app.command("serve", cls=SuggestingCommand, help=SERVE_HELP)(serve)
 app.add_typer(export, name="export")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -29,6 +30,7 @@ from tadsr.demo.restoring import (
     restore,
     sentence_for,
 )
+from tadsr.progress import paced
 
 MAX_WAITING = 32
 """Requests that wait; more are told to come back."""
@@ -44,6 +46,17 @@ DEFAULT_TIMESTEP, DEFAULT_PAINTED, MAX_SCALE = 500, 1, 8
 
 PROGRESS = gr.Progress()
 """Marks the argument that gradio gives a bar to."""
+
+BAR_SECONDS = 1
+"""Between two messages of progress; at each the browser reads the painting back."""
+EXAMPLE = Path(__file__).with_name("example.jpg")
+_STYLE = """<style>
+@media (max-width: 700px) {
+  #actions { position: sticky; bottom: 0.5rem; z-index: 20; }
+}
+</style>"""
+"""On a phone the page is one column, and what is painted on lies far above the button."""
+_COLORS = "adain: channels as in the photo; wavelet: light and shade too; none: the network's own"
 
 _ABOUT = """# tadsr
 Enlarges and restores a photo in one step. The **timestep** decides how far it may go: a small one
@@ -68,6 +81,7 @@ def build(models: Models, limits: DemoLimits) -> gr.Blocks:
         title="tadsr", analytics_enabled=False, delete_cache=(CLEANING_SECONDS, CACHE_SECONDS)
     ) as page:
         gr.Markdown(_ABOUT)
+        gr.HTML(_STYLE, padding=False)
         with gr.Row():
             with gr.Column(scale=1, min_width=320):
                 photo = gr.Image(
@@ -81,6 +95,7 @@ def build(models: Models, limits: DemoLimits) -> gr.Blocks:
                 # gradio would open it with Pillow alone, and take any file of this machine.
                 photo.preprocess = partial(_photo_of, uploads)
                 _refuse_addresses(photo)
+                example = gr.Button("Take the example photo", size="sm", elem_id="example")
                 timestep = gr.Slider(
                     *(0, 999, DEFAULT_TIMESTEP),
                     step=1,
@@ -100,7 +115,7 @@ def build(models: Models, limits: DemoLimits) -> gr.Blocks:
                     )
                     scale = gr.Slider(*(1, MAX_SCALE, 4), step=0.5, label="Scale")
                     color_fix = gr.Dropdown(
-                        list(get_args(ColorFix)), label="Colours", value="adain"
+                        list(get_args(ColorFix)), label="Colours", value="adain", info=_COLORS
                     )
                     tile_px = gr.Dropdown(
                         TILE_CHOICES,
@@ -125,7 +140,9 @@ def build(models: Models, limits: DemoLimits) -> gr.Blocks:
                     )
                     painting.preprocess = partial(_paint_of, uploads, painting)
                     _refuse_addresses(painting)
-                run = gr.Button("Restore", variant="primary", elem_id="run")
+                with gr.Row(elem_id="actions"):
+                    run = gr.Button("Restore", variant="primary", elem_id="run", min_width=120)
+                    stop = gr.Button("Stop", variant="stop", elem_id="stop", min_width=80)
             with gr.Column(scale=2, min_width=480), gr.Tabs():
                 with gr.Tab("Result"):
                     pair = gr.ImageSlider(
@@ -156,8 +173,15 @@ def build(models: Models, limits: DemoLimits) -> gr.Blocks:
         shared = [photo, model, timestep, painted_timestep, painting, scale, prompt, color_fix]
         shared.append(tile_px)
 
+        stopped: set[str | None] = set()
+        """Visitors who want no result any more."""
+
         def run_restore(
-            path: Path | None, name: str, *values: Any, progress: gr.Progress = PROGRESS
+            request: gr.Request,
+            path: Path | None,
+            name: str,
+            *values: Any,
+            progress: gr.Progress = PROGRESS,
         ) -> Iterator[tuple[Any, ...]]:
             with _as_sentences(), tempfile.TemporaryDirectory() as folder:
                 found = restore(
@@ -166,7 +190,7 @@ def build(models: Models, limits: DemoLimits) -> gr.Blocks:
                     _choices(*values),
                     Path(folder),
                     limits=limits,
-                    progress=_told_to(progress, "Restoring"),
+                    progress=_told_to(progress, stopped, request.session_hash),
                 )
                 # The page copies the file before it comes back here, where it is deleted.
                 yield (
@@ -176,7 +200,11 @@ def build(models: Models, limits: DemoLimits) -> gr.Blocks:
                 )
 
         def run_sweep(
-            path: Path | None, name: str, *values: Any, progress: gr.Progress = PROGRESS
+            request: gr.Request,
+            path: Path | None,
+            name: str,
+            *values: Any,
+            progress: gr.Progress = PROGRESS,
         ) -> Any:
             with _as_sentences():
                 return draw_sweep(
@@ -185,8 +213,11 @@ def build(models: Models, limits: DemoLimits) -> gr.Blocks:
                     _choices(*values),
                     SWEEP_TIMESTEPS,
                     limits=limits,
-                    progress=_told_to(progress, "Restoring"),
+                    progress=_told_to(progress, stopped, request.session_hash),
                 )
+
+        def stop_it(request: gr.Request) -> None:
+            stopped.add(request.session_hash)
 
         def forget_result() -> tuple[Any, ...]:
             return None, "", gr.update(value=None, interactive=False), None
@@ -211,6 +242,9 @@ def build(models: Models, limits: DemoLimits) -> gr.Blocks:
             [run.click], run_restore, shared, [pair, summary, download], api_name="restore", **one
         )
         sweep.click(run_sweep, shared, sheet, api_name="sweep", **one)
+        # Not in the queue, where it would wait for what it is to stop.
+        stop.click(stop_it, queue=False, api_visibility="private")
+        example.click(lambda: str(EXAMPLE), None, photo, api_visibility="private")
         photo.change(
             show_canvas,
             photo,
@@ -278,9 +312,27 @@ def _choices(
     )
 
 
-def _told_to(progress: gr.Progress, what: str) -> Callable[[float], None]:
-    progress(0, desc=what)
-    return lambda share: progress(share, desc=what)
+def _told_to(
+    progress: gr.Progress, stopped: set[str | None], session: str | None
+) -> Callable[[float], None]:
+    """Return what moves the bar, says how long it will take, and ends what its visitor stopped."""
+    stopped.discard(session)
+    begin = time.monotonic()
+    progress(0, desc="Restoring")
+
+    def tell(share: float) -> None:
+        left = (time.monotonic() - begin) * (1 - share) / max(share, 1e-6)
+        progress(share, desc=f"Restoring, about {left:.0f} s left")
+
+    shown = paced(tell, interval=BAR_SECONDS)
+
+    def report(share: float) -> None:
+        if session in stopped:
+            stopped.discard(session)
+            raise gr.Error("stopped", print_exception=False)
+        shown(share)
+
+    return report
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from tadsr.images import ArrayImage, read_image, write_image
 
 pytestmark = pytest.mark.demo
 PHOTO = Path(__file__).parents[2] / "examples" / "photos" / "lighthouse.jpg"
-SECONDS = 120
+SECONDS = int(os.environ.get("DEMO_SECONDS", 120))
 CHROMIUM = (
     "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
     "--disable-background-networking --disable-component-update --window-size=1400,1100"
@@ -217,6 +217,35 @@ def test_what_is_painted_has_another_timestep(browser, photo):
     # The stroke is in the left half.
     assert change[:120].max() > 0
     assert change[160:].max() == 0
+
+
+def test_a_whole_photo_is_painted_on_and_restored_in_a_minute(browser):
+    browser.all("#example")[0].click()
+    browser.wait(lambda: browser.all("#photo img"))
+    browser.paint()
+    begin = time.monotonic()
+    browser.run()
+    assert time.monotonic() - begin < 60
+    assert "384×256 to 1536×1024 px" in browser.all("#summary")[0].text
+
+
+def test_what_takes_too_long_is_stopped(browser):
+    browser.upload(PHOTO)
+    browser.all("#run")[0].click()
+    browser.wait(lambda: "left" in browser.driver.page_source)
+    browser.all("#stop")[0].click()
+    assert browser.told("stopped")
+    assert browser.result() is None
+
+
+def test_restore_stays_in_reach_on_a_phone(browser):
+    browser.driver.set_window_size(420, 800)
+    browser.upload(PHOTO)
+    browser.paint()
+    button = browser.all("#run")[0].rect
+    top = browser.driver.execute_script("return window.scrollY")
+    height = browser.driver.execute_script("return window.innerHeight")
+    assert top <= button["y"] <= top + height
 
 
 def test_a_result_goes_with_its_photo(browser, photo):

@@ -1,0 +1,94 @@
+"""`tadsr serve`: a small HTTP service."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated
+
+import typer
+
+from tadsr.checkpoints.detect import check_source
+from tadsr.cli.devices import choose_device
+from tadsr.cli.options import DeviceOption, DtypeOption
+from tadsr.cli.reporting import (
+    DebugOption,
+    UsageError,
+    as_usage_errors,
+    check_range,
+    parse_bytes,
+    readable_errors,
+    silence_libraries,
+)
+
+SERVE_HELP = """Answer photos with pictures over HTTP (needs pip install 'tadsr[serve]').
+
+\b
+POST /api/upscale       form with file=, and timestep=, scale=, color_fix=,
+                        model=, prompt= in it or in the address; gives a PNG.
+                        Accept: text/event-stream gives progress and result.
+POST /v1/images/edits   the same as OpenAI's clients ask for it
+GET  /v1/models, /health, /metrics
+
+\b
+It listens on this machine alone. With --host 0.0.0.0 others reach it as well:
+put a proxy before it that limits and authenticates.
+
+\b
+Examples:
+  tadsr serve
+  curl -F file=@photo.jpg 'localhost:7000/api/upscale?timestep=200' -o x4.png
+"""
+
+
+def serve(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model", "-m", help="Built-in model, folder, or hub id; several to choose from."
+        ),
+    ] = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    host: Annotated[
+        str, typer.Option("--host", metavar="ADDRESS", help="0.0.0.0: for other machines too.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", metavar="N", help="To listen on.")] = 7000,
+    max_upload: Annotated[
+        str, typer.Option("--max-upload", metavar="SIZE", help="Largest file, such as 50MB.")
+    ] = "50MB",
+    max_pixels: Annotated[
+        int, typer.Option("--max-pixels", metavar="N", help="Largest result in megapixels.")
+    ] = 64,
+    max_waiting: Annotated[
+        int, typer.Option("--max-waiting", metavar="N", help="Photos that are computed or wait.")
+    ] = 8,
+    debug: DebugOption = False,
+) -> None:
+    """Run `tadsr serve`."""
+    check_range("--port", port, 1, 65535, "7000 is what rembg takes")
+    check_range("--max-pixels", max_pixels, 1, 10_000, "megapixels of a result")
+    check_range("--max-waiting", max_waiting, 1, 10_000, "further ones are told to come back")
+    with as_usage_errors():
+        upload_bytes = parse_bytes(max_upload)
+    with readable_errors(debug):
+        try:
+            import multipart  # noqa: F401
+            import starlette  # noqa: F401
+            import uvicorn
+        except ImportError as error:
+            raise UsageError(f"{error}; pip install 'tadsr[serve]'") from error
+        for name in model or ():
+            check_source(name)
+        place = choose_device(device)
+
+        from tadsr.cli.model import load_model
+        from tadsr.demo.restoring import DemoLimits, Models
+        from tadsr.demo.service import Service
+
+        silence_libraries(debug)
+        load = partial(load_model, adapter=None, device=place, dtype=dtype, prompt=None, timestep=0)
+        models = Models(model or ["tadsr-tiny"], load)
+        models.get(models.names[0])  # before anyone waits for it
+        service = Service(models, DemoLimits(upload_bytes, max_pixels * 1_000_000), max_waiting)
+        typer.echo(f"http://{host}:{port}/api/upscale", err=True)
+        uvicorn.run(service.app(), host=host, port=port, log_level="warning", server_header=False)

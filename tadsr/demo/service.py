@@ -1,0 +1,242 @@
+"""A small HTTP service: a photo in, a picture out (needs the extra `serve`).
+
+Photos are computed one after the other. Requests are bounded before they are read, and wait in a
+queue that is bounded as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from threading import Event
+from typing import Any, get_args
+
+from starlette.applications import Starlette
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from tadsr.config import ColorFix
+from tadsr.demo.restoring import Choices, DemoLimits, Models, restore, sentence_for
+from tadsr.errors import CheckpointError, ImageWriteError, TADSRError
+from tadsr.progress import Progress
+from tadsr.version import __version__
+
+FORM_BYTES = 64 * 1024
+"""Of a request beside its photo."""
+PHOTO_FIELDS = ("file", "image", "image[]")
+"""What rembg's and OpenAI's clients call the photo."""
+RETRY_SECONDS = 10
+MAX_PROMPT_LETTERS = 2000
+
+
+class _CancelledError(Exception):
+    """The client has gone."""
+
+
+@dataclass
+class _Counts:
+    """What /metrics tells."""
+
+    done: int = 0
+    failed: int = 0
+    refused: int = 0
+    waiting: int = 0
+    seconds: float = 0.0
+
+    def described(self) -> str:
+        """Return the figures as Prometheus reads them."""
+        lines = [f"# TYPE tadsr_{name}_total counter" for name in ("done", "failed", "refused")]
+        values = [f"tadsr_{n}_total {getattr(self, n)}" for n in ("done", "failed", "refused")]
+        rows = [line for pair in zip(lines, values, strict=True) for line in pair]
+        rows += ["# TYPE tadsr_computing_seconds_total counter"]
+        rows += [f"tadsr_computing_seconds_total {self.seconds:.3f}"]
+        rows += ["# TYPE tadsr_waiting gauge", f"tadsr_waiting {self.waiting}"]
+        return "\n".join(rows) + "\n"
+
+
+@dataclass(eq=False)
+class Service:
+    """Answers requests.
+
+    Args:
+        models: What clients choose from; the first is the default.
+        limits: What is refused.
+        max_waiting: Requests that are computed or wait; more are told to come back.
+    """
+
+    models: Models
+    limits: DemoLimits
+    max_waiting: int = 8
+    _counts: _Counts = field(default_factory=_Counts)
+
+    def __post_init__(self) -> None:
+        if self.max_waiting < 1:
+            raise ValueError(f"max_waiting must be at least 1, got {self.max_waiting}")
+        # One thread: a second photo would take the first one's memory and slow both.
+        self._worker = ThreadPoolExecutor(1, "tadsr-serve")
+
+    def app(self) -> Starlette:
+        """Return the ASGI application."""
+        return Starlette(
+            routes=[
+                Route("/health", self._health),
+                Route("/metrics", self._metrics),
+                Route("/v1/models", self._list_models),
+                Route("/api/upscale", self._upscale, methods=["POST"]),
+                Route("/v1/images/edits", self._edit, methods=["POST"]),
+            ],
+            exception_handlers={HTTPException: _as_json},
+        )
+
+    async def _health(self, request: Request) -> Response:
+        return JSONResponse({"status": "ok", "version": __version__})
+
+    async def _metrics(self, request: Request) -> Response:
+        return PlainTextResponse(self._counts.described())
+
+    async def _list_models(self, request: Request) -> Response:
+        data = [{"id": name, "object": "model", "owned_by": "tadsr"} for name in self.models.names]
+        return JSONResponse({"object": "list", "data": data})
+
+    async def _upscale(self, request: Request) -> Response:
+        """Answer with the PNG, or with events if the client accepts them."""
+        photo, values = await self._read(request)
+        compute = self._admit(photo, values)
+        if "text/event-stream" in request.headers.get("accept", ""):
+            return StreamingResponse(self._events(compute), media_type="text/event-stream")
+        return Response(await self._run(compute, None), media_type="image/png")
+
+    async def _edit(self, request: Request) -> Response:
+        """Answer as OpenAI's image edits do; `size` and `n` have no meaning here."""
+        photo, values = await self._read(request)
+        png = await self._run(self._admit(photo, values), None)
+        encoded = base64.b64encode(png).decode()
+        return JSONResponse({"created": int(time.time()), "data": [{"b64_json": encoded}]})
+
+    async def _read(self, request: Request) -> tuple[UploadFile, Mapping[str, Any]]:
+        """Return a request's photo and its other values, from the form or the address."""
+        length = request.headers.get("content-length", "")
+        if not length.isdecimal():
+            raise self._refusal(411, "a request must say its Content-Length")
+        if int(length) > self.limits.max_upload_bytes + FORM_BYTES:
+            most = self.limits.max_upload_bytes / 1e6
+            raise self._refusal(413, f"a photo must have at most {most:g} MB here")
+        form = await request.form(max_files=1, max_fields=32, max_part_size=FORM_BYTES)
+        for name in PHOTO_FIELDS:
+            if isinstance(form.get(name), UploadFile):
+                values = {k: v for k, v in form.items() if isinstance(v, str)}
+                return form[name], dict(request.query_params) | values
+        raise self._refusal(422, f"the form must have a photo as {PHOTO_FIELDS[0]}; got none")
+
+    def _admit(
+        self, photo: UploadFile, values: Mapping[str, Any]
+    ) -> Callable[[Progress | None], bytes]:
+        """Check a request and return what computes it; it counts as waiting from here on."""
+        try:
+            choices = _choices(values)
+            name = values.get("model") or self.models.names[0]
+            if name not in self.models.names:
+                raise ValueError(f"model must be one of {', '.join(self.models.names)}")
+        except ValueError as error:
+            raise self._refusal(422, str(error)) from error
+        if self._counts.waiting >= self.max_waiting:
+            raise self._refusal(503, "too many photos are waiting; come back", RETRY_SECONDS)
+        return partial(self._compute, photo, name, choices)
+
+    def _compute(
+        self, photo: UploadFile, model: str, choices: Choices, progress: Progress | None
+    ) -> bytes:
+        with tempfile.TemporaryDirectory() as folder:
+            # Of a client's name only the kind of file is taken.
+            path = Path(folder) / f"photo{Path(photo.filename or '').suffix.lower()[:8]}"
+            path.write_bytes(photo.file.read())
+            begin = time.monotonic()
+            pipe = self.models.get(model)
+            found = restore(
+                pipe, path, choices, Path(folder), limits=self.limits, progress=progress
+            )
+            self._counts.seconds += time.monotonic() - begin
+            return found.file.read_bytes()
+
+    async def _run(
+        self, compute: Callable[[Progress | None], bytes], progress: Progress | None
+    ) -> bytes:
+        self._counts.waiting += 1
+        try:
+            loop = asyncio.get_running_loop()
+            png = await loop.run_in_executor(self._worker, compute, progress)
+        except Exception as error:
+            self._counts.failed += 1
+            is_ours = isinstance(error, CheckpointError | ImageWriteError)
+            is_clients = isinstance(error, TADSRError | ValueError | TypeError) and not is_ours
+            raise HTTPException(422 if is_clients else 500, sentence_for(error)) from error
+        finally:
+            self._counts.waiting -= 1
+        self._counts.done += 1
+        return png
+
+    async def _events(self, compute: Callable[[Progress | None], bytes]) -> AsyncIterator[str]:
+        """Yield server-sent events: progress, then the result or an error."""
+        loop, shares, gone = asyncio.get_running_loop(), asyncio.Queue(), Event()
+
+        def tell(share: float) -> None:
+            if gone.is_set():
+                raise _CancelledError("the client has gone")
+            loop.call_soon_threadsafe(shares.put_nowait, share)
+
+        task = asyncio.ensure_future(self._run(compute, tell))
+        task.add_done_callback(lambda _: shares.put_nowait(None))
+        try:
+            while (share := await shares.get()) is not None:
+                yield _event("progress", {"share": round(share, 4)})
+            try:
+                yield _event("result", {"b64_json": base64.b64encode(task.result()).decode()})
+            except HTTPException as error:
+                yield _event("error", {"error": error.detail, "status": error.status_code})
+        finally:
+            gone.set()
+
+    def _refusal(self, status: int, message: str, retry_s: int | None = None) -> HTTPException:
+        self._counts.refused += 1
+        headers = None if retry_s is None else {"Retry-After": str(retry_s)}
+        return HTTPException(status, message, headers)
+
+
+def _choices(values: Mapping[str, Any]) -> Choices:
+    def number(name: str, default: float) -> float:
+        try:
+            return float(values.get(name, default))
+        except ValueError as error:
+            raise ValueError(f"{name} must be a number, got {values[name]!r}") from error
+
+    timestep, scale = number("timestep", Choices.timestep), number("scale", Choices.scale)
+    if not (timestep.is_integer() and 0 <= timestep <= 999):
+        raise ValueError(f"timestep must be a whole number in 0..999, got {timestep:g}")
+    color_fix = values.get("color_fix", Choices.color_fix)
+    if color_fix not in get_args(ColorFix):
+        raise ValueError(f"color_fix must be one of {', '.join(get_args(ColorFix))}")
+    prompt = str(values.get("prompt", ""))
+    if len(prompt) > MAX_PROMPT_LETTERS:
+        raise ValueError(f"prompt must have at most {MAX_PROMPT_LETTERS} letters")
+    return Choices(timestep=int(timestep), scale=scale, prompt=prompt, color_fix=color_fix)
+
+
+def _event(name: str, data: Mapping[str, Any]) -> str:
+    return f"event: {name}\ndata: {json.dumps(data)}\n\n"
+
+
+async def _as_json(request: Request, error: Exception) -> Response:
+    status, detail = getattr(error, "status_code", 500), getattr(error, "detail", "")
+    headers = getattr(error, "headers", None)
+    return JSONResponse({"error": {"message": detail}}, status, headers=headers)

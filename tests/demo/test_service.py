@@ -1,0 +1,147 @@
+"""The HTTP service, over a socket."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import uvicorn
+from PIL import Image
+
+from tadsr import TADSRPipeline
+from tadsr.demo.restoring import DemoLimits, Models
+from tadsr.demo.service import Service
+
+LIMITS = DemoLimits(max_upload_bytes=20_000, max_output_pixels=20_000)
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return TADSRPipeline.from_pretrained("tadsr-tiny")
+
+
+@pytest.fixture(scope="module")
+def address(pipe):
+    models = Models(["tiny"], lambda name: pipe)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        config = uvicorn.Config(Service(models, LIMITS, max_waiting=2).app(), log_level="error")
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        yield "http://{}:{}".format(*listener.getsockname())
+        server.should_exit = True
+        thread.join(30)
+
+
+@pytest.fixture(scope="module")
+def photo():
+    file = io.BytesIO()
+    Image.linear_gradient("L").resize((12, 8)).convert("RGB").save(file, "PNG")
+    return file.getvalue()
+
+
+def post(url, photo, *, name="file", filename="photo.png", accept="*/*", **values):
+    """Send a form as curl does; return status and body."""
+    parts = [
+        f'--b\r\nContent-Disposition: form-data; name="{k}"\r\n\r\n{v}\r\n'
+        for k, v in values.items()
+    ]
+    head = f'--b\r\nContent-Disposition: form-data; name="{name}"; filename="{filename}"\r\n\r\n'
+    body = "".join(parts).encode() + head.encode() + photo + b"\r\n--b--\r\n"
+    headers = {"Content-Type": "multipart/form-data; boundary=b", "Accept": accept}
+    try:
+        with urllib.request.urlopen(
+            urllib.request.Request(url, body, headers), timeout=60
+        ) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+def get(url):
+    with urllib.request.urlopen(url, timeout=60) as answer:
+        return answer.read().decode()
+
+
+def pixels(png):
+    with Image.open(io.BytesIO(png)) as image:
+        return np.asarray(image)
+
+
+@pytest.fixture(scope="module")
+def expected(pipe, photo):
+    return np.asarray(pipe(Image.open(io.BytesIO(photo)), 300, scale=2))
+
+
+def test_a_photo_comes_back_as_the_library_restores_it(address, photo, expected):
+    status, png = post(f"{address}/api/upscale?timestep=300", photo, scale=2)
+    assert status == 200
+    assert np.array_equal(pixels(png), expected)
+
+
+def test_openais_clients_are_answered(address, photo, expected):
+    values = {"model": "tiny", "timestep": 300, "scale": 2, "response_format": "b64_json"}
+    status, body = post(f"{address}/v1/images/edits", photo, name="image", **values)
+    assert status == 200
+    encoded = json.loads(body)["data"][0]["b64_json"]
+    assert np.array_equal(pixels(base64.b64decode(encoded)), expected)
+    assert json.loads(get(f"{address}/v1/models"))["data"][0]["id"] == "tiny"
+
+
+def test_progress_comes_as_events(address, photo, expected):
+    url = f"{address}/api/upscale"
+    _, body = post(url, photo, accept="text/event-stream", timestep=300, scale=2)
+    *others, last = body.decode().strip().split("\n\n")
+    assert last.startswith("event: result\n")
+    encoded = json.loads(last.split("data: ")[1])["b64_json"]
+    assert np.array_equal(pixels(base64.b64decode(encoded)), expected)
+    shares = [json.loads(event.split("data: ")[1])["share"] for event in others]
+    assert shares[-1] == 1
+    _, body = post(url, b"no photo", accept="text/event-stream")
+    assert body.startswith(b"event: error\n")
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "request_"),
+    [
+        (422, "timestep must be", {"timestep": 1000}),
+        (422, "timestep must be a number", {"timestep": "vivid"}),
+        (422, "color_fix must be one of", {"color_fix": "adian"}),
+        (422, "model must be one of tiny", {"model": "/etc"}),
+        (422, "at most 0.02 megapixels", {"scale": 16}),
+        (422, "the form must have a photo", {"name": "other"}),
+        (422, "photo must be", {"filename": "../../notes.txt"}),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_sentence(address, photo, status, message, request_):
+    found, body = post(f"{address}/api/upscale", photo, **request_)
+    assert (found, message in json.loads(body)["error"]["message"]) == (status, True), body
+    assert b"Traceback" not in body
+    assert b"/tmp" not in body
+
+
+def test_large_bodies_are_refused_before_they_are_read(address):
+    assert post(f"{address}/api/upscale", bytes(200_000))[0] == 413
+
+
+def test_the_queue_is_bounded_and_counted(address, photo):
+    with ThreadPoolExecutor(8) as clients:
+        url = f"{address}/api/upscale?timestep=1"
+        statuses = list(clients.map(lambda _: post(url, photo)[0], range(8)))
+    assert set(statuses) == {200, 503}
+    assert json.loads(get(f"{address}/health"))["status"] == "ok"
+    metrics = get(f"{address}/metrics")
+    assert "tadsr_waiting 0\n" in metrics
+    assert int(metrics.split("\ntadsr_refused_total ")[1].split()[0]) >= statuses.count(503)
