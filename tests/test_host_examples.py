@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import json
 import re
 import shutil
 import sys
@@ -30,7 +31,7 @@ def load_file(path):
 
 @pytest.fixture(scope="module")
 def nodes():
-    return load_file(EXAMPLES / "comfyui_tadsr.py")
+    return load_file(EXAMPLES / "comfyui" / "nodes.py")
 
 
 def arguments_of(node):
@@ -108,6 +109,27 @@ def test_comfyui_finds_every_input_and_its_default(nodes):
             else:
                 assert kind in returned | {"STRING", "IMAGE", "MASK"}
         assert isinstance(node.CATEGORY, str)
+
+
+def test_comfyuis_workflow_fits_the_nodes(nodes):
+    workflow = json.loads((EXAMPLES / "comfyui" / "workflow.json").read_text("utf-8"))
+    for step in workflow.values():
+        node = nodes.NODE_CLASS_MAPPINGS.get(step["class_type"])
+        if node is not None:
+            inputs = node.INPUT_TYPES()
+            given = step["inputs"].keys()
+            assert inputs["required"].keys() <= given
+            assert given <= inputs["required"].keys() | inputs["optional"].keys()
+
+
+def test_comfyui_lists_the_models_of_its_folder(nodes, model_dir, tmp_path, monkeypatch):
+    folder = tmp_path / "tadsr" / "mine"
+    shutil.copytree(model_dir, folder)
+    host = types.SimpleNamespace(models_dir=str(tmp_path))
+    monkeypatch.setattr(nodes, "folder_paths", host)
+    assert nodes.LoadTADSR.INPUT_TYPES()["required"]["name"][0] == ["tadsr-tiny", "mine"]
+    (loaded,) = nodes.LoadTADSR().load("mine", "fp32")
+    assert loaded.unet.config.block_out_channels == (8, 8)
 
 
 def test_comfyui_defaults_are_the_librarys(nodes, model, image):
@@ -232,7 +254,7 @@ def test_comfyui_shows_progress_and_cancels(monkeypatch):
     host.model_management = management
     monkeypatch.setitem(sys.modules, "comfy", host)
     monkeypatch.setitem(sys.modules, "comfy.utils", bars)
-    nodes = load_file(EXAMPLES / "comfyui_tadsr.py")
+    nodes = load_file(EXAMPLES / "comfyui" / "nodes.py")
     model = run(nodes, "LoadTADSR")
     large = torch.rand(1, 160, 160, 3)  # computed in pieces, which are told one by one
     with pytest.raises(CancelledError):

@@ -1,12 +1,14 @@
 """Nodes for ComfyUI: load a TADSR model, and restore images with it.
 
-Copy this file into ComfyUI/custom_nodes, and install tadsr from a checkout with the Python that
-runs ComfyUI: `python -m pip install /path/to/tadsr`. The nodes are under image/upscaling.
+Copy this folder into ComfyUI/custom_nodes as `tadsr_nodes`, and install tadsr from a checkout with
+the Python that runs ComfyUI: `python -m pip install /path/to/tadsr`. The nodes are under
+image/upscaling. Models of your own are found in ComfyUI/models/tadsr, a folder each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -14,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from tadsr import TADSRPipeline, TimestepMap
+from tadsr.checkpoints.detect import EMBEDDED
 from tadsr.config import ColorFix
 from tadsr.onestep import TileSpec
 
@@ -22,6 +25,10 @@ try:
     from comfy.utils import ProgressBar
 except ImportError:  # outside ComfyUI, as in this library's tests
     model_management = ProgressBar = None
+try:
+    import folder_paths
+except ImportError:
+    folder_paths = None
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 GIGABYTE = 10**9
@@ -31,8 +38,16 @@ ATTENTION_PX = {"auto": None, "512": 512, "1024": 1024, "everywhere": 0}
 """How far a place of a large result looks around; see `TileSpec.attention_px`."""
 
 
+def _own_models() -> Path | None:
+    """Return ComfyUI's folder of TADSR models, if there is one."""
+    folder = None if folder_paths is None else Path(folder_paths.models_dir) / "tadsr"
+    return folder if folder is not None and folder.is_dir() else None
+
+
 class LoadTADSR:
     """Loads a model."""
+
+    DESCRIPTION = "Loads a TADSR model: the package's own, one of models/tadsr, or another source."
 
     CATEGORY = "image/upscaling"
     RETURN_TYPES = ("TADSR_MODEL",)
@@ -42,22 +57,37 @@ class LoadTADSR:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
         """Describe the inputs as ComfyUI wants it."""
-        name = {"default": "tadsr-tiny", "tooltip": "built-in name, folder, or hub id owner/name"}
-        return {"required": {"name": ("STRING", name), "dtype": (["auto", *DTYPES],)}}
+        folder = _own_models()
+        own = [] if folder is None else sorted(p.name for p in folder.iterdir() if p.is_dir())
+        name = {"tooltip": "the package's own, then the folders in ComfyUI/models/tadsr"}
+        source = {"default": "", "tooltip": "instead: a folder, or a hub id owner/name"}
+        return {
+            "required": {"name": ([*EMBEDDED, *own], name), "dtype": (["auto", *DTYPES],)},
+            "optional": {"source": ("STRING", source)},
+        }
 
-    def load(self, name: str, dtype: str) -> tuple[TADSRPipeline]:
+    def load(self, name: str, dtype: str, source: str = "") -> tuple[TADSRPipeline]:
         """Load the model onto ComfyUI's device."""
+        folder = _own_models()
+        if not source and folder is not None and (folder / name).is_dir():
+            source = str(folder / name)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if model_management is not None:
             device = torch.device(model_management.get_torch_device())
         if dtype == "auto":
             dtype = "fp16" if device.type == "cuda" else "fp32"
-        return (TADSRPipeline.from_pretrained(name, torch_dtype=DTYPES[dtype]).to(device),)
+        return (
+            TADSRPipeline.from_pretrained(source or name, torch_dtype=DTYPES[dtype]).to(device),
+        )
 
 
 class UpscaleTADSR:
     """Restores and enlarges images; a mask may give a part of them another timestep."""
 
+    DESCRIPTION = (
+        "Restores and enlarges images in one step. A small timestep stays faithful, a large one "
+        "is vivid; where the mask is 1, masked_timestep holds instead."
+    )
     CATEGORY = "image/upscaling"
     RETURN_TYPES = ("IMAGE", "MASK")
     FUNCTION = "upscale"
