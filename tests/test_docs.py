@@ -35,14 +35,14 @@ from tadsr.images import ArrayImage, read_frames, read_image, write_frames, writ
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-NUM_NOT_RUN = 28
+NUM_NOT_RUN = 30
 """Blocks that cannot run offline on a CPU in seconds."""
 
 SHELL, PYTHON, DATA = ("sh", "bash"), ("python",), ("text", "json", "yaml", "toml")
 """Languages of blocks; "py" and "console" would be neither run nor checked, and are refused."""
 FENCE = re.compile(r"^```(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 MARK = re.compile(r"<!-- not run:(.*?)-->")
-OWN_TOOLS = {"pytest", "ruff", "mkdocs"}
+OWN_TOOLS = {"mypy", "pytest", "ruff", "mkdocs"}
 """Programs of the extras `test` and `docs`; the linters' and tests' own runs prove them."""
 
 

@@ -39,6 +39,26 @@ def test_upscale_one(photo, tmp_path):
         assert image.size == (80, 60)
 
 
+def test_the_notebook_runs_from_top_to_bottom(monkeypatch):
+    monkeypatch.chdir(EXAMPLES.parent)
+    notebook = json.loads((EXAMPLES / "quickstart.ipynb").read_text(encoding="utf-8"))
+    names: dict = {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            assert not cell["outputs"]
+            exec("".join(cell["source"]), names)
+    assert names["sheet"].size == (3 * 240, 180)
+
+
+def test_before_after_takes_other_methods_pictures(photo, tmp_path):
+    Image.new("RGB", (160, 120), "red").save(tmp_path / "other.png")
+    sheet = ("-o", tmp_path / "sheet.png", "--crop", 0, 0, 100, 80)
+    run("before_after", photo, *sheet, "--panel", f"other={tmp_path / 'other.png'}")
+    with Image.open(tmp_path / "sheet.png") as image:
+        assert image.size == (4 * 100 + 3 * 6, 80)
+        assert image.getpixel((150, 60)) == (255, 0, 0)
+
+
 def test_sweep(photo, tmp_path, capsys):
     run("sweep", photo, tmp_path / "sheet.png", "--timesteps", 1, 900)
     printed = capsys.readouterr().out

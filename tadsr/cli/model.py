@@ -7,8 +7,9 @@ from typing import Literal
 
 import torch
 
-from tadsr.cli.reporting import as_usage_errors
+from tadsr.cli.reporting import as_usage_errors, format_bytes
 from tadsr.config import torch_dtype
+from tadsr.onestep.memory import used_bytes
 from tadsr.onestep.plan import EngineName
 from tadsr.onestep.support import unknown_blocks, wrapped_modules
 from tadsr.pipeline import TADSRPipeline
@@ -119,3 +120,15 @@ def describe(pipe: TADSRPipeline, *, reasons: bool = False) -> str:
     plain = "the networks are Stable Diffusion's" if is_fused else "no other is faster here"
     why = "; ".join(against) or plain
     return "\n".join([*lines, f"  engine: asked for {pipe.engine.choice}; {why}"])
+
+
+def memory_remark(pipe: TADSRPipeline, tiling: object) -> str | None:
+    """Return that a limit of memory cannot be kept, since what is loaded takes more."""
+    limit = getattr(tiling, "max_memory", None)
+    used = used_bytes(pipe.device)
+    if limit is None or used < limit:
+        return None
+    return (
+        f"Warning: --max-memory {format_bytes(limit)} cannot be kept, since the program and the "
+        f"model take {format_bytes(used)} by themselves; the rest is kept as small as it goes"
+    )

@@ -363,9 +363,12 @@ def _upscale_all(
         pipe = load(device)
         progress.close()
         if not quiet:
-            from tadsr.cli.model import describe
+            from tadsr.cli.model import describe, memory_remark
 
             _say(bar, describe(pipe, reasons=talk.verbose), quiet, err=True)
+            remark = memory_remark(pipe, request.tiling)
+            if remark is not None:
+                _say(bar, remark, quiet, err=True)
         return pipe
 
     def run(todo: list[Job], report: Report) -> None:

@@ -39,6 +39,11 @@ def test_verbose_says_why(upscale, photo):
     assert "engine: asked for eager" in said
 
 
+def test_a_limit_of_memory_that_cannot_be_kept_is_said(upscale, photo):
+    said = upscale(photo("photo.jpg"), "--max-memory", "10MB").stderr
+    assert "--max-memory 10 MB cannot be kept, since the program and the model take" in said
+
+
 def test_a_run_ends_with_its_pace(upscale, photo):
     photo("photos/a.png")
     photo("photos/b.png")
