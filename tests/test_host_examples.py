@@ -129,7 +129,7 @@ def test_comfyui_lists_the_models_of_its_folder(nodes, model_dir, tmp_path, monk
     monkeypatch.setattr(nodes, "folder_paths", host)
     assert nodes.LoadTADSR.INPUT_TYPES()["required"]["name"][0] == ["tadsr-tiny", "mine"]
     (loaded,) = nodes.LoadTADSR().load("mine", "fp32")
-    assert loaded.unet.config.block_out_channels == (8, 8)
+    assert list(loaded.unet.config.block_out_channels) == [8, 8]
 
 
 def test_comfyui_defaults_are_the_librarys(nodes, model, image):

@@ -63,7 +63,7 @@ def post(url, photo, *, name="file", filename="photo.png", accept="*/*", **value
     headers = {"Content-Type": "multipart/form-data; boundary=b", "Accept": accept}
     try:
         with urllib.request.urlopen(
-            urllib.request.Request(url, body, headers), timeout=60
+            urllib.request.Request(url, body, headers), timeout=300
         ) as answer:
             return answer.status, answer.read()
     except urllib.error.HTTPError as error:
@@ -71,7 +71,7 @@ def post(url, photo, *, name="file", filename="photo.png", accept="*/*", **value
 
 
 def get(url):
-    with urllib.request.urlopen(url, timeout=60) as answer:
+    with urllib.request.urlopen(url, timeout=300) as answer:
         return answer.read().decode()
 
 
