@@ -75,6 +75,8 @@ def test_an_image_of_2048_px_needs_no_large_gpu(pretend, full):
     with pretend(replace(MACHINE, total_bytes=WHOLE_BYTES)) as device, warnings.catch_warnings():
         warnings.simplefilter("error", TADSRWarning)
         pipe = full()
+        pipe(photo(128, 128))  # compared with plain modules, which is not counted
+        device.forget()
         pipe(photo(512, 512))
         # Bands launch seven times as many.
         assert sum(device.launches.values()) <= MAX_WHOLE_LAUNCHES
