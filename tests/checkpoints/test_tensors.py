@@ -42,7 +42,7 @@ def test_old_torch_files_are_read(tmp_path):
 
 
 def test_missing_pickle_is_named(tmp_path):
-    with pytest.raises(CheckpointError, match=r"absent\.pkl cannot be read"):
+    with pytest.raises(CheckpointError, match=r"absent\.pkl must exist, but is missing"):
         read_pickle(tmp_path / "absent.pkl")
 
 

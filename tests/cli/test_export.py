@@ -11,6 +11,6 @@ def test_onnx_checks_its_target_before_the_model_is_loaded(tadsr):
 
 
 def test_onnx_of_nothing_is_one_readable_error(tadsr):
-    result = tadsr("export", "onnx", "tadsr-tiny", "out", code=1)
+    result = tadsr("export", "onnx", "no-model", "out", code=1)
     assert result.stderr.startswith("Error: source must name a checkpoint, got 'no-model'")
     assert not Path("out").exists()

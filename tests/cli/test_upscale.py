@@ -120,8 +120,8 @@ def test_what_is_in_the_way_and_no_image_is_a_failure(upscale, photo):
     Path("out/a.png").mkdir(parents=True)
     Path("out/b.png").write_bytes(b"")
     result = upscale("photos/", "out/", code=1)
-    assert "out/a.png: exists, but is no image" in result.stderr
-    assert "out/b.png: exists, but is no image" in result.stderr
+    assert "out/a.png: exists, but is no whole image" in result.stderr
+    assert "out/b.png: exists, but is no whole image" in result.stderr
     assert "1 written, 0 skipped, 2 failed" in result.stdout
 
 

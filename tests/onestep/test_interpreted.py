@@ -39,7 +39,8 @@ timestep, prompt = int(sys.argv[2]), sys.argv[3]
 image = pipe.restore(golden["0.lq"], torch.tensor([timestep]), pipe.encode_prompt([prompt]))
 torch.testing.assert_close(image, golden["0.mode.image"], atol=2e-4, rtol=0)
 
-photo = Image.effect_noise((40, 24), 90).convert("RGB").resize((20, 12))
+planes = [Image.effect_noise((40, 24), sigma) for sigma in (60, 90, 120)]
+photo = Image.merge("RGB", planes).resize((20, 12))
 options = {"timestep": timestep, "prompt": prompt, "process_size": 0}
 ends = {"adain": "adain_kernel", "wavelet": "wavelet_level_kernel", "none": "to_uint8_kernel"}
 for color_fix, last in ends.items():
