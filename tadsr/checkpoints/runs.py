@@ -121,27 +121,37 @@ def load_run_checkpoint(folder: Path) -> Checkpoint:
     """
     progress = read_json(folder / RUN_PROGRESS)
     config = run_config(folder)
-    stage = config["stage"]
-    main = _MAIN_NETWORKS.get(stage["kind"])
+    try:
+        stage, step = config["stage"], progress["step"]
+        kind, model, vae, seed = stage["kind"], config["model"], config["vae"], config["seed"]
+        is_itself = folder.resolve() == Path(model).resolve()
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder} must tell its step and its run's model, vae, seed and stage, but {error}; "
+            "copy the run again"
+        ) from error
+    if is_itself:
+        raise CheckpointError(f"{folder} must be of a run that started elsewhere, got {model}")
+    main = _MAIN_NETWORKS.get(kind)
     if main is None:
         raise CheckpointError(
-            f"{folder} is a checkpoint of the stage {stage['kind']!r}, which is no model before "
+            f"{folder} is a checkpoint of the stage {kind!r}, which is no model before "
             "it is exported: Trainer(config).export()"
         )
     try:
-        start = load_start(config["model"], vae=config["vae"], seed=config["seed"])
+        start = load_start(model, vae=vae, seed=seed)
         tensors = load_file(folder / f"{main}.safetensors")
         if (folder / "average.safetensors").is_file():
             tensors |= load_file(folder / "average.safetensors")
     except (CheckpointError, ValueError, OSError) as error:
         raise CheckpointError(
-            f"{folder} is a checkpoint of a run that started from {config['model']}, which must "
+            f"{folder} is a checkpoint of a run that started from {model}, which must "
             f"still be there: {error}"
         ) from error
     unet, vae = start.unet, start.vae
-    if stage["kind"] == "distillation":
-        make_trainable(start, stage["adapter_rank"], stage["adapter_alpha"])
-        if not stage["tae"]:
+    if kind == "distillation":
+        make_trainable(start, stage.get("adapter_rank"), stage.get("adapter_alpha"))
+        if not stage.get("tae", True):
             neutralize_time_layers(vae)
     with torch.no_grad():
         for name, tensor in tensors.items():
@@ -150,13 +160,12 @@ def load_run_checkpoint(folder: Path) -> Checkpoint:
             state = {} if module is None else module.state_dict()
             if inner not in state or state[inner].shape != tensor.shape:
                 raise CheckpointError(
-                    f"{folder} must hold what was trained of {config['model']}, but {name} does "
-                    "not fit it"
+                    f"{folder} must hold what was trained of {model}, but {name} does not fit it"
                 )
             state[inner].copy_(tensor)
     parts = start.components()
     parts["adapters"] = extract_adapters(unet, vae) if has_adapters(unet) else None
-    parts["metadata"] = {**start.metadata, "training_steps": progress["step"]}
+    parts["metadata"] = {**start.metadata, "training_steps": step}
     for part in (unet, vae):
         part.requires_grad_(False).eval()
     return Checkpoint(**parts, format="run", source=str(folder))

@@ -35,7 +35,7 @@ _SUFFIXES = {
     ".avif": "AVIF",
     ".gif": "GIF",
 }
-LOSSLESS_FORMATS = ("PNG", "WEBP", "TIFF", "BMP", "JXL")
+LOSSLESS_FORMATS = ("PNG", "WEBP", "TIFF", "BMP")
 """What can be written without loss."""
 _OPAQUE_FORMATS = ("JPEG", "BMP")
 _ANIMATED_FORMATS = ("PNG", "WEBP", "GIF")

@@ -150,3 +150,12 @@ def test_paths_that_cannot_be(native, path):
         load_checkpoint(path)
     with pytest.raises(CheckpointError):
         load_checkpoint(native, adapter=path)
+
+
+@pytest.mark.parametrize("stage", [None, {}, {"kind": "distillation"}])
+def test_a_run_that_tells_too_little_or_names_itself_is_refused(tmp_path, stage):
+    config = {"stage": stage, "model": str(tmp_path), "vae": None, "seed": 0}
+    for config_told in (config, {}, [], None):
+        (tmp_path / "progress.json").write_text(json.dumps({"step": 1, "config": config_told}))
+        with pytest.raises(CheckpointError, match="must"):
+            load_checkpoint(tmp_path)
