@@ -59,9 +59,6 @@ Call = TypeVar("Call", bound=Callable[..., Any])
 def takes_habits(call: Call) -> Call:
     """Let a pipeline's call answer diffusers' arguments, and show the bar that one has asked for.
 
-    Args:
-        call: A method with the keyword `progress`.
-
     Returns:
         The method, which also takes `return_dict=True` for diffusers' output with `.images`.
     """
@@ -91,15 +88,7 @@ class DiffusersHabits(StableDiffusionLoraLoaderMixin):
     _text_embeddings: TextEmbeddings
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Move or cast the pipeline, as diffusers does, without its remarks.
-
-        Args:
-            *args: A device, a dtype, or both.
-            **kwargs: `device` and `dtype`.
-
-        Returns:
-            The pipeline.
-        """
+        """Move or cast the pipeline, as diffusers does, without its remarks."""
         with quiet_libraries():
             return super().to(*args, **kwargs)  # type: ignore[misc]
 

@@ -8,12 +8,7 @@ from typing import Any
 
 
 def lazy_names(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
-    """Return a package's `__getattr__`, so that importing it imports nothing heavy.
-
-    Args:
-        package: Its name.
-        modules: Public name → module that defines it.
-    """
+    """Return a package's `__getattr__`, so that importing it imports nothing heavy."""
 
     def find(name: str) -> Any:
         if name not in modules:

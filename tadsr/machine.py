@@ -50,13 +50,7 @@ def describe_device(device: torch.device) -> dict[str, str]:
 
 
 def fingerprint(device: torch.device, dtype: torch.dtype, *further: object) -> str:
-    """Return a text that changes with all that a finding about a device depends on.
-
-    Args:
-        device: Its description is part of it, its number is not.
-        dtype: Of the weights.
-        *further: Whatever else matters, such as the networks' configurations.
-    """
+    """Return a text that changes with all that a finding about a device depends on."""
     known = versions()
     facts = [describe_device(device), str(dtype), *(known.get(n) for n in ("torch", "triton"))]
     text = json.dumps([*facts, known["tadsr"], *map(repr, further)], sort_keys=True)
@@ -68,19 +62,12 @@ def recall(kind: str, key: str) -> Any:
 
     Args:
         kind: What it is about, such as "trusted".
-        key: From `fingerprint`.
     """
     return _remembered().get(kind, {}).get(key)
 
 
 def remember(kind: str, key: str, value: Any) -> None:
-    """Keep a finding for later runs, where the folder can be written.
-
-    Args:
-        kind: As for `recall`.
-        key: As for `recall`.
-        value: Goes into JSON.
-    """
+    """Keep a finding for later runs, where the folder can be written."""
     known = _remembered()
     known.setdefault(kind, {})[key] = value
     with suppress(OSError), whole_file(_cache_file()) as partial:

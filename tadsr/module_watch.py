@@ -16,9 +16,6 @@ class ModuleWatch:
 
     Merging, loading, moving and casting are noticed, and so are attached adapters, hooks and
     attention processors. What torch does not count is not: values written through `.data`.
-
-    Args:
-        networks: Watched with all their submodules; half a millisecond for a thousand weights.
     """
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:

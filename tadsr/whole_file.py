@@ -20,13 +20,6 @@ _PARTIAL = re.compile(r"\.tadsr-(?P<host>[0-9a-f]{8})-(?P<process>\d+)-[0-9a-f]{
 def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary name beside a file, which it becomes if all goes well.
 
-    Args:
-        path: The file to be, replaced if it exists; a link stays, and what it points to is
-            replaced. Folders on its way are made.
-
-    Yields:
-        The name to write to, with the file's suffix.
-
     Raises:
         OSError: The file or its folder cannot be written.
     """
@@ -42,11 +35,7 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Remove what processes of this machine that were killed left half-written in a folder.
-
-    Args:
-        folder: The folder; one that does not exist or is closed holds nothing.
-    """
+    """Remove what processes of this machine that were killed left half-written in a folder."""
     with suppress(OSError):
         for path in folder.glob(".tadsr-*"):
             found = _PARTIAL.fullmatch(path.name)

@@ -71,15 +71,7 @@ def build_model(
 ) -> nn.Module:
     """Build a component from its configuration; no code but this library's dependencies' runs.
 
-    Args:
-        name: The component's name.
-        config: Its configuration, as read.
-        path: The configuration's file, for errors.
-        reader: Its weights, which bound its sizes.
-
     Raises:
-        CheckpointError: The configuration asks for more than the weights hold, or for what no
-            student has.
         Exception: Whatever the model's class raises for values that make no model.
     """
     kept = check_architecture(name, config, path, reader)

@@ -54,10 +54,6 @@ def load_base(source: str | Path) -> Checkpoint:
     Returns:
         The parts in float32, on the CPU, in eval mode, without gradients. The encoder of Stable
         Diffusion gets time layers that change nothing yet.
-
-    Raises:
-        CheckpointError: Nothing is there, it is damaged or unsafe, predicts anything but noise,
-            or its base weights are not there any more.
     """
     folder = find_folder(source)
     if is_stable_diffusion(folder):
@@ -76,17 +72,7 @@ def load_base(source: str | Path) -> Checkpoint:
 
 
 def time_aware_from_sd(vae: AutoencoderKL) -> TimeAwareAutoencoderKL:
-    """Give Stable Diffusion's autoencoder time layers that change nothing yet.
-
-    Args:
-        vae: The plain autoencoder.
-
-    Returns:
-        The time-aware one, with the same weights and results at every timestep.
-
-    Raises:
-        CheckpointError: Its architecture is not Stable Diffusion's.
-    """
+    """Give Stable Diffusion's autoencoder time layers that change nothing yet."""
     config = {k: vae.config[k] for k in SHARED_VAE_KEYS if k in vae.config}
     try:
         time_aware = TimeAwareAutoencoderKL(**config)

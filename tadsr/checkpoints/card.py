@@ -49,12 +49,7 @@ def model_card(
 
     Args:
         repo_id: "owner/name" it will be published as.
-        num_parameters: Parameters of each network.
-        prompts: Which prompts it takes, in words.
         metadata: Facts that travel with the weights, such as "license".
-
-    Returns:
-        Markdown with the hub's front matter.
     """
     licence = str(metadata.get("license") or _UNSTATED)
     is_known = licence in _HUB_LICENCES

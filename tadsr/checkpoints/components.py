@@ -39,16 +39,10 @@ def open_weights(
     """Open a component's weights: the chosen variant, sharded or not.
 
     Args:
-        folder: The checkpoint.
-        component: The component.
-        fmt: The checkpoint's format.
         variant: Such as "fp16"; None takes the plain files or the only variant.
 
     Returns:
         A reader of all its tensors; only headers are read so far.
-
-    Raises:
-        CheckpointError: A file is missing, damaged or unsafe.
     """
     place = folder / component.folder
     names = [p.name for p in place.iterdir()]
@@ -71,15 +65,10 @@ def build_on_meta(folder: Path, component: Component, reader: TensorReader) -> n
     """Build a component's model from its config, without memory for weights.
 
     Args:
-        folder: The checkpoint.
         component: "vae", "unet", "text_encoder" or "prompt_embeddings".
-        reader: Its weights, which its sizes must fit.
 
     Returns:
         The model on the meta device.
-
-    Raises:
-        CheckpointError: The config is missing, of another class, or makes no model.
     """
     path = folder / component.folder / component.config
     config = read_json(path)
@@ -117,20 +106,9 @@ def load_network(
     """Load a component with weights.
 
     Args:
-        folder: The checkpoint.
-        component: The component.
-        fmt: The checkpoint's format.
         variant: Such as "fp16", or None.
         dtype: Floating dtype; None keeps the stored one.
-        change: What to do to each weight while loading.
-        reader: Its weights, where they are opened already.
         model: The model on the meta device, where it is built already.
-
-    Returns:
-        The model, on the CPU, in eval mode, without gradients.
-
-    Raises:
-        CheckpointError: A file is missing, damaged, unsafe or does not fit its config.
     """
     reader = open_weights(folder, component, fmt, variant) if reader is None else reader
     model = build_on_meta(folder, component, reader) if model is None else model
@@ -152,14 +130,7 @@ def load_scheduler(folder: Path, component: Component) -> DDPMScheduler:
     """Read the betas of a scheduler, whatever its class: one step needs no sampler.
 
     Args:
-        folder: The checkpoint.
         component: "scheduler".
-
-    Returns:
-        A DDPM scheduler of those betas.
-
-    Raises:
-        CheckpointError: The config is missing or incomplete, or predicts anything but epsilon.
     """
     path = folder / component.folder / component.config
     config = read_json(path)
@@ -199,15 +170,7 @@ def load_tokenizer(
     """Load the tokenizer as its files say, padding token included.
 
     Args:
-        folder: The checkpoint.
         component: "tokenizer".
-        text_encoder: What reads its tokens, and bounds their number.
-
-    Returns:
-        The tokenizer.
-
-    Raises:
-        CheckpointError: A file is missing or broken.
     """
     place = folder / component.folder
     read_json(place / component.config)  # a clear error before transformers' own

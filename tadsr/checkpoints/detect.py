@@ -44,9 +44,6 @@ def check_sums(folder: Path) -> None:
 
     Args:
         folder: With SHA256SUMS, as `sha256sum` writes it.
-
-    Raises:
-        CheckpointError: A file is missing or differs.
     """
     for line in (folder / SUMS_NAME).read_text(encoding="utf-8").splitlines():
         digest, name = line.split(maxsplit=1)
@@ -67,9 +64,6 @@ def locate(source: str | Path) -> Location:
 
     Returns:
         The place; nothing is downloaded.
-
-    Raises:
-        CheckpointError: It is none of these.
     """
     name = str(source)
     if isinstance(source, str) and source in EMBEDDED:
@@ -104,17 +98,7 @@ def is_run_checkpoint(folder: Path) -> bool:
 
 
 def detect_format(folder: Path) -> Format:
-    """Tell a checkpoint folder's format from its content.
-
-    Args:
-        folder: The folder.
-
-    Returns:
-        NATIVE or OFFICIAL.
-
-    Raises:
-        CheckpointError: It is neither.
-    """
+    """Tell a checkpoint folder's format from its content."""
     index = folder / "model_index.json"
     class_name = None
     if index.is_file():
@@ -136,16 +120,11 @@ def find_adapter(folder: Path, fmt: Format, adapter: str | Path | None) -> Path 
     """Find the adapters' file of a checkpoint.
 
     Args:
-        folder: The checkpoint.
-        fmt: Its format.
         adapter: What the user named: a file, a folder that holds one, or a name within `folder`;
             None looks for the format's usual file.
 
     Returns:
         The file, or None where a native checkpoint has its adapters merged.
-
-    Raises:
-        CheckpointError: The named file does not exist, or a published base has none.
     """
     usual = folder / fmt.adapter_file
     if adapter is None:
@@ -170,15 +149,7 @@ def find_adapter(folder: Path, fmt: Format, adapter: str | Path | None) -> Path 
 
 
 def check_source(source: str | Path, adapter: str | Path | None = None) -> None:
-    """Check that a checkpoint can be where a user says, before anything heavy is imported.
-
-    Args:
-        source: As for `locate`.
-        adapter: As for `find_adapter`.
-
-    Raises:
-        CheckpointError: It is not there, or no checkpoint; what the hub has is not asked for.
-    """
+    """Check that a checkpoint can be where a user says, before anything heavy is imported."""
     folder = locate(source).folder
     if folder is not None:
         find_adapter(folder, detect_format(folder), adapter)

@@ -53,13 +53,9 @@ def needed_files(
         all_files: Paths within the repository, with "/".
         variant: Weight files' variant, or None.
         adapter: A path within the repository to read adapters from; None for the usual file.
-        needs_adapter: Whether a published checkpoint must hold its adapters.
 
     Returns:
         Their paths, sorted: no second weights in another format, nothing unrelated.
-
-    Raises:
-        CheckpointError: The repository has no checkpoint, not the variant, or not all of it.
     """
     names = set(all_files)
     is_official = f"{OFFICIAL.component('vae').folder}/config.json" in names
@@ -113,20 +109,9 @@ def download(
     Args:
         repo_id: "owner/name".
         adapter: A local file, or a path within the repository; None for the usual one.
-        needs_adapter: Whether a published checkpoint without its adapters is refused.
         variant: Weight files' variant, or None.
-        names: Chooses the files to fetch from those of the repository, instead of a checkpoint's;
-            all must be there.
-        revision: Branch, tag or commit.
         cache_dir: The cache; None for the hub's usual place.
-        local_files_only: Never connect.
         token: Access token; None for the stored one.
-
-    Returns:
-        The folder of the snapshot.
-
-    Raises:
-        CheckpointError: The repository is absent, private, unreachable or no checkpoint.
     """
     cache = None if cache_dir is None else user_path(cache_dir)
     is_local = adapter is not None and os.path.exists(user_path(adapter))
@@ -182,17 +167,10 @@ def publish(
 
     Args:
         repo_id: "owner/name".
-        write: Fills the folder at a path that does not exist yet; called once the hub has agreed.
         private: Whether a new repository is private; None for the owner's default.
         revision: Branch that exists; None for the main one.
         commit_message: None for a plain one.
         token: Access token; None for the stored one.
-
-    Returns:
-        The commit's address.
-
-    Raises:
-        CheckpointError: The hub refuses, cannot be reached, or the folder cannot be written.
     """
     api = HfApi(token=token)
     try:

@@ -88,7 +88,6 @@ class Snapshot:
         """Fetch the files that are not there yet, whole and as the hub lists them.
 
         Raises:
-            CheckpointError: There is no room for them, or one arrives damaged.
             Exception: What the hub's library raises, after several attempts.
         """
         missing = sorted((f for f in files if not self._has(f)), key=lambda f: f.size or 0)
@@ -201,11 +200,6 @@ def retry(
     again: Callable[[Exception], bool] = may_pass,
 ) -> _Result:
     """Call again where what went wrong may pass.
-
-    Args:
-        call: What to do.
-        progress: How far it is; attempts that come further are not counted.
-        again: Which errors may pass.
 
     Raises:
         Exception: What `call` raised last.

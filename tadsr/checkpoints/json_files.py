@@ -32,17 +32,7 @@ def user_path(path: str | Path) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The object.
-
-    Raises:
-        CheckpointError: The file is missing or no JSON object.
-    """
+    """Read a JSON object."""
     check_file(path)
     if path.stat().st_size > MAX_JSON_BYTES:
         raise CheckpointError(f"{path} must be JSON of at most {MAX_JSON_BYTES / 1e6:g} MB")

@@ -154,15 +154,7 @@ class WeightFile:
 
 
 def list_weight_files(names: Iterable[str], component: Component) -> list[WeightFile]:
-    """Recognise weight files and indices of a component among file names.
-
-    Args:
-        names: File names within the component's folder.
-        component: The component.
-
-    Returns:
-        The recognised files, shards left out, sorted by name.
-    """
+    """Recognise weight files and indices of a component among file names."""
     stems = "|".join(map(re.escape, component.stems))
     single = re.compile(rf"({stems})(\.(?P<variant>\w+))?\.(?P<suffix>safetensors|bin)")
     index = re.compile(rf"({stems})\.(?P<suffix>safetensors|bin)\.index(\.(?P<variant>\w+))?\.json")
@@ -182,17 +174,7 @@ def choose_weight_file(
     """Choose the weights of a component: the asked variant, safetensors before pickles.
 
     Args:
-        names: File names within the component's folder.
-        component: The component.
-        fmt: The checkpoint's format.
         variant: The asked variant; None takes the plain files, or the only variant there is.
-        place: The folder, for the error.
-
-    Returns:
-        The chosen file.
-
-    Raises:
-        CheckpointError: No file fits; the message lists what exists.
     """
     files = list_weight_files(names, component)
     usable = [f for f in files if f.suffix in fmt.suffixes]

@@ -46,16 +46,10 @@ def read_lora(
     """Read a LoRA and check that every tensor of it has a place in these models.
 
     Args:
-        source: A .safetensors file, or a folder that holds pytorch_lora_weights.safetensors
-            (diffusers) or adapter_model.safetensors (PEFT).
-        unet: The student.
         text_encoder: Its text encoder, or None.
 
     Returns:
         The products to add, by "unet" and "text_encoder".
-
-    Raises:
-        CheckpointError: The file is missing, damaged, no LoRA, or does not fit the models.
     """
     path = _find(user_path(source))
     reader = TensorReader([path])

@@ -67,10 +67,7 @@ class RamWeights:
     """Present RAM's tensors under the network's names, as `load_strict` reads them.
 
     Attributes:
-        config: Sizes of the network.
         network: It, on the meta device.
-        state: RAM's tensors by its own names.
-        expected: Those that the network needs, with their shapes.
         adapter: Name of the adapter that is merged, or None.
     """
 

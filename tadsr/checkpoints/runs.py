@@ -39,18 +39,9 @@ _NETWORKS = {
 def load_start(model: str, *, vae: str | None = None, seed: int = 0) -> Checkpoint:
     """Load or build what a run starts from.
 
-    Args:
-        model: As in `TrainingConfig.model`.
-        vae: As in `TrainingConfig.vae`.
-        seed: Seed of networks built from a YAML file.
-
     Returns:
         The parts in float32, on the CPU, without gradients; adapters that the checkpoint keeps
         apart are attached.
-
-    Raises:
-        CheckpointError: A checkpoint is missing, damaged, unsafe or predicts anything but noise.
-        ValueError: A YAML file describes no networks.
     """
     if Path(model).suffix in (".yaml", ".yml"):
         checkpoint = build_networks(model, seed)
@@ -67,17 +58,9 @@ def load_start(model: str, *, vae: str | None = None, seed: int = 0) -> Checkpoi
 def build_networks(path: str | Path, seed: int) -> Checkpoint:
     """Build networks at random weights from a YAML file of their configurations.
 
-    Args:
-        path: A mapping with `vae`, `unet` and `prompt_embeddings`, each the arguments of its
-            class.
-        seed: Seed of the weights.
-
     Returns:
         The networks with Stable Diffusion's noise schedule; the encoder's time layers change
         nothing yet, and the UNet predicts zero.
-
-    Raises:
-        ValueError: The file is missing, or describes no such networks.
     """
     import yaml
 
@@ -109,15 +92,8 @@ def load_run_checkpoint(folder: Path) -> Checkpoint:
 
     Averaged weights are taken where the run keeps them.
 
-    Args:
-        folder: The checkpoint, as a run's folder has it under checkpoints/.
-
     Returns:
         The parts in float32, on the CPU; adapters that the run trains are attached, unmerged.
-
-    Raises:
-        CheckpointError: It is damaged, or of a stage whose checkpoints are no models, or what the
-            run started from is not there any more.
     """
     progress = read_json(folder / RUN_PROGRESS)
     config = run_config(folder)

@@ -49,16 +49,9 @@ def open_tagger(
         tagger: A callable from a PIL image to a text, taken as it is; "dape" for the published
             tagger beside the checkpoint's files, "ram" for the same without its adapter; a folder
             or hub id that holds it; "module:name" for a callable of a module; None for none.
-        checkpoint: The checkpoint's folder or hub id.
-        **options: As in `load_tagger`.
 
     Returns:
         The tagger, or None.
-
-    Raises:
-        CheckpointError: The files are missing, damaged, unsafe or do not fit.
-        TypeError: `tagger` is none of these.
-        ValueError: There is no such module or callable, or no checkpoint to look beside.
     """
     if tagger is None or callable(tagger):
         return tagger

@@ -38,14 +38,8 @@ Change = Callable[[str, Tensor], Tensor]
 def read_pickle(path: Path) -> Any:
     """Read a torch pickle that holds data only; code in it is refused, never run.
 
-    Args:
-        path: A .bin, .pkl or .pt file.
-
     Returns:
         What the file holds; tensors are mapped from the file where its layout allows.
-
-    Raises:
-        CheckpointError: The file is missing, damaged, no pickle, or holds more than data.
     """
     check_file(path)
     try:
@@ -94,14 +88,7 @@ def check_tensors(state: Any, place: object) -> None:
 
 
 class TensorReader:
-    """Read named tensors from safetensors files and torch pickles.
-
-    Args:
-        paths: One file, or all shards of one model.
-
-    Raises:
-        CheckpointError: A file is missing, damaged or unsafe, or two hold the same tensor.
-    """
+    """Read named tensors from safetensors files and torch pickles."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = tuple(paths)
@@ -126,15 +113,7 @@ class TensorReader:
         return first if len(self.paths) == 1 else f"{first} and {len(self.paths) - 1} more shards"
 
     def items(self, *, copy: bool = False) -> Iterator[tuple[str, Tensor]]:
-        """Iterate over names and tensors, file by file.
-
-        Args:
-            copy: The caller keeps none of the tensors, so that mapped pages can be given back
-                while reading.
-
-        Yields:
-            Name and tensor, on the CPU, mapped from the file where possible.
-        """
+        """Iterate over names and tensors, file by file."""
         for path in self.paths:
             if path in self._pickles:
                 yield from self._pickles[path].items()
@@ -189,17 +168,9 @@ def load_strict(
 
     Args:
         model: The model, built on the meta device.
-        reader: Its tensors.
         dtype: Floating dtype to load in; None keeps the stored one.
         rename: Maps a name in the file, and a name in the model, to a common name; None drops a
             tensor of the file.
-        change: Maps the model's name and the stored tensor to the tensor to load.
-
-    Returns:
-        The model, on the CPU, in eval mode, without gradients.
-
-    Raises:
-        CheckpointError: A tensor is missing, extra or misshapen.
     """
     rename = rename or (lambda name: name)
     expected = model.state_dict()
@@ -248,17 +219,7 @@ def check_names(
     *,
     tried: str,
 ) -> None:
-    """Check that a file has exactly the expected tensors.
-
-    Args:
-        found: Names and shapes in the file.
-        expected: Names and shapes that the model needs.
-        place: The file, for the error.
-        tried: What it was read as, for the error.
-
-    Raises:
-        CheckpointError: The sets differ; one message with the first names of each kind.
-    """
+    """Check that a file has exactly the expected tensors."""
     problems = {
         "missing": [n for n in expected if n not in found],
         "extra": [n for n in found if n not in expected],

@@ -14,11 +14,7 @@ _DEVICE = re.compile(r"auto|cpu|mps|(cuda:)?\d+|cuda")
 
 
 def check_device_name(name: str) -> None:
-    """Check that a name is one of a device, there or not.
-
-    Raises:
-        UsageError: It is none.
-    """
+    """Check that a name is one of a device, there or not."""
     if not _DEVICE.fullmatch(name):
         raise UsageError(f"--device must be auto, cpu, cuda, cuda:N or mps, got {name!r}")
 
@@ -32,9 +28,6 @@ def choose_device(name: str) -> torch.device:
 
     Returns:
         The device; for "auto" CUDA if there is any, else the CPU.
-
-    Raises:
-        UsageError: It is no device, or this machine does not have it.
     """
     check_device_name(name)
     name = f"cuda:{name}" if name.isdecimal() else name
@@ -58,17 +51,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def parse_devices(names: str) -> list[str]:
-    """Turn "0,1" or "cuda:0,cpu" into devices that are there.
-
-    Args:
-        names: Names for `choose_device`, with commas between.
-
-    Returns:
-        What torch calls them, in that order.
-
-    Raises:
-        UsageError: One of them is no device, or not there.
-    """
+    """Turn "0,1" or "cuda:0,cpu" into devices that are there."""
     parts = [part.strip() for part in names.split(",")]
     if not all(parts):
         raise UsageError(f"--devices must be names with commas between, such as 0,1, got {names!r}")

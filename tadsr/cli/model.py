@@ -68,23 +68,7 @@ def load_model(
     """Load a pipeline onto a device and check that it takes the prompt and the timestep.
 
     Args:
-        source: As in `TADSRPipeline.from_pretrained`.
-        adapter: As in `TADSRPipeline.from_pretrained`.
-        device: Where to.
-        dtype: Type of the weights; see `choose_dtype`.
         prompt: Text for all images, or None.
-        timestep: Timestep for all images.
-        tagger: As in `TADSRPipeline.from_pretrained`.
-        prompt_style: How a tagger's words and the prompt are joined.
-        engine: As in `TADSRPipeline.set_engine`.
-        loras: Further LoRAs and their strengths, merged into the weights.
-
-    Returns:
-        The pipeline.
-
-    Raises:
-        UsageError: The model does not know the prompt or has fewer timesteps.
-        CheckpointError: The checkpoint is missing, damaged, unsafe or does not fit.
     """
     chosen = choose_dtype(dtype, device)
     pipe = TADSRPipeline.from_pretrained(

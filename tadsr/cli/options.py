@@ -87,11 +87,7 @@ DtypeOption = Annotated[
 
 
 def parse_max_pixels(text: str | None) -> int:
-    """Turn what `--max-pixels` was given, such as "500M" or "1.5G", into a number.
-
-    Raises:
-        ValueError: It is no such number, or below 1.
-    """
+    """Turn what `--max-pixels` was given, such as "500M" or "1.5G", into a number."""
     if text is None:
         return MAX_PIXELS
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([kMG]?)", text.strip(), re.IGNORECASE)
@@ -129,9 +125,6 @@ def parse_size(
 
     Returns:
         The size, or None; and what names of results beside their inputs end with.
-
-    Raises:
-        ValueError: Two exclude each other, or one is below 1.
     """
     values = (width, height, long_side, short_side)
     given = [value for value in values if value is not None]
@@ -141,11 +134,7 @@ def parse_size(
 
 
 def parse_lora(text: str) -> tuple[str, float]:
-    """Turn FILE or FILE:WEIGHT into a file and its strength.
-
-    Raises:
-        ValueError: The weight is no number, or there is no such file.
-    """
+    """Turn FILE or FILE:WEIGHT into a file and its strength."""
     file, colon, weight = text.rpartition(":")
     if os.path.exists(text) or not colon:
         file, weight = text, "1"
@@ -163,11 +152,7 @@ def parse_lora(text: str) -> tuple[str, float]:
 
 
 def parse_color(text: str) -> tuple[int, int, int]:
-    """Turn a colour's name or number, such as "white", "#204060" or "rgb(32, 64, 96)", into RGB.
-
-    Raises:
-        ValueError: It is no colour.
-    """
+    """Turn a colour's name or number, such as "white", "#204060" or "rgb(32, 64, 96)", into RGB."""
     from PIL import ImageColor
 
     try:
@@ -179,11 +164,7 @@ def parse_color(text: str) -> tuple[int, int, int]:
 
 
 def parse_tiling(tile: str, max_memory: str | None) -> TileSpec | Literal["auto"] | None:
-    """Turn `--tile` and `--max-memory` into the pipeline's `tiling`.
-
-    Raises:
-        ValueError: One of them is not what it may be, or they exclude each other.
-    """
+    """Turn `--tile` and `--max-memory` into the pipeline's `tiling`."""
     if tile not in ("auto", "off") and not tile.isdecimal():
         raise ValueError(f"--tile must be auto, off or a number of px, got {tile!r}")
     if tile == "off" and max_memory is not None:

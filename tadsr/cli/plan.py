@@ -48,20 +48,14 @@ def plan_jobs(
     """Decide which images are read and where each result goes.
 
     Args:
-        paths: Files and folders as typed; the last may be the output, see `split_output`.
         output: What `--output` said, or None.
         format: A key of FORMAT_SUFFIXES, or "same" for the input's where it can be written; None
             takes an output file's suffix, else PNG.
-        scale: Named in outputs that lie beside their input.
         own_tag: Named there in place of it.
         tag: What follows the stem of every name; None for that, and only there.
-        say: Told what is left out.
 
     Returns:
         The jobs, one per image; their targets differ from each other and from every source.
-
-    Raises:
-        UsageError: A path does not exist, holds no image, or the output does not fit.
     """
     inputs, output = split_output(_expand(paths, output), output, scale)
     for path in inputs:
@@ -95,9 +89,7 @@ def split_output(
     the only other one.
 
     Args:
-        paths: Files and folders as typed.
         output: What `--output` said, or None.
-        scale: Of the run.
 
     Returns:
         The inputs, and the output or None.
@@ -132,17 +124,7 @@ def _same_suffix(source: Path) -> str:
 
 
 def check_places(jobs: Sequence[Job]) -> list[Job]:
-    """Check that results can come to lie where they should.
-
-    Args:
-        jobs: The whole run.
-
-    Returns:
-        The jobs, with an `error` where a folder inside a run's output is closed.
-
-    Raises:
-        ImageWriteError: A run's output itself, or the place of a file by itself, is closed.
-    """
+    """Check that results can come to lie where they should."""
     checked = []
     for job in jobs:
         check_place(job.target if job.folder is None else job.folder / job.target.name)
@@ -156,14 +138,7 @@ def check_places(jobs: Sequence[Job]) -> list[Job]:
 
 
 def check_place(target: Path) -> None:
-    """Check that a file can come to lie where it should; its folder need not exist yet.
-
-    Args:
-        target: The file to be.
-
-    Raises:
-        ImageWriteError: A folder on its way is a file or cannot be written to.
-    """
+    """Check that a file can come to lie where it should; its folder need not exist yet."""
     folder = target.parent
     while not os.path.lexists(folder) and folder != folder.parent:
         folder = folder.parent

@@ -12,11 +12,7 @@ if TYPE_CHECKING:
 
 
 class ImageProgress:
-    """A bar for the image at hand, which comes only where an image takes a while.
-
-    Args:
-        quiet: Whether there is none; otherwise there is one on a terminal.
-    """
+    """A bar for the image at hand, which comes only where an image takes a while."""
 
     def __init__(self, quiet: bool = False) -> None:
         self._hidden = True if quiet else None

@@ -46,9 +46,6 @@ class UsageError(typer.BadParameter):
 def readable_errors(debug: bool) -> Iterator[None]:
     """Turn expected errors into one message on stderr and exit code 1.
 
-    Args:
-        debug: Whether errors pass through with their traceback instead.
-
     Raises:
         typer.Exit: An expected error came and `debug` is False.
     """
@@ -70,11 +67,7 @@ def readable_errors(debug: bool) -> Iterator[None]:
 
 @contextmanager
 def interrupted_by_sigterm() -> Iterator[None]:
-    """End what runs as Ctrl-C does when SIGTERM comes, for `readable_errors` to say so.
-
-    Raises:
-        Terminated: It came.
-    """
+    """End what runs as Ctrl-C does when SIGTERM comes, for `readable_errors` to say so."""
     last = -math.inf
 
     def interrupt(*_: object) -> None:
@@ -97,11 +90,7 @@ def interrupted_by_sigterm() -> Iterator[None]:
 
 @contextmanager
 def as_usage_errors() -> Iterator[None]:
-    """Report wrong values as misuse of the command line.
-
-    Raises:
-        UsageError: A ValueError or TypeError came.
-    """
+    """Report wrong values as misuse of the command line."""
     try:
         yield
     except (ValueError, TypeError) as error:
@@ -114,24 +103,13 @@ def check_range(option: str, value: int | None, low: int, high: int, hint: str) 
     Args:
         option: Its name, such as "--quality".
         value: What came; None passes.
-        low: Smallest allowed value.
-        high: Largest allowed value.
-        hint: What small and large values do.
-
-    Raises:
-        UsageError: The value is outside low..high.
     """
     if value is not None and not low <= value <= high:
         raise UsageError(f"{option} must be in {low}..{high}, got {value}; {hint}")
 
 
 def silence_libraries(debug: bool, quiet: bool = False) -> None:
-    """Switch off what diffusers, transformers and torch print; our warnings become plain lines.
-
-    Args:
-        debug: Whether to leave everything on, as it is.
-        quiet: Whether our own warnings and the bars of downloads are switched off as well.
-    """
+    """Switch off what diffusers, transformers and torch print; our warnings become plain lines."""
     if debug:
         return
     warnings.simplefilter("ignore")
@@ -168,11 +146,7 @@ def _say_once() -> Callable[..., None]:
 
 
 def parse_bytes(text: str) -> int:
-    """Turn a size as people write it, such as "6GB", "500 MB" or "2GiB", into bytes.
-
-    Raises:
-        ValueError: It is no such size, or not above 0.
-    """
+    """Turn a size as people write it, such as "6GB", "500 MB" or "2GiB", into bytes."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
     if found is None or not float(found[1]):
         raise ValueError(f"a size must be like 6GB, 500MB or 2GiB, got {text!r}")

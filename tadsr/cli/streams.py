@@ -22,15 +22,10 @@ def standard_streams(
     """Stand in for `-` with files.
 
     Args:
-        paths: As typed; a first `-` is standard input, a last one standard output.
         output: What `--output` said, or None; `-` is standard output.
-        suffix: Of what goes to standard output.
 
     Yields:
         Paths and output without `-`. What is there in the end goes to standard output.
-
-    Raises:
-        UsageError: There are other inputs beside a stream.
     """
     paths = list(paths)
     if output is None and len(paths) > 1 and paths[-1] == STREAM:

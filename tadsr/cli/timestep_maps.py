@@ -38,14 +38,10 @@ def parse_timestep_range(
     """Check the two options against each other.
 
     Args:
-        timestep_map: The file.
         timestep_range: Such as "50:800".
 
     Returns:
         The timesteps of black and of white, or None.
-
-    Raises:
-        UsageError: They do not fit, or the range is none.
     """
     if timestep_range is None:
         return None
@@ -63,15 +59,9 @@ def read_timestep_map(
     """Read a map from its file.
 
     Args:
-        path: A grey image, or JSON as for `TimestepMap.from_regions`.
         timestep_range: Timesteps of black and white of an image; None for its own values.
 
-    Returns:
-        What the pipeline takes, and its largest timestep.
-
     Raises:
-        UsageError: The file holds no map.
-        TADSRError: It is no image.
         OSError: It cannot be read.
     """
     from tadsr.conditioning import TimestepMap, largest_timestep

@@ -47,11 +47,7 @@ class TimestepField:
 
         Args:
             results: Images or parts of them, (B, C, rows, W), one per knot.
-            size: Height and width of the whole images.
             rows: First row that `results` are of, and the one after the last; None for all.
-
-        Returns:
-            Like a result; of a single knot the very one.
         """
         if len(results) == 1:
             return results[0]
@@ -75,12 +71,7 @@ def run_at(
     """Run at one timestep per image, or at every knot of maps with the same noise.
 
     Args:
-        timesteps: One per image, or maps.
-        run: From one timestep per image to a result.
         generator: What `run` samples from, or None.
-
-    Returns:
-        The results, one without maps.
     """
     if not isinstance(timesteps, TimestepField):
         return [run(timesteps)]

@@ -12,17 +12,7 @@ from torch import Tensor
 def read_timesteps(
     timestep: int | Sequence[int] | Tensor, num_images: int, last_timestep: int
 ) -> list[int]:
-    """Turn what a user gives into one timestep per image.
-
-    Args:
-        timestep: One for all, or one per image; whole, also as floats.
-        num_images: Number of images.
-        last_timestep: Of the model.
-
-    Raises:
-        TypeError: A timestep is not a number.
-        ValueError: A timestep is not whole or out of range, or their number is wrong.
-    """
+    """Turn what a user gives into one timestep per image."""
     if isinstance(timestep, Tensor):
         timestep = timestep.tolist()
     values = list(timestep) if hasattr(timestep, "__len__") else [timestep] * num_images

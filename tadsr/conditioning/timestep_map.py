@@ -202,12 +202,7 @@ class TimestepMap:
 
 
 def largest_timestep(timestep: TimestepMap | Mapping[str, Any]) -> float:
-    """Return the largest timestep of a map, or of regions, which are checked on the way.
-
-    Raises:
-        TypeError: As `TimestepMap.from_regions`.
-        ValueError: As `TimestepMap.from_regions`, but for the size of the image.
-    """
+    """Return the largest timestep of a map, or of regions, which are checked on the way."""
     if isinstance(timestep, TimestepMap):
         return float(timestep.values.max())
     default, boxes = _read_regions(timestep)
@@ -222,17 +217,10 @@ def read_timestep_maps(
     """Find maps where a user gives timesteps.
 
     Args:
-        timestep: A map for all images, or a list with one map or number per image. A map is a
-            `TimestepMap`, what `TimestepMap.from_image` takes, or regions as a dict.
         sizes: Heights and widths of the images in px.
-        last_timestep: Of the model.
 
     Returns:
         A map, or a number as it came, per image; None where there is no map at all.
-
-    Raises:
-        TypeError: As the maps' constructors.
-        ValueError: As these, or the number of maps is wrong, or one is beyond the last timestep.
     """
     if _is_map(timestep):
         entries = [timestep] * len(sizes)

@@ -66,15 +66,7 @@ stay as they are, or foliage, so that it gets rich. The colour does not matter."
 
 
 def build(models: Models, limits: DemoLimits) -> gr.Blocks:
-    """Build the page.
-
-    Args:
-        models: What the visitor chooses from; the first is loaded now.
-        limits: What is refused.
-
-    Returns:
-        The page with its queue: one photo is computed at a time.
-    """
+    """Build the page."""
     first = models.get(models.names[0])
     uploads = Uploads(Path(get_upload_folder()))
     with gr.Blocks(

@@ -116,9 +116,6 @@ class Uploads:
 
         Args:
             payload: With "path", as the page or any other client sent it; None for no file.
-
-        Raises:
-            ValueError: It is no upload; in the same words whatever is there.
         """
         if payload is None or payload.get("path") is None:
             return None
@@ -136,7 +133,6 @@ class Models:
 
     Args:
         names: What the visitors choose from; at least one.
-        load: Loads one of them.
     """
 
     def __init__(self, names: Sequence[str], load: Callable[[str], TADSRPipeline]) -> None:
@@ -146,12 +142,7 @@ class Models:
         self._lock = Lock()
 
     def get(self, name: str) -> TADSRPipeline:
-        """Return a model's pipeline.
-
-        Raises:
-            ValueError: It is not one of the names; visitors do not choose what is loaded.
-            TADSRError: It cannot be loaded.
-        """
+        """Return a model's pipeline."""
         if name not in self.names:
             raise ValueError(f"the model must be one of {', '.join(self.names)}, got {name!r}")
         with self._lock:
@@ -188,16 +179,7 @@ def restore(
     """Restore an uploaded photo.
 
     Args:
-        pipe: The model.
         photo: The upload; None if there is none yet.
-        choices: How.
-        folder: Where the result's file goes.
-        limits: What is refused.
-        progress: Told how far it is, where the photo is computed in pieces.
-
-    Raises:
-        ValueError: There is no photo, or a choice is out of range.
-        TADSRError: The photo cannot be read, or is too large.
     """
     image, settings = _prepare(photo, choices, limits)
     begin = time.monotonic()
@@ -231,20 +213,7 @@ def draw_sweep(
     limits: DemoLimits,
     progress: Progress | None = None,
 ) -> Image.Image:
-    """Draw an uploaded photo at several timesteps on one sheet.
-
-    Args:
-        pipe: As for `restore`.
-        photo: As for `restore`.
-        choices: As for `restore`; its timesteps are not used.
-        timesteps: Those on the sheet.
-        limits: As for `restore`.
-        progress: As for `restore`.
-
-    Raises:
-        ValueError: As for `restore`.
-        TADSRError: As for `restore`.
-    """
+    """Draw an uploaded photo at several timesteps on one sheet."""
     image, settings = _prepare(photo, choices, limits)
     pixels = to_rgb8(image)
     results = pipe.sweep(
@@ -261,11 +230,7 @@ def draw_sweep(
 
 
 def canvas_for(photo: Path, limits: DemoLimits) -> Image.Image:
-    """Return a photo as something to paint on.
-
-    Raises:
-        TADSRError: As for `restore`.
-    """
+    """Return a photo as something to paint on."""
     try:
         photo_read = _read(photo, limits, min(limits.max_canvas_pixels, limits.max_output_pixels))
     except ImageTooLargeError:
@@ -279,14 +244,7 @@ def canvas_for(photo: Path, limits: DemoLimits) -> Image.Image:
 
 
 def paint_of(layers: Sequence[Path | BinaryIO]) -> np.ndarray | None:
-    """Return the strength of a painting's strokes, uint8 (h, w), whatever their colour.
-
-    Args:
-        layers: Pictures of one size with alpha; none if nobody painted.
-
-    Raises:
-        ValueError: They are no such pictures, or more or larger than a page sends.
-    """
+    """Return the strength of a painting's strokes, uint8 (h, w), whatever their colour."""
     if len(layers) > MAX_LAYERS:
         raise ValueError(f"a painting must have at most {MAX_LAYERS} layers, got {len(layers)}")
     alphas = []

@@ -25,16 +25,7 @@ TIMEOUT_S = 900
 
 
 def check_all(source: str, device: torch.device, dtype: torch.dtype) -> Iterator[Finding]:
-    """Compare each kernel and engine with its reference.
-
-    Args:
-        source: The engines' model, as in `TADSRPipeline.from_pretrained`.
-        device: Where they run.
-        dtype: Type of the weights.
-
-    Yields:
-        A finding each, in order.
-    """
+    """Compare each kernel and engine with its reference."""
     names = [f"kernel {name}" for name in KERNELS]
     names += [f"engine {name}" for name in ENGINES if name != "compile"]
     yield from _run("check", names, source, device, dtype)
@@ -44,14 +35,6 @@ def time_all(source: str, device: torch.device, dtype: torch.dtype) -> Iterator[
     """Time the engines side by side at 512 × 512 px; `engine="auto"` takes the fastest from now on.
 
     Only those that need no minutes of compiling are taken by it.
-
-    Args:
-        source: As for `check_all`.
-        device: As for `check_all`.
-        dtype: As for `check_all`.
-
-    Yields:
-        A finding each, in order.
     """
     names = [f"engine {name}" for name in ENGINES]
     timed = []

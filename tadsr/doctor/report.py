@@ -75,13 +75,7 @@ class Report:
 
 
 def examine(source: str, device: torch.device, dtype: torch.dtype) -> Report:
-    """Look at everything that needs no computing.
-
-    Args:
-        source: A model, as in `TADSRPipeline.from_pretrained`.
-        device: Where it would run.
-        dtype: Type of its weights.
-    """
+    """Look at everything that needs no computing."""
     memory = psutil.virtual_memory()
     about = describe_device(device)
     if device.type == "cuda":
@@ -105,11 +99,7 @@ def examine(source: str, device: torch.device, dtype: torch.dtype) -> Report:
 
 
 def verify_model(source: str) -> Finding:
-    """Read a model's headers and compare its files with the hashes that there are.
-
-    Args:
-        source: As for `examine`; a hub id is looked up in the cache only.
-    """
+    """Read a model's headers and compare its files with the hashes that there are."""
     name = f"model {source}"
     try:
         found = inspect_checkpoint(source)

@@ -74,17 +74,9 @@ class Draft:
 def mirror_folder(source: str | Path, target: str | Path, suffix: str = ".png") -> list[Job]:
     """Plan to write every image of a folder to the same place of another.
 
-    Args:
-        source: Folder with images, at any depth; hidden files and folders are left out.
-        target: Folder of the results; it may lie inside `source` and is then not searched.
-        suffix: Of the results.
-
     Returns:
         One job per image, in the order of the names, and at the end one with an `error` per folder
         that cannot be read.
-
-    Raises:
-        ValueError: `source` is no folder or holds no image, or is `target` itself.
     """
     source, target = Path(source), Path(target)
     if not source.is_dir():
@@ -99,17 +91,10 @@ def draft_folder(
 ) -> Iterator[Draft]:
     """Mirror the images of a folder, without what an earlier run wrote inside it.
 
-    Args:
-        folder: Searched at any depth.
-        root: Where the mirrored tree begins.
-        output: Not searched; `root` or a folder above it.
-        say: Told what is left out: linked folders, and files of suffixes that are not searched for.
-
     Yields:
         One draft per image; at the end one per folder inside that cannot be read.
 
     Raises:
-        ValueError: `root` is the folder itself, or no image is found.
         OSError: The folder itself cannot be read.
     """
     if os.path.realpath(folder) == os.path.realpath(root):
@@ -163,13 +148,6 @@ def name_targets(drafts: Sequence[Draft], suffix: str) -> list[Job]:
     """Name each result after its source, with the source's suffix kept where two would clash.
 
     What an earlier run has made, by its manifest, keeps its name whatever has come or gone since.
-
-    Args:
-        drafts: Sources and the folders of their results.
-        suffix: Of the results.
-
-    Returns:
-        One job per draft, in their order.
     """
     made = {root: _sources_of(root) for root in {draft.root for draft in drafts} if root}
     settled, distinct = set(), set()
@@ -212,14 +190,7 @@ def _sources_of(root: Path) -> dict[str, str]:
 
 
 def check_targets(jobs: Sequence[Job]) -> None:
-    """Check that no result replaces an input or another result.
-
-    Args:
-        jobs: The whole run.
-
-    Raises:
-        ValueError: One does.
-    """
+    """Check that no result replaces an input or another result."""
     sources = {os.path.realpath(job.source): job.source for job in jobs}
     seen: dict[str, Job] = {}
     for job in (job for job in jobs if not job.error):

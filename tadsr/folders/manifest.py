@@ -97,17 +97,7 @@ class _Contents:
 
 
 class Manifest(AbstractContextManager):
-    """The manifest of one folder, held by one run at a time.
-
-    Args:
-        folder: Folder of the results; made if it is missing.
-        settings: What the results depend on, as JSON's types.
-        means: What bounds a run beside them, such as a limit of memory.
-        is_locked: Whether other runs are kept out; False where a file system has no locks.
-
-    Raises:
-        TADSRError: Another run writes to the folder, or it cannot be written.
-    """
+    """The manifest of one folder, held by one run at a time."""
 
     def __init__(
         self,
@@ -166,9 +156,6 @@ class Manifest(AbstractContextManager):
         """Return how many runs with these settings and means were killed while at a result.
 
         Those whose machine was taken away or switched off are not among them.
-
-        Returns:
-            How many when memory ran out, and how many for reasons that nobody knows.
         """
         alike = [begun for begun in self._begun(target) if begun.means == self._means]
         stayed = [begun.memory for begun in alike if not has_rebooted(begun.memory)]
@@ -176,15 +163,7 @@ class Manifest(AbstractContextManager):
         return num_run_out, len(stayed) - num_run_out
 
     def begin(self, target: Path, *, is_deadly: bool = True) -> None:
-        """Write down that a result is being made, for the next run if this one is killed.
-
-        Args:
-            target: The result.
-            is_deadly: Whether this process would die of the image, and not a worker of its.
-
-        Raises:
-            TADSRError: The manifest cannot be written.
-        """
+        """Write down that a result is being made, for the next run if this one is killed."""
         name = self._name(target)
         means = self._means if is_deadly else None
         begun = _Beginning(self.settings, means, _now(), count_kills())
@@ -193,14 +172,7 @@ class Manifest(AbstractContextManager):
         self._begun_now.add(name)
 
     def add(self, outcome: Outcome) -> None:
-        """Write down one image.
-
-        Args:
-            outcome: What became of it.
-
-        Raises:
-            TADSRError: The manifest cannot be written.
-        """
+        """Write down one image."""
         is_written = outcome.status == "written"
         self._add(
             outcome.job,
@@ -219,11 +191,7 @@ class Manifest(AbstractContextManager):
         """Write down a result that a run made and was killed before it could say so.
 
         Args:
-            job: Which image; one that was not begun or is older than that is left alone.
             size: Width and height of the result in px, if they are known.
-
-        Raises:
-            TADSRError: The manifest cannot be written.
         """
         begun = self._begun(job.target)
         try:
@@ -324,9 +292,6 @@ def is_changed(record: Record, source: Path) -> bool:
 
 def read_manifest(folder: str | Path) -> list[Record]:
     """Read the last record of every image.
-
-    Args:
-        folder: Folder of the results.
 
     Returns:
         One record per result, in the order in which they first came; empty without a manifest.

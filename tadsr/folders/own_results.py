@@ -18,11 +18,6 @@ def is_result_of(result: Path, source: Path, scale: float) -> bool:
 
     Its EXIF says so; where there is none, as in BMP, a file is a result that is newer than its
     source and of just the size that it would have.
-
-    Args:
-        result: The file.
-        source: What it may have been made of.
-        scale: Output size over input size.
     """
     from tadsr.images import read_facts
 
@@ -47,17 +42,7 @@ def untagged(path: Path) -> Path:
 def leave_out_results(
     drafts: Sequence[Draft], scale: float, suffix: str, say: Callable[[str], None]
 ) -> list[Draft]:
-    """Leave out what an earlier run made of other files of this one.
-
-    Args:
-        drafts: The whole run.
-        scale: Of this run; results of other scales are known by their names as well.
-        suffix: Of this run's results.
-        say: Told each file that is left out.
-
-    Returns:
-        The others, in their order.
-    """
+    """Leave out what an earlier run made of other files of this one."""
     by_stem: dict[Path, list[Draft]] = {}
     for draft in drafts:
         by_stem.setdefault(draft.source.with_suffix(""), []).append(draft)

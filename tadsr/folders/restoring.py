@@ -109,15 +109,7 @@ def _upright_size(image: SourceImage) -> tuple[int, int]:
 def read_input(job: Job, request: FileRequest) -> SourceImage:
     """Read an image and check that its result can be written, before the long computation.
 
-    Args:
-        job: Which image.
-        request: What will be done to it.
-
-    Returns:
-        The image as its file has it, or the animation.
-
     Raises:
-        TADSRError: The image cannot be read, or the result could not be written.
         OSError: The result's folder cannot be made.
     """
     from tadsr.images import (
@@ -153,15 +145,7 @@ def read_input(job: Job, request: FileRequest) -> SourceImage:
 
 
 def choose_target(job: Job, request: FileRequest) -> Job:
-    """Take a job's alternative where its result does not fit its target's format.
-
-    Args:
-        job: Which image.
-        request: What will be done to it.
-
-    Returns:
-        The job, with a note if its target is another one now.
-    """
+    """Take a job's alternative where its result does not fit its target's format."""
     from tadsr.images import check_format, is_see_through, read_facts, read_image
 
     if job.alternative is None:
@@ -223,18 +207,11 @@ def restore(
     """Restore and enlarge one image.
 
     Args:
-        pipe: The pipeline.
-        image: What `read_input` gave.
-        job: Which image.
-        request: What is done to it.
         progress: Told the share that is done, 0..1.
 
     Returns:
         The result, for `write_result`; None where it was written at once, as animations are and
         what is very large.
-
-    Raises:
-        TADSRError: As the pipeline says.
     """
     from tadsr.images import STREAMED_SUFFIXES
 
@@ -276,22 +253,12 @@ def _shrink(image: Image.Image | ArrayImage, size: tuple[int, int]) -> Image.Ima
 
 
 def batches_at_once(pipe: TADSRPipeline) -> int:
-    """Return how many batches are computed at once: with a GPU one is decoded or encoded meanwhile.
-
-    Args:
-        pipe: The pipeline; one batch at a time uses its networks.
-    """
+    """Return how many batches are under way at once: a GPU computes one while others are coded."""
     return 2 if pipe.device.type == "cuda" else 1
 
 
 def images_at_once(pipe: TADSRPipeline, image: SourceImage, request: FileRequest) -> int:
-    """Return how many images like this one `restore_together` takes, at least 1.
-
-    Args:
-        pipe: The pipeline.
-        image: What `read_input` gave.
-        request: What is done to it.
-    """
+    """Return how many images like this one `restore_together` takes, at least 1."""
     width, height = request.output_size(image)
     if num_frames(image) > 1 or request.seed is not None or height * width > STREAMED_PIXELS:
         return 1
@@ -301,19 +268,7 @@ def images_at_once(pipe: TADSRPipeline, image: SourceImage, request: FileRequest
 def restore_together(
     pipe: TADSRPipeline, images: Sequence[SourceImage], request: FileRequest
 ) -> list[Image.Image | ArrayImage]:
-    """Restore images of one size in one go.
-
-    Args:
-        pipe: The pipeline.
-        images: At most `images_at_once`.
-        request: What is done to them.
-
-    Returns:
-        The results, for `write_result`.
-
-    Raises:
-        TADSRError: As the pipeline says; which image it was is not known.
-    """
+    """Restore images of one size in one go."""
     settings = request.settings_for(images[0])
     timestep = request.timestep
     if not isinstance(timestep, int):
@@ -364,16 +319,7 @@ def _restore_frames(
 
 
 def write_result(result: Image.Image | ArrayImage, job: Job, request: FileRequest) -> None:
-    """Write a result whole or not at all.
-
-    Args:
-        result: What `restore` gave.
-        job: Which image.
-        request: Quality, and whether an existing file is replaced.
-
-    Raises:
-        ImageWriteError: It cannot be written.
-    """
+    """Write a result whole or not at all."""
     from tadsr.images import write_image
 
     overwrite = request.overwrite or job.may_replace
@@ -388,9 +334,6 @@ def write_result(result: Image.Image | ArrayImage, job: Job, request: FileReques
 
 def keep_dates(job: Job) -> None:
     """Give a written result its input's times.
-
-    Args:
-        job: Which image.
 
     Raises:
         OSError: The file system does not take them.

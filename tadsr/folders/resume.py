@@ -43,20 +43,8 @@ def upscale_files(
     killed comes first and by itself; after the second time that memory ran out it fails without
     being tried, and is tried again once a run has got to its end.
 
-    Args:
-        jobs: Which files; those with a folder are written to its manifest.
-        request: What is done to each.
-        settings: What results depend on beside the request, such as the model; JSON's types.
-        run: How files are upscaled.
-        report: Told each outcome as it comes.
-        is_locked: As for `Manifest`.
-
     Returns:
         The outcome of every image; one that failed is among them.
-
-    Raises:
-        TADSRError: Another run writes to a folder, a manifest cannot be written, or what `run`
-            raises.
     """
     outcomes: list[Outcome] = []
 
@@ -135,11 +123,6 @@ def check_existing(
     job: Job, request: FileRequest, manifest: Manifest | None
 ) -> tuple[Job, str | None]:
     """Decide whether an image is still to be done.
-
-    Args:
-        job: Which image.
-        request: What would be done.
-        manifest: Of the output folder, if there is one.
 
     Returns:
         The job, with leave to replace a damaged result, and alone if a run was killed at it; and

@@ -112,22 +112,6 @@ def run_files(
     waiting at most than are written at once. What has been read and is of one size goes through a
     GPU together, and meanwhile the images before and after are encoded and decoded. Interrupted,
     what is being written is finished first.
-
-    Args:
-        jobs: Which files; taken one at a time, from a thread of its own.
-        request: What is done to each.
-        load: Gives the pipeline; called when the first image has been read.
-        report: Told each outcome as soon as it is known, in this thread; and each job before it is
-            computed, by its method `begin` if it has one.
-        progress_of: Gives each image's progress.
-        pace: Where what the run waits for is counted as it goes.
-
-    Returns:
-        What the run waited for.
-
-    Raises:
-        ImageWriteError: The disk is full, so that nothing more can be written.
-        TADSRError: What `load` raises.
     """
     pipe, max_batches = None, 1
     begin = getattr(report, "begin", lambda job: None)
@@ -214,15 +198,7 @@ def _restore_batch(
 
 
 def explain(job: Job, error: BaseException) -> str:
-    """Return what went wrong with an image, as one line that names it.
-
-    Args:
-        job: Which image.
-        error: What was raised.
-
-    Returns:
-        The message.
-    """
+    """Return what went wrong with an image, as one line that names it."""
     message = str(error) or type(error).__name__
     if isinstance(error, MemoryError) or ("memory" in message and "alloc" in message):
         message = f"{message.splitlines()[0]}; try --max-memory, a smaller --scale or --dtype"

@@ -143,11 +143,7 @@ def tag_images(
 
 
 def read_tags(path: str | Path) -> dict[str, str]:
-    """Read what `tag_folder` wrote: each image's name in its folder, and its tags.
-
-    Raises:
-        ValueError: The file cannot be read, or a line is none of these.
-    """
+    """Read what `tag_folder` wrote: each image's name in its folder, and its tags."""
     return {name: record["tags"] for name, record in _read_records(Path(path))}
 
 

@@ -73,12 +73,7 @@ def upscale_folder(
 
 
 def load_pipeline(model: str, device: str) -> TADSRPipeline:
-    """Load a model onto a device, in float16 on CUDA and float32 elsewhere.
-
-    Args:
-        model: As in `TADSRPipeline.from_pretrained`.
-        device: What torch calls it.
-    """
+    """Load a model onto a device, in float16 on CUDA and float32 elsewhere."""
     import torch
 
     from tadsr.pipeline import TADSRPipeline

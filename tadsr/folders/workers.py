@@ -52,18 +52,7 @@ def run_on_devices(
     once more and then counted as failed.
 
     Args:
-        jobs: Which files.
-        request: What is done to each.
         load: Gives the pipeline on a device; must be picklable.
-        devices: What torch calls them; one may come several times.
-        report: Told each outcome, in this thread; and each job before it is given to a worker, by
-            its method `begin` if it has one.
-
-    Returns:
-        What the devices waited for, together.
-
-    Raises:
-        TADSRError: The model cannot be loaded, or workers die without finishing anything.
     """
     run = _Run(deque(jobs), request, load, devices, report)
     run.finish()

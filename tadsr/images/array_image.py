@@ -87,9 +87,6 @@ def read_16bit(image: Image.Image) -> np.ndarray | None:
     Pillow's decoders know raw modes that take the high and such that take the low byte of each
     sample, so that two readings have it all: with every compression, interlacing and tiling.
 
-    Args:
-        image: As `PIL.Image.open` gives it, not loaded; its file is read twice.
-
     Returns:
         Upright pixels (H, W, 2..4), uint16; or None where `image` needs no such reading or
         cannot be read so.
@@ -128,7 +125,6 @@ def read_tiff(path: Path, max_pixels: int | None) -> tuple[np.ndarray, Image.Exi
     """Read the first page of a 16 bit or float TIFF that Pillow cannot.
 
     Args:
-        path: The file.
         max_pixels: Largest width × height; None for no limit.
 
     Returns:
@@ -136,7 +132,6 @@ def read_tiff(path: Path, max_pixels: int | None) -> tuple[np.ndarray, Image.Exi
         `xmp` where there are any.
 
     Raises:
-        ImageReadError: The samples are of another kind, or too many.
         Exception: The file is damaged, or compressed in a way that tifffile does not know alone.
     """
     import tifffile
@@ -194,11 +189,7 @@ def read_tiff(path: Path, max_pixels: int | None) -> tuple[np.ndarray, Image.Exi
 
 
 def check_unit(pixels: np.ndarray, path: Path) -> np.ndarray:
-    """Return float pixels, which must be in [0, 1].
-
-    Raises:
-        ImageReadError: They are not.
-    """
+    """Return float pixels, which must be in [0, 1]."""
     low, high = float(pixels.min()), float(pixels.max())
     if not 0 <= low <= high <= 1:  # NaN too
         raise ImageReadError(

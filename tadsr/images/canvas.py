@@ -28,8 +28,6 @@ def assemble_images(
         strips: Of B images, from top to bottom: the first row, and (B, 3, rows, W) as for
             `StripCanvas.write`.
         decoded: The B images that they were made from, of one size.
-        settings: Their scale.
-        output_type: As for `encode_image`.
     """
     size = settings.output_size(*decoded[0].rgb.shape[-2:])
     canvases = [StripCanvas(image, size, output_type) for image in decoded]
@@ -64,9 +62,7 @@ class StripCanvas:
     """Takes strips as tensors and gives back the kind of image that was decoded.
 
     Args:
-        like: The decoded image whose kind to give back.
         size: Height and width in px.
-        output_type: As for `encode_image`.
     """
 
     def __init__(
@@ -81,7 +77,6 @@ class StripCanvas:
         """Put a strip in its place.
 
         Args:
-            start: Its first row.
             rgb: (3, rows, W), as for `encode_image`.
             alpha: Float (1, rows, W) in [0, 1]; None for an opaque image.
         """
@@ -121,11 +116,7 @@ def resize_image(
     """Resize an image by bicubic.
 
     Args:
-        image: PIL image of any mode, or an `ArrayImage`.
         size: Width and height in px.
-
-    Returns:
-        An image of the same kind, upright.
     """
     decoded = decode_image(image)
     planes = resize_bicubic(stack_images([decoded]), size[::-1])[0].clamp(0, 1)

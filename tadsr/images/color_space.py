@@ -92,10 +92,6 @@ def to_srgb(pixels: np.ndarray, profile: bytes) -> np.ndarray:
 
     Args:
         pixels: uint8, (H, W, 3).
-        profile: Of RGB or grey; a damaged one is as good as none.
-
-    Returns:
-        As `pixels`; the very same where the profile is about sRGB's.
     """
     is_gray = profile[16:20] == b"GRAY"
     try:

@@ -24,9 +24,6 @@ def open_png(path: Path) -> tuple[Path | BinaryIO, dict[str, bytes]]:
     Pillow refuses whole files for texts and profiles beyond limits of its own, which are settings
     of the process.
 
-    Args:
-        path: The file, of any kind.
-
     Returns:
         The file itself, or a copy in memory without what is too much; and `icc_profile` and
         `cicp` where Pillow has no eye for them.
@@ -61,11 +58,7 @@ def open_png(path: Path) -> tuple[Path | BinaryIO, dict[str, bytes]]:
 
 
 def find_nclx(path: Path) -> tuple[int, int] | None:
-    """Return primaries and transfer of an AVIF's or HEIC's first picture, or None.
-
-    Args:
-        path: The file.
-    """
+    """Return primaries and transfer of an AVIF's or HEIC's first picture, or None."""
     with open(path, "rb") as file:
         end = file.seek(0, 2)
         place = 0

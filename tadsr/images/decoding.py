@@ -117,7 +117,6 @@ def decode_image(image: ImageLike) -> DecodedImage:
 
     Args:
         image: One of
-
             - a PIL image of any mode, of a multi-frame file the frame it stands at; mode I holds
               0..65535 and mode F 0..255; a CMYK image goes through its ICC profile if it has one;
             - an array (H, W), (H, W, 1), (H, W, 3) or RGBA (H, W, 4): uint8, uint16, or
@@ -127,11 +126,6 @@ def decode_image(image: ImageLike) -> DecodedImage:
 
     Returns:
         The decoded image; it shares no memory with `image`.
-
-    Raises:
-        TypeError: If the type or dtype is none of these.
-        ValueError: If the shape, a side of 0 px, NaN, infinity or the range is wrong.
-        ImageReadError: If the pixels of a lazily opened PIL image cannot be loaded.
     """
     for kind, decode in _DECODERS.items():
         if isinstance(image, kind):
@@ -299,11 +293,7 @@ def strip_metadata(image: Image.Image | ArrayImage) -> Image.Image | ArrayImage:
 
 
 def mark_as_made(image: Image.Image | ArrayImage) -> Image.Image | ArrayImage:
-    """Return an image whose results say in their EXIF that tadsr has made them.
-
-    Args:
-        image: PIL image of any mode, or an `ArrayImage`.
-    """
+    """Return an image whose results say in their EXIF that tadsr has made them."""
     exif = Image.Exif()
     try:
         exif.load(image.info.get("exif") or b"")
@@ -323,7 +313,6 @@ def lay_over(
     """Lay an image over a colour; one without alpha is returned as it is.
 
     Args:
-        image: PIL image of any mode, or an `ArrayImage`.
         color: Red, green and blue, 0..255.
 
     Returns:

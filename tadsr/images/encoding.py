@@ -32,7 +32,6 @@ def encode_image(
         rgb: Float (3, H, W), clamped to [0, 1]; H and W may differ from those decoded. Or bytes,
             where `takes_bytes`.
         alpha: Float (1, H, W), clamped to [0, 1], attached as it is; None for an opaque result.
-        like: The decoded image whose kind to give back.
         output_type: None for that kind; "pil" for an 8-bit PIL image; "np" for an array
             (H, W, 3), or (H, W, 4) with alpha, of uint8, or uint16 if the input was 16 bit;
             "pt" for a float32 tensor (3, H, W) in [0, 1], without alpha.
@@ -40,10 +39,6 @@ def encode_image(
     Returns:
         The image; a tensor is on the input tensor's device, or on that of `rgb` if the input
         was none.
-
-    Raises:
-        TypeError: If `rgb` or `alpha` is neither of these.
-        ValueError: If a shape or `output_type` is wrong, or a value is NaN or infinite.
     """
     if output_type is not None and output_type not in OUTPUT_TYPES:
         choices = ", ".join(map(repr, OUTPUT_TYPES))

@@ -69,17 +69,8 @@ def check_writable(
     """Raise unless `write_image` could write such an image; writes nothing.
 
     Args:
-        path: The file to be.
-        overwrite: Whether an existing file may be replaced.
-        format: As for `write_image`.
-        has_alpha: Whether the image will have an alpha channel.
         size: (width, height) in px that the image will have; None skips that check.
         num_frames: More than 1 for an animation.
-
-    Raises:
-        ImageWriteError: If the folder is missing or not writable, the file exists and may not be
-            replaced, its name is too long, or the format is unknown, or cannot hold the alpha
-            channel, the size or the frames.
     """
     path, format = Path(path), _file_format(Path(path), format)
     if not os.path.isdir(path.parent):
@@ -105,14 +96,8 @@ def check_format(
     """Raise unless a file's format can hold an image, wherever the file is.
 
     Args:
-        path: As for `check_writable`, and so are the others.
-        format: As for `write_image`.
-        has_alpha: Whether the image will have an alpha channel.
         size: (width, height) in px that the image will have; None skips that check.
         num_frames: More than 1 for an animation.
-
-    Raises:
-        ImageWriteError: It cannot.
     """
     path, format = Path(path), _file_format(Path(path), format)
     if num_frames > 1 and format not in _ANIMATED_FORMATS:
@@ -212,17 +197,7 @@ def write_image(
 
 @contextmanager
 def open_whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Open an image file that appears under its name only when all is written.
-
-    Args:
-        path: The file; one that exists is replaced at the end, or stays at any failure.
-
-    Yields:
-        The open file, for writing and reading.
-
-    Raises:
-        ImageWriteError: Writing fails.
-    """
+    """Open an image file that appears under its name only when all is written."""
     try:
         with whole_file(path) as partial, open(partial, "x+b") as file:
             yield file
@@ -234,9 +209,6 @@ def open_whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 def to_palette(image: Image.Image) -> Image.Image:
     """Reduce an image to a palette with dithering, as a GIF needs it.
-
-    Args:
-        image: RGB or RGBA; more than half transparent becomes transparent, the rest opaque.
 
     Returns:
         Mode P with 255 colours, and `info["transparency"]` where anything is transparent.

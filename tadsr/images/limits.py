@@ -55,12 +55,10 @@ def check_size(
     """Raise ImageReadError if an image is empty, or small in its file but not in memory.
 
     Args:
-        path: Its file.
         width: In px.
         height: In px.
         max_pixels: Largest width × height; None for any.
         pixel_bytes: Of one pixel; larger ones than those of 8-bit colours count as several.
-        num_frames: All of them may have `MAX_FRAMES` × `max_pixels`.
     """
     if width * height == 0:
         raise ImageReadError(f"{path}: must have no side of 0 px, got {width}×{height}")

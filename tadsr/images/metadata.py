@@ -53,7 +53,6 @@ def kept_metadata(info: Mapping[str, Any], icc_space: bytes) -> dict[str, Any]:
     """Keep the metadata that is well-formed and fits the colour space.
 
     Args:
-        info: As of a PIL image.
         icc_space: Colour space that an ICC profile must name, such as b"RGB ".
 
     Returns:
@@ -85,11 +84,7 @@ def kept_metadata(info: Mapping[str, Any], icc_space: bytes) -> dict[str, Any]:
 
 
 def find_metadata(image: Image.Image) -> dict[str, Any]:
-    """Return a loaded PIL image's `info`, with what Pillow keeps elsewhere under one name each.
-
-    Args:
-        image: As `PIL.Image.open` gives it, or any other.
-    """
+    """Return a loaded PIL image's `info`, with what Pillow keeps elsewhere under one name each."""
     found = dict(image.info)
     text = getattr(image, "text", None)
     if isinstance(text, dict):
@@ -127,13 +122,7 @@ def iptc_resource(iptc: bytes) -> bytes:
 
 
 def upright_metadata(exif: Image.Exif, info: Mapping[str, Any], icc_space: bytes) -> dict[str, Any]:
-    """Keep the metadata of a file whose pixels are turned upright.
-
-    Args:
-        exif: Of the file.
-        info: As of the PIL image.
-        icc_space: As for `kept_metadata`.
-    """
+    """Keep the metadata of a file whose pixels are turned upright."""
     try:
         found = {"dpi": exif_dpi(exif)} | info | {"exif": tidy_exif(exif)}
     except Exception:  # damaged EXIF says nothing against the pixels
@@ -156,7 +145,6 @@ def turn_upright(image: Image.Image, orientation: int | None = None) -> Image.Im
     of the EXIF does not matter.
 
     Args:
-        image: The image.
         orientation: As in EXIF; None for the image's own.
     """
     image.load()

@@ -24,10 +24,8 @@ class PngWriter:
     """Writes one PNG file from top to bottom.
 
     Args:
-        file: Seekable, open for writing, empty.
         shape: Height, width and channels (1..4).
         dtype: uint8 or uint16.
-        metadata: As of `kept_metadata`.
     """
 
     def __init__(
@@ -58,12 +56,7 @@ class PngWriter:
         """Write frames (H, W, C) of an animation, each whole, and close the PNG.
 
         Args:
-            frames: Computed one by one; none is kept.
-            durations_ms: As many.
             num_plays: 0 for ever.
-
-        Returns:
-            Their number.
         """
         height, width, _ = self._shape
         control = self._file.tell()
@@ -116,14 +109,7 @@ class PngWriter:
 
 
 def metadata_chunks(metadata: Mapping[str, Any]) -> Iterator[tuple[bytes, bytes]]:
-    """Turn metadata into the chunks that stand before a PNG's pixels.
-
-    Args:
-        metadata: As of `kept_metadata`.
-
-    Yields:
-        Kinds and contents.
-    """
+    """Turn metadata into the chunks that stand before a PNG's pixels."""
     if "cicp" in metadata:
         yield b"cICP", metadata["cicp"]
     if "icc_profile" in metadata:

@@ -90,15 +90,7 @@ class FileFacts:
 
 
 def read_facts(path: str | os.PathLike[str], *, max_pixels: int | None = MAX_PIXELS) -> FileFacts:
-    """Read an image file's header.
-
-    Args:
-        path: The file.
-        max_pixels: As for `read_image`.
-
-    Raises:
-        ImageReadError: As for `read_image`, but for damage of the pixels.
-    """
+    """Read an image file's header."""
     path = check_readable(path, max_pixels)
     try:
         with pillow_opens(max_pixels), open_image(path, max_pixels) as image:
@@ -121,15 +113,7 @@ def read_facts(path: str | os.PathLike[str], *, max_pixels: int | None = MAX_PIX
 
 
 def find_losses(path: str | os.PathLike[str], *, max_pixels: int | None = MAX_PIXELS) -> list[str]:
-    """Return what `read_image` warns of, but for frames: further pages, and HDR.
-
-    Args:
-        path: The file.
-        max_pixels: As for `read_image`; of a larger file nothing is said.
-
-    Raises:
-        ImageReadError: If the file is missing.
-    """
+    """Return what `read_image` warns of, but for frames: further pages, and HDR."""
     path = check_readable(path, max_pixels)
     try:
         with pillow_opens(max_pixels), open_image(path, max_pixels) as image:
@@ -156,7 +140,6 @@ def open_image(path: Path, max_pixels: int | None) -> Image.Image:
     """Open a file without loading its pixels, as `PIL.Image.open`, HEIC too.
 
     Raises:
-        ImageReadError: The image is too large or empty, or needs a library that is missing.
         Exception: Whatever Pillow raises for a damaged file.
     """
     source, found = open_png(path)

@@ -38,14 +38,7 @@ def write_strips(
 
     Args:
         strips: From top to bottom without a gap.
-        path: PNG or TIFF, by its suffix.
-        like: The decoded image whose kind and metadata to keep.
         size: Height and width in px.
-        overwrite: Whether an existing file may be replaced.
-
-    Raises:
-        ImageWriteError: The format cannot be written in strips, or writing fails, which leaves
-            any existing file as it was.
     """
     path = Path(path)
     check_streamable(path)

@@ -24,10 +24,6 @@ def resize_bicubic(x: Tensor, size: tuple[int, int]) -> Tensor:
 
     Returns:
         A tensor (B, C, *size) of the same dtype, not clamped; `x` itself if the size is equal.
-
-    Raises:
-        TypeError: If `x` is not a float tensor.
-        ValueError: If `x` is not (B, C, H, W) with pixels, or `size` is below 1 px.
     """
     _check_nchw(x)
     height, width = size
@@ -105,10 +101,6 @@ def pad_reflect(x: Tensor, bottom: int, right: int) -> Tensor:
     Returns:
         A tensor (B, C, H + bottom, W + right), as `numpy.pad(mode="reflect")` pads: the edge is
         not repeated, except where a side is 1 px. `x` itself if there is nothing to add.
-
-    Raises:
-        TypeError: If `x` is not a float tensor.
-        ValueError: If `x` is not (B, C, H, W) with pixels, or an amount is negative.
     """
     _check_nchw(x)
     if bottom < 0 or right < 0:
@@ -125,7 +117,6 @@ def reflect_index(start: int, stop: int, side: int) -> Tensor:
 
     Args:
         start: First position, at least 0.
-        stop: Position after the last; may lie beyond the side.
         side: Length of the side in px, at least 1.
 
     Returns:

@@ -37,11 +37,9 @@ def write_tiff(
     """Write strips as a tiled TIFF, a BigTIFF where it must be.
 
     Args:
-        file: Seekable, open for reading and writing, empty.
         strips: (rows, W, C) from top to bottom without a gap.
         shape: Height, width and channels (1..4).
         dtype: uint8, uint16 or float32.
-        metadata: As of `kept_metadata`.
     """
     channels = shape[2]
     resolution = {}
@@ -72,10 +70,6 @@ def attach_metadata(file: BinaryIO, metadata: Mapping[str, Any]) -> None:
     """Give a TIFF its EXIF, with GPS, its XMP and its IPTC.
 
     A new directory with the old one's tags and these is put at the end of the file.
-
-    Args:
-        file: A whole TIFF or BigTIFF of one page, open for reading and writing.
-        metadata: As of `kept_metadata`.
     """
     exif = metadata.get("exif", b"").removeprefix(b"Exif\0\0")
     blocks = {_XMP_TAG: metadata.get("xmp"), _IPTC_TAG: metadata.get("iptc")}

@@ -87,12 +87,6 @@ def target_modules(model: nn.Module) -> dict[str, list[str]]:
     Args:
         model: UNet2DConditionModel or TimeAwareAutoencoderKL, plain or with adapters; the meta
             device suffices.
-
-    Returns:
-        Adapter name to full module names, in the model's order.
-
-    Raises:
-        TypeError: The model is of another class.
     """
     targets = targets_of(model)
     found: dict[str, list[str]] = {name: [] for name in targets}

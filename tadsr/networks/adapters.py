@@ -59,10 +59,6 @@ def check_adapters(
     Args:
         unet: The UNet, plain; the meta device suffices.
         vae: The VAE, plain; the meta device suffices.
-        adapters: The adapters.
-
-    Raises:
-        ValueError: A tensor is missing, extra or misshapen, or a model has adapters already.
     """
     for model in (unet, vae):
         if has_adapters(model):
@@ -100,14 +96,6 @@ def attach_adapters(
 
     LoRA matrices are at least float32, whatever the base's dtype. Afterwards only they require
     gradients, as peft leaves it.
-
-    Args:
-        unet: The UNet, plain.
-        vae: The VAE, plain.
-        adapters: The adapters; their values are copied.
-
-    Raises:
-        ValueError: The adapters do not fit, or a model has adapters already.
     """
     check_adapters(unet, vae, adapters)
     _inject(unet, adapters.rank_unet, adapters.alpha)
@@ -133,10 +121,6 @@ def attach_new_adapters(
         unet: The UNet, plain; None to leave it out.
         vae: The VAE, plain; None to leave it out.
         rank: Rank of the matrices, at least 1.
-        alpha: Numerator of the scaling alpha / rank.
-
-    Raises:
-        ValueError: The rank is under 1, or a model has adapters already.
     """
     if rank < 1:
         raise ValueError(f"rank must be at least 1, got {rank}")
@@ -149,14 +133,7 @@ def attach_new_adapters(
 
 
 def has_adapters(model: nn.Module) -> bool:
-    """Tell whether a model has unmerged adapters attached.
-
-    Args:
-        model: Any module.
-
-    Returns:
-        True if a submodule is a peft layer.
-    """
+    """Tell whether a model has unmerged adapters attached."""
     return any(isinstance(m, BaseTunerLayer) for m in model.modules())
 
 
@@ -168,10 +145,6 @@ def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
     Returns:
         Name to parameter: LoRA matrices, and the UNet's `conv_in` or the VAE's time layers.
-
-    Raises:
-        ValueError: The model has no adapters.
-        TypeError: The model is of another class.
     """
     full = UNET_FULL if targets_of(model) is UNET_TARGETS else VAE_TIME
     if not has_adapters(model):
@@ -187,18 +160,7 @@ def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def extract_adapters(unet: UNet2DConditionModel, vae: TimeAwareAutoencoderKL) -> AdapterSet:
-    """Copy the attached adapters out of two models.
-
-    Args:
-        unet: The UNet with adapters.
-        vae: The VAE with adapters.
-
-    Returns:
-        The adapters, on the CPU, independent of the models.
-
-    Raises:
-        ValueError: A model has no adapters.
-    """
+    """Copy the attached adapters out of two models."""
     unet_tensors = _to_cpu(adapter_parameters(unet))
     vae_tensors = _to_cpu(adapter_parameters(vae))
     unet_config = next(iter(unet.peft_config.values()))
@@ -220,7 +182,6 @@ def merged_weight(weight: Tensor, lora_a: Tensor, lora_b: Tensor, scaling: float
         weight: (out, in) or (out, in, k, k), any floating dtype.
         lora_a: (r, in) or (r, in, k, k).
         lora_b: (out, r) or (out, r, 1, 1).
-        scaling: alpha / rank.
 
     Returns:
         The sum, shaped as `weight`, float32: the caller rounds once, to the dtype it wants.
@@ -236,16 +197,7 @@ def merged_weight(weight: Tensor, lora_a: Tensor, lora_b: Tensor, scaling: float
 def merge_adapters(
     unet: UNet2DConditionModel, vae: TimeAwareAutoencoderKL, adapters: AdapterSet
 ) -> None:
-    """Merge adapters into plain models, in place; sums are float32, then cast.
-
-    Args:
-        unet: The UNet, plain.
-        vae: The VAE, plain.
-        adapters: The adapters.
-
-    Raises:
-        ValueError: The adapters do not fit, or a model has adapters attached.
-    """
+    """Merge adapters into plain models, in place; sums are float32, then cast."""
     check_adapters(unet, vae, adapters)
     for model, change in zip((unet, vae), weight_changes(adapters), strict=True):
         for name, parameter in model.named_parameters():
@@ -255,15 +207,7 @@ def merge_adapters(
 
 
 def fuse_adapters(unet: UNet2DConditionModel, vae: TimeAwareAutoencoderKL) -> None:
-    """Merge attached adapters in place and remove peft's wrappers.
-
-    Args:
-        unet: The UNet with adapters.
-        vae: The VAE with adapters.
-
-    Raises:
-        ValueError: A model has no adapters.
-    """
+    """Merge attached adapters in place and remove peft's wrappers."""
     adapters = extract_adapters(unet, vae)
     detach_adapters(unet)
     detach_adapters(vae)
@@ -274,9 +218,6 @@ def detach_adapters(model: nn.Module) -> None:
     """Remove peft's wrappers from a model in place, without merging.
 
     The UNet's `conv_in` and the VAE's time layers keep their trained values.
-
-    Args:
-        model: A model with or without adapters.
     """
     wrapped = [(n, m) for n, m in model.named_modules() if isinstance(m, BaseTunerLayer)]
     for name, layer in wrapped:
@@ -291,11 +232,6 @@ class WeightChange:
     """Map a plain model's weights to its merged weights, one at a time.
 
     One at a time, so that a loader can merge each tensor while reading it.
-
-    Args:
-        lora: LoRA matrices by name.
-        full: Replacements by the plain name.
-        scaling: alpha / rank.
     """
 
     def __init__(
@@ -318,14 +254,7 @@ class WeightChange:
 
 
 def weight_changes(adapters: AdapterSet) -> tuple[WeightChange, WeightChange]:
-    """Return what merging does to the UNet's and to the VAE's weights.
-
-    Args:
-        adapters: The adapters; check them with `check_adapters` first.
-
-    Returns:
-        The UNet's change and the VAE's.
-    """
+    """Return what merging does to the UNet's and to the VAE's weights."""
     conv_in = {
         name.replace(".base_layer", ""): tensor
         for name, tensor in adapters.unet.items()
@@ -338,14 +267,7 @@ def weight_changes(adapters: AdapterSet) -> tuple[WeightChange, WeightChange]:
 
 
 def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """Return a model's tensors under their plain names, LoRA matrices left out.
-
-    Args:
-        model: A model with or without adapters.
-
-    Returns:
-        Name to tensor, detached, sharing memory with the model.
-    """
+    """Return a model's tensors under their plain names, LoRA matrices left out."""
     return {
         name.replace(".base_layer.", "."): tensor
         for name, tensor in model.state_dict().items()

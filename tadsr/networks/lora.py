@@ -35,8 +35,6 @@ def merge_lora(model: nn.Module, products: Sequence[LoraProduct], scale: float) 
     Where the model has adapters attached, the weights below them are changed.
 
     Args:
-        model: The model.
-        products: What to add; the weights exist and the shapes fit.
         scale: Factor of all products; 1 is as trained, 0 changes nothing.
     """
     weights = {n.replace(".base_layer.", "."): p for n, p in model.named_parameters()}

@@ -19,7 +19,6 @@ class Activation(ABC):
 
     Args:
         shape: (B, C, H, W).
-        dtype: Of the elements.
     """
 
     statistics: ChannelStatistics | None = None
@@ -47,7 +46,6 @@ class ComputedActivation(Activation):
 
     Args:
         shape: (B, C, H, W).
-        dtype: Of the elements.
         compute: Returns the rows from start to stop, (B, C, rows, W).
     """
 
@@ -96,8 +94,6 @@ class StoredActivation(Activation):
 
     Args:
         shape: (B, C, H, W).
-        dtype: Of the elements.
-        device: Where rows are computed, and their statistics lie.
     """
 
     def __init__(self, shape: Shape, dtype: torch.dtype, device: torch.device) -> None:

@@ -58,11 +58,7 @@ def attend_in_windows(
 
     Args:
         query: Returns queries of rows from start to stop, (B, C, rows, W).
-        key_value: Returns keys and values of such rows.
-        rows: Windows along the height.
-        columns: Windows along the width.
         heads: Attention heads; C is a multiple.
-        scale: Factor of the scores.
 
     Yields:
         The first row and the result (B, C, rows, W) of bands that together are all rows.
@@ -98,7 +94,6 @@ def attend_to_blocks(
     Args:
         query: (..., N, C).
         blocks: Keys and values, (..., M, C) each.
-        scale: Factor of the scores.
 
     Returns:
         The result, (..., N, C).

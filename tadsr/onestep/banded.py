@@ -62,20 +62,11 @@ def upscale_in_strips(
     """Restore and enlarge images with the result of the untiled computation.
 
     Args:
-        engine: Takes the step.
-        conditions: Timesteps and prompts.
         rgb: Images, (B, 3, h, w), in [0, 1]; or one for all timesteps. A fourth channel is alpha,
             by which adain weighs pixels.
-        settings: Scale and colour fix; the size that the network works at must be the output's.
-        spec: Sizes of the pieces, and the memory to stay within.
-        progress: Called at every piece with the share done.
 
     Yields:
         Strips from top to bottom. All computation but the colour fix is done before the first.
-
-    Raises:
-        TADSRError: The result is not finite at the model's precision, or no memory is left even
-            for the smallest pieces.
     """
     run = _Run(engine, conditions, rgb, settings, progress)
     restored = run.restore(spec)
@@ -89,14 +80,7 @@ def upscale_in_strips(
 def planned_bytes(
     engine: OneStepEngine, conditions: Conditions, rgb: Tensor, settings: UpscaleSettings
 ) -> int:
-    """Return what bands keep between layers at the most; counted once for a size.
-
-    Args:
-        engine: As for `upscale_in_strips`.
-        conditions: As for `upscale_in_strips`.
-        rgb: As for `upscale_in_strips`.
-        settings: As for `upscale_in_strips`.
-    """
+    """Return what bands keep between layers at the most; counted once for a size."""
     size = settings.output_size(*rgb.shape[-2:])
 
     def count() -> int:
@@ -259,11 +243,7 @@ class BandedStages:
     """The three networks in bands, as `OneStepEngine.take` runs them.
 
     Args:
-        run: The images.
-        bands: Runs the layers; with a plan, nothing is computed.
         attention_px: Side of the windows in which the UNet attends to itself; 0 for none.
-        vae: Time-aware autoencoder.
-        unet: One-step student.
     """
 
     # What follows takes long, so an overflow is not carried through it.

@@ -71,11 +71,6 @@ class Source:
 class Bands:
     """Runs layers over activations in bands of rows.
 
-    Args:
-        storage: Room for what the layers leave.
-        band_bytes: Working set of one band.
-        tick: Called after every band with its multiplications; may raise to cancel.
-
     With a `PlannedStorage` the layers compute nothing, and report their work at once.
     """
 
@@ -90,13 +85,7 @@ class Bands:
         self._tick = tick
 
     def split(self, height: int, row_bytes: int, row_work: int) -> Iterator[tuple[int, int]]:
-        """Yield start and stop of bands, and report each when it is done.
-
-        Args:
-            height: Rows in all.
-            row_bytes: Bytes that a row of the layer's largest side needs.
-            row_work: Multiplications per row.
-        """
+        """Yield start and stop of bands, and report each when it is done."""
         if self.is_plan:
             self.report(height * row_work)
             return
@@ -154,16 +143,11 @@ class Bands:
         """Run a convolution with what surrounds it.
 
         Args:
-            source: Its input.
             conv: A convolution with stride 1 or 2, padded by zeros.
-            pad_end: Whether one row and column of zeros follow the input and none precede it, as
-                the autoencoder's down-sampling pads.
             bias: Added per image and channel, (B, C_out).
-            residual: Added after the convolution, of the output's size.
             shortcut: 1×1 convolution of the source as it is stored, and what its output goes to.
             target: Overwritten in place of new memory; may be what `residual` reads.
             emit: Receives each band, with its first row, in place of memory.
-            consume: Whether the source's memory is given back, as soon as it is read.
 
         Returns:
             The output with its statistics; None with `emit`.
@@ -222,12 +206,7 @@ class Bands:
         Args:
             block: With time added to the first convolution ("default"), as scale and shift of the
                 second normalisation ("scale_shift"), or without.
-            x: Its input, with statistics.
             temb: Time embedding, (B, E).
-            consume: Whether the input's memory is given back as it is read, or serves the output.
-
-        Returns:
-            The output with its statistics.
         """
         bias = scale = shift = None
         if block.time_emb_proj is not None and temb is not None and not self.is_plan:
@@ -263,12 +242,7 @@ class Bands:
         return out
 
     def attend_globally(self, attention: Attention, x: StoredActivation) -> StoredActivation:
-        """Run an autoencoder's attention with its normalisation and residual, in place.
-
-        Args:
-            attention: Every position attends to all others.
-            x: Its input, overwritten.
-        """
+        """Run an autoencoder's attention with its normalisation and residual, in place."""
         batch, channels, height, width = x.shape
         affine = self.affine(attention.group_norm, x)
         shape = (batch, attention.inner_kv_dim, height, width)

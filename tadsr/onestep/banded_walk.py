@@ -30,7 +30,6 @@ class BandedLayers:
     """Runs the layers of one network over whole images, band by band.
 
     Args:
-        bands: Runs single layers.
         temb: Time embedding, (B, E); None for a network without time, and for a plan.
         embeds: Prompt embeddings, (B, L, D), for a UNet.
         attention_side: Side of the self-attention's windows in latents at the finest level, halved

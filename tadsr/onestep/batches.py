@@ -20,12 +20,7 @@ _WIDEST_COPIES = 4
 
 
 def batch_pixels(vae: TimeAwareAutoencoderKL, device: torch.device) -> int:
-    """Return the output of a batch in px that a device takes at once; 0 where batches gain nothing.
-
-    Args:
-        vae: The autoencoder, whose decoder needs the most memory.
-        device: Where it is.
-    """
+    """Return the output of a batch in px that a device takes; 0 where batches gain nothing."""
     if device.type != "cuda":
         return 0
     widest = max(vae.config.block_out_channels[:2])
@@ -40,7 +35,6 @@ def same_size_ranges(
     """Group neighbours of one size.
 
     Args:
-        sizes: Of the images in order.
         max_images: From a size to the largest group, at least 1.
 
     Returns:
@@ -67,11 +61,6 @@ def read_generators(
 
     Args:
         generator: One for all, which they draw from in turn, or one per image; None for none.
-        num_images: Number of images.
-
-    Raises:
-        TypeError: It is no generator.
-        ValueError: There are more or fewer than images.
     """
     is_list = isinstance(generator, list | tuple)
     generators = list(generator) if is_list else [generator] * num_images
@@ -94,15 +83,7 @@ def group_timesteps(
     """Divide the timesteps of one image into those that go through the networks together.
 
     Args:
-        timesteps: Of the results.
         size: Height and width in px that the networks work at.
-        device: Where the networks run.
-
-    Returns:
-        The timesteps in their order, in parts.
-
-    Raises:
-        ValueError: There are none.
     """
     if not timesteps:
         raise ValueError("timesteps must be at least one, got none")

@@ -47,14 +47,7 @@ def choose_way(
 
     Args:
         tiling: A choice, None for never, or "auto".
-        engine: Takes the step.
-        conditions: Timesteps and prompts.
         rgb: Images, (B, 3, h, w).
-        settings: Scale and smallest size.
-
-    Raises:
-        TypeError: `tiling` is none of these.
-        ValueError: Pieces are asked for and the UNet has other blocks than Stable Diffusion's.
     """
     if tiling is not None and tiling != "auto" and not isinstance(tiling, TileSpec):
         raise TypeError(f'tiling must be "auto", None or a TileSpec, got {tiling!r}')

@@ -29,14 +29,7 @@ MAX_PROMPTS = 8
 
 
 class TimeFolding:
-    """Folds timesteps into the layers beside which a network adds or multiplies them.
-
-    Args:
-        time_proj: Sinusoidal embedding.
-        time_embedding: The MLP after it.
-        resnets: Blocks that see the time, in any order.
-        extra: One more value of a timestep that the network needs.
-    """
+    """Folds timesteps into the layers beside which a network adds or multiplies them."""
 
     def __init__(
         self,
@@ -99,11 +92,7 @@ class TimeFolding:
 
 
 class PromptFolding:
-    """Folds prompts into keys and values of every cross-attention.
-
-    Args:
-        unet: The student.
-    """
+    """Folds prompts into keys and values of every cross-attention."""
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
         self._dtype = unet.dtype

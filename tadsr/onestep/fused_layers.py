@@ -57,9 +57,6 @@ class Activation:
 class FusedLayers:
     """Runs diffusers' layers with their own weights.
 
-    Args:
-        plan: How.
-
     What is folded from weights is computed once, and only as good as the weights stay.
     """
 
@@ -117,10 +114,8 @@ class FusedLayers:
         """Run a convolution; its bias may be left to the next layer.
 
         Args:
-            conv: The convolution.
             x: (B, C, H, W).
             bias: In place of the convolution's own, (C,) or (B, C).
-            settled: Whether the bias is added here.
         """
         bias = conv.bias if bias is None else bias
         if self.plan.fused_kernels and not settled:
@@ -143,14 +138,7 @@ class FusedLayers:
         """Run a GroupNorm and SiLU.
 
         Args:
-            norm: Groups and epsilon, and weight and bias unless `affine` is given.
-            x: Its input.
             affine: Weight and bias, (C,) or (B, C).
-            silu: Whether SiLU follows.
-            in_place: Whether the input may be overwritten.
-
-        Returns:
-            Like the input's values, to be used before the next call.
         """
         weight, bias = affine or (norm.weight, norm.bias)
         if self.plan.fused_kernels:
@@ -351,7 +339,6 @@ def attend_in_chunks(query: Tensor, key: Tensor, value: Tensor, scale: float) ->
         query: (B, heads, N, D).
         key: (B, heads, L, D).
         value: (B, heads, L, D).
-        scale: Factor of the scores.
 
     Returns:
         (B, heads, N, D).

@@ -29,15 +29,7 @@ _STALE_AFTER = 4
 
 
 class Graph:
-    """A stage recorded for tensors of fixed shapes.
-
-    Args:
-        stage: Computes on the device only, without waiting for it.
-        inputs: Tensors that are new at each run.
-        conditions: Tensors that often are those of the run before, and are never written to.
-        pool: Memory that graphs share.
-        stream: Where all graphs of the pool are recorded.
-    """
+    """A stage recorded for tensors of fixed shapes."""
 
     def __init__(
         self,
@@ -93,7 +85,6 @@ class GraphCache:
     without a graph.
 
     Args:
-        max_graphs: Graphs that are kept.
         record_after: Runs of a shape before it is recorded, at least 1: the first one loads
             kernels and measures.
         record: Makes what runs a stage from stage, inputs and conditions; None records a `Graph`.
@@ -117,14 +108,7 @@ class GraphCache:
     def run(
         self, name: str, stage: Stage, inputs: Sequence[Tensor], conditions: Sequence[Tensor] = ()
     ) -> tuple[Tensor, Tensor]:
-        """Run a stage, recorded or not, on the current device.
-
-        Args:
-            name: Of the stage.
-            stage: As in `Graph`.
-            inputs: As in `Graph`.
-            conditions: As in `Graph`.
-        """
+        """Run a stage, recorded or not, on the current device."""
         self._num_runs += 1
         key = (name, *((x.shape, x.dtype) for x in (*inputs, *conditions)))
         if key not in self.graphs and not (

@@ -28,11 +28,8 @@ def group_norm_silu_in_pieces(
 
     Args:
         x: (B, C, H, W), channels_last.
-        num_groups: Divides C.
         weight: Factor per channel, (C,) or (B, C).
         bias: Offset per channel, (C,) or (B, C).
-        eps: Added to the variance.
-        silu: Whether SiLU ends it.
         out: Overwritten; shaped and laid out as `x`, which it may be. None for a new tensor.
 
     Returns:

@@ -10,11 +10,7 @@ from torch import nn
 
 @contextmanager
 def weights_in_place(layer: nn.Module) -> Iterator[None]:
-    """Have a layer's own weights at hand without running the layer.
-
-    Args:
-        layer: Any layer; one without accelerate's hook is left alone.
-    """
+    """Have a layer's own weights at hand without running the layer."""
     hook = getattr(layer, "_hf_hook", None)
     if hook is None:
         yield

@@ -62,10 +62,6 @@ class EnginePlan:
 def choose_plan(device: torch.device, dtype: torch.dtype) -> EnginePlan | None:
     """Choose the switches for a device.
 
-    Args:
-        device: Where the networks are.
-        dtype: Type of their weights.
-
     Returns:
         The plan; None where plain modules are as fast.
     """
@@ -97,12 +93,7 @@ class FastestChoice:
         self.names: dict[Hashable, str] = {}
 
     def run(self, key: Hashable, candidates: Mapping[str, Callable[[], Tensor]]) -> Tensor:
-        """Run a candidate; the first one where there is nothing to measure.
-
-        Args:
-            key: What the choice depends on.
-            candidates: Computations with one result, on one CUDA device.
-        """
+        """Run a candidate; the first one where there is nothing to measure."""
         if key not in self.names and not torch.cuda.is_current_stream_capturing():
             seconds = {name: self._measure(run) for name, run in candidates.items()}
             self.names[key] = min(seconds, key=seconds.__getitem__)

@@ -60,11 +60,7 @@ def settle(
     Where they differ or fail, kernels are disabled on the device, with one warning.
 
     Args:
-        fused: As the engine would run them.
-        plain: The same networks.
         lq: (B, 3, H, W), in [-1, 1]; the first is looked at.
-        timesteps: One per image.
-        prompts: One per image.
 
     Returns:
         Whether the stages may compute; otherwise others must be built.
@@ -151,8 +147,6 @@ def remember_fastest(vae: TimeAwareAutoencoderKL, unet: UNet2DConditionModel, en
     """Have "auto" take an engine for networks of this kind on their device from now on.
 
     Args:
-        vae: The autoencoder.
-        unet: The student.
         engine: "fused" or "eager", as it was measured.
     """
     remember("fastest", _key_of(vae, unet)[1], engine)

@@ -38,13 +38,7 @@ def checked(values: Tensor) -> Checked:
 
 
 class EagerStages:
-    """Diffusers' modules as they are.
-
-    Args:
-        vae: Time-aware autoencoder.
-        unet: One-step student.
-        alphas_cumprod: ᾱ, (T,).
-    """
+    """Diffusers' modules as they are."""
 
     checks_each = False
 
@@ -78,13 +72,7 @@ class EagerStages:
 
 
 class CompiledStages(EagerStages):
-    """The same modules through torch.compile, recompiled for every new shape.
-
-    Args:
-        vae: As in `EagerStages`.
-        unet: As in `EagerStages`.
-        alphas_cumprod: As in `EagerStages`.
-    """
+    """The same modules through torch.compile, recompiled for every new shape."""
 
     def __init__(
         self, vae: TimeAwareAutoencoderKL, unet: UNet2DConditionModel, alphas_cumprod: Tensor
@@ -107,14 +95,7 @@ class CompiledStages(EagerStages):
 
 
 class FusedStages:
-    """The same weights through the engine's own layers.
-
-    Args:
-        vae: Time-aware autoencoder; see `unsupported_modules`.
-        unet: One-step student.
-        alphas_cumprod: ᾱ, (T,).
-        plan: How the layers are run; the weights must lie as it says.
-    """
+    """The same weights through the engine's own layers."""
 
     checks_each = False
 

@@ -16,11 +16,6 @@ _LEAST_WEIGHT = 1e-6
 class ChannelStatistics:
     """Mean and sum of squared deviations of each channel, merged without loss.
 
-    Args:
-        batch: Images.
-        channels: Channels.
-        device: Where they are gathered.
-
     Source: Chan, Golub and LeVeque, Updating formulae and a pairwise algorithm (1979).
     """
 
@@ -69,7 +64,6 @@ class ChannelStatistics:
         """Return factor and offset per channel that are a GroupNorm of the whole image.
 
         Args:
-            norm: Groups, epsilon, weight and bias.
             scale: Time's scale, (B, C): the result is times 1 + scale.
             shift: Time's shift, (B, C), added after.
 

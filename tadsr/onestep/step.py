@@ -53,18 +53,12 @@ class OneStepEngine:
     """Runs the networks of one step.
 
     Args:
-        vae: Time-aware autoencoder.
-        unet: One-step student.
-        alphas_cumprod: ᾱ, (T,).
         choice: "fused", "eager", "compile", or "auto" for "fused" where it is faster and can run;
             an `EnginePlan` is "fused" with these switches.
 
     The weights stay the modules' own; "fused" brings them into the memory layout that is fast, and
     the other ways bring them back. When modules or weights are changed, moved or cast, the next
     call notices.
-
-    Raises:
-        ValueError: `choice` is none of these.
 
     Source: TADSR (arXiv 2508.16557), one-step inference.
     """
@@ -157,11 +151,7 @@ class OneStepEngine:
         return self.stages.predict_x0(latents, as_numbers(timesteps), as_prompts(prompts)).values
 
     def decode(self, pred_x0: Tensor) -> Tensor:
-        """Decode scaled latents to images (B, 3, H, W), clamped to [-1, 1].
-
-        Raises:
-            TADSRError: The result is not finite.
-        """
+        """Decode scaled latents to images (B, 3, H, W), clamped to [-1, 1]."""
         image, is_finite = self.stages.decode(pred_x0)
         if not is_finite:
             raise not_finite(self.unet.dtype)
@@ -182,17 +172,10 @@ class OneStepEngine:
 
         Args:
             lq: (B, 3, H, W), in [-1, 1]; H and W multiples of the autoencoder's factor.
-            timesteps: One per image.
             prompts: Embeddings (B, L, D), or what they are known by as well.
             generator: Samples the posterior; None takes its mean.
             finish: What follows on the device with the images in [-1, 1]; it is launched before
                 the check for overflow waits for the device.
-
-        Returns:
-            What `finish` returns of images shaped as `lq`.
-
-        Raises:
-            TADSRError: The result is not finite.
         """
         timesteps, prompts = as_numbers(timesteps), as_prompts(prompts)
         return self.take(
@@ -216,18 +199,7 @@ class OneStepEngine:
         """Take the one step: encode, z_L / √ᾱ − r, decode; for whole images and for bands.
 
         Args:
-            stages: The three networks.
-            lq: What they encode.
-            timesteps: One per image.
-            prompts: One per image.
             generator: Samples the posterior; None takes its mean.
-            finish: From what the decoder leaves to the result.
-
-        Returns:
-            The result.
-
-        Raises:
-            TADSRError: It is not finite.
         """
         ways = [stages] * len(_STAGE_NAMES)
         inputs, flags = [lq, None, None], [None, None, None]
@@ -260,12 +232,7 @@ class OneStepEngine:
                 return result
 
     def remember(self, key: Hashable, count: Callable[[], int]) -> int:
-        """Return what was counted for these networks, or count it.
-
-        Args:
-            key: What the number depends on beside the networks and their type.
-            count: Counts it.
-        """
+        """Return what was counted for these networks, or count it."""
         key = (self.vae.dtype, self.unet.dtype, key)
         if key not in self._counted:
             self._counted[key] = count()
@@ -274,11 +241,7 @@ class OneStepEngine:
         return self._counted[key]
 
     def warn_of_bands(self, reason: str) -> None:
-        """Warn that bands take the place of an engine that was asked for.
-
-        Args:
-            reason: Why they do.
-        """
+        """Warn that bands take the place of an engine that was asked for."""
         if self.choice not in ("auto", "eager"):
             name = "an EnginePlan" if isinstance(self.choice, EnginePlan) else repr(self.choice)
             self._warn_once(

@@ -225,7 +225,6 @@ class BandStorage:
     """Room for activations: the device first, then host memory, then a file.
 
     Args:
-        device: Where bands are computed.
         device_bytes: Bytes of activations to keep on it; None for what is free.
         host_bytes: Bytes to keep in pinned host memory beside an accelerator; None for no limit.
             On the CPU there is no such place.
@@ -257,18 +256,12 @@ class BandStorage:
 
         Args:
             shape: (B, C, H, W).
-            dtype: Of the elements.
-            in_one_piece: Whether it lies in one place, so that it may be used there.
         """
         part_bytes = count_bytes(shape, dtype) if in_one_piece else _PART_BYTES
         return _PartedActivation(self, shape, dtype, part_bytes)
 
     def take(self, shape: Shape, dtype: torch.dtype) -> _MemoryPart | _FilePart:
-        """Return room for some rows (rows, B, W, C).
-
-        Raises:
-            TADSRError: The temporary file finds no room.
-        """
+        """Return room for some rows (rows, B, W, C)."""
         num_bytes = count_bytes(shape, dtype)
         for place in self._places:
             found = place.take(num_bytes)
@@ -298,11 +291,7 @@ class _PlannedActivation(StoredActivation):
 
 
 class PlannedStorage(BandStorage):
-    """Counts what the layers would keep, and keeps nothing.
-
-    Args:
-        device: Where bands would be computed.
-    """
+    """Counts what the layers would keep, and keeps nothing."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device, device_bytes=0)

@@ -52,12 +52,7 @@ def check_unet(unet: UNet2DConditionModel) -> None:
 
 
 def unknown_blocks(vae: TimeAwareAutoencoderKL, unet: UNet2DConditionModel) -> list[str]:
-    """Return what these networks compute that the fused engine does not.
-
-    Args:
-        vae: The autoencoder.
-        unet: The student.
-    """
+    """Return what these networks compute that the fused engine does not."""
     try:
         check_unet(unet)
     except ValueError:
@@ -74,12 +69,7 @@ def unknown_blocks(vae: TimeAwareAutoencoderKL, unet: UNet2DConditionModel) -> l
 
 
 def wrapped_modules(vae: TimeAwareAutoencoderKL, unet: UNet2DConditionModel) -> list[str]:
-    """Return what stands between these networks and their weights.
-
-    Args:
-        vae: The autoencoder.
-        unet: The student.
-    """
+    """Return what stands between these networks and their weights."""
     modules = [*vae.modules(), *unet.modules()]
     parameters = [*vae.parameters(), *unet.parameters()]
     return [

@@ -60,8 +60,6 @@ def encode(layers: Layers, vae: TimeAwareAutoencoderKL, lq: Any) -> Tensor:
     """Encode images (B, 3, H, W) in [-1, 1] to the posterior's moments (B, 2·C, H/f, W/f).
 
     Args:
-        layers: Runs the layers.
-        vae: The autoencoder.
         lq: The images, as `layers` starts with; H and W multiples of the factor.
     """
     encoder = vae.encoder
@@ -80,8 +78,6 @@ def predict(layers: Layers, unet: UNet2DConditionModel, latents: Tensor) -> Tens
     """Predict the residual r of the student's one step from scaled latents (B, C, h, w).
 
     Args:
-        layers: Runs the layers.
-        unet: The student; see `check_unet`.
         latents: (B, C, h, w).
     """
     h = layers.start(unet.conv_in, latents)
@@ -112,8 +108,6 @@ def decode(layers: Layers, vae: TimeAwareAutoencoderKL, z: Tensor) -> Tensor:
     """Decode unscaled latents (B, C, h, w) to images (B, 3, f·h, f·w), not clamped.
 
     Args:
-        layers: Runs the layers.
-        vae: The autoencoder.
         z: (B, C, h, w).
     """
     decoder = vae.decoder

@@ -44,19 +44,7 @@ def upscale(
     """Restore and enlarge images as a whole or in pieces.
 
     Args:
-        engine: As for `upscale_whole`.
-        conditions: As for `upscale_whole`.
-        rgb: As for `upscale_whole`.
-        settings: As for `upscale_whole`.
         tiling: As for `choose_way`; with "auto", what does not fit as a whole is cut.
-        progress: As for `upscale_in_strips`.
-        takes_bytes: As for `upscale_whole`.
-
-    Yields:
-        As `upscale_in_strips`, or the whole.
-
-    Raises:
-        TADSRError: As `upscale_in_strips`.
     """
     way = choose_way(tiling, engine, conditions, rgb, settings)
     spec = way.spec
@@ -126,18 +114,11 @@ def upscale_whole(
     """Restore and enlarge images with everything in between on one device.
 
     Args:
-        engine: Takes the step.
-        conditions: Timesteps and prompts.
-        rgb: As for `upscale_in_strips`.
-        settings: Scale, colour fix and smallest size.
         takes_bytes: Whether the result may be bytes in the memory of the host, as it is where
             the colour fix comes last.
 
     Returns:
         (B, 3, H, W): float32 in [0, 1], on the device; or uint8, on the host.
-
-    Raises:
-        TADSRError: The result is not finite at the model's precision.
     """
     device = conditions.device
     height, width = rgb.shape[-2:]

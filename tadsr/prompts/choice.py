@@ -24,17 +24,8 @@ def choose_prompts(
 
     Args:
         prompt: The user's, one for all or one per image; None is "".
-        images: The images.
         tagger: Describes an image, given as an 8-bit PIL image; None for none.
         text_encoder: What will read the prompts; None where the model knows a few only.
-        style: How a description and the user's prompt are joined.
-
-    Returns:
-        One prompt per image: the user's as it is, or behind what the tagger says.
-
-    Raises:
-        TypeError: The tagger returns anything but text.
-        ValueError: The numbers of prompts and images differ, or nothing can read a tagger's.
     """
     if prompt is None:
         prompt = ""
@@ -59,14 +50,7 @@ def describe_images(tagger: Callable[[Any], str], images: Sequence[Any]) -> list
     """Ask a tagger about images, together if it has `tag_batch`.
 
     Args:
-        tagger: A callable from an image to a text.
         images: 8-bit PIL images.
-
-    Returns:
-        A text per image.
-
-    Raises:
-        TypeError: It returns anything else.
     """
     tag_batch = getattr(tagger, "tag_batch", None)
     texts = [tagger(image) for image in images] if tag_batch is None else tag_batch(images)
@@ -77,11 +61,7 @@ def describe_images(tagger: Callable[[Any], str], images: Sequence[Any]) -> list
 
 
 def join_prompt(tags: str, prompt: str, style: PromptStyle) -> str:
-    """Join what a tagger says and a user's prompt.
-
-    Raises:
-        ValueError: `style` is none.
-    """
+    """Join what a tagger says and a user's prompt."""
     if style not in PROMPT_STYLES:
         raise ValueError(f"prompt_style must be one of {', '.join(PROMPT_STYLES)}, got {style!r}")
     if style == "published":
@@ -94,9 +74,6 @@ def check_taggable(text_encoder: Any) -> None:
 
     Args:
         text_encoder: The model's, or None.
-
-    Raises:
-        ValueError: There is none.
     """
     if text_encoder is None:
         raise ValueError(

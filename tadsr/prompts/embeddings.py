@@ -64,9 +64,7 @@ class TextEmbeddings:
 
         Args:
             prompts: B texts, at least one.
-            network: Whose weights the embeddings come from.
             embed: From texts to embeddings (B, L, D) on the device.
-            device: Where to compute.
         """
         is_same = self._network == (network, device)
         if not is_same or not (self._watch is None or self._watch.is_current()):
@@ -96,9 +94,6 @@ def embed_texts(
     """Embed texts by a CLIP text model, (B, L, D).
 
     Args:
-        text_encoder: CLIP text model.
-        tokenizer: Its tokenizer.
-        device: Where it runs.
         texts: B texts; what is beyond the tokenizer's length is cut off.
     """
     tokens = tokenizer(

@@ -107,9 +107,6 @@ class _LabelDecoderLayer(nn.Module):
 class TaggerNetwork(nn.Module):
     """Score every tag for an image: a Swin encoder, and a decoder from labels to the image.
 
-    Args:
-        config: Its sizes.
-
     Source: Recognize Anything (arXiv 2306.03514), image-tag recognition decoder.
     """
 
@@ -163,14 +160,7 @@ class Tagger(nn.Module):
     where its weights are and in their type, the probabilities included; thresholds are float32.
 
     Args:
-        network: Scores the tags.
-        tags: Their names, in the order of the network's scores.
         thresholds: The probability above which a tag is named: one for all or one per tag, 0..1.
-        view: What it sees of an image, as for `prepare_view`.
-
-    Raises:
-        ValueError: The numbers of names, thresholds and scores differ, a threshold is out of
-            range, or `view` is none.
     """
 
     def __init__(
@@ -202,9 +192,6 @@ class Tagger(nn.Module):
 
     def forward(self, image: Any) -> str:
         """Return the tags of an image.
-
-        Args:
-            image: PIL image of any mode, or an array or tensor that the pipeline takes.
 
         Returns:
             The names of the tags above their thresholds, in the list's order, joined by ", ";

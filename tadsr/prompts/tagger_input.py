@@ -71,10 +71,7 @@ def _enlarged_bands(
     """Yield some pixels of the enlarged picture, a band at a time: it may be 16 times as large.
 
     Args:
-        image: Before it is enlarged.
         width: Width of the enlarged picture, at most a few px less than the scale gives.
-        columns: Columns of the enlarged picture.
-        rows: Its rows, sorted.
     """
     is_reduced = width != image.width * _SCALE
     for top in range(0, image.height, _BAND_PX):

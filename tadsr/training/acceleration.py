@@ -16,12 +16,7 @@ _SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
 
 
 def make_accelerator(config: TrainingConfig) -> Accelerator:
-    """Set accelerate up for a run.
-
-    Raises:
-        TrainingError: Accelerate is launched in a way that this trainer does not support.
-        ValueError: The device does not have the precision.
-    """
+    """Set accelerate up for a run."""
     sharding = [s for s in _SHARDING if os.environ.get(f"ACCELERATE_USE_{s}") == "true"]
     if sharding:
         raise TrainingError(

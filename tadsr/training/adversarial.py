@@ -13,9 +13,6 @@ LEAK = 0.2
 class PatchDiscriminator(nn.Module):
     """Tell photographs from restorations, patch by patch.
 
-    Args:
-        width: Channels of the first layer; the last has four times as many.
-
     Source: PatchGAN (arXiv 1611.07004); spectral normalisation (arXiv 1802.05957).
     """
 
@@ -54,7 +51,6 @@ def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
 
     Args:
         real: Scores of photographs, (B, 1, h, w).
-        fake: Scores of restorations, shaped as `real`.
 
     Returns:
         (B,), at least 0; 0 where photographs score above 1 and restorations below −1.

@@ -42,18 +42,7 @@ class TrainingFacts:
 def export_model(
     checkpoint: Checkpoint, folder: Path, config: TrainingConfig, facts: TrainingFacts
 ) -> None:
-    """Write a trained pipeline, replacing an earlier export.
-
-    Args:
-        checkpoint: The trained parts; attached adapters are kept apart, and written as the
-            published pickle beside the folder too where that format can hold them.
-        folder: Where to.
-        config: The run.
-        facts: What came out.
-
-    Raises:
-        CheckpointError: The folder cannot be written.
-    """
+    """Write a trained pipeline, replacing an earlier export."""
     parts = checkpoint.components()
     # What is attached is written; the set that was loaded is older.
     parts |= {"adapters": None, "metadata": _metadata(checkpoint, facts)}
@@ -73,12 +62,7 @@ def export_model(
 
 
 def model_card(config: TrainingConfig, facts: TrainingFacts) -> str:
-    """Return the model card as Markdown: what it is, data, length, figures, configuration.
-
-    Args:
-        config: The run.
-        facts: What came out.
-    """
+    """Return the model card as Markdown: what it is, data, length, figures, configuration."""
     samples = facts.step * config.batch_size * config.gradient_accumulation_steps
     samples *= facts.num_processes
     lines = [

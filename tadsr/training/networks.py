@@ -15,7 +15,6 @@ def keep_frozen_weights_in(dtype: torch.dtype, *modules: nn.Module | None) -> No
     """Cast the weights of frozen matrix products in place; norms and trained weights stay float32.
 
     Args:
-        dtype: What autocast computes such products in anyway.
         modules: Modules to go through; None is left out.
     """
     for module in (m for root in modules if root is not None for m in root.modules()):
@@ -27,11 +26,7 @@ def keep_frozen_weights_in(dtype: torch.dtype, *modules: nn.Module | None) -> No
 
 
 def compile_networks(modules: Iterable[nn.Module]) -> None:
-    """Compile the UNets and autoencoders among some modules, in place.
-
-    Args:
-        modules: Modules to go through; names and weights stay as they are.
-    """
+    """Compile the UNets and autoencoders among some modules, in place."""
     for module in {m for root in modules for m in root.modules()}:
         if isinstance(module, UNet2DConditionModel):
             module.compile()

@@ -29,10 +29,8 @@ class PromptEncoder:
     file of float16 that all of them map; a batch's embeddings alone come to the device.
 
     Args:
-        checkpoint: Gives a text encoder with its tokenizer, or prompt embeddings.
         cache: Folder of the file, which later runs go on with; None keeps embeddings in memory.
             The processes of a run share it.
-        device: Where embeddings are wanted and the text encoder runs.
     """
 
     def __init__(
@@ -65,7 +63,6 @@ class PromptEncoder:
 
         Raises:
             OSError: The file cannot be written.
-            ValueError: An embedding is not finite.
         """
         self.device = device
         if self.text_encoder is None or self.table is not None:

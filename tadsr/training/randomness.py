@@ -15,7 +15,6 @@ class SampleRandomness:
     """Draw random numbers as functions of (seed, sample, purpose).
 
     Args:
-        seed: The run's seed.
         indices: Global index of each sample of a batch, (B,), int64.
         device: Where tensors are wanted. Noise is drawn there, which differs from device to
             device; all else on the CPU.

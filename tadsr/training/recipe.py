@@ -102,19 +102,7 @@ def config_to_mapping(config: Any) -> dict[str, Any]:
 
 
 def config_from_mapping(config_type: type[Config], mapping: dict[str, Any]) -> Config:
-    """Build a nested dataclass from plain data.
-
-    Args:
-        config_type: A frozen dataclass.
-        mapping: Values by field name, as YAML or JSON give them.
-
-    Returns:
-        The checked configuration.
-
-    Raises:
-        ValueError: A name is no field, a field without default is missing, or a value does not
-            fit its field.
-    """
+    """Build a nested dataclass from plain data."""
     hints = typing.get_type_hints(config_type)
     fields = dataclasses.fields(config_type)
     known = [f.name for f in fields]

@@ -22,15 +22,7 @@ _FREE_DATA_FIELDS = ("num_workers", "cache_photos")
 
 
 def claim_folder(folder: Path, config: TrainingConfig) -> None:
-    """Make an output folder this run's, or check that it is.
-
-    Args:
-        folder: The output folder; created where it does not exist.
-        config: The run.
-
-    Raises:
-        TrainingError: The folder holds another run, or something else, or is being trained in.
-    """
+    """Make an output folder this run's, or check that it is."""
     path = folder / "config.json"
     ours = json.loads(json.dumps(config_to_mapping(config)))
     if path.is_file():
@@ -53,11 +45,7 @@ def claim_folder(folder: Path, config: TrainingConfig) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from training in a folder.
-
-    Raises:
-        TrainingError: One does.
-    """
+    """Keep other processes from training in a folder."""
     try:
         with FileLock(folder / ".lock", timeout=0):
             yield

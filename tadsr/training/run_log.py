@@ -23,11 +23,7 @@ from tadsr.whole_file import whole_file
 
 
 class RunLog:
-    """Collect figures between log lines and write them as JSON lines.
-
-    Args:
-        folder: The run's folder; the log is log.jsonl in it.
-    """
+    """Collect figures between log lines and write them as JSON lines."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "log.jsonl"
@@ -129,13 +125,7 @@ def _flatten(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class Progress:
-    """A bar on a terminal, a line now and then elsewhere; nothing in further processes.
-
-    Args:
-        step: Steps done before.
-        total_steps: Steps of the whole run.
-        is_shown: Whether this process shows any.
-    """
+    """A bar on a terminal, a line now and then elsewhere; nothing in further processes."""
 
     def __init__(self, step: int, total_steps: int, is_shown: bool) -> None:
         self.total = total_steps

@@ -28,10 +28,6 @@ class RunState:
     the run started from.
 
     Args:
-        folder: The run's checkpoint folder.
-        accelerator: The run's accelerator, its networks and optimizers prepared.
-        networks: The stage's networks by name, unwrapped.
-        average: Averaged weights of the main network by name; empty without.
         keep: Newest checkpoints to keep, at least 1.
     """
 
@@ -60,15 +56,7 @@ class RunState:
         """Write a checkpoint; it appears under its name only when it is whole.
 
         Args:
-            step: Optimizer steps done.
-            progress: Further plain data to get back from `load`.
             name: Name in place of the step's; such a checkpoint is not resumed and not pruned.
-
-        Returns:
-            The checkpoint's folder.
-
-        Raises:
-            TrainingError: It cannot be written, as on a full disk; those before it stay.
         """
         try:
             return self._save(step, progress, name)
@@ -109,11 +97,7 @@ class RunState:
         return target
 
     def load(self, checkpoint: Path) -> dict[str, Any]:
-        """Restore a checkpoint into networks and optimizers; return its progress.
-
-        Raises:
-            CheckpointError: It does not fit this run's networks, or is damaged.
-        """
+        """Restore a checkpoint into networks and optimizers; return its progress."""
         try:
             self.accelerator.load_state(str(checkpoint))
             if self.average:

@@ -34,10 +34,7 @@ class OneStepStudent(nn.Module):
     """Encode at a timestep, take one step of the UNet, decode.
 
     Args:
-        vae: Time-aware autoencoder.
-        unet: Student UNet.
         prompt_embeddings: Embeddings trained along; None where embeddings are given as tensors.
-        alphas_cumprod: ᾱ, (T,).
 
     Source: TADSR (arXiv 2508.16557), one-step inference.
     """
@@ -72,7 +69,6 @@ class OneStepStudent(nn.Module):
             prompts: Prompt embeddings (B, L, D), or B prompts where the student embeds them.
             posterior_noise: Standard normal noise, shaped as the latents, to sample the encoder's
                 posterior with; None takes its mean, as inference does.
-            decode: Whether the image is wanted.
         """
         scaling = self.vae.config.scaling_factor
         posterior = self.vae.encode(lq, timesteps).latent_dist
@@ -95,16 +91,9 @@ def make_student(
 
     Args:
         checkpoint: Its parts, changed in place; adapters may be attached.
-        config: Rank, time layers, decoder.
-        alphas_cumprod: ᾱ, (T,).
-        seed: Seed of new adapters.
 
     Returns:
         The student; exactly its trained parameters have `requires_grad`.
-
-    Raises:
-        ValueError: The checkpoint's adapters have another rank, or all weights should be trained
-            under adapters.
     """
     vae, unet = checkpoint.vae, checkpoint.unet
     prompt_embeddings = None if checkpoint.text_encoder is not None else (

@@ -26,12 +26,7 @@ class Validator:
     """Restore the same images at the same timesteps whenever asked.
 
     Args:
-        config: Images, timesteps and interval.
-        scale: Down-sampling from HQ to LQ.
         multiple: What the images' sides must be multiples of.
-
-    Raises:
-        ValueError: The photographs are missing or too small, or have no LQ partners.
     """
 
     def __init__(self, config: ValidationConfig, scale: int, multiple: int) -> None:
@@ -61,11 +56,6 @@ class Validator:
         self, stage: Stage, device: torch.device, picture: Path
     ) -> tuple[dict[str, dict[str, float]], np.ndarray]:
         """Restore all images, write the picture, and return mean figures by column.
-
-        Args:
-            stage: Restores them.
-            device: Where the stage computes.
-            picture: PNG file to write: a row an image, LQ and HQ at the ends.
 
         Returns:
             Label such as "bicubic" or "t=100" to "psnr_y" in dB, "ssim_y" and, where the stage
@@ -135,9 +125,6 @@ def make_grid(rows: list[dict[str, np.ndarray]]) -> Image.Image:
 
     Args:
         rows: Caption to uint8 image (H, W, 3), the same captions and sizes in every row.
-
-    Returns:
-        One RGB image.
     """
     captions = list(rows[0])
     height, width = rows[0][captions[0]].shape[:2]

@@ -23,13 +23,9 @@ def find_captions(captions: str | None, root: Path, photos: Sequence[Path]) -> d
         captions: "sidecar", a file of `tadsr tag` (*.jsonl), or one of lines "relative
             name<TAB>caption", whose names may have any suffix; None for none.
         root: What names are relative to.
-        photos: The photographs.
 
     Returns:
         The captions of those that have one; that some have none is a warning.
-
-    Raises:
-        ValueError: The file cannot be read or is malformed, or no photograph has a caption.
     """
     if captions is None:
         return {}

@@ -127,7 +127,6 @@ class ShuffledEpochs:
 
     Args:
         count: How many, at least 1.
-        seed: Seed of the orders.
     """
 
     def __init__(self, count: int, seed: int) -> None:
@@ -147,15 +146,8 @@ class ShuffledEpochs:
 def leave_out_unusable(records: list[Record], config: DataConfig) -> tuple[list[Record], str]:
     """Leave out photographs that are too small or no images, by their headers.
 
-    Args:
-        records: The photographs; of more than a few ten thousand the rest shows when it is read.
-        config: Its crops' side is what counts.
-
     Returns:
         The others, and what was left out in a sentence, "" for nothing.
-
-    Raises:
-        ValueError: None is left.
     """
     checked, later = records[:_MAX_CHECKED], records[_MAX_CHECKED:]
     with ThreadPoolExecutor(_HEADER_THREADS) as pool:
@@ -185,11 +177,6 @@ class ListedPhotos(Dataset):
     """Sample i is a function of the configuration, the seed and i alone.
 
     An epoch goes over every photograph once, in an order drawn from the seed.
-
-    Args:
-        records: The photographs.
-        config: How samples are made of them.
-        seed: The run's seed.
     """
 
     def __init__(self, records: list[Record], config: DataConfig, seed: int) -> None:
@@ -248,10 +235,7 @@ class SharedIndices(Sampler):
     """Endless batches of sample numbers: those of one process among several.
 
     Args:
-        batch_size: Samples per process and batch.
-        first_sample: Samples that an interrupted run has used.
         rank: This process, from 0.
-        num_processes: All of them; together they use every number once.
     """
 
     def __init__(self, batch_size: int, first_sample: int, rank: int, num_processes: int) -> None:

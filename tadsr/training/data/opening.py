@@ -31,14 +31,7 @@ _PREFETCH_BATCHES = 4
 
 
 class TrainingData:
-    """Samples of photographs that are known beforehand.
-
-    Args:
-        records: The photographs.
-        config: How samples are made of them.
-        seed: The run's seed.
-        restorer: As of `RestoredSamples`, where the configuration asks for such.
-    """
+    """Samples of photographs that are known beforehand."""
 
     def __init__(
         self,
@@ -83,11 +76,7 @@ class TrainingData:
         """Yield batches without end; close the generator to end its worker processes.
 
         Args:
-            batch_size: Samples per batch of this process.
-            first_sample: Samples that all processes have used before.
             rank: This process, from 0.
-            num_processes: All of them.
-            pin_memory: Whether batches come in pinned memory.
         """
         dataset = self.dataset
         if self.config.cache_photos and isinstance(dataset, ListedPhotos) and not dataset.cache:
@@ -131,17 +120,7 @@ def open_data(
     """List or open what a run trains on.
 
     Args:
-        config: The source.
-        seed: The run's seed.
         restorer: A restoration network in place of the one that `config` names.
-
-    Returns:
-        The samples.
-
-    Raises:
-        ValueError: Nothing usable is there, HQ and LQ are swapped or do not match, or captions
-            are malformed or match no photograph.
-        DataError: A stream's library is not installed.
     """
     if config.crop_px is None:
         config = replace(config, crop_px=DEFAULT_CROP_PX)

@@ -81,14 +81,6 @@ def make_sample(
         photo: uint8, (H, W, 3).
         partner: The LQ, uint8, at 1/scale or at the photo's size; None to degrade the crop.
         caption: What it shows; None takes the configured prompt.
-        config: Crop, degradation and prompt.
-        rng: Source of all choices.
-
-    Returns:
-        The sample, its index and name still to be set.
-
-    Raises:
-        UnusablePhotoError: The photo is smaller than the crop, or the partner's size is wrong.
     """
     height, width = photo.shape[:2]
     if min(height, width) < config.crop_px:

@@ -41,16 +41,8 @@ class RestoredSamples(Dataset):
     the set in epochs and turns each sample anew.
 
     Args:
-        photos: Makes the samples that are kept, without turns.
-        config: The source; its `restored` says where they are and how many.
-        seed: The run's seed.
         restorer: The network, in evaluation mode; None loads the configured one if samples are
             missing.
-
-    Raises:
-        DataError: The folder holds samples of other photographs, settings or another network, or
-            samples are missing and there is no network.
-        TADSRError: The configured network cannot be loaded.
     """
 
     def __init__(
@@ -76,9 +68,7 @@ class RestoredSamples(Dataset):
         """Compute what is missing; files are whole or absent, so that it can be interrupted.
 
         Args:
-            device: Where the network computes; one that is a module is moved there.
             rank: This process, from 0; each computes a share of the files.
-            num_processes: All of them.
         """
         missing = list(self._missing_files())[rank::num_processes]
         if missing and hasattr(self.restorer, "to"):

@@ -20,15 +20,10 @@ def load_restorer(path: str | Path, scale: int) -> Restorer:
     Args:
         path: Its checkpoint, such as RealESRGAN_x4plus.pth or a safetensors file; pickles are
             read without executing anything.
-        scale: The enlargement that is wanted.
 
     Returns:
         The network in float32, on the CPU, without gradients: RGB (B, 3, h, w) in [0, 1] to
         (B, 3, scale·h, scale·w) in [0, 1].
-
-    Raises:
-        TADSRError: spandrel is not installed or does not import.
-        CheckpointError: It cannot be read, is no network of one image, or enlarges otherwise.
     """
     try:
         import spandrel

@@ -55,15 +55,7 @@ class PhotoStream(Protocol):
 
 
 class HubStream:
-    """A data set of the Hugging Face hub, or a local folder of images or parquet files.
-
-    Args:
-        config: Source, split, columns and shuffle buffer.
-
-    Raises:
-        DataError: The library `datasets` is not installed.
-        ValueError: The data set or its columns do not exist.
-    """
+    """A data set of the Hugging Face hub, or a local folder of images or parquet files."""
 
     def __init__(self, config: DataConfig) -> None:
         datasets = _import_library("datasets")
@@ -110,15 +102,7 @@ class HubStream:
 
 
 class ShardStream:
-    """WebDataset shards: tar files whose members belong together by their stem.
-
-    Args:
-        config: Source (a file, a pattern with braces, or a folder), caption suffix and buffer.
-
-    Raises:
-        DataError: The library `webdataset` is not installed.
-        ValueError: There is no shard.
-    """
+    """WebDataset shards: tar files whose members belong together by their stem."""
 
     def __init__(self, config: DataConfig) -> None:
         self.webdataset = _import_library("webdataset")
@@ -169,11 +153,6 @@ class StreamedData:
 
     Sample i is made of the first usable photograph at or after the stream's i-th. Each process
     reads the whole stream and makes its share; resuming reads, but does not decode, what was used.
-
-    Args:
-        source: The stream.
-        config: How samples are made.
-        seed: The run's seed.
     """
 
     def __init__(self, source: PhotoStream, config: DataConfig, seed: int) -> None:
@@ -253,9 +232,7 @@ def shuffle_buffered(
     """Yield items in an order that is random within a buffer.
 
     Args:
-        items: What comes.
         buffer_size: Items that are held back to choose among, at least 1.
-        rng: Source of the choices.
     """
     buffer: list[Item] = []
     for item in items:

@@ -39,9 +39,6 @@ class AutoencoderStage(Stage):
 
     Args:
         checkpoint: Its autoencoder is trained, in place.
-        config: Weights of the losses.
-        optimizer: The autoencoder's.
-        perceptual: Replaces the distance that `config` names.
     """
 
     def __init__(

@@ -95,9 +95,7 @@ class Stage(ABC):
         """Yield each network's losses in turn; their gradients are taken before the next.
 
         Args:
-            batch: Samples on the device.
             step: Optimizer steps done before, from 0.
-            randomness: Everything random about the samples.
         """
 
     @abstractmethod
@@ -106,13 +104,7 @@ class Stage(ABC):
 
         Args:
             hq: The original, (1, 3, H, W), in [-1, 1].
-            lq: Its LQ at the same size.
-            timesteps: Timesteps to show, where they mean something.
         """
 
     def finish(self, batches: Iterator[Batch]) -> None:  # noqa: B027 - optional
-        """Bring the checkpoint into the state that is exported.
-
-        Args:
-            batches: Training samples, on the CPU, to measure with.
-        """
+        """Bring the checkpoint into the state that is exported."""

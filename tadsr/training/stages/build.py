@@ -30,20 +30,7 @@ from tadsr.training.training_config import TrainingConfig
 def build_stage(
     config: TrainingConfig, folder: Path, perceptual: PerceptualDistance | None = None
 ) -> Stage:
-    """Load the networks of a run and put them into its stage.
-
-    Args:
-        config: The run.
-        folder: The run's folder; prompt embeddings are cached in it.
-        perceptual: Replaces the distance that the configuration names.
-
-    Returns:
-        The stage, on the CPU.
-
-    Raises:
-        CheckpointError: A model is missing, unfit or predicts anything but noise.
-        ValueError: A value does not fit the model.
-    """
+    """Load the networks of a run and put them into its stage."""
     stage = _build(config, folder / "prompts", perceptual)
     stage.preview_prompt = config.data.prompt
     return stage

@@ -57,15 +57,6 @@ class DistillationStage(Stage):
         checkpoint: The student's parts, changed in place.
         teacher: The teacher's parts; its UNet also carries the fake-score model. None trains
             without distillation.
-        config: Losses and their weights.
-        optimizer: The student's.
-        prompts: Embeds the samples' prompts for the student.
-        teacher_prompts: Embeds prompts for teacher and fake-score model.
-        seed: Seed of new adapters and of the discriminator.
-        perceptual: Replaces the distance that `config` names.
-
-    Raises:
-        ValueError: Distillation is asked for without a teacher, or their latents differ.
 
     Source: TADSR (arXiv 2508.16557), training.
     """

@@ -40,9 +40,6 @@ class TeacherStage(Stage):
     Args:
         checkpoint: Its UNet is trained in place, its prompt embeddings too where it has them;
             the autoencoder stays as it is.
-        config: Share and prompt of degraded samples.
-        optimizer: The UNet's.
-        prompts: Embeds prompts where the checkpoint has a text encoder.
 
     Source: Latent diffusion (arXiv 2112.10752); DDPM (arXiv 2006.11239), equation 14.
     """
