@@ -118,29 +118,31 @@ class Trainer:
                 saved), memory or the disk is full, or another process trains in the folder.
             KeyboardInterrupt: Ctrl-C or SIGTERM came; the state is saved.
         """
-        with self._locked():
-            self._prepare()
-            self._resume()
-            if self.config.trackers:
-                start_trackers(self.accelerator, self.config)
-            try:
-                self._run()
-            except torch.OutOfMemoryError as error:
-                raise TrainingError(
-                    f"step {self.step + 1} does not fit the device's memory: {error}. Take, the "
-                    "cheapest first: gradient_checkpointing, precision bf16, batch_size 1 with "
-                    "more gradient_accumulation_steps, a smaller data.crop_px"
-                ) from error
-            except (DataError, RuntimeError) as error:
-                # A loader tells of workers that have died wherever the run is at that moment.
-                explained = explain_worker_failure(error)
-                if explained is error:
-                    raise
-                raise explained from error
-            finally:
+        try:
+            with self._locked():
+                self._prepare()
+                self._resume()
                 if self.config.trackers:
-                    self.accelerator.end_training()
-            return self._export()
+                    start_trackers(self.accelerator, self.config)
+                try:
+                    self._run()
+                finally:
+                    if self.config.trackers:
+                        self.accelerator.end_training()
+                return self._export()
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                f"step {self.step + 1} does not fit the device's memory: {error}. Take, the "
+                "cheapest first: gradient_checkpointing, precision bf16, batch_size 1 with "
+                "more gradient_accumulation_steps, a smaller data.crop_px"
+            ) from error
+        except (DataError, RuntimeError, OSError, EOFError) as error:
+            # A loader tells of workers that have died wherever the run is at that moment, which
+            # may be the clean-up after an earlier sign of it.
+            explained = explain_worker_failure(error)
+            if explained is error:
+                raise
+            raise explained from error
 
     def export(self) -> Path:
         """Write the trained pipeline with a model card, and adapters in the published format.

@@ -370,7 +370,8 @@ def test_what_does_not_fit_as_a_whole_is_cut(pipe, lq, monkeypatch):
     with pytest.warns(UserWarning, match="memory ran out for the image as a whole") as caught:
         found = pipe(lq, 300, process_size=0, output_type="pt")
     assert len(caught) == 1
-    assert torch.equal(found, expected)
+    # Bands of another height: on some processors convolutions round by it.
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     with pytest.raises(torch.OutOfMemoryError):
         pipe(lq, 300, process_size=0, tiling=None)
 

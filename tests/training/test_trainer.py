@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import multiprocessing
 import resource
 import shutil
 import signal
@@ -33,6 +34,7 @@ from tadsr.training import (
     TrainingConfig,
     ValidationConfig,
 )
+from tadsr.training.data import explain_worker_failure
 from tadsr.training.losses import mse_per_sample
 from tadsr.training.randomness import SampleRandomness
 from tadsr.training.run_folder import locked
@@ -598,6 +600,17 @@ def test_a_worker_that_dies_is_said_in_a_sentence(networks, photos, tmp_path):
 
     with pytest.raises(DataError, match=r"samples has died .* memory ran out.* last checkpoint"):
         Trainer(config, perceptual=killing).train()
+
+
+def test_only_a_lost_connection_to_a_worker_is_called_its_death():
+    ours, theirs = multiprocessing.Pipe()
+    theirs.close()
+    with pytest.raises(EOFError) as lost:
+        ours.recv()
+    assert isinstance(explain_worker_failure(lost.value), DataError)
+    with pytest.raises(ConnectionError) as other:
+        raise ConnectionError("the tracker's server")
+    assert explain_worker_failure(other.value) is other.value
 
 
 def test_broken_photos_are_skipped_and_counted(networks, photos, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 import warnings
 from collections.abc import Generator
 from dataclasses import replace
@@ -100,12 +101,18 @@ class TrainingData:
 
 def explain_worker_failure(error: Exception) -> Exception:
     """Return what went wrong in a worker process as one sentence; other errors as they are."""
-    text = str(error)
-    if "DataLoader worker" not in text:
-        return error
-    if isinstance(error, DataError):
+    text = str(error) or type(error).__name__
+    if isinstance(error, DataError) and "DataLoader worker" in text:
         return DataError(text.rpartition("DataError: ")[2].strip())
-    if "exited unexpectedly" not in text and "killed by signal" not in text:
+    is_told = "DataLoader worker" in text and (
+        "exited unexpectedly" in text or "killed by signal" in text
+    )
+    # The socket that a sample was to come through is closed or gone.
+    is_cut_off = isinstance(error, OSError | EOFError) and any(
+        frame.f_globals.get("__name__", "").startswith("multiprocessing.")
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+    )
+    if not is_told and not is_cut_off:
         return error
     return DataError(
         f"a process that prepares samples has died ({text.splitlines()[0]}), most likely because "
