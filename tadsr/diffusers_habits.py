@@ -57,11 +57,7 @@ Call = TypeVar("Call", bound=Callable[..., Any])
 
 
 def takes_habits(call: Call) -> Call:
-    """Let a pipeline's call answer diffusers' arguments, and show the bar that one has asked for.
-
-    Returns:
-        The method, which also takes `return_dict=True` for diffusers' output with `.images`.
-    """
+    """Let a call answer diffusers' arguments, `return_dict` too, and show its progress bar."""
 
     @wraps(call)
     def answered(self: Any, *arguments: Any, return_dict: bool = False, **options: Any) -> Any:

@@ -58,11 +58,7 @@ def fingerprint(device: torch.device, dtype: torch.dtype, *further: object) -> s
 
 
 def recall(kind: str, key: str) -> Any:
-    """Return what an earlier run has found out, or None.
-
-    Args:
-        kind: What it is about, such as "trusted".
-    """
+    """Return what an earlier run has found out, or None."""
     return _remembered().get(kind, {}).get(key)
 
 

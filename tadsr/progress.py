@@ -17,13 +17,7 @@ def paced(
     clock: Callable[[], float] = time.monotonic,
     interval: float = INTERVAL_S,
 ) -> Progress | None:
-    """Return a callback that passes on the first share, the end, and one now and then between.
-
-    Args:
-        progress: What is told; None stays None.
-        clock: Gives seconds.
-        interval: Seconds between two calls, at least.
-    """
+    """Return a callback that passes on the first share, the end, and one now and then between."""
     if progress is None:
         return None
     due = -float("inf")

@@ -45,12 +45,7 @@ _HUB_LICENCES = ("apache-2.0", "mit", "cc0-1.0", "cc-by-4.0", "cc-by-nc-4.0", "o
 def model_card(
     repo_id: str, *, num_parameters: Mapping[str, int], prompts: str, metadata: Mapping[str, Any]
 ) -> str:
-    """Write a model card from what is known of a model.
-
-    Args:
-        repo_id: "owner/name" it will be published as.
-        metadata: Facts that travel with the weights, such as "license".
-    """
+    """Write a model card from what is known of a model."""
     licence = str(metadata.get("license") or _UNSTATED)
     is_known = licence in _HUB_LICENCES
     facts = {

@@ -40,9 +40,6 @@ def open_weights(
 
     Args:
         variant: Such as "fp16"; None takes the plain files or the only variant.
-
-    Returns:
-        A reader of all its tensors; only headers are read so far.
     """
     place = folder / component.folder
     names = [p.name for p in place.iterdir()]
@@ -62,14 +59,7 @@ def open_weights(
 
 
 def build_on_meta(folder: Path, component: Component, reader: TensorReader) -> nn.Module:
-    """Build a component's model from its config, without memory for weights.
-
-    Args:
-        component: "vae", "unet", "text_encoder" or "prompt_embeddings".
-
-    Returns:
-        The model on the meta device.
-    """
+    """Build a component's model from its config, without memory for weights."""
     path = folder / component.folder / component.config
     config = read_json(path)
     listed = config.get("architectures")
@@ -103,13 +93,7 @@ def load_network(
     reader: TensorReader | None = None,
     model: nn.Module | None = None,
 ) -> Any:
-    """Load a component with weights.
-
-    Args:
-        variant: Such as "fp16", or None.
-        dtype: Floating dtype; None keeps the stored one.
-        model: The model on the meta device, where it is built already.
-    """
+    """Load a component with weights."""
     reader = open_weights(folder, component, fmt, variant) if reader is None else reader
     model = build_on_meta(folder, component, reader) if model is None else model
     rename = clip_common_name if component.name == "text_encoder" else None
@@ -127,11 +111,7 @@ def clip_common_name(name: str) -> str | None:
 
 
 def load_scheduler(folder: Path, component: Component) -> DDPMScheduler:
-    """Read the betas of a scheduler, whatever its class: one step needs no sampler.
-
-    Args:
-        component: "scheduler".
-    """
+    """Read the betas of a scheduler, whatever its class: one step needs no sampler."""
     path = folder / component.folder / component.config
     config = read_json(path)
     prediction = config.get("prediction_type", "epsilon")
@@ -167,11 +147,7 @@ def load_scheduler(folder: Path, component: Component) -> DDPMScheduler:
 def load_tokenizer(
     folder: Path, component: Component, text_encoder: nn.Module
 ) -> PreTrainedTokenizerBase:
-    """Load the tokenizer as its files say, padding token included.
-
-    Args:
-        component: "tokenizer".
-    """
+    """Load the tokenizer as its files say, padding token included."""
     place = folder / component.folder
     read_json(place / component.config)  # a clear error before transformers' own
     if not (place / "tokenizer.json").is_file() and not (place / "vocab.json").is_file():

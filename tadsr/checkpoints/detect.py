@@ -40,11 +40,7 @@ class Location:
 
 
 def check_sums(folder: Path) -> None:
-    """Check the files of a checkpoint inside the package against the sums beside them.
-
-    Args:
-        folder: With SHA256SUMS, as `sha256sum` writes it.
-    """
+    """Check the files of a checkpoint inside the package against the sums beside them."""
     for line in (folder / SUMS_NAME).read_text(encoding="utf-8").splitlines():
         digest, name = line.split(maxsplit=1)
         path = folder / name
@@ -61,9 +57,6 @@ def locate(source: str | Path) -> Location:
     Args:
         source: An embedded name, a folder, or a hub id "owner/name"; a folder that exists comes
             before a hub id, and an embedded name before both (write "./name" for a folder).
-
-    Returns:
-        The place; nothing is downloaded.
     """
     name = str(source)
     if isinstance(source, str) and source in EMBEDDED:

@@ -50,12 +50,7 @@ def needed_files(
     """Choose the files of a repository that loading reads.
 
     Args:
-        all_files: Paths within the repository, with "/".
-        variant: Weight files' variant, or None.
         adapter: A path within the repository to read adapters from; None for the usual file.
-
-    Returns:
-        Their paths, sorted: no second weights in another format, nothing unrelated.
     """
     names = set(all_files)
     is_official = f"{OFFICIAL.component('vae').folder}/config.json" in names
@@ -107,11 +102,7 @@ def download(
     it has the repository.
 
     Args:
-        repo_id: "owner/name".
         adapter: A local file, or a path within the repository; None for the usual one.
-        variant: Weight files' variant, or None.
-        cache_dir: The cache; None for the hub's usual place.
-        token: Access token; None for the stored one.
     """
     cache = None if cache_dir is None else user_path(cache_dir)
     is_local = adapter is not None and os.path.exists(user_path(adapter))
@@ -166,11 +157,7 @@ def publish(
     """Upload a folder to a hub repository, in one commit; the repository is made if it is new.
 
     Args:
-        repo_id: "owner/name".
         private: Whether a new repository is private; None for the owner's default.
-        revision: Branch that exists; None for the main one.
-        commit_message: None for a plain one.
-        token: Access token; None for the stored one.
     """
     api = HfApi(token=token)
     try:

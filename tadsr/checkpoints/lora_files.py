@@ -43,14 +43,7 @@ class _Entry:
 def read_lora(
     source: str | Path, unet: nn.Module, text_encoder: nn.Module | None
 ) -> dict[str, list[LoraProduct]]:
-    """Read a LoRA and check that every tensor of it has a place in these models.
-
-    Args:
-        text_encoder: Its text encoder, or None.
-
-    Returns:
-        The products to add, by "unet" and "text_encoder".
-    """
+    """Read a LoRA and check that every tensor of it has a place in these models."""
     path = _find(user_path(source))
     reader = TensorReader([path])
     shapes = {"unet": _weight_shapes(unet, "unet")}

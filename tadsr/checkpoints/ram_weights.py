@@ -67,7 +67,6 @@ class RamWeights:
     """Present RAM's tensors under the network's names, as `load_strict` reads them.
 
     Attributes:
-        network: It, on the meta device.
         adapter: Name of the adapter that is merged, or None.
     """
 

@@ -37,12 +37,7 @@ _NETWORKS = {
 
 
 def load_start(model: str, *, vae: str | None = None, seed: int = 0) -> Checkpoint:
-    """Load or build what a run starts from.
-
-    Returns:
-        The parts in float32, on the CPU, without gradients; adapters that the checkpoint keeps
-        apart are attached.
-    """
+    """Load or build what a run starts from."""
     if Path(model).suffix in (".yaml", ".yml"):
         checkpoint = build_networks(model, seed)
     elif is_stable_diffusion(find_folder(model)):
@@ -91,9 +86,6 @@ def load_run_checkpoint(folder: Path) -> Checkpoint:
     """Load a checkpoint of a training run: what the run started from, with what it has trained.
 
     Averaged weights are taken where the run keeps them.
-
-    Returns:
-        The parts in float32, on the CPU; adapters that the run trains are attached, unmerged.
     """
     progress = read_json(folder / RUN_PROGRESS)
     config = run_config(folder)
@@ -151,7 +143,6 @@ def make_trainable(checkpoint: Checkpoint, rank: int | None, alpha: float | None
     """Attach new adapters to a checkpoint that keeps none apart.
 
     Args:
-        checkpoint: Its UNet and autoencoder, changed in place.
         rank: Rank; 0 attaches nothing, None is the published one.
         alpha: Numerator of the scaling; None keeps the published alpha / rank.
     """

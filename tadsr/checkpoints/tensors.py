@@ -36,11 +36,7 @@ Change = Callable[[str, Tensor], Tensor]
 
 
 def read_pickle(path: Path) -> Any:
-    """Read a torch pickle that holds data only; code in it is refused, never run.
-
-    Returns:
-        What the file holds; tensors are mapped from the file where its layout allows.
-    """
+    """Read a torch pickle that holds data only; code in it is refused, never run."""
     check_file(path)
     try:
         with path.open("rb") as file:
@@ -167,7 +163,6 @@ def load_strict(
     and mapped from the file where neither is needed.
 
     Args:
-        model: The model, built on the meta device.
         dtype: Floating dtype to load in; None keeps the stored one.
         rename: Maps a name in the file, and a name in the model, to a common name; None drops a
             tensor of the file.

@@ -20,15 +20,7 @@ def check_device_name(name: str) -> None:
 
 
 def choose_device(name: str) -> torch.device:
-    """Turn a device's name into one that is there.
-
-    Args:
-        name: "auto", what torch calls a device ("cpu", "cuda", "cuda:1", "mps"), or the number of a
-            CUDA device.
-
-    Returns:
-        The device; for "auto" CUDA if there is any, else the CPU.
-    """
+    """Turn a device's name into one that is there."""
     check_device_name(name)
     name = f"cuda:{name}" if name.isdecimal() else name
     import torch

@@ -65,11 +65,7 @@ def load_model(
     engine: EngineName = "auto",
     loras: Sequence[tuple[str, float]] = (),
 ) -> TADSRPipeline:
-    """Load a pipeline onto a device and check that it takes the prompt and the timestep.
-
-    Args:
-        prompt: Text for all images, or None.
-    """
+    """Load a pipeline onto a device and check that it takes the prompt and the timestep."""
     chosen = choose_dtype(dtype, device)
     pipe = TADSRPipeline.from_pretrained(
         source, adapter=adapter, torch_dtype=chosen, tagger=tagger, engine=engine

@@ -48,14 +48,9 @@ def plan_jobs(
     """Decide which images are read and where each result goes.
 
     Args:
-        output: What `--output` said, or None.
         format: A key of FORMAT_SUFFIXES, or "same" for the input's where it can be written; None
             takes an output file's suffix, else PNG.
-        own_tag: Named there in place of it.
         tag: What follows the stem of every name; None for that, and only there.
-
-    Returns:
-        The jobs, one per image; their targets differ from each other and from every source.
     """
     inputs, output = split_output(_expand(paths, output), output, scale)
     for path in inputs:
@@ -87,9 +82,6 @@ def split_output(
     With `--output` every path is an input. Without it, the last of several paths is the output if
     it is a folder, ends with a separator, does not exist yet, or is what an earlier run made of
     the only other one.
-
-    Args:
-        output: What `--output` said, or None.
 
     Returns:
         The inputs, and the output or None.

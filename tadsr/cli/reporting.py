@@ -98,12 +98,7 @@ def as_usage_errors() -> Iterator[None]:
 
 
 def check_range(option: str, value: int | None, low: int, high: int, hint: str) -> None:
-    """Check a whole number given to an option.
-
-    Args:
-        option: Its name, such as "--quality".
-        value: What came; None passes.
-    """
+    """Check a whole number given to an option."""
     if value is not None and not low <= value <= high:
         raise UsageError(f"{option} must be in {low}..{high}, got {value}; {hint}")
 

@@ -23,9 +23,6 @@ def standard_streams(
 
     Args:
         output: What `--output` said, or None; `-` is standard output.
-
-    Yields:
-        Paths and output without `-`. What is there in the end goes to standard output.
     """
     paths = list(paths)
     if output is None and len(paths) > 1 and paths[-1] == STREAM:

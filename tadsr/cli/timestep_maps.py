@@ -37,9 +37,6 @@ def parse_timestep_range(
 ) -> tuple[int, int] | None:
     """Check the two options against each other.
 
-    Args:
-        timestep_range: Such as "50:800".
-
     Returns:
         The timesteps of black and of white, or None.
     """

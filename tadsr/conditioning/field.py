@@ -68,11 +68,7 @@ def run_at(
     run: Callable[[Sequence[int]], Result],
     generator: torch.Generator | None = None,
 ) -> list[Result]:
-    """Run at one timestep per image, or at every knot of maps with the same noise.
-
-    Args:
-        generator: What `run` samples from, or None.
-    """
+    """Run at one timestep per image, or at every knot of maps with the same noise."""
     if not isinstance(timesteps, TimestepField):
         return [run(timesteps)]
     state = None if generator is None else generator.get_state()

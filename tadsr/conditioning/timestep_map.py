@@ -214,14 +214,7 @@ def read_timestep_maps(
     sizes: Sequence[tuple[int, int]],
     last_timestep: int,
 ) -> list[TimestepMap | Any] | None:
-    """Find maps where a user gives timesteps.
-
-    Args:
-        sizes: Heights and widths of the images in px.
-
-    Returns:
-        A map, or a number as it came, per image; None where there is no map at all.
-    """
+    """Find maps where a user gives timesteps."""
     if _is_map(timestep):
         entries = [timestep] * len(sizes)
     elif isinstance(timestep, list | tuple) and any(map(_is_map, timestep)):

@@ -129,11 +129,7 @@ class Uploads:
 
 
 class Models:
-    """The models that the demo offers, each loaded when it is first asked for.
-
-    Args:
-        names: What the visitors choose from; at least one.
-    """
+    """The models that the demo offers, each loaded when it is first asked for."""
 
     def __init__(self, names: Sequence[str], load: Callable[[str], TADSRPipeline]) -> None:
         self.names = tuple(names)
@@ -176,11 +172,7 @@ def restore(
     limits: DemoLimits,
     progress: Progress | None = None,
 ) -> Restored:
-    """Restore an uploaded photo.
-
-    Args:
-        photo: The upload; None if there is none yet.
-    """
+    """Restore an uploaded photo."""
     image, settings = _prepare(photo, choices, limits)
     begin = time.monotonic()
     result = pipe(

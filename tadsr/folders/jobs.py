@@ -91,9 +91,6 @@ def draft_folder(
 ) -> Iterator[Draft]:
     """Mirror the images of a folder, without what an earlier run wrote inside it.
 
-    Yields:
-        One draft per image; at the end one per folder inside that cannot be read.
-
     Raises:
         OSError: The folder itself cannot be read.
     """

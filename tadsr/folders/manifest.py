@@ -188,11 +188,7 @@ class Manifest(AbstractContextManager):
         )
 
     def adopt(self, job: Job, size: tuple[int, int] | tuple[None, None]) -> None:
-        """Write down a result that a run made and was killed before it could say so.
-
-        Args:
-            size: Width and height of the result in px, if they are known.
-        """
+        """Write down a result that a run made and was killed before it could say so."""
         begun = self._begun(job.target)
         try:
             made = os.path.getmtime(job.target)
@@ -291,11 +287,7 @@ def is_changed(record: Record, source: Path) -> bool:
 
 
 def read_manifest(folder: str | Path) -> list[Record]:
-    """Read the last record of every image.
-
-    Returns:
-        One record per result, in the order in which they first came; empty without a manifest.
-    """
+    """Read the last record of every image."""
     return list(_read(Path(folder) / MANIFEST_NAME).records.values())
 
 

@@ -208,10 +208,6 @@ def restore(
 
     Args:
         progress: Told the share that is done, 0..1.
-
-    Returns:
-        The result, for `write_result`; None where it was written at once, as animations are and
-        what is very large.
     """
     from tadsr.images import STREAMED_SUFFIXES
 

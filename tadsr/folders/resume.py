@@ -42,9 +42,6 @@ def upscale_files(
     bytes and its header; a damaged one is made anew. An image that was computed when a run was
     killed comes first and by itself; after the second time that memory ran out it fails without
     being tried, and is tried again once a run has got to its end.
-
-    Returns:
-        The outcome of every image; one that failed is among them.
     """
     outcomes: list[Outcome] = []
 

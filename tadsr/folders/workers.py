@@ -50,9 +50,6 @@ def run_on_devices(
 
     A worker that dies, as of too little memory, is started again; the image it was at is tried
     once more and then counted as failed.
-
-    Args:
-        load: Gives the pipeline on a device; must be picklable.
     """
     run = _Run(deque(jobs), request, load, devices, report)
     run.finish()

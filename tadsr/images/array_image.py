@@ -124,9 +124,6 @@ def read_16bit(image: Image.Image) -> np.ndarray | None:
 def read_tiff(path: Path, max_pixels: int | None) -> tuple[np.ndarray, Image.Exif, dict[str, Any]]:
     """Read the first page of a 16 bit or float TIFF that Pillow cannot.
 
-    Args:
-        max_pixels: Largest width × height; None for no limit.
-
     Returns:
         Upright pixels (H, W, 1..4), uint16 or float32 in [0, 1]; its EXIF; and `icc_profile` and
         `xmp` where there are any.

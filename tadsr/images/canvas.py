@@ -27,7 +27,6 @@ def assemble_images(
     Args:
         strips: Of B images, from top to bottom: the first row, and (B, 3, rows, W) as for
             `StripCanvas.write`.
-        decoded: The B images that they were made from, of one size.
     """
     size = settings.output_size(*decoded[0].rgb.shape[-2:])
     canvases = [StripCanvas(image, size, output_type) for image in decoded]
@@ -59,11 +58,7 @@ def alpha_rows(
 
 
 class StripCanvas:
-    """Takes strips as tensors and gives back the kind of image that was decoded.
-
-    Args:
-        size: Height and width in px.
-    """
+    """Takes strips as tensors and gives back the kind of image that was decoded."""
 
     def __init__(
         self, like: DecodedImage, size: tuple[int, int], output_type: OutputType | None = None
@@ -113,11 +108,7 @@ class StripCanvas:
 def resize_image(
     image: Image.Image | ArrayImage, size: tuple[int, int]
 ) -> Image.Image | ArrayImage:
-    """Resize an image by bicubic.
-
-    Args:
-        size: Width and height in px.
-    """
+    """Resize an image by bicubic."""
     decoded = decode_image(image)
     planes = resize_bicubic(stack_images([decoded]), size[::-1])[0].clamp(0, 1)
     return encode_image(planes[:3], planes[3:] if len(planes) == 4 else None, decoded)

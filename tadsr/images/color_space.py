@@ -47,13 +47,7 @@ _LEVEL_SLACK = 2
 
 
 def profile_of_code_points(primaries: int, transfer: int, icc_space: bytes) -> bytes | None:
-    """Return the ICC profile of code points; None for sRGB, HDR, and what is not known.
-
-    Args:
-        primaries: Of ITU-T H.273, table 2.
-        transfer: Of table 3.
-        icc_space: b"RGB " or b"GRAY".
-    """
+    """Return the ICC profile of code points; None for sRGB, HDR, and what is not known."""
     primaries = 1 if primaries == _UNSPECIFIED else primaries
     transfer = 13 if transfer == _UNSPECIFIED else transfer
     if primaries not in _PRIMARIES or transfer not in _CURVES:
@@ -70,7 +64,6 @@ def profile_of_gamma(gamma: Any, chromaticity: Any, icc_space: bytes) -> bytes |
     Args:
         gamma: Of the file, such as 0.45455; None if it tells none.
         chromaticity: x and y of white, red, green and blue; None if it tells none.
-        icc_space: b"RGB " or b"GRAY".
     """
     primaries, curve = _SRGB_PRIMARIES, _SRGB_CURVE
     try:

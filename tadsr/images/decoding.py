@@ -123,9 +123,6 @@ def decode_image(image: ImageLike) -> DecodedImage:
               float16/32/64 in [0, 1];
             - an `ArrayImage`, as `read_image` gives for 16 bit and float files;
             - a float tensor (3, H, W) in [0, 1], which stays on its device.
-
-    Returns:
-        The decoded image; it shares no memory with `image`.
     """
     for kind, decode in _DECODERS.items():
         if isinstance(image, kind):
@@ -314,9 +311,6 @@ def lay_over(
 
     Args:
         color: Red, green and blue, 0..255.
-
-    Returns:
-        An opaque image, upright; of grey over a colour one in colours.
     """
     if not image.has_transparency_data:
         return image

@@ -35,10 +35,6 @@ def encode_image(
         output_type: None for that kind; "pil" for an 8-bit PIL image; "np" for an array
             (H, W, 3), or (H, W, 4) with alpha, of uint8, or uint16 if the input was 16 bit;
             "pt" for a float32 tensor (3, H, W) in [0, 1], without alpha.
-
-    Returns:
-        The image; a tensor is on the input tensor's device, or on that of `rgb` if the input
-        was none.
     """
     if output_type is not None and output_type not in OUTPUT_TYPES:
         choices = ", ".join(map(repr, OUTPUT_TYPES))

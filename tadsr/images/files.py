@@ -70,7 +70,6 @@ def check_writable(
 
     Args:
         size: (width, height) in px that the image will have; None skips that check.
-        num_frames: More than 1 for an animation.
     """
     path, format = Path(path), _file_format(Path(path), format)
     if not os.path.isdir(path.parent):
@@ -97,7 +96,6 @@ def check_format(
 
     Args:
         size: (width, height) in px that the image will have; None skips that check.
-        num_frames: More than 1 for an animation.
     """
     path, format = Path(path), _file_format(Path(path), format)
     if num_frames > 1 and format not in _ANIMATED_FORMATS:
@@ -208,11 +206,7 @@ def open_whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def to_palette(image: Image.Image) -> Image.Image:
-    """Reduce an image to a palette with dithering, as a GIF needs it.
-
-    Returns:
-        Mode P with 255 colours, and `info["transparency"]` where anything is transparent.
-    """
+    """Reduce an image to a palette with dithering, as a GIF needs it."""
     colors = image.convert("RGB")
     palette = colors.quantize(_GIF_OPAQUE_COLORS)
     entries = palette.getpalette()[: 3 * _GIF_OPAQUE_COLORS]

@@ -52,14 +52,7 @@ def check_size(
     pixel_bytes: int = PIXEL_BYTES,
     num_frames: int = 1,
 ) -> None:
-    """Raise ImageReadError if an image is empty, or small in its file but not in memory.
-
-    Args:
-        width: In px.
-        height: In px.
-        max_pixels: Largest width × height; None for any.
-        pixel_bytes: Of one pixel; larger ones than those of 8-bit colours count as several.
-    """
+    """Raise ImageReadError if an image is empty, or small in its file but not in memory."""
     if width * height == 0:
         raise ImageReadError(f"{path}: must have no side of 0 px, got {width}×{height}")
     if max_pixels is not None and width * height > max_pixels:

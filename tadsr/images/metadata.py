@@ -52,9 +52,6 @@ _XMP_STALE = re.compile(
 def kept_metadata(info: Mapping[str, Any], icc_space: bytes) -> dict[str, Any]:
     """Keep the metadata that is well-formed and fits the colour space.
 
-    Args:
-        icc_space: Colour space that an ICC profile must name, such as b"RGB ".
-
     Returns:
         Of `icc_profile`, `exif`, `dpi`, `xmp`, `cicp` (four bytes), `text` (a PNG's, by keyword),
         `comment` and `iptc` (bytes) those that are there. A PNG's gamma becomes a profile.
@@ -143,9 +140,6 @@ def turn_upright(image: Image.Image, orientation: int | None = None) -> Image.Im
 
     Unlike Pillow's `exif_transpose` it leaves the metadata as it was, so that damage to the rest
     of the EXIF does not matter.
-
-    Args:
-        orientation: As in EXIF; None for the image's own.
     """
     image.load()
     turn = _TURNS.get(find_orientation(image) if orientation is None else orientation)

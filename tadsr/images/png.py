@@ -25,7 +25,6 @@ class PngWriter:
 
     Args:
         shape: Height, width and channels (1..4).
-        dtype: uint8 or uint16.
     """
 
     def __init__(
@@ -53,11 +52,7 @@ class PngWriter:
     def write_frames(
         self, frames: Iterable[np.ndarray], durations_ms: Iterable[float], num_plays: int
     ) -> int:
-        """Write frames (H, W, C) of an animation, each whole, and close the PNG.
-
-        Args:
-            num_plays: 0 for ever.
-        """
+        """Write frames (H, W, C) of an animation, each whole, and close the PNG."""
         height, width, _ = self._shape
         control = self._file.tell()
         self._chunk(b"acTL", bytes(8))

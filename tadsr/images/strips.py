@@ -35,10 +35,6 @@ def write_strips(
 
     16 bit and grey stay what they were, and float becomes 16 bit. A TIFF is tiled, and a BigTIFF
     where it must be.
-
-    Args:
-        strips: From top to bottom without a gap.
-        size: Height and width in px.
     """
     path = Path(path)
     check_streamable(path)

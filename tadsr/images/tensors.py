@@ -20,7 +20,6 @@ def resize_bicubic(x: Tensor, size: tuple[int, int]) -> Tensor:
 
     Args:
         x: Float tensor (B, C, H, W), any range; float16 and bfloat16 are computed in float32.
-        size: New (height, width) in px.
 
     Returns:
         A tensor (B, C, *size) of the same dtype, not clamped; `x` itself if the size is equal.
@@ -39,9 +38,7 @@ def resize_bicubic_rows(x: Tensor, size: tuple[int, int], start: int, stop: int)
 
     Args:
         x: Float tensor (B, C, H, W), any range.
-        size: New (height, width) in px of the whole.
         start: First row of the result, 0..height − 1.
-        stop: Row after the last, start + 1..height.
 
     Returns:
         Rows (B, C, stop − start, width), within rounding those of the whole.
@@ -95,8 +92,6 @@ def pad_reflect(x: Tensor, bottom: int, right: int) -> Tensor:
 
     Args:
         x: Float tensor (B, C, H, W), any range.
-        bottom: Rows to add, in px, 0 for none; may exceed the height.
-        right: Columns to add, in px, 0 for none; may exceed the width.
 
     Returns:
         A tensor (B, C, H + bottom, W + right), as `numpy.pad(mode="reflect")` pads: the edge is
@@ -113,15 +108,7 @@ def pad_reflect(x: Tensor, bottom: int, right: int) -> Tensor:
 
 
 def reflect_index(start: int, stop: int, side: int) -> Tensor:
-    """Return where the positions start..stop of a side padded by reflection come from.
-
-    Args:
-        start: First position, at least 0.
-        side: Length of the side in px, at least 1.
-
-    Returns:
-        Positions within the side, (stop − start,), int64.
-    """
+    """Return where the positions start..stop of a side padded by reflection come from."""
     period = max(2 * (side - 1), 1)
     index = torch.arange(start, stop) % period
     return torch.minimum(index, period - index)

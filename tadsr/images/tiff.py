@@ -39,7 +39,6 @@ def write_tiff(
     Args:
         strips: (rows, W, C) from top to bottom without a gap.
         shape: Height, width and channels (1..4).
-        dtype: uint8, uint16 or float32.
     """
     channels = shape[2]
     resolution = {}

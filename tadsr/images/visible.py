@@ -26,9 +26,6 @@ def spread_colors(rgb: Tensor, alpha: Tensor) -> Tensor:
     Args:
         rgb: Float (C, H, W), any range.
         alpha: (1, H, W), 0 where nothing can be seen.
-
-    Returns:
-        Colours like `rgb`, equal to it where they can be seen; `rgb` itself if all or none can.
     """
     is_visible = alpha > 0
     if is_visible.all() or not is_visible.any():

@@ -82,12 +82,7 @@ class AdapterSet:
 
 
 def target_modules(model: nn.Module) -> dict[str, list[str]]:
-    """List the modules of a model that each adapter changes.
-
-    Args:
-        model: UNet2DConditionModel or TimeAwareAutoencoderKL, plain or with adapters; the meta
-            device suffices.
-    """
+    """List the modules of a model that each adapter changes."""
     targets = targets_of(model)
     found: dict[str, list[str]] = {name: [] for name in targets}
     for module_name, module in model.named_modules():
@@ -107,17 +102,7 @@ def adapter_shapes(
     rank_unet: int = DEFAULT_RANK,
     rank_vae: int = DEFAULT_RANK,
 ) -> dict[str, dict[str, torch.Size]]:
-    """Compute the names and shapes of the tensors an `AdapterSet` for these models has.
-
-    Args:
-        unet: The UNet, plain; the meta device suffices.
-        vae: The VAE, plain; the meta device suffices.
-        rank_unet: Rank of the UNet's matrices, at least 1.
-        rank_vae: Rank of the VAE's matrices, at least 1.
-
-    Returns:
-        Tensor name to shape for each of "unet", "vae" and "vae_time".
-    """
+    """Compute the names and shapes of the tensors an `AdapterSet` for these models has."""
     unet_shapes = _lora_shapes(unet, rank_unet)
     for name, parameter in unet.conv_in.named_parameters():
         unet_shapes[f"conv_in.base_layer.{name}"] = parameter.shape

@@ -54,12 +54,7 @@ __all__ = [
 def check_adapters(
     unet: UNet2DConditionModel, vae: TimeAwareAutoencoderKL, adapters: AdapterSet
 ) -> None:
-    """Check that adapters have exactly the tensors that these models need.
-
-    Args:
-        unet: The UNet, plain; the meta device suffices.
-        vae: The VAE, plain; the meta device suffices.
-    """
+    """Check that adapters have exactly the tensors that these models need."""
     for model in (unet, vae):
         if has_adapters(model):
             raise ValueError(
@@ -116,11 +111,6 @@ def attach_new_adapters(
     A is drawn from N(0, 1/rank²) by torch's global generator and B is zero, so the models compute
     what they did before. Afterwards only LoRA matrices require gradients; `adapter_parameters`
     names everything that training changes.
-
-    Args:
-        unet: The UNet, plain; None to leave it out.
-        vae: The VAE, plain; None to leave it out.
-        rank: Rank of the matrices, at least 1.
     """
     if rank < 1:
         raise ValueError(f"rank must be at least 1, got {rank}")
@@ -138,14 +128,7 @@ def has_adapters(model: nn.Module) -> bool:
 
 
 def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Collect the parameters that TADSR trains in a model with attached adapters.
-
-    Args:
-        model: UNet2DConditionModel or TimeAwareAutoencoderKL with adapters.
-
-    Returns:
-        Name to parameter: LoRA matrices, and the UNet's `conv_in` or the VAE's time layers.
-    """
+    """Collect the parameters that TADSR trains in a model with attached adapters."""
     full = UNET_FULL if targets_of(model) is UNET_TARGETS else VAE_TIME
     if not has_adapters(model):
         raise ValueError(
@@ -182,9 +165,6 @@ def merged_weight(weight: Tensor, lora_a: Tensor, lora_b: Tensor, scaling: float
         weight: (out, in) or (out, in, k, k), any floating dtype.
         lora_a: (r, in) or (r, in, k, k).
         lora_b: (out, r) or (out, r, 1, 1).
-
-    Returns:
-        The sum, shaped as `weight`, float32: the caller rounds once, to the dtype it wants.
 
     Source: LoRA (arXiv 2106.09685), equation 3.
     """

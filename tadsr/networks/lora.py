@@ -33,9 +33,6 @@ def merge_lora(model: nn.Module, products: Sequence[LoraProduct], scale: float) 
     """Add products to a model's weights, in place; sums are float32, then cast.
 
     Where the model has adapters attached, the weights below them are changed.
-
-    Args:
-        scale: Factor of all products; 1 is as trained, 0 changes nothing.
     """
     weights = {n.replace(".base_layer.", "."): p for n, p in model.named_parameters()}
     for product in products:

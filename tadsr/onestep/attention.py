@@ -58,7 +58,6 @@ def attend_in_windows(
 
     Args:
         query: Returns queries of rows from start to stop, (B, C, rows, W).
-        heads: Attention heads; C is a multiple.
 
     Yields:
         The first row and the result (B, C, rows, W) of bands that together are all rows.
@@ -90,13 +89,6 @@ def attend_to_blocks(
     query: Tensor, blocks: Iterable[tuple[Tensor, Tensor]], *, scale: float
 ) -> Tensor:
     """Let every query attend to all keys, of which only one block is there at once.
-
-    Args:
-        query: (..., N, C).
-        blocks: Keys and values, (..., M, C) each.
-
-    Returns:
-        The result, (..., N, C).
 
     Source: Milakov and Gimelshein, Online normalizer calculation for softmax (2018).
     """

@@ -64,9 +64,6 @@ def upscale_in_strips(
     Args:
         rgb: Images, (B, 3, h, w), in [0, 1]; or one for all timesteps. A fourth channel is alpha,
             by which adain weighs pixels.
-
-    Yields:
-        Strips from top to bottom. All computation but the colour fix is done before the first.
     """
     run = _Run(engine, conditions, rgb, settings, progress)
     restored = run.restore(spec)
@@ -240,11 +237,7 @@ class _Run:
 
 
 class BandedStages:
-    """The three networks in bands, as `OneStepEngine.take` runs them.
-
-    Args:
-        attention_px: Side of the windows in which the UNet attends to itself; 0 for none.
-    """
+    """The three networks in bands, as `OneStepEngine.take` runs them."""
 
     # What follows takes long, so an overflow is not carried through it.
     checks_each = True

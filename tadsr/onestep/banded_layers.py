@@ -143,14 +143,7 @@ class Bands:
         """Run a convolution with what surrounds it.
 
         Args:
-            conv: A convolution with stride 1 or 2, padded by zeros.
             bias: Added per image and channel, (B, C_out).
-            shortcut: 1×1 convolution of the source as it is stored, and what its output goes to.
-            target: Overwritten in place of new memory; may be what `residual` reads.
-            emit: Receives each band, with its first row, in place of memory.
-
-        Returns:
-            The output with its statistics; None with `emit`.
         """
         batch, in_channels, height, width = source.shape
         base = getattr(conv, "base_layer", conv)

@@ -34,9 +34,6 @@ def same_size_ranges(
 ) -> list[range]:
     """Group neighbours of one size.
 
-    Args:
-        max_images: From a size to the largest group, at least 1.
-
     Returns:
         Ranges that together are all images in order, nearly equal in length where one run of equal
         sizes makes several.
@@ -80,11 +77,7 @@ def read_generators(
 def group_timesteps(
     timesteps: Sequence[int], size: tuple[int, int], device: torch.device
 ) -> list[Sequence[int]]:
-    """Divide the timesteps of one image into those that go through the networks together.
-
-    Args:
-        size: Height and width in px that the networks work at.
-    """
+    """Divide the timesteps of one image into those that go through the networks together."""
     if not timesteps:
         raise ValueError("timesteps must be at least one, got none")
     # A CPU gains nothing by it.

@@ -46,7 +46,6 @@ def choose_way(
     CPU as on a GPU.
 
     Args:
-        tiling: A choice, None for never, or "auto".
         rgb: Images, (B, 3, h, w).
     """
     if tiling is not None and tiling != "auto" and not isinstance(tiling, TileSpec):

@@ -85,8 +85,6 @@ class GraphCache:
     without a graph.
 
     Args:
-        record_after: Runs of a shape before it is recorded, at least 1: the first one loads
-            kernels and measures.
         record: Makes what runs a stage from stage, inputs and conditions; None records a `Graph`.
     """
 

@@ -32,9 +32,6 @@ def group_norm_silu_in_pieces(
         bias: Offset per channel, (C,) or (B, C).
         out: Overwritten; shaped and laid out as `x`, which it may be. None for a new tensor.
 
-    Returns:
-        `out`; statistics are in float32 within a piece and in float64 across.
-
     Source: Chan, Golub and LeVeque, Updating formulae and a pairwise algorithm (1979).
     """
     batch, channels, height, width = x.shape

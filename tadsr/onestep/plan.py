@@ -60,11 +60,7 @@ class EnginePlan:
 
 
 def choose_plan(device: torch.device, dtype: torch.dtype) -> EnginePlan | None:
-    """Choose the switches for a device.
-
-    Returns:
-        The plan; None where plain modules are as fast.
-    """
+    """Choose the switches for a device."""
     if device.type == "cpu":
         return EnginePlan()
     if device.type != "cuda":

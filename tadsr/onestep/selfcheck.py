@@ -61,9 +61,6 @@ def settle(
 
     Args:
         lq: (B, 3, H, W), in [-1, 1]; the first is looked at.
-
-    Returns:
-        Whether the stages may compute; otherwise others must be built.
     """
     key = _key_of(fused.vae, fused.unet, fused.plan)
     unrecorded = copy.copy(fused)
@@ -144,11 +141,7 @@ def _odd_colors(image: Tensor, reference: Tensor) -> str | None:
 
 
 def remember_fastest(vae: TimeAwareAutoencoderKL, unet: UNet2DConditionModel, engine: str) -> None:
-    """Have "auto" take an engine for networks of this kind on their device from now on.
-
-    Args:
-        engine: "fused" or "eager", as it was measured.
-    """
+    """Have "auto" take an engine for networks of this kind on their device from now on."""
     remember("fastest", _key_of(vae, unet)[1], engine)
 
 

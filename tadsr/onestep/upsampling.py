@@ -18,12 +18,6 @@ def transposed_weight(weight: Tensor) -> Tensor:
     `conv_transpose2d(x, result, bias, stride=2, padding=1)` equals
     `conv2d(interpolate(x, scale_factor=2), weight, bias, padding=1)` everywhere, with 4 in place of
     9 products per output.
-
-    Args:
-        weight: Of a 3×3 convolution, (C_out, C_in, 3, 3).
-
-    Returns:
-        (C_in, C_out, 4, 4), summed in the widest type.
     """
     wide = widest_dtype(weight.device)
     rows = torch.tensor(_ROWS, dtype=wide, device=weight.device)

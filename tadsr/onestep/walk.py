@@ -57,11 +57,7 @@ class Layers(Protocol):
 
 
 def encode(layers: Layers, vae: TimeAwareAutoencoderKL, lq: Any) -> Tensor:
-    """Encode images (B, 3, H, W) in [-1, 1] to the posterior's moments (B, 2·C, H/f, W/f).
-
-    Args:
-        lq: The images, as `layers` starts with; H and W multiples of the factor.
-    """
+    """Encode images (B, 3, H, W) in [-1, 1] to the posterior's moments (B, 2·C, H/f, W/f)."""
     encoder = vae.encoder
     h = layers.start(encoder.conv_in, lq)
     for block in encoder.down_blocks:

@@ -41,11 +41,7 @@ def upscale(
     *,
     takes_bytes: bool = False,
 ) -> Iterator[Strip]:
-    """Restore and enlarge images as a whole or in pieces.
-
-    Args:
-        tiling: As for `choose_way`; with "auto", what does not fit as a whole is cut.
-    """
+    """Restore and enlarge images as a whole or in pieces."""
     way = choose_way(tiling, engine, conditions, rgb, settings)
     spec = way.spec
     if spec is None:
@@ -112,10 +108,6 @@ def upscale_whole(
     takes_bytes: bool = False,
 ) -> Tensor:
     """Restore and enlarge images with everything in between on one device.
-
-    Args:
-        takes_bytes: Whether the result may be bytes in the memory of the host, as it is where
-            the colour fix comes last.
 
     Returns:
         (B, 3, H, W): float32 in [0, 1], on the device; or uint8, on the host.

@@ -47,11 +47,7 @@ def show_to_tagger(image: DecodedImage) -> Any:
 
 
 def describe_images(tagger: Callable[[Any], str], images: Sequence[Any]) -> list[str]:
-    """Ask a tagger about images, together if it has `tag_batch`.
-
-    Args:
-        images: 8-bit PIL images.
-    """
+    """Ask a tagger about images, together if it has `tag_batch`."""
     tag_batch = getattr(tagger, "tag_batch", None)
     texts = [tagger(image) for image in images] if tag_batch is None else tag_batch(images)
     for text in texts:
@@ -70,11 +66,7 @@ def join_prompt(tags: str, prompt: str, style: PromptStyle) -> str:
 
 
 def check_taggable(text_encoder: Any) -> None:
-    """Check that a model can read whatever a tagger writes.
-
-    Args:
-        text_encoder: The model's, or None.
-    """
+    """Check that a model can read whatever a tagger writes."""
     if text_encoder is None:
         raise ValueError(
             "a tagger must have a text encoder to write for, but this model has none and knows "

@@ -63,7 +63,6 @@ class TextEmbeddings:
         """Return the embeddings of prompts.
 
         Args:
-            prompts: B texts, at least one.
             embed: From texts to embeddings (B, L, D) on the device.
         """
         is_same = self._network == (network, device)
@@ -91,11 +90,7 @@ class TextEmbeddings:
 def embed_texts(
     text_encoder: Any, tokenizer: Any, device: torch.device, texts: Sequence[str]
 ) -> Tensor:
-    """Embed texts by a CLIP text model, (B, L, D).
-
-    Args:
-        texts: B texts; what is beyond the tokenizer's length is cut off.
-    """
+    """Embed texts by a CLIP text model, (B, L, D)."""
     tokens = tokenizer(
         list(texts),
         padding="max_length",

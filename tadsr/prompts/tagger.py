@@ -191,12 +191,7 @@ class Tagger(nn.Module):
         self.view: TaggerView = view
 
     def forward(self, image: Any) -> str:
-        """Return the tags of an image.
-
-        Returns:
-            The names of the tags above their thresholds, in the list's order, joined by ", ";
-            empty where there is none.
-        """
+        """Return the tags of an image."""
         return self.tag_batch([image])[0]
 
     @torch.no_grad()

@@ -28,8 +28,6 @@ def prepare_view(image: Image.Image, side: int, view: TaggerView) -> Tensor:
     """Turn a picture into the tagger's input.
 
     Args:
-        image: RGB, 8 bit.
-        side: Side of the input in px.
         view: "enlarged" samples the enlarged picture, without antialiasing: what TADSR's published
             code shows it; "whole" reduces the picture as it is, antialiased: RAM's own transform.
 
@@ -68,11 +66,7 @@ def _sample_enlarged(image: Image.Image, side: int) -> np.ndarray:
 def _enlarged_bands(
     image: Image.Image, width: int, columns: np.ndarray, rows: np.ndarray
 ) -> Iterator[np.ndarray]:
-    """Yield some pixels of the enlarged picture, a band at a time: it may be 16 times as large.
-
-    Args:
-        width: Width of the enlarged picture, at most a few px less than the scale gives.
-    """
+    """Yield some pixels of the enlarged picture, a band at a time: it may be 16 times as large."""
     is_reduced = width != image.width * _SCALE
     for top in range(0, image.height, _BAND_PX):
         bottom = min(top + _BAND_PX, image.height)

@@ -13,7 +13,6 @@ class WeightAverage:
     """Follow the trained weights of a network; at a decay of 0 there is nothing to follow.
 
     Args:
-        network: The network, in place on its device.
         decay: Decay per step, in [0, 1).
     """
 

@@ -12,11 +12,7 @@ from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
 
 
 def keep_frozen_weights_in(dtype: torch.dtype, *modules: nn.Module | None) -> None:
-    """Cast the weights of frozen matrix products in place; norms and trained weights stay float32.
-
-    Args:
-        modules: Modules to go through; None is left out.
-    """
+    """Cast the weights of frozen matrix products in place; norms and trained ones stay float32."""
     for module in (m for root in modules if root is not None for m in root.modules()):
         if isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding):
             parameters = list(module.parameters(recurse=False))

@@ -29,12 +29,7 @@ def warn_of_long_warmup(networks: dict[str, TrainedNetwork], total_steps: int) -
 
 
 class Optimizers:
-    """One AdamW per network.
-
-    Args:
-        networks: A stage's networks, in place on their device.
-        accelerator: Prepares them; with fp16 its one gradient scale serves all optimizers.
-    """
+    """One AdamW per network."""
 
     def __init__(self, networks: dict[str, TrainedNetwork], accelerator: Accelerator) -> None:
         self.networks = networks

@@ -16,8 +16,6 @@ class SampleRandomness:
 
     Args:
         indices: Global index of each sample of a batch, (B,), int64.
-        device: Where tensors are wanted. Noise is drawn there, which differs from device to
-            device; all else on the CPU.
     """
 
     def __init__(self, seed: int, indices: Tensor, device: torch.device | str = "cpu") -> None:

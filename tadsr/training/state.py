@@ -26,9 +26,6 @@ class RunState:
     Accelerate stores optimizers, gradient scaler and every process's random states; of the
     networks only trained parameters and buffers are stored, since the rest is in the model that
     the run started from.
-
-    Args:
-        keep: Newest checkpoints to keep, at least 1.
     """
 
     def __init__(
@@ -53,11 +50,7 @@ class RunState:
         return found[-1] if found else None
 
     def save(self, step: int, progress: dict[str, Any], *, name: str | None = None) -> Path:
-        """Write a checkpoint; it appears under its name only when it is whole.
-
-        Args:
-            name: Name in place of the step's; such a checkpoint is not resumed and not pruned.
-        """
+        """Write a checkpoint; it appears under its name only when it is whole."""
         try:
             return self._save(step, progress, name)
         # safetensors and torch raise their own types where a disk is full.

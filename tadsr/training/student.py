@@ -87,14 +87,7 @@ class OneStepStudent(nn.Module):
 def make_student(
     checkpoint: Checkpoint, config: DistillationConfig, alphas_cumprod: Tensor, seed: int
 ) -> OneStepStudent:
-    """Build the student of a run and mark what is trained.
-
-    Args:
-        checkpoint: Its parts, changed in place; adapters may be attached.
-
-    Returns:
-        The student; exactly its trained parameters have `requires_grad`.
-    """
+    """Build the student of a run and mark what is trained."""
     vae, unet = checkpoint.vae, checkpoint.unet
     prompt_embeddings = None if checkpoint.text_encoder is not None else (
         checkpoint.prompt_embeddings

@@ -23,11 +23,7 @@ LABEL_PX = 18
 
 
 class Validator:
-    """Restore the same images at the same timesteps whenever asked.
-
-    Args:
-        multiple: What the images' sides must be multiples of.
-    """
+    """Restore the same images at the same timesteps whenever asked."""
 
     def __init__(self, config: ValidationConfig, scale: int, multiple: int) -> None:
         self.config = config

@@ -22,10 +22,6 @@ def find_captions(captions: str | None, root: Path, photos: Sequence[Path]) -> d
     Args:
         captions: "sidecar", a file of `tadsr tag` (*.jsonl), or one of lines "relative
             name<TAB>caption", whose names may have any suffix; None for none.
-        root: What names are relative to.
-
-    Returns:
-        The captions of those that have one; that some have none is a warning.
     """
     if captions is None:
         return {}

@@ -123,11 +123,7 @@ def check_not_swapped(records: list[Record], what: str) -> None:
 
 
 class ShuffledEpochs:
-    """Numbers 0..count − 1 over and over, each epoch in an order of its own.
-
-    Args:
-        count: How many, at least 1.
-    """
+    """Numbers 0..count − 1 over and over, each epoch in an order of its own."""
 
     def __init__(self, count: int, seed: int) -> None:
         self.count = count
@@ -144,11 +140,7 @@ class ShuffledEpochs:
 
 
 def leave_out_unusable(records: list[Record], config: DataConfig) -> tuple[list[Record], str]:
-    """Leave out photographs that are too small or no images, by their headers.
-
-    Returns:
-        The others, and what was left out in a sentence, "" for nothing.
-    """
+    """Leave out photographs that are too small or no images, by their headers."""
     checked, later = records[:_MAX_CHECKED], records[_MAX_CHECKED:]
     with ThreadPoolExecutor(_HEADER_THREADS) as pool:
         sizes = list(pool.map(photo_size, [record.hq for record in checked]))
@@ -232,11 +224,7 @@ class ListedPhotos(Dataset):
 
 
 class SharedIndices(Sampler):
-    """Endless batches of sample numbers: those of one process among several.
-
-    Args:
-        rank: This process, from 0.
-    """
+    """Endless batches of sample numbers: those of one process among several."""
 
     def __init__(self, batch_size: int, first_sample: int, rank: int, num_processes: int) -> None:
         self.batch_size = batch_size

@@ -74,11 +74,7 @@ class TrainingData:
         num_processes: int = 1,
         pin_memory: bool = False,
     ) -> Generator[Batch, None, None]:
-        """Yield batches without end; close the generator to end its worker processes.
-
-        Args:
-            rank: This process, from 0.
-        """
+        """Yield batches without end; close the generator to end its worker processes."""
         dataset = self.dataset
         if self.config.cache_photos and isinstance(dataset, ListedPhotos) and not dataset.cache:
             dataset.preload()
@@ -124,11 +120,7 @@ def explain_worker_failure(error: Exception) -> Exception:
 def open_data(
     config: DataConfig, *, seed: int, restorer: Restorer | None = None
 ) -> TrainingData | StreamedData:
-    """List or open what a run trains on.
-
-    Args:
-        restorer: A restoration network in place of the one that `config` names.
-    """
+    """List or open what a run trains on."""
     if config.crop_px is None:
         config = replace(config, crop_px=DEFAULT_CROP_PX)
     kind = _detect_kind(config) if config.kind == "auto" else config.kind

@@ -65,11 +65,7 @@ class RestoredSamples(Dataset):
             self.restorer = load_restorer(config.restored.network, config.scale)
 
     def prepare(self, device: torch.device | str, rank: int = 0, num_processes: int = 1) -> None:
-        """Compute what is missing; files are whole or absent, so that it can be interrupted.
-
-        Args:
-            rank: This process, from 0; each computes a share of the files.
-        """
+        """Compute what is missing; files are whole or absent, so that it can be interrupted."""
         missing = list(self._missing_files())[rank::num_processes]
         if missing and hasattr(self.restorer, "to"):
             self.restorer.to(device)

@@ -229,11 +229,7 @@ class StreamedData:
 def shuffle_buffered(
     items: Iterable[Item], buffer_size: int, rng: np.random.Generator
 ) -> Iterator[Item]:
-    """Yield items in an order that is random within a buffer.
-
-    Args:
-        buffer_size: Items that are held back to choose among, at least 1.
-    """
+    """Yield items in an order that is random within a buffer."""
     buffer: list[Item] = []
     for item in items:
         if len(buffer) < buffer_size:

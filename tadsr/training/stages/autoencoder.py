@@ -35,11 +35,7 @@ class _Autoencoder(nn.Module):
 
 
 class AutoencoderStage(Stage):
-    """Train encoder and decoder on sharp crops; the encoder's time layers do nothing.
-
-    Args:
-        checkpoint: Its autoencoder is trained, in place.
-    """
+    """Train encoder and decoder on sharp crops; the encoder's time layers do nothing."""
 
     def __init__(
         self,

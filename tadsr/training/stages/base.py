@@ -50,11 +50,7 @@ class Runtime:
 
 
 class Stage(ABC):
-    """One kind of training: its networks, and the losses of a step.
-
-    Args:
-        checkpoint: What is trained; changed in place.
-    """
+    """One kind of training: its networks, and the losses of a step."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
@@ -92,11 +88,7 @@ class Stage(ABC):
 
     @abstractmethod
     def phases(self, batch: Batch, step: int, randomness: SampleRandomness) -> Iterator[Phase]:
-        """Yield each network's losses in turn; their gradients are taken before the next.
-
-        Args:
-            step: Optimizer steps done before, from 0.
-        """
+        """Yield each network's losses in turn; their gradients are taken before the next."""
 
     @abstractmethod
     def preview(self, hq: Tensor, lq: Tensor, timesteps: tuple[int, ...]) -> dict[str, Tensor]:

@@ -54,7 +54,6 @@ class DistillationStage(Stage):
     """Train the student against photographs and a teacher, and a fake-score model on the student.
 
     Args:
-        checkpoint: The student's parts, changed in place.
         teacher: The teacher's parts; its UNet also carries the fake-score model. None trains
             without distillation.
 

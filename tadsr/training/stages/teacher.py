@@ -37,10 +37,6 @@ class _ConditionedUNet(nn.Module):
 class TeacherStage(Stage):
     """Train the UNet to predict noise in latents of photographs, sharp and degraded.
 
-    Args:
-        checkpoint: Its UNet is trained in place, its prompt embeddings too where it has them;
-            the autoencoder stays as it is.
-
     Source: Latent diffusion (arXiv 2112.10752); DDPM (arXiv 2006.11239), equation 14.
     """
 
