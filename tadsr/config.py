@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 if TYPE_CHECKING:
     import torch
 
+    from tadsr.onestep.tile_spec import TileSpec
+
 ColorFix = Literal["adain", "wavelet", "none"]
 """How the result's colours are brought back to the input's."""
 
@@ -68,6 +70,8 @@ class UpscaleSettings:
     process_size: int = 512
     """Images whose output has a shorter side below this many px are processed enlarged and
     shrunk back; 0 switches that off."""
+    tiling: TileSpec | Literal["auto"] | None = "auto"
+    """Whether, and by what, large images are computed in pieces; None for never."""
 
     def __post_init__(self) -> None:
         if isinstance(self.scale, bool) or not isinstance(self.scale, Real):

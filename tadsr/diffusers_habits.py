@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
@@ -14,9 +14,6 @@ from tadsr.errors import TADSRError
 from tadsr.networks.adapters import has_adapters
 from tadsr.prompts import TextEmbeddings
 from tadsr.quiet import quiet_libraries
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 _KNOB = "there is one step without guidance; timestep=, 0..999, moves from faithful to vivid"
 _SIZE = "scale= is the output's size over the input's"
@@ -82,11 +79,6 @@ class DiffusersHabits(StableDiffusionLoraLoaderMixin):
     """The methods of diffusers' pipelines that need a word of their own here."""
 
     _text_embeddings: TextEmbeddings
-
-    def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Move or cast the pipeline, as diffusers does, without its remarks."""
-        with quiet_libraries():
-            return super().to(*args, **kwargs)  # type: ignore[misc]
 
 
 def _refused(name: str, instead: str) -> Callable[..., None]:

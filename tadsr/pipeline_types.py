@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from torch import Generator, Tensor
 
-from tadsr.config import ColorFix
+from tadsr.config import ColorFix, UpscaleSettings
 from tadsr.images import ArrayImage
 from tadsr.onestep import TileSpec
 from tadsr.progress import Progress
@@ -30,5 +30,6 @@ class CallOptions(TypedDict, total=False):
     color_fix: ColorFix
     process_size: int
     tiling: TileSpec | Literal["auto"] | None
+    settings: UpscaleSettings | None
     generator: Generator | Sequence[Generator] | None
     progress: Progress | None

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tadsr import TimestepMap
-from tadsr.conditioning import TimestepField, read_timestep_maps, run_at
-from tadsr.conditioning.timestep_map import MAX_LEVELS
+from tadsr.conditioning import TimestepField, run_at
+from tadsr.conditioning.timestep_map import MAX_LEVELS, read_timestep_maps
 
 SIDES = st.integers(1, 40)
 

@@ -99,8 +99,8 @@ def sweep(
 ) -> None:
     """Run `tadsr sweep`."""
     with as_usage_errors():
-        settings = UpscaleSettings(scale, color_fix, process_size)
         tiling = parse_tiling(tile, max_memory)
+        settings = UpscaleSettings(scale, color_fix, process_size, tiling)
         values = _parse_numbers("--timesteps", timesteps)
         corner = None if crop is None else _parse_numbers("--crop", crop, count=4)
     for value in values:
@@ -155,14 +155,7 @@ def sweep(
         )
         with ImageProgress() as bar:
             results = pipe.sweep(
-                lq,
-                values,
-                prompt=prompt,
-                tiling=tiling,
-                progress=bar.of(photo),
-                scale=scale,
-                color_fix=color_fix,
-                process_size=process_size,
+                lq, values, prompt=prompt, settings=settings, progress=bar.of(photo)
             )
         images = dict(zip(values, map(to_rgb8, results), strict=True))
         found = TimestepSweep(lq, images, original)

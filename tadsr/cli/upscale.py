@@ -231,8 +231,8 @@ def upscale(
 ) -> None:
     """Run `tadsr upscale`."""
     with as_usage_errors():
-        settings = UpscaleSettings(scale, color_fix, process_size)
         tiling = parse_tiling(tile, max_memory)
+        settings = UpscaleSettings(scale, color_fix, process_size, tiling)
         limit = parse_max_pixels(max_pixels)
         size, size_tag = parse_size(width, height, long_side, short_side)
         loras = [parse_lora(text) for text in lora or ()]
@@ -256,7 +256,6 @@ def upscale(
         timestep,
         prompt,
         seed,
-        tiling,
         quality,
         is_lossless=lossless,
         keeps_dates=keep_dates,
@@ -366,7 +365,7 @@ def _upscale_all(
             from tadsr.cli.model import describe, memory_remark
 
             _say(bar, describe(pipe, reasons=talk.verbose), quiet, err=True)
-            remark = memory_remark(pipe, request.tiling)
+            remark = memory_remark(pipe, request.settings.tiling)
             if remark is not None:
                 _say(bar, remark, quiet, err=True)
         return pipe

@@ -1,12 +1,11 @@
 """Timesteps as users give them: numbers, and maps that differ from place to place."""
 
-from tadsr.conditioning.field import TimestepField, run_at
+from tadsr.conditioning.field import TimestepField, read_conditions, run_at
 from tadsr.conditioning.numbers import read_timesteps
 from tadsr.conditioning.timestep_map import (
     TimestepLike,
     TimestepMap,
     largest_timestep,
-    read_timestep_maps,
 )
 
 __all__ = [
@@ -14,7 +13,7 @@ __all__ = [
     "TimestepLike",
     "TimestepMap",
     "largest_timestep",
-    "read_timestep_maps",
+    "read_conditions",
     "read_timesteps",
     "run_at",
 ]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from tadsr.conditioning.timestep_map import TimestepMap
+from tadsr.conditioning.numbers import read_timesteps
+from tadsr.conditioning.timestep_map import TimestepMap, read_timestep_maps
 
 Result = TypeVar("Result")
 
@@ -78,3 +79,23 @@ def run_at(
             generator.set_state(state)
         results.append(run(knot))
     return results
+
+
+def read_conditions(
+    timestep: Any, sizes: Sequence[tuple[int, int]], last_timestep: int
+) -> list[int] | TimestepField:
+    """Turn what a user gives into one timestep per image, or into one per position.
+
+    Args:
+        sizes: Heights and widths of the images in px.
+    """
+    entries = read_timestep_maps(timestep, sizes, last_timestep)
+    if entries is None:
+        return read_timesteps(timestep, len(sizes), last_timestep)
+    maps = (
+        entry
+        if isinstance(entry, TimestepMap)
+        else TimestepMap.constant(*read_timesteps(entry, 1, last_timestep))
+        for entry in entries
+    )
+    return TimestepField(tuple(maps))

@@ -178,10 +178,8 @@ def restore(
     result = pipe(
         image,
         choices.timestep_map,
-        scale=settings.scale,
-        color_fix=settings.color_fix,
+        settings=settings,
         prompt=choices.prompt,
-        tiling=_tiling(choices),
         progress=progress,
     )
     seconds = time.monotonic() - begin
@@ -209,13 +207,7 @@ def draw_sweep(
     image, settings = _prepare(photo, choices, limits)
     pixels = to_rgb8(image)
     results = pipe.sweep(
-        pixels,
-        timesteps,
-        scale=settings.scale,
-        color_fix=settings.color_fix,
-        prompt=choices.prompt,
-        tiling=_tiling(choices),
-        progress=progress,
+        pixels, timesteps, settings=settings, prompt=choices.prompt, progress=progress
     )
     images = dict(zip(timesteps, map(to_rgb8, results), strict=True))
     return TimestepSweep(pixels, images).draw()
@@ -258,7 +250,8 @@ def _prepare(
 ) -> tuple[ImageLike, UpscaleSettings]:
     if photo is None:
         raise ValueError("a photo must be there before it is restored; upload one")
-    settings = UpscaleSettings(choices.scale, choices.color_fix)
+    tiling = "auto" if choices.tile_px is None else TileSpec(attention_px=choices.tile_px)
+    settings = UpscaleSettings(choices.scale, choices.color_fix, tiling=tiling)
     try:
         image = _read(photo, limits, max(1, int(limits.max_output_pixels / settings.scale**2)))
         height, width = settings.output_size(image.height, image.width)
@@ -303,7 +296,3 @@ def _read(photo: Path, limits: DemoLimits, max_pixels: int) -> ImageLike:
             raise
         except ImageReadError as error:  # where uploads lie is not the visitors' business
             raise ImageReadError(str(error).replace(str(photo), photo.name)) from None
-
-
-def _tiling(choices: Choices) -> TileSpec | str:
-    return "auto" if choices.tile_px is None else TileSpec(attention_px=choices.tile_px)

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tadsr.config import MAX_PIXELS, TargetSize, UpscaleSettings
 from tadsr.errors import ImageWriteError, TADSRError
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from tadsr.conditioning import TimestepLike
     from tadsr.images import Animation, ArrayImage
-    from tadsr.onestep.tile_spec import TileSpec
     from tadsr.pipeline import TADSRPipeline
 
     SourceImage: TypeAlias = Image.Image | ArrayImage | Animation
@@ -35,7 +34,7 @@ class FileRequest:
     """What is done to every image of a run."""
 
     settings: UpscaleSettings = field(default_factory=UpscaleSettings)
-    """Scale, colour fix and smallest size."""
+    """Scale, colour fix, smallest size and pieces."""
     size: TargetSize | None = None
     """Of every result, in place of a scale; what is too large is restored and shrunk."""
     timestep: TimestepLike = 500
@@ -44,8 +43,6 @@ class FileRequest:
     """What the pictures show, after what the pipeline's tagger says if there is one."""
     seed: int | None = None
     """Samples the encoder's posterior, anew for each image; None takes its mean."""
-    tiling: TileSpec | Literal["auto"] | None = "auto"
-    """As in a call of the pipeline."""
     quality: int | None = None
     """1..100, of JPEG, WebP and AVIF; None for their defaults."""
     is_lossless: bool = False
@@ -80,7 +77,7 @@ class FileRequest:
 
     def described(self) -> dict[str, Any]:
         """Return what results depend on, as JSON's types."""
-        spec = self.tiling
+        spec = self.settings.tiling
         return {
             "timestep": self.timestep if isinstance(self.timestep, int) else "map",
             "scale": self.settings.scale,
@@ -213,11 +210,8 @@ def restore(
 
     settings = request.settings_for(image)
     options = {
-        "scale": settings.scale,
+        "settings": settings,
         "prompt": request.prompt,
-        "color_fix": settings.color_fix,
-        "process_size": settings.process_size,
-        "tiling": request.tiling,
         "generator": _generator(request.seed),
         "progress": progress,
     }
@@ -265,19 +259,11 @@ def restore_together(
     pipe: TADSRPipeline, images: Sequence[SourceImage], request: FileRequest
 ) -> list[Image.Image | ArrayImage]:
     """Restore images of one size in one go."""
-    settings = request.settings_for(images[0])
     timestep = request.timestep
     if not isinstance(timestep, int):
         timestep = [timestep] * len(images)
-    results = pipe(
-        list(images),
-        timestep,
-        scale=settings.scale,
-        prompt=request.prompt,
-        color_fix=settings.color_fix,
-        process_size=settings.process_size,
-        tiling=request.tiling,
-    )
+    settings = request.settings_for(images[0])
+    results = pipe(list(images), timestep, settings=settings, prompt=request.prompt)
     pairs = zip(results, images, strict=True)
     return [_shrink(result, request.output_size(image)) for result, image in pairs]
 

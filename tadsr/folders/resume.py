@@ -55,7 +55,9 @@ def upscale_files(
         manifests: dict[Path, Manifest] = {}
         for folder in dict.fromkeys(job.folder for job in jobs if job.folder is not None):
             # Activations that find no room kill; what bounds them changes no result.
-            held = Manifest(folder, described, means=str(request.tiling), is_locked=is_locked)
+            held = Manifest(
+                folder, described, means=str(request.settings.tiling), is_locked=is_locked
+            )
             manifest = manifests[folder] = stack.enter_context(held)
             own = [job.target for job in jobs if job.folder == folder]
             manifest.remove_abandoned(own)

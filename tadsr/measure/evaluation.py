@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -193,7 +193,7 @@ def evaluate_model(
     timesteps = pipe.check_timesteps(timesteps, len(timesteps)).tolist()
     if not timesteps or len(set(timesteps)) < len(timesteps):
         raise ValueError(f"timesteps must be different numbers, at least one, got {timesteps}")
-    UpscaleSettings(scale, color_fix, process_size)
+    upscaling = UpscaleSettings(scale, color_fix, process_size)
     pipe.encode_prompt([prompt])
     metrics = _check_metrics(metrics, hq is not None)
     outputs = dict(outputs or {})
@@ -204,15 +204,8 @@ def evaluate_model(
     place = None if save is None else Path(save)
 
     def restore(timestep: int, sample: _Sample) -> np.ndarray:
-        result = pipe(
-            sample.lq,
-            timestep,
-            scale=sample.scale,
-            prompt=prompt,
-            color_fix=color_fix,
-            process_size=process_size,
-        )
-        return _to_uint8(result)
+        fitting = replace(upscaling, scale=sample.scale)
+        return _to_uint8(pipe(sample.lq, timestep, settings=fitting, prompt=prompt))
 
     own = [_Method(BASELINE, _enlarge)]
     own += [_Method(names[t], partial(restore, t), t) for t in timesteps]

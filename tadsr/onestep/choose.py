@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor
 
@@ -34,11 +33,7 @@ class Way:
 
 
 def choose_way(
-    tiling: TileSpec | Literal["auto"] | None,
-    engine: OneStepEngine,
-    conditions: Conditions,
-    rgb: Tensor,
-    settings: UpscaleSettings,
+    engine: OneStepEngine, conditions: Conditions, rgb: Tensor, settings: UpscaleSettings
 ) -> Way:
     """Decide whether images are computed in pieces.
 
@@ -48,6 +43,7 @@ def choose_way(
     Args:
         rgb: Images, (B, 3, h, w).
     """
+    tiling = settings.tiling
     if tiling is not None and tiling != "auto" and not isinstance(tiling, TileSpec):
         raise TypeError(f'tiling must be "auto", None or a TileSpec, got {tiling!r}')
     if tiling is None:

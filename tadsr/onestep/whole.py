@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -36,16 +35,15 @@ def upscale(
     conditions: Conditions,
     rgb: Tensor,
     settings: UpscaleSettings,
-    tiling: TileSpec | Literal["auto"] | None,
     progress: Progress | None = None,
     *,
     takes_bytes: bool = False,
 ) -> Iterator[Strip]:
     """Restore and enlarge images as a whole or in pieces."""
-    way = choose_way(tiling, engine, conditions, rgb, settings)
+    way = choose_way(engine, conditions, rgb, settings)
     spec = way.spec
     if spec is None:
-        is_cut = tiling == "auto" and can_be_cut(rgb, settings)
+        is_cut = settings.tiling == "auto" and can_be_cut(rgb, settings)
         try:
             result = upscale_whole(engine, conditions, rgb, settings, takes_bytes=takes_bytes)
         except (RuntimeError, MemoryError) as error:
@@ -62,7 +60,7 @@ def upscale(
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
         if conditions.batch > 1:
-            yield 0, _upscale_halves(engine, conditions, rgb, settings, tiling, takes_bytes)
+            yield 0, _upscale_halves(engine, conditions, rgb, settings, takes_bytes)
             return
         warnings.warn(
             "memory ran out for the image as a whole, so that it is computed in pieces; "
@@ -81,7 +79,6 @@ def _upscale_halves(
     conditions: Conditions,
     rgb: Tensor,
     settings: UpscaleSettings,
-    tiling: TileSpec | Literal["auto"] | None,
     takes_bytes: bool,
 ) -> Tensor:
     """Restore the two halves of a batch, which need half as much memory, one after the other."""
@@ -89,9 +86,7 @@ def _upscale_halves(
     halves = []
     for images in (slice(None, middle), slice(middle, None)):
         part = rgb[images] if len(rgb) > 1 else rgb
-        strips = upscale(
-            engine, conditions[images], part, settings, tiling, takes_bytes=takes_bytes
-        )
+        strips = upscale(engine, conditions[images], part, settings, takes_bytes=takes_bytes)
         halves.append(torch.cat([rows for _, rows in strips], dim=2))
     # Bytes and floats where one of the halves was cut.
     if halves[0].dtype != halves[1].dtype:

@@ -145,7 +145,12 @@ def test_what_killed_twice_stays_out_until_a_run_gets_to_its_end(jobs):
 
 
 @pytest.mark.parametrize(
-    "changed", [{"tiling": TileSpec(max_memory=10**9)}, {"timestep": 9}, {"overwrite": True}]
+    "changed",
+    [
+        {"settings": replace(FAST.settings, tiling=TileSpec(max_memory=10**9))},
+        {"timestep": 9},
+        {"overwrite": True},
+    ],
 )
 def test_what_killed_twice_is_tried_in_another_way(jobs, changed):
     for _ in range(2):
