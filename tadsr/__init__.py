@@ -19,7 +19,7 @@ _EXPORTS = {
     "TADSRError": "tadsr.errors",
     "TADSRPipeline": "tadsr.pipeline",
     "TADSRWarning": "tadsr.errors",
-    "TileSpec": "tadsr.onestep.tile_spec",
+    "TileSpec": "tadsr.tile_spec",
     "TimeAwareAutoencoderKL": "tadsr.networks.time_aware_vae",
     "TimestepMap": "tadsr.conditioning",
     "TrainingError": "tadsr.errors",
@@ -69,8 +69,8 @@ if TYPE_CHECKING:
     from tadsr.images import ArrayImage, read_frames, read_image, write_frames, write_image
     from tadsr.networks.prompt_embeddings import PromptEmbeddings
     from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
-    from tadsr.onestep.tile_spec import TileSpec
     from tadsr.pipeline import TADSRPipeline
+    from tadsr.tile_spec import TileSpec
 
 
 # diffusers looks for the base class beside the class that a saved pipeline names.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 if TYPE_CHECKING:
     import torch
 
-    from tadsr.onestep.tile_spec import TileSpec
+    from tadsr.tile_spec import TileSpec
 
 ColorFix = Literal["adain", "wavelet", "none"]
 """How the result's colours are brought back to the input's."""

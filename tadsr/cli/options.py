@@ -13,7 +13,7 @@ from tadsr.cli.reporting import parse_bytes
 from tadsr.config import MAX_PIXELS, ColorFix, TargetSize
 
 if TYPE_CHECKING:
-    from tadsr.onestep.tile_spec import TileSpec
+    from tadsr.tile_spec import TileSpec
 
 ScaleOption = Annotated[
     float,
@@ -173,7 +173,7 @@ def parse_tiling(tile: str, max_memory: str | None) -> TileSpec | Literal["auto"
         return None
     if tile == "auto" and max_memory is None:
         return "auto"
-    from tadsr.onestep.tile_spec import ATTENTION_STEP_PX, TileSpec
+    from tadsr.tile_spec import ATTENTION_STEP_PX, TileSpec
 
     if tile != "auto" and int(tile) % ATTENTION_STEP_PX:
         raise ValueError(

@@ -29,9 +29,9 @@ from tadsr.images import ArrayImage, ImageLike, read_image, write_image
 from tadsr.images.limits import BOMBS
 from tadsr.measure.pictures import to_rgb8
 from tadsr.measure.sweep import TimestepSweep
-from tadsr.onestep.tile_spec import TileSpec
 from tadsr.pipeline import TADSRPipeline
 from tadsr.progress import Progress
+from tadsr.tile_spec import TileSpec
 
 PREVIEW_PX = 2048
 """Longer side of what the browser is shown; the file keeps every pixel."""

@@ -6,26 +6,22 @@ through `whole`, `stages` (fused, plain or compiled networks) and `fused_layers`
 device, `fold` turns timesteps and prompts into small tensors, `graphs` records launches.
 """
 
-from importlib import import_module
+from tadsr.lazily import lazy_names
 
 _ORIGINS = {
-    "EngineName": "plan",
-    "EnginePlan": "plan",
-    "NetworkLock": "lock",
-    "OneStepEngine": "step",
-    "TileSpec": "tile_spec",
-    "batch_pixels": "batches",
-    "choose_plan": "plan",
-    "group_timesteps": "batches",
-    "read_generators": "batches",
-    "same_size_ranges": "batches",
+    "EngineName": "tadsr.onestep.plan",
+    "EnginePlan": "tadsr.onestep.plan",
+    "NetworkLock": "tadsr.onestep.lock",
+    "OneStepEngine": "tadsr.onestep.step",
+    "TileSpec": "tadsr.tile_spec",
+    "batch_pixels": "tadsr.onestep.batches",
+    "choose_plan": "tadsr.onestep.plan",
+    "group_timesteps": "tadsr.onestep.batches",
+    "read_generators": "tadsr.onestep.batches",
+    "same_size_ranges": "tadsr.onestep.batches",
 }
 
 __all__ = list(_ORIGINS)
 
-
-def __getattr__(name: str) -> object:
-    """Import a name when it is first asked for: most of this room needs the networks' libraries."""
-    if name not in _ORIGINS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_ORIGINS[name]}"), name)
+# Most of this room needs the networks' libraries.
+__getattr__ = lazy_names(__name__, _ORIGINS)

@@ -28,10 +28,10 @@ from tadsr.onestep.stages import Checked, checked
 from tadsr.onestep.statistics import ChannelStatistics
 from tadsr.onestep.step import OneStepEngine
 from tadsr.onestep.storage import BandStorage, PlannedStorage
-from tadsr.onestep.tile_spec import MIN_BAND_BYTES, TileSpec
 from tadsr.progress import Progress
 from tadsr.prompts import Prompts
 from tadsr.schedule import residual_to_x0
+from tadsr.tile_spec import MIN_BAND_BYTES, TileSpec
 
 STRIP_PIXELS = 2**19
 """Pixels of a strip that is handed out, about."""

@@ -12,7 +12,7 @@ from tadsr.onestep.conditions import Conditions
 from tadsr.onestep.memory import available_bytes
 from tadsr.onestep.step import OneStepEngine
 from tadsr.onestep.support import check_unet
-from tadsr.onestep.tile_spec import MIB, WHOLE_ATTENTION_PIXELS, TileSpec
+from tadsr.tile_spec import MIB, WHOLE_ATTENTION_PIXELS, TileSpec
 
 FUSED_MEMORY_FACTOR = 1.8
 """Peak memory of the whole over what bands keep between layers: measured 1.2 to 1.55 on a CPU with

@@ -20,8 +20,8 @@ from tadsr.onestep.choose import can_be_cut, choose_way
 from tadsr.onestep.conditions import Conditions
 from tadsr.onestep.memory import is_out_of_memory
 from tadsr.onestep.step import OneStepEngine
-from tadsr.onestep.tile_spec import TileSpec
 from tadsr.progress import Progress
+from tadsr.tile_spec import TileSpec
 
 _COLOR_FIXES_TO_BYTES = {
     "adain": adain_color_fix_uint8,

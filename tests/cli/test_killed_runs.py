@@ -22,7 +22,7 @@ from tadsr.folders.manifest import MANIFEST_NAME, read_manifest
 from tadsr.folders.outcome import Outcome
 from tadsr.folders.resume import upscale_files
 from tadsr.folders.run import run_files
-from tadsr.onestep.tile_spec import TileSpec
+from tadsr.tile_spec import TileSpec
 
 from .test_folders import FAST, PACKAGE_PARENT, write_photos
 
