@@ -16,8 +16,8 @@ from tadsr.conditioning import run_at
 from tadsr.config import UpscaleSettings
 from tadsr.errors import TADSRError, TADSRWarning
 from tadsr.images import pad_reflect, reflect_index, resize_bicubic_rows
+from tadsr.networks import walk
 from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
-from tadsr.onestep import walk
 from tadsr.onestep.activations import ComputedActivation, StoredActivation
 from tadsr.onestep.banded_layers import Bands
 from tadsr.onestep.banded_walk import BandedLayers

@@ -14,11 +14,11 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
+from tadsr.networks.walk import decode, encode, predict
 from tadsr.onestep.fold import PromptFolding, fold_encoder_time, fold_unet_time
 from tadsr.onestep.fused_layers import FusedLayers
 from tadsr.onestep.graphs import GraphCache
 from tadsr.onestep.plan import EnginePlan
-from tadsr.onestep.walk import decode, encode, predict
 from tadsr.prompts import Prompts
 from tadsr.schedule import residual_to_x0, subtract_residual
 

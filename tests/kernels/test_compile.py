@@ -23,9 +23,9 @@ from tadsr.kernels.gpu.add_with_statistics import plan_add_with_statistics  # no
 from tadsr.kernels.gpu.geglu import plan_geglu  # noqa: E402
 from tadsr.kernels.gpu.group_norm import plan_group_norm_silu  # noqa: E402
 from tadsr.kernels.gpu.images import plan_adain, plan_to_uint8_nhwc, plan_wavelet  # noqa: E402
+from tadsr.networks.walk import decode, encode, predict  # noqa: E402
 from tadsr.onestep.plan import EnginePlan  # noqa: E402
 from tadsr.onestep.stages import FusedStages  # noqa: E402
-from tadsr.onestep.walk import decode, encode, predict  # noqa: E402
 from tadsr.prompts import Prompts  # noqa: E402
 from tadsr.schedule import make_alphas_cumprod  # noqa: E402
 
