@@ -20,7 +20,7 @@ from tadsr.errors import TADSRError
 from tadsr.networks.adapters import has_adapters
 from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
 from tadsr.pipeline import TADSRPipeline
-from tadsr.schedule import residual_to_x0
+from tadsr.schedule import latents_of, residual_to_x0
 
 ONNX_FORMAT = "tadsr-onnx-1"
 """The `format` in the description beside the graphs."""
@@ -48,8 +48,7 @@ class _Encoder(nn.Module):
         self.scaling_factor = vae.config.scaling_factor
 
     def forward(self, lq: Tensor, timestep: Tensor) -> Tensor:
-        mean, _ = self.quant_conv(self.encoder(lq, timestep)).chunk(2, dim=1)
-        return mean * self.scaling_factor
+        return latents_of(self.quant_conv(self.encoder(lq, timestep)), self.scaling_factor)
 
 
 class _OneStep(nn.Module):

@@ -116,6 +116,20 @@ def subtract_residual(latents: Tensor, residual: Tensor, alpha: Tensor) -> Tenso
     return latents / alpha - residual
 
 
+def latents_of(moments: Tensor, scaling_factor: float, noise: Tensor | None = None) -> Tensor:
+    """Take scaled latents from the encoder's posterior: its mean, or a sample.
+
+    Args:
+        moments: Mean and log-variance, (B, 2·C, H, W).
+        scaling_factor: Of the autoencoder.
+        noise: Standard normal, (B, C, H, W); None takes the mean.
+    """
+    mean, log_variance = moments.chunk(2, dim=1)
+    if noise is not None:
+        mean = mean + (0.5 * log_variance.clamp(-30, 20)).exp() * noise
+    return mean * scaling_factor
+
+
 def _coefficients(timesteps: Tensor, alphas_cumprod: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
     """Return √ᾱ and √(1−ᾱ), each (B, 1, 1, 1), taken in float32 and cast to `like`."""
     alpha_bar = alphas_cumprod.to(like.device, torch.float32)[timesteps.to(like.device)]

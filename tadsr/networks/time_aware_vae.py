@@ -7,12 +7,16 @@ from typing import NamedTuple
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders import PeftAdapterMixin
+from diffusers.models.attention_processor import Attention
 from diffusers.models.autoencoders.vae import Decoder, DiagonalGaussianDistribution, Encoder
+from diffusers.models.downsampling import Downsample2D
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
+
+from tadsr.networks.walk import encode_unmixed
 
 MIN_TIME_CHANNELS = 128
 """Narrowest sinusoidal embedding of the timestep, whatever the encoder's width."""
@@ -56,20 +60,35 @@ class TimeAwareEncoder(Encoder):
             Mean and log-variance before `quant_conv`, (B, 2·latent_channels, H/f, W/f).
         """
         temb = self.embed_timesteps(timesteps, sample.dtype)
-        h = self.conv_in(sample)
-        for down_block in self.down_blocks:
-            for resnet in down_block.resnets:
-                h = self._run(resnet, h, temb)
-            for downsampler in down_block.downsamplers or ():
-                h = downsampler(h)
-        h = self._run(self.mid_block, h, temb)
-        return self.conv_out(self.conv_act(self.conv_norm_out(h)))
+        return encode_unmixed(_PlainLayers(self, temb), self, sample)
 
-    def _run(self, block: nn.Module, h: Tensor, temb: Tensor) -> Tensor:
-        """Run a block, its activations recomputed in the backward pass where that is asked for."""
-        if torch.is_grad_enabled() and self.gradient_checkpointing:
-            return self._gradient_checkpointing_func(block, h, temb)
-        return block(h, temb)
+
+class _PlainLayers:
+    """Runs an encoder's layers as diffusers' modules are, for `walk`."""
+
+    def __init__(self, encoder: TimeAwareEncoder, temb: Tensor) -> None:
+        self._encoder, self._temb = encoder, temb
+
+    def start(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
+        return conv(x)
+
+    def resnet(self, block: ResnetBlock2D, h: Tensor) -> Tensor:
+        return self._run(block, h, self._temb)
+
+    def attend(self, layer: Attention, h: Tensor) -> Tensor:
+        return self._run(layer, h)
+
+    def downsample(self, layer: Downsample2D, h: Tensor) -> Tensor:
+        return layer(h)
+
+    def end(self, norm: nn.GroupNorm, conv: nn.Conv2d, h: Tensor) -> Tensor:
+        return conv(self._encoder.conv_act(norm(h)))
+
+    def _run(self, layer: nn.Module, *inputs: Tensor) -> Tensor:
+        """Run a layer, its activations recomputed in the backward pass where that is asked for."""
+        if torch.is_grad_enabled() and self._encoder.gradient_checkpointing:
+            return self._encoder._gradient_checkpointing_func(layer, *inputs)
+        return layer(*inputs)
 
 
 def neutralize_time_layers(vae: TimeAwareAutoencoderKL) -> None:

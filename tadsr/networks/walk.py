@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
@@ -13,7 +13,8 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
-from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
+if TYPE_CHECKING:
+    from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL, TimeAwareEncoder
 
 
 class Layers(Protocol):
@@ -58,7 +59,11 @@ class Layers(Protocol):
 
 def encode(layers: Layers, vae: TimeAwareAutoencoderKL, lq: Any) -> Tensor:
     """Encode images (B, 3, H, W) in [-1, 1] to the posterior's moments (B, 2·C, H/f, W/f)."""
-    encoder = vae.encoder
+    return layers.pointwise(vae.quant_conv, encode_unmixed(layers, vae.encoder, lq))
+
+
+def encode_unmixed(layers: Layers, encoder: TimeAwareEncoder, lq: Any) -> Tensor:
+    """Encode images to the moments before `quant_conv`."""
     h = layers.start(encoder.conv_in, lq)
     for block in encoder.down_blocks:
         for resnet in block.resnets:
@@ -66,8 +71,7 @@ def encode(layers: Layers, vae: TimeAwareAutoencoderKL, lq: Any) -> Tensor:
         for downsampler in block.downsamplers or ():
             h = layers.downsample(downsampler, h)
     h = _middle(layers, encoder.mid_block, h, layers.attend)
-    moments = layers.end(encoder.conv_norm_out, encoder.conv_out, h)
-    return layers.pointwise(vae.quant_conv, moments)
+    return layers.end(encoder.conv_norm_out, encoder.conv_out, h)
 
 
 def predict(layers: Layers, unet: UNet2DConditionModel, latents: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from tadsr.onestep.selfcheck import is_distrusted, is_eager_fastest, is_settled,
 from tadsr.onestep.stages import Checked, CompiledStages, EagerStages, FusedStages
 from tadsr.onestep.support import unknown_blocks, wrapped_modules
 from tadsr.prompts import Prompts
+from tadsr.schedule import latents_of
 
 Stages = EagerStages | CompiledStages | FusedStages
 
@@ -260,11 +261,12 @@ class OneStepEngine:
         return stages
 
     def _latents(self, moments: Tensor, generator: torch.Generator | None) -> Tensor:
-        mean, log_variance = moments.chunk(2, dim=1)
+        noise = None
         if generator is not None:
-            noise = randn_tensor(mean.shape, generator, mean.device, mean.dtype)
-            mean = mean + (0.5 * log_variance.clamp(-30, 20)).exp() * noise
-        return mean * self.vae.config.scaling_factor
+            batch, channels, height, width = moments.shape
+            shape = (batch, channels // 2, height, width)
+            noise = randn_tensor(shape, generator, moments.device, moments.dtype)
+        return latents_of(moments, self.vae.config.scaling_factor, noise)
 
     def _has_lost_kernels(self) -> bool:
         """Tell whether kernels that the plan was chosen for have turned out not to run."""

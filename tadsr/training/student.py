@@ -11,13 +11,10 @@ from torch import Tensor, nn
 
 from tadsr.checkpoints.checkpoint import Checkpoint
 from tadsr.checkpoints.runs import make_trainable
-from tadsr.networks.adapters import (
-    adapter_parameters,
-    has_adapters,
-)
+from tadsr.networks.adapters import adapter_parameters, has_adapters
 from tadsr.networks.prompt_embeddings import PromptEmbeddings
 from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL, neutralize_time_layers
-from tadsr.schedule import residual_to_x0
+from tadsr.schedule import latents_of, residual_to_x0
 from tadsr.training.stages.stage_config import DistillationConfig
 
 
@@ -71,11 +68,8 @@ class OneStepStudent(nn.Module):
                 posterior with; None takes its mean, as inference does.
         """
         scaling = self.vae.config.scaling_factor
-        posterior = self.vae.encode(lq, timesteps).latent_dist
-        latents = posterior.mode().float()
-        if posterior_noise is not None:
-            latents = latents + posterior.std.float() * posterior_noise
-        latents = latents * scaling
+        moments = self.vae.encode(lq, timesteps).latent_dist.parameters.float()
+        latents = latents_of(moments, scaling, posterior_noise)
         if self.prompt_embeddings is not None and not isinstance(prompts, Tensor):
             prompts = self.prompt_embeddings(list(prompts))
         residual = self.unet(latents, timesteps, prompts).sample.float()
@@ -89,9 +83,7 @@ def make_student(
 ) -> OneStepStudent:
     """Build the student of a run and mark what is trained."""
     vae, unet = checkpoint.vae, checkpoint.unet
-    prompt_embeddings = None if checkpoint.text_encoder is not None else (
-        checkpoint.prompt_embeddings
-    )  # fmt: skip
+    prompt_embeddings = checkpoint.prompt_embeddings if checkpoint.text_encoder is None else None
     student = OneStepStudent(vae, unet, prompt_embeddings, alphas_cumprod)
     student.requires_grad_(False)
     if not config.tae:
