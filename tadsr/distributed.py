@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tadsr.errors import TADSRError
+from tadsr.errors import TADSRError, install
 from tadsr.folders.jobs import Job, mirror_folder
 from tadsr.folders.outcome import Outcome
 from tadsr.folders.restoring import FileRequest
@@ -174,7 +174,7 @@ def _import_ray() -> Any:
         import ray.data
     except ImportError as error:
         raise TADSRError(
-            "tadsr.distributed needs Ray; install it with: pip install 'tadsr[ray]'"
+            f"tadsr.distributed needs Ray; install it with {install('ray')}"
         ) from error
     return ray
 

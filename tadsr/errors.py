@@ -47,3 +47,11 @@ def not_finite(dtype: object) -> TADSRError:
         f"the result must be finite, got NaN or infinity at {dtype}; load the model with "
         "torch_dtype=torch.bfloat16 or torch.float32"
     )
+
+
+def install(extra: str) -> str:
+    """Return the command that brings what an extra needs.
+
+    It works wherever tadsr itself came from: pip keeps the one that is installed.
+    """
+    return f"pip install 'tadsr[{extra}]'"

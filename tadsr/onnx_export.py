@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from tadsr.checkpoints.save import write_atomically
-from tadsr.errors import TADSRError
+from tadsr.errors import TADSRError, install
 from tadsr.networks.adapters import has_adapters
 from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
 from tadsr.pipeline import TADSRPipeline
@@ -94,7 +94,7 @@ def export_onnx(pipe: TADSRPipeline, folder: str | Path, *, overwrite: bool = Fa
     missing = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]
     if missing:
         raise TADSRError(
-            f"the export needs {' and '.join(missing)}; install them: pip install 'tadsr[onnx]'"
+            f"the export needs {' and '.join(missing)}; install them: {install('onnx')}"
         )
     dtypes = {pipe.vae.dtype, pipe.unet.dtype}
     if dtypes != {torch.float32}:

@@ -18,8 +18,9 @@ from tadsr.cli.reporting import (
     readable_errors,
     silence_libraries,
 )
+from tadsr.errors import install
 
-DEMO_HELP = """Try models in the browser (needs pip install 'tadsr[demo]').
+DEMO_HELP = f"""Try models in the browser (needs {install("demo")}).
 
 \b
 Opens a page on this machine, at http://127.0.0.1:7860, and works without a
@@ -72,7 +73,7 @@ def demo(
         try:
             import gradio  # noqa: F401
         except ImportError as error:
-            raise UsageError("the demo needs gradio; pip install 'tadsr[demo]'") from error
+            raise UsageError(f"the demo needs gradio; {install('demo')}") from error
         for name in model or ():
             check_source(name)
         place = choose_device(device)

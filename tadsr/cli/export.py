@@ -12,15 +12,16 @@ from tadsr.cli.checkpoints import SourceArgument
 from tadsr.cli.options import AdapterOption
 from tadsr.cli.reporting import DebugOption, format_bytes, readable_errors, silence_libraries
 from tadsr.cli.suggestions import SuggestingCommand, SuggestingGroup
+from tadsr.errors import install
 
 EXPORT_HELP = "Write a model in another program's format."
 
-ONNX_HELP = """Write a model's three stages as ONNX graphs that take images of any size.
+ONNX_HELP = f"""Write a model's three stages as ONNX graphs that take images of any size.
 
 \b
 OUT gets encoder.onnx (lq, timestep -> latents), unet.onnx (latents, timestep,
 prompt_embeds -> pred_x0), decoder.onnx (latents -> image), onnx.json with their
-shapes, and empty_prompt.npy. Needs: pip install 'tadsr[onnx]'
+shapes, and empty_prompt.npy. Needs: {install("onnx")}
 
 \b
 Examples:

@@ -19,8 +19,9 @@ from tadsr.cli.reporting import (
     readable_errors,
     silence_libraries,
 )
+from tadsr.errors import install
 
-SERVE_HELP = """Answer photos with pictures over HTTP (needs pip install 'tadsr[serve]').
+SERVE_HELP = f"""Answer photos with pictures over HTTP (needs {install("serve")}).
 
 \b
 POST /api/upscale       form with file=, and timestep=, scale=, color_fix=,
@@ -76,7 +77,7 @@ def serve(
             import starlette  # noqa: F401
             import uvicorn
         except ImportError as error:
-            raise UsageError(f"{error}; pip install 'tadsr[serve]'") from error
+            raise UsageError(f"{error}; {install('serve')}") from error
         for name in model or ():
             check_source(name)
         place = choose_device(device)

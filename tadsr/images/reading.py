@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from tadsr.config import MAX_PIXELS
-from tadsr.errors import ImageReadError, ImageReadWarning
+from tadsr.errors import ImageReadError, ImageReadWarning, install
 from tadsr.images.array_image import (
     ArrayImage,
     check_unit,
@@ -265,8 +265,8 @@ def _open_heif(path: Path, head: bytes, max_pixels: int | None) -> Image.Image:
         from pillow_heif import HeifImageFile
     except ImportError as error:
         raise ImageReadError(
-            f"{path}: HEIC needs the library pillow-heif; pip install 'tadsr[heif]', or convert "
-            "the file to JPEG or PNG"
+            f"{path}: HEIC needs the library pillow-heif; {install('heif')}, or convert the file "
+            "to JPEG or PNG"
         ) from error
     # Opened by its own class: registering it with Pillow would change every other use of Pillow.
     image = HeifImageFile(path)

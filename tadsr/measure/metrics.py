@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from tadsr.errors import TADSRError
+from tadsr.errors import TADSRError, install
 
 Channel = Literal["y", "rgb"]
 """BT.601 luma in [16, 235], as super-resolution papers measure it, or all three colours."""
@@ -229,7 +229,7 @@ def _skimage() -> ModuleType:
     except ImportError as error:
         raise TADSRError(
             f"PSNR and SSIM need scikit-image, which does not import ({error}); "
-            'install it with pip install "tadsr[eval]"'
+            f"install it with {install('eval')}"
         ) from error
 
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tadsr.errors import CheckpointError, TADSRError
+from tadsr.errors import CheckpointError, TADSRError, install
 
 SQUEEZENET_PREFIX = "squeezenet:"
 """A perceptual distance named so is followed by the path of the network's safetensors file."""
@@ -152,7 +152,7 @@ def _import_library(module: str, name: str):
         raise TADSRError(
             f"the perceptual distance {name!r} needs the library {module} with a torchvision that "
             f"fits torch {torch.__version__}, but it does not import ({error}); install it with "
-            "pip install 'tadsr[train]', or train without (perceptual: none, "
+            f"{install('train')}, or train without (perceptual: none, "
             f"perceptual_weight: 0) or with {SQUEEZENET_PREFIX}FILE"
         ) from error
 

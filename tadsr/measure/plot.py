@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from tadsr.errors import TADSRError
+from tadsr.errors import TADSRError, install
 from tadsr.measure.evaluation import HQ, Evaluation
 from tadsr.measure.metrics import Metric
 from tadsr.whole_file import whole_file
@@ -107,5 +107,5 @@ def _matplotlib() -> ModuleType:
     except ImportError as error:
         raise TADSRError(
             f"plots need matplotlib, which does not import ({error}); "
-            'install it with pip install "tadsr[eval]"'
+            f"install it with {install('eval')}"
         ) from error

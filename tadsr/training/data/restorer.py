@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tadsr.errors import CheckpointError, TADSRError
+from tadsr.errors import CheckpointError, TADSRError, install
 
 Restorer = Callable[[Tensor], Tensor]
 """A restoration network: RGB (B, 3, h, w) in [0, 1] to (B, 3, scale·h, scale·w), about [0, 1]."""
@@ -31,7 +31,7 @@ def load_restorer(path: str | Path, scale: int) -> Restorer:
         raise TADSRError(
             f"restoration networks are loaded by the library spandrel, which needs a torchvision "
             f"that fits torch {torch.__version__}, but it does not import ({error}); install it "
-            "with pip install 'tadsr[train]', or give Trainer a callable"
+            f"with {install('train')}, or give Trainer a callable"
         ) from error
     try:
         network = spandrel.ModelLoader().load_from_file(path)

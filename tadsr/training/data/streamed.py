@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol, TypeVar
 import numpy as np
 from PIL import Image
 
-from tadsr.errors import DataError
+from tadsr.errors import DataError, install
 from tadsr.images import decode_image
 from tadsr.training.data.batch import Batch, Sample, collate
 from tadsr.training.data.data_config import DataConfig
@@ -271,5 +271,5 @@ def _import_library(name: str):
     except ImportError as error:
         raise DataError(
             f"this data source needs the library {name}, which does not import ({error}); "
-            "install it with pip install 'tadsr[data]'"
+            f"install it with {install('data')}"
         ) from error
