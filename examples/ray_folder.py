@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("source")
     parser.add_argument("target")
     parser.add_argument("--model", default="tadsr-tiny")
-    parser.add_argument("--timestep", type=int, default=500)
+    parser.add_argument("--timestep", type=int, help="the model's own if left out")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--gpus-per-worker", type=float, default=0)
     options = parser.parse_args(arguments)

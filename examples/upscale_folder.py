@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("source")
     parser.add_argument("target")
     parser.add_argument("--model", default="tadsr-tiny")
-    parser.add_argument("--timestep", type=int, default=500)
+    parser.add_argument("--timestep", type=int, help="the model's own if left out")
     parser.add_argument("--devices", nargs="+", help="one or several, such as cuda:0 cuda:1")
     options = parser.parse_args(arguments)
 

@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Upscale one photo.")
     parser.add_argument("photo", help="the file to read")
     parser.add_argument("result", help="the file to write; its suffix chooses the format")
-    parser.add_argument("--timestep", type=int, default=500, help="0 faithful .. 999 vivid")
+    parser.add_argument("--timestep", type=int, help="0 faithful .. 999 vivid")
     parser.add_argument("--scale", type=float, default=4, help="output size over input size")
     parser.add_argument("--model", default="tadsr-tiny", help="built-in name, folder or hub id")
     options = parser.parse_args(arguments)

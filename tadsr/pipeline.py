@@ -63,6 +63,7 @@ class TADSRPipeline(OneStepPipeline):
         text_encoder: CLIP text model, or None where `prompt_embeddings` is given.
         tokenizer: Tokenizer of `text_encoder`.
         prompt_embeddings: Embeddings carried as tensors, used when there is no text encoder.
+        tadsr_metadata: Facts that travel with the weights, such as "default_timestep".
 
     Raises:
         ValueError: Neither a text encoder with tokenizer nor prompt embeddings are given, or the
@@ -75,7 +76,7 @@ class TADSRPipeline(OneStepPipeline):
     def __call__(
         self,
         image: Picture,
-        timestep: TimestepLike | Sequence[TimestepLike] = ...,
+        timestep: TimestepLike | Sequence[TimestepLike] | None = ...,
         *,
         output_type: None = None,
         **options: Unpack[CallOptions],
@@ -84,7 +85,7 @@ class TADSRPipeline(OneStepPipeline):
     def __call__(
         self,
         image: Sequence[Picture],
-        timestep: TimestepLike | Sequence[TimestepLike] = ...,
+        timestep: TimestepLike | Sequence[TimestepLike] | None = ...,
         *,
         output_type: None = None,
         **options: Unpack[CallOptions],
@@ -93,7 +94,7 @@ class TADSRPipeline(OneStepPipeline):
     def __call__(
         self,
         image: Image.Image | np.ndarray | ArrayImage,
-        timestep: TimestepLike = ...,
+        timestep: TimestepLike | None = ...,
         *,
         output_type: Literal["pil"],
         **options: Unpack[CallOptions],
@@ -102,7 +103,7 @@ class TADSRPipeline(OneStepPipeline):
     def __call__(
         self,
         image: Image.Image | np.ndarray | ArrayImage,
-        timestep: TimestepLike = ...,
+        timestep: TimestepLike | None = ...,
         *,
         output_type: Literal["np"],
         **options: Unpack[CallOptions],
@@ -111,7 +112,7 @@ class TADSRPipeline(OneStepPipeline):
     def __call__(
         self,
         image: Image.Image | np.ndarray | ArrayImage | Tensor,
-        timestep: TimestepLike | Sequence[TimestepLike] = ...,
+        timestep: TimestepLike | Sequence[TimestepLike] | None = ...,
         *,
         output_type: Literal["pt"],
         **options: Unpack[CallOptions],
@@ -120,7 +121,7 @@ class TADSRPipeline(OneStepPipeline):
     def __call__(
         self,
         image: Any,
-        timestep: TimestepLike | Sequence[TimestepLike] = ...,
+        timestep: TimestepLike | Sequence[TimestepLike] | None = ...,
         *,
         output_type: str | None = None,
         return_dict: bool = False,
@@ -132,7 +133,7 @@ class TADSRPipeline(OneStepPipeline):
     def __call__(
         self,
         image: Any,
-        timestep: TimestepLike | Sequence[TimestepLike] = 500,
+        timestep: TimestepLike | Sequence[TimestepLike] | None = None,
         *,
         scale: float = 4,
         prompt: str | Sequence[str] | None = None,
@@ -150,9 +151,10 @@ class TADSRPipeline(OneStepPipeline):
             image: One image or a list of them: PIL of any mode, what `read_image` gives, uint8 or
                 uint16 array (H, W) or (H, W, 1|3|4), float array or tensor (3, H, W) in [0, 1],
                 or a tensor batch (B, 3, H, W).
-            timestep: 0..999, one for all or one per image; small is faithful, large is vivid.
-                Or a map of timesteps over the image: a `TimestepMap`, a grey PIL image or array
-                (H, W) of timesteps at any size, or regions as for `TimestepMap.from_regions`.
+            timestep: 0..999, one for all or one per image; small is faithful, large is vivid;
+                None is `default_timestep`. Or a map of timesteps over the image: a `TimestepMap`,
+                a grey PIL image or array (H, W) of timesteps at any size, or regions as for
+                `TimestepMap.from_regions`.
             scale: Output size over input size, any number ≥ 1; 1 restores at the given size.
             prompt: What the picture shows, one for all or one per image; None is "", which is
                 neutral. A tagger's words come before it.
@@ -244,7 +246,7 @@ class TADSRPipeline(OneStepPipeline):
         self,
         image: Any,
         path: str | Path,
-        timestep: TimestepLike = 500,
+        timestep: TimestepLike | None = None,
         *,
         prompt: str | None = None,
         settings: UpscaleSettings | None = None,
@@ -317,6 +319,8 @@ class TADSRPipeline(OneStepPipeline):
     ) -> list[_Group]:
         """Read what images are restored at, and group neighbours of one size."""
         sizes = [tuple(image.rgb.shape[-2:]) for image in images]
+        if timestep is None:
+            timestep = self.default_timestep
         timesteps = read_conditions(timestep, sizes, self._last_timestep)
         prompts = self._read_prompts(prompt, images)
         generators = read_generators(generator, len(images))

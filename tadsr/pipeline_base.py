@@ -17,7 +17,7 @@ from tadsr.checkpoints.card import model_card
 from tadsr.checkpoints.hub import publish
 from tadsr.checkpoints.lora_files import read_lora
 from tadsr.conditioning import TimestepField, read_timesteps, run_at
-from tadsr.diffusers_habits import DiffusersHabits
+from tadsr.diffusers_habits import DiffusersHabits, answers_loading
 from tadsr.networks.adapters import AdapterSet, extract_adapters, fuse_adapters, has_adapters
 from tadsr.networks.lora import merge_lora
 from tadsr.networks.prompt_embeddings import PromptEmbeddings
@@ -29,6 +29,9 @@ from tadsr.schedule import make_alphas_cumprod
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+PAPER_TIMESTEP = 500
 
 
 class OneStepPipeline(DiffusersHabits, DiffusionPipeline):
@@ -50,6 +53,7 @@ class OneStepPipeline(DiffusersHabits, DiffusionPipeline):
         text_encoder: Any = None,
         tokenizer: Any = None,
         prompt_embeddings: PromptEmbeddings | None = None,
+        tadsr_metadata: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if prompt_embeddings is None and (text_encoder is None or tokenizer is None):
@@ -80,9 +84,10 @@ class OneStepPipeline(DiffusersHabits, DiffusionPipeline):
         self._engine = OneStepEngine(vae, unet, self.alphas_cumprod)
         self.tagger: Callable[[Any], str] | None = None
         self.prompt_style: PromptStyle = "published"
-        self.metadata: Mapping[str, Any] = {}
+        self.metadata: Mapping[str, Any] = tadsr_metadata or {}
 
     @classmethod
+    @answers_loading
     @torch.inference_mode(False)  # weights made in a caller's mode could not be trained
     def from_pretrained(
         cls,
@@ -148,8 +153,8 @@ class OneStepPipeline(DiffusersHabits, DiffusionPipeline):
             text_encoder=checkpoint.text_encoder,
             tokenizer=checkpoint.tokenizer,
             prompt_embeddings=checkpoint.prompt_embeddings,
+            tadsr_metadata=checkpoint.metadata,
         )
-        pipe.metadata = checkpoint.metadata
         pipe.set_engine(engine)
         if tagger is not None:
             # Only here: it brings further networks with it.
@@ -158,6 +163,11 @@ class OneStepPipeline(DiffusersHabits, DiffusionPipeline):
             check_taggable(pipe.text_encoder)
             pipe.tagger = open_tagger(tagger, source, **hub)
         return pipe
+
+    @property
+    def default_timestep(self) -> int:
+        """The timestep where none is named: the one stored with the model, else the paper's."""
+        return self.metadata.get("default_timestep", PAPER_TIMESTEP)
 
     @property
     def engine(self) -> OneStepEngine:
@@ -192,6 +202,7 @@ class OneStepPipeline(DiffusersHabits, DiffusionPipeline):
             getattr(self.tagger, "to_device", self.tagger.to)(self.device)
         return moved
 
+    @answers_loading
     def save_pretrained(
         self,
         save_directory: str | Path,

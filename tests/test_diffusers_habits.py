@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from operator import attrgetter
+
 import numpy as np
 import pytest
 import torch
@@ -43,14 +47,35 @@ def lora(golden_dir, tmp_path):
 @pytest.mark.parametrize("has_text", [True, False])
 def test_diffusers_opens_a_saved_folder(pipe, model_dir, image, tmp_path, has_text):
     if has_text:
+        pipe.metadata = {"default_timestep": 300}
         pipe.save_pretrained(tmp_path / "model")
     folder = str(tmp_path / "model" if has_text else model_dir)
     opened = DiffusionPipeline.from_pretrained(
         folder, custom_pipeline=folder, trust_remote_code=True
     )
     assert type(opened) is TADSRPipeline
-    expected = TADSRPipeline.from_pretrained(folder)(image, **FAST)
-    assert np.array_equal(opened(image, **FAST), expected)
+    ours = TADSRPipeline.from_pretrained(folder)
+    assert opened.metadata == ours.metadata
+    for options in (FAST, {"process_size": 0}):  # without a timestep the model's own
+        assert np.array_equal(opened(image, **options), ours(image, **options))
+    at = ours.default_timestep
+    assert at == (300 if has_text else 500)
+    assert np.array_equal(ours(image, at, process_size=0), ours(image, process_size=0))
+
+
+def test_results_have_images(pipe, image):
+    found = pipe(image, **FAST)
+    plain = Image.fromarray(np.asarray(found))
+    (same,) = found.images
+    assert same is found
+    assert found == plain
+    assert plain == found
+    assert found != image
+    for copied in (found.copy(), pickle.loads(pickle.dumps(found)), copy.copy(found)):
+        assert type(copied) is Image.Image
+        assert copied == found
+    many = pipe([image, image], **FAST)
+    assert many.images == many == [found, found]
 
 
 def test_return_dict_gives_images(pipe, image):
@@ -74,6 +99,8 @@ def test_arrays_are_bytes_and_tensors_floats(pipe, image):
         ("strength", "timestep="),
         ("callback_on_step_end", "progress="),
         ("width", "scale="),
+        ("mask_image", "takes a map"),
+        ("seed", "generator="),
     ],
 )
 def test_arguments_are_answered_with_ours(pipe, image, argument, instead):
@@ -81,6 +108,18 @@ def test_arguments_are_answered_with_ours(pipe, image, argument, instead):
         pipe(image, **{argument: 1})
     with pytest.raises(TypeError, match="unexpected keyword argument 'timestepp'"):
         pipe(image, timestepp=1)
+    with pytest.raises(TypeError, match="the image comes first"):
+        pipe("a house", image=image)
+
+
+@pytest.mark.parametrize(
+    ("argument", "instead"),
+    [("use_safetensors", "leave it out"), ("device_map", "to\\("), ("vae", "pipe.unet = ")],
+)
+def test_loading_and_saving_are_answered_with_ours(pipe, argument, instead, tmp_path):
+    for call in (TADSRPipeline.from_pretrained, pipe.save_pretrained):
+        with pytest.raises(TypeError, match=f"{argument} has no meaning here: .*{instead}"):
+            call(tmp_path / "model", **{argument: True})
 
 
 @pytest.mark.parametrize(
@@ -90,11 +129,14 @@ def test_arguments_are_answered_with_ours(pipe, image, argument, instead):
         ("enable_vae_slicing", "give a list"),
         ("enable_freeu", "timestep="),
         ("fuse_qkv_projections", "set_engine"),
+        ("vae.enable_tiling", "tiling=TileSpec"),
+        ("load_ip_adapter", "image to restore"),
     ],
 )
 def test_methods_are_answered_with_ours(pipe, method, instead):
-    with pytest.raises(TADSRError, match=f"{method} has no meaning here: .*{instead}"):
-        getattr(pipe, method)()
+    name = method.removeprefix("vae.")
+    with pytest.raises(TADSRError, match=f"{name} has no meaning here: .*{instead}"):
+        attrgetter(method)(pipe)()
 
 
 def test_loras_are_attached_weighed_fused_and_taken_away(pipe, image, lora):

@@ -28,10 +28,10 @@ from PIL import Image
 from tadsr import TADSRPipeline
 
 pipe = TADSRPipeline.from_pretrained("{repo_id}")
-pipe(Image.open("photo.jpg"), timestep=500).save("photo_x4.png")
+pipe(Image.open("photo.jpg")).save("photo_x4.png")
 ```
 
-Small timesteps (1) stay faithful to the photo, large ones (900) make it vivid.
+`timestep=1` stays faithful to the photo, `timestep=900` makes it vivid.
 
 | | |
 |---|---|

@@ -13,6 +13,7 @@ from tadsr.checkpoints.detect import detect_format, find_adapter, locate
 from tadsr.checkpoints.hub import download
 from tadsr.checkpoints.json_files import read_json
 from tadsr.checkpoints.layout import NATIVE, PUBLISHED_LICENCE, Component, Format, list_weight_files
+from tadsr.checkpoints.load import read_metadata
 from tadsr.errors import CheckpointError
 
 NETWORK_SCALE = 4
@@ -55,6 +56,7 @@ class CheckpointInfo:
         rank_vae: Rank of the VAE's, or None where merged.
         lora_alpha: Numerator of the LoRA scaling, or None where merged.
         timestep_range: First and last timestep, both included.
+        default_timestep: Where none is named, or None where the checkpoint does not say.
         latent_channels: Channels of the latents.
         scale: Upscaling factor.
         prompts: The known prompts, or None where a text encoder takes any.
@@ -71,6 +73,7 @@ class CheckpointInfo:
     rank_vae: int | None
     lora_alpha: float | None
     timestep_range: tuple[int, int]
+    default_timestep: int | None
     latent_channels: int
     scale: int
     prompts: tuple[str, ...] | None
@@ -125,6 +128,7 @@ def inspect_checkpoint(source: str | Path, adapter: str | Path | None = None) ->
         rank_vae=adapters.rank_vae if adapters else None,
         lora_alpha=adapters.alpha if adapters else None,
         timestep_range=(0, schedule.config.num_train_timesteps - 1),
+        default_timestep=read_metadata(folder, fmt).get("default_timestep"),
         latent_channels=vae_config.get("latent_channels", 4),
         scale=NETWORK_SCALE,
         prompts=_prompts(folder, present),
@@ -174,10 +178,9 @@ def _licence(folder: Path, fmt: Format) -> str:
         stated = re.search(r"^license:\s*[\"']?([^\"'\n]+)", front[1], re.M) if front else None
         if stated:
             return stated[1].strip()
-    if fmt is NATIVE:
-        metadata = read_json(folder / "model_index.json").get("tadsr_metadata")
-        if isinstance(metadata, dict) and metadata.get("license"):
-            return str(metadata["license"])
+    stated = fmt is NATIVE and read_metadata(folder, fmt).get("license")
+    if stated:
+        return str(stated)
     licence = folder / "LICENSE"
     if licence.is_file():
         lines = licence.read_text(encoding="utf-8", errors="replace").strip().splitlines()

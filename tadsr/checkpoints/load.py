@@ -94,7 +94,7 @@ def load_checkpoint(
     if "tokenizer" in present and "text_encoder" in parts:
         parts["tokenizer"] = load_tokenizer(folder, present["tokenizer"], parts["text_encoder"])
     return Checkpoint(
-        **parts, format=fmt.name, source=location.source, metadata=_read_metadata(folder, fmt)
+        **parts, format=fmt.name, source=location.source, metadata=read_metadata(folder, fmt)
     )
 
 
@@ -157,12 +157,18 @@ def _check_prompt_source(folder: Path, present: dict[str, Any]) -> None:
         )
 
 
-def _read_metadata(folder: Path, fmt: Format) -> dict[str, Any]:
+def read_metadata(folder: Path, fmt: Format) -> dict[str, Any]:
+    """Return the facts that travel with a checkpoint's weights."""
     if fmt is NATIVE:
         path = folder / "model_index.json"
         metadata = read_json(path).get("tadsr_metadata") or {}
         if not isinstance(metadata, dict):
             raise CheckpointError(f"{path} must have an object under tadsr_metadata")
+        timestep = metadata.get("default_timestep", 0)
+        if type(timestep) is not int or timestep < 0:
+            raise CheckpointError(
+                f"{path} must have a whole number from 0 on as default_timestep, got {timestep!r}"
+            )
         return metadata
     return {"license": PUBLISHED_LICENCE}
 

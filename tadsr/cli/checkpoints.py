@@ -110,6 +110,7 @@ def convert(
 
 def _table(found: CheckpointInfo) -> list[str]:
     first, last = found.timestep_range
+    default = "" if found.default_timestep is None else f", default {found.default_timestep}"
     prompts = "any" if found.prompts is None else "only " + ", ".join(map(repr, found.prompts))
     facts = {
         "source": found.source,
@@ -117,7 +118,7 @@ def _table(found: CheckpointInfo) -> list[str]:
         "format": found.format,
         "licence": found.licence,
         "scale": f"×{found.scale}",
-        "timesteps": f"{first}..{last}",
+        "timesteps": f"{first}..{last}{default}",
         "latents": f"{found.latent_channels} channels",
         "prompts": prompts,
         "adapters": _adapters(found),

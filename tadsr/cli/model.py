@@ -30,7 +30,7 @@ def load_on(
     adapter: str | None,
     dtype: DtypeName,
     prompt: str | None,
-    timestep: int,
+    timestep: int | None,
     device: str | torch.device,
     tagger: str | None = None,
     prompt_style: PromptStyle = "published",
@@ -59,7 +59,7 @@ def load_model(
     device: torch.device,
     dtype: DtypeName,
     prompt: str | None,
-    timestep: int,
+    timestep: int | None,
     tagger: str | None = None,
     prompt_style: PromptStyle = "published",
     engine: EngineName = "auto",
@@ -76,7 +76,7 @@ def load_model(
     pipe.to(device)
     with as_usage_errors():
         pipe.encode_prompt([prompt or ""])
-        pipe.check_timesteps(timestep, 1)
+        pipe.check_timesteps(pipe.default_timestep if timestep is None else timestep, 1)
     return pipe
 
 

@@ -100,8 +100,6 @@ settings, and what failed. A file that fails is reported at the end, after all o
 Animations become APNG, WebP or GIF, by the output's name.
 """
 
-DEFAULT_TIMESTEP = 500
-"""The paper's."""
 Format = Literal["same", "png", "jpg", "webp", "tiff", "avif", "bmp", "gif"]
 
 
@@ -141,7 +139,7 @@ def upscale(
             "--timestep",
             "-t",
             metavar="0..999",
-            help=f"Small is faithful, large is vivid.  [default: {DEFAULT_TIMESTEP}]",
+            help="Small is faithful, large is vivid.  [default: the model's own]",
         ),
     ] = None,
     timestep_map: TimestepMapOption = None,
@@ -247,8 +245,6 @@ def upscale(
         raise UsageError("--device and --devices must not both be given; leave one out")
     if timestep is not None and timestep_map is not None:
         raise UsageError("--timestep and --timestep-map must not both be given; leave one out")
-    if timestep is None:
-        timestep = DEFAULT_TIMESTEP
     map_range = parse_timestep_range(timestep_map, timestep_range)
     request = FileRequest(
         settings,

@@ -42,7 +42,7 @@ SHOWN_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", 
 """What every browser shows; other photos are restored without being seen first."""
 SWEEP_TIMESTEPS = (1, 300, 600, 900)
 TILE_CHOICES = [("automatic", "auto"), ("512 px", 512), ("1024 px", 1024), ("everywhere", 0)]
-DEFAULT_TIMESTEP, DEFAULT_PAINTED, MAX_SCALE = 500, 1, 8
+DEFAULT_PAINTED, MAX_SCALE = 1, 8
 
 PROGRESS = gr.Progress()
 """Marks the argument that gradio gives a bar to."""
@@ -89,7 +89,7 @@ def build(models: Models, limits: DemoLimits) -> gr.Blocks:
                 _refuse_addresses(photo)
                 example = gr.Button("Take the example photo", size="sm", elem_id="example")
                 timestep = gr.Slider(
-                    *(0, 999, DEFAULT_TIMESTEP),
+                    *(0, 999, first.default_timestep),
                     step=1,
                     label="Timestep",
                     info="small: faithful, large: vivid",

@@ -66,8 +66,8 @@ class DemoLimits:
 class Choices:
     """What a visitor has set."""
 
-    timestep: int = 500
-    """0..999."""
+    timestep: int | None = None
+    """0..999; None for the model's own."""
     painted_timestep: int = 1
     """0..999, where `painted` is."""
     painted: np.ndarray | None = None
@@ -82,12 +82,12 @@ class Choices:
     """How far a piece of a large image looks, in px, a multiple of 128; 0 for everywhere, None
     for the library's choice."""
 
-    @property
-    def timestep_map(self) -> int | TimestepMap:
-        """The timestep, or the map that the paint makes."""
+    def timestep_map(self, default: int) -> int | TimestepMap:
+        """Return the timestep, or the map that the paint makes; `default` is the model's own."""
+        timestep = default if self.timestep is None else self.timestep
         if self.painted is None or not self.painted.any():
-            return self.timestep
-        ends = (self.timestep, self.painted_timestep)
+            return timestep
+        ends = (timestep, self.painted_timestep)
         return TimestepMap.from_image(Image.fromarray(self.painted), ends)
 
 
@@ -177,7 +177,7 @@ def restore(
     begin = time.monotonic()
     result = pipe(
         image,
-        choices.timestep_map,
+        choices.timestep_map(pipe.default_timestep),
         settings=settings,
         prompt=choices.prompt,
         progress=progress,

@@ -214,22 +214,23 @@ class Service:
 
 
 def _choices(values: Mapping[str, Any]) -> Choices:
-    def number(name: str, default: float) -> float:
+    def number(name: str, default: float | None) -> float | None:
         try:
-            return float(values.get(name, default))
+            return float(values[name]) if name in values else default
         except ValueError as error:
             raise ValueError(f"{name} must be a number, got {values[name]!r}") from error
 
     timestep, scale = number("timestep", Choices.timestep), number("scale", Choices.scale)
-    if not (timestep.is_integer() and 0 <= timestep <= 999):
+    if timestep is not None and not (timestep.is_integer() and 0 <= timestep <= 999):
         raise ValueError(f"timestep must be a whole number in 0..999, got {timestep:g}")
+    timestep = None if timestep is None else int(timestep)
     color_fix = values.get("color_fix", Choices.color_fix)
     if color_fix not in get_args(ColorFix):
         raise ValueError(f"color_fix must be one of {', '.join(get_args(ColorFix))}")
     prompt = str(values.get("prompt", ""))
     if len(prompt) > MAX_PROMPT_LETTERS:
         raise ValueError(f"prompt must have at most {MAX_PROMPT_LETTERS} letters")
-    return Choices(timestep=int(timestep), scale=scale, prompt=prompt, color_fix=color_fix)
+    return Choices(timestep=timestep, scale=scale, prompt=prompt, color_fix=color_fix)
 
 
 def _event(name: str, data: Mapping[str, Any]) -> str:

@@ -37,8 +37,8 @@ class FileRequest:
     """Scale, colour fix, smallest size and pieces."""
     size: TargetSize | None = None
     """Of every result, in place of a scale; what is too large is restored and shrunk."""
-    timestep: TimestepLike = 500
-    """0..999; small is faithful, large is vivid; or a map of them over the image."""
+    timestep: TimestepLike | None = None
+    """0..999; small is faithful, large is vivid; or a map over the image; None for the model's."""
     prompt: str | None = None
     """What the pictures show, after what the pipeline's tagger says if there is one."""
     seed: int | None = None
@@ -79,7 +79,7 @@ class FileRequest:
         """Return what results depend on, as JSON's types."""
         spec = self.settings.tiling
         return {
-            "timestep": self.timestep if isinstance(self.timestep, int) else "map",
+            "timestep": self.timestep if isinstance(self.timestep, int | None) else "map",
             "scale": self.settings.scale,
             "color_fix": self.settings.color_fix,
             "process_size": self.settings.process_size,
@@ -260,7 +260,7 @@ def restore_together(
 ) -> list[Image.Image | ArrayImage]:
     """Restore images of one size in one go."""
     timestep = request.timestep
-    if not isinstance(timestep, int):
+    if not isinstance(timestep, int | None):
         timestep = [timestep] * len(images)
     settings = request.settings_for(images[0])
     results = pipe(list(images), timestep, settings=settings, prompt=request.prompt)

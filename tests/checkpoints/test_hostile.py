@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 
-from tadsr.checkpoints import load_adapters, load_checkpoint
+from tadsr.checkpoints import inspect_checkpoint, load_adapters, load_checkpoint
 from tadsr.checkpoints.tensors import TensorReader
 from tadsr.errors import CheckpointError
 
@@ -107,10 +107,18 @@ def test_deep_json_and_pipes_are_refused(native, file):
         load_checkpoint(native)
 
 
-def test_metadata_must_be_an_object(native):
-    edit_json(native / "model_index.json", tadsr_metadata="abc")
-    with pytest.raises(CheckpointError, match="tadsr_metadata"):
-        load_checkpoint(native)
+@pytest.mark.parametrize(
+    ("metadata", "named"),
+    [
+        ("abc", "tadsr_metadata"),
+        *(({"default_timestep": t}, "default_timestep") for t in ("5", -1)),
+    ],
+)
+def test_metadata_must_be_an_object_of_facts(native, metadata, named):
+    edit_json(native / "model_index.json", tadsr_metadata=metadata)
+    for read in (load_checkpoint, inspect_checkpoint):
+        with pytest.raises(CheckpointError, match=named):
+            read(native)
 
 
 @pytest.mark.parametrize(

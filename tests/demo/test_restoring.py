@@ -71,7 +71,7 @@ def test_paint_is_a_map(pipe, photo, tmp_path):
     layer[:, :6] = (255, 59, 48, 255)
     painted = paint_of([as_png(layer), as_png(np.zeros_like(layer))])
     choices = Choices(timestep=900, painted_timestep=1, painted=painted, scale=1)
-    assert choices.timestep_map.values.unique().tolist() == [1, 900]
+    assert choices.timestep_map(5).values.unique().tolist() == [1, 900]
     found = restore(pipe, photo, choices, tmp_path, limits=DemoLimits())
     values = np.full((8, 12), 900)
     values[:, :6] = 1
@@ -151,7 +151,8 @@ def test_errors_name_no_place_of_the_server(pipe, tmp_path, caplog):
 def test_a_canvas_that_nobody_painted_on_is_no_map():
     assert paint_of([]) is None
     clean = paint_of([as_png(np.zeros((4, 4, 4), np.uint8))])
-    assert Choices(timestep=7, painted=clean).timestep_map == 7
+    assert Choices(timestep=7, painted=clean).timestep_map(5) == 7
+    assert Choices(painted=clean).timestep_map(5) == 5
 
 
 def test_a_sweep_is_a_sheet(pipe, photo):
