@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 from pathlib import Path
@@ -50,13 +51,21 @@ def test_the_notebook_runs_from_top_to_bottom(monkeypatch):
     assert names["sheet"].size == (3 * 240, 180)
 
 
-def test_before_after_takes_other_methods_pictures(photo, tmp_path):
-    Image.new("RGB", (160, 120), "red").save(tmp_path / "other.png")
-    sheet = ("-o", tmp_path / "sheet.png", "--crop", 0, 0, 100, 80)
-    run("before_after", photo, *sheet, "--panel", f"other={tmp_path / 'other.png'}")
-    with Image.open(tmp_path / "sheet.png") as image:
-        assert image.size == (4 * 100 + 3 * 6, 80)
-        assert image.getpixel((150, 60)) == (255, 0, 0)
+def test_the_readmes_pictures_have_their_photographs(monkeypatch):
+    benchmarks = EXAMPLES.parent / "benchmarks"
+    monkeypatch.syspath_prepend(str(benchmarks))
+    pictures = importlib.import_module("pictures")
+    for sheet, parts in pictures.SHEETS.items():
+        assert (EXAMPLES.parent / "docs" / "images" / sheet).is_file()
+        for name, (left, top) in parts.items():
+            sizes = []
+            for label in ("lq", "realesrgan", "original"):
+                with Image.open(pictures.PHOTOS / f"{name}_{label}.webp") as image:
+                    sizes.append(image.size)
+            assert sizes[1:] == [pictures.PART_PX] * 2
+            room = [4 * side - part for side, part in zip(sizes[0], sizes[1], strict=True)]
+            assert left <= room[0]
+            assert top <= room[1]
 
 
 def test_sweep(photo, tmp_path, capsys):
