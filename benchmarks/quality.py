@@ -35,7 +35,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tadsr import TADSRPipeline
 from tadsr.degradation import PRESETS, apply_degradation, sample_degradation
 from tadsr.degradation.jpeg import compress_jpeg
-from tadsr.folders.jobs import INPUT_SUFFIXES
+from tadsr.image_files import IMAGE_SUFFIXES
 from tadsr.measure.evaluation import evaluate_model, make_perceptual_metric
 from tadsr.measure.metrics import make_metric
 from tadsr.measure.plot import plot
@@ -54,7 +54,7 @@ GRID_NEIGHBOURS = (3, 12)
 
 def images_in(folder: Path) -> list[Path]:
     """Return the image files of a folder, by name."""
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in INPUT_SUFFIXES)
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def degrade(hq: Path, lq: Path, preset: str, seed: int, jpeg_quality: int | None) -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-import torch
 from torch import Tensor
 
-_VARIANCE_FLOOR = 1e-5
+from tadsr.kernels import color
 
 
 def adain_color_fix(image: Tensor, reference: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -43,10 +42,8 @@ def match_moments(
     Returns:
         A tensor like `image`; computed in float32, not clamped.
     """
-    mean, variance = (m.float()[..., None, None] for m in moments)  # [B, 3, 1, 1]
-    wanted_mean, wanted_variance = (m.float()[..., None, None] for m in wanted)
-    normalized = (image.float() - mean) / (variance + _VARIANCE_FLOOR).sqrt()
-    return (normalized * (wanted_variance + _VARIANCE_FLOOR).sqrt() + wanted_mean).to(image.dtype)
+    pairs = (tuple(m.float() for m in pair) for pair in (moments, wanted))
+    return color.match_moments(image.float(), *pairs).to(image.dtype)
 
 
 def wavelet_reach_px(levels: int = 5) -> int:
@@ -77,11 +74,7 @@ def wavelet_color_fix(image: Tensor, reference: Tensor, levels: int = 5) -> Tens
         raise TypeError(f"levels must be an int, not {type(levels).__name__}")
     if levels < 1:
         raise ValueError(f"levels must be at least 1, got {levels}")
-    # The blur is linear, so image - low(image) + low(reference) needs only one low band.
-    difference = reference.float() - image.float()
-    for level in range(levels):
-        difference = _blur(difference, distance_px=2**level)
-    return (image.float() + difference).to(image.dtype)
+    return color.swap_low_band(image.float(), reference.float(), levels).to(image.dtype)
 
 
 def no_color_fix(image: Tensor, reference: Tensor) -> Tensor:
@@ -126,18 +119,4 @@ def _moments(x: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
         mean = (x.float() * weights).sum((-2, -1)) / count.clamp(min=1)
         spread = ((x.float() - mean[..., None, None]).square() * weights).sum((-2, -1))
         return mean, spread / (count - 1).clamp(min=1)
-    # A single pixel has no unbiased variance (0 / 0); its spread is 0.
-    correction = min(1, x.shape[-2] * x.shape[-1] - 1)
-    variance, mean = torch.var_mean(x.float(), dim=(-2, -1), correction=correction)
-    return mean, variance
-
-
-def _blur(x: Tensor, distance_px: int) -> Tensor:
-    # Clamped indices are replicate padding without the padded copy, at any distance.
-    for dim in (-2, -1):
-        last = x.shape[dim] - 1
-        index = torch.arange(last + 1, device=x.device)
-        before = x.index_select(dim, (index - distance_px).clamp(min=0))
-        after = x.index_select(dim, (index + distance_px).clamp(max=last))
-        x = before.add_(after).add_(x, alpha=2).mul_(0.25)
-    return x
+    return color.moments(x.float())

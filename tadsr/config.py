@@ -15,8 +15,11 @@ if TYPE_CHECKING:
 ColorFix = Literal["adain", "wavelet", "none"]
 """How the result's colours are brought back to the input's."""
 
-DTYPE_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-"""What users call a type of weights, and torch's name of it."""
+Precision = Literal["fp32", "fp16", "bf16"]
+"""What users call a type of weights."""
+
+DTYPE_NAMES: dict[Precision, str] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+"""Torch's names of them."""
 
 MAX_PIXELS = 178_956_970
 """Largest input that is read unless asked: where Pillow itself refuses to open a file."""
@@ -28,7 +31,7 @@ or a strip of a few pixels would become gigapixels."""
 
 @dataclass(frozen=True)
 class TargetSize:
-    """The size in px that every result shall have, at its own ratio of sides."""
+    """The size in px of every result, which keeps its aspect ratio."""
 
     width: int | None = None
     """With `height` as well, results fit into both."""
@@ -48,7 +51,7 @@ class TargetSize:
             )
 
     def scale_of(self, height: int, width: int) -> float:
-        """Return the result's size over an input's."""
+        """Return the scale that brings an input to this size."""
         sides = {
             "width": width,
             "height": height,

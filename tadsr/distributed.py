@@ -136,9 +136,9 @@ class _Upscaler:
 
 
 class _Tries:
-    """How often an image was begun, in a file beside its result, as workers share nothing else.
+    """Counts how often an image was begun, in a file beside its result: workers share nothing else.
 
-    Ray starts a worker that died again without end.
+    Ray restarts a dead worker forever.
     """
 
     def __init__(self, job: Job) -> None:
@@ -146,14 +146,14 @@ class _Tries:
         self._path = job.target.parent / f".tadsr-tries-{name}"
 
     def begin(self) -> int:
-        """Count one more, and return how many it is."""
+        """Add one and return the count."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("ab") as file:
             file.write(b".")
             return file.tell()
 
     def forget(self) -> None:
-        """Count anew."""
+        """Reset the count."""
         self._path.unlink(missing_ok=True)
 
 

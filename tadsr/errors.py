@@ -18,7 +18,7 @@ class ImageTooLargeError(ImageReadError):
 
 
 class TADSRWarning(UserWarning):
-    """Base of every warning of tadsr: what was asked for is done, but in another way."""
+    """Base of tadsr's warnings: the request is carried out, but in another way."""
 
 
 class ImageReadWarning(TADSRWarning):

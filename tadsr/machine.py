@@ -50,7 +50,7 @@ def describe_device(device: torch.device) -> dict[str, str]:
 
 
 def fingerprint(device: torch.device, dtype: torch.dtype, *further: object) -> str:
-    """Return a text that changes with all that a finding about a device depends on."""
+    """Return a key that changes with everything that a finding about a device depends on."""
     known = versions()
     facts = [describe_device(device), str(dtype), *(known.get(n) for n in ("torch", "triton"))]
     text = json.dumps([*facts, known["tadsr"], *map(repr, further)], sort_keys=True)
@@ -58,7 +58,7 @@ def fingerprint(device: torch.device, dtype: torch.dtype, *further: object) -> s
 
 
 def recall(kind: str, key: str) -> Any:
-    """Return what an earlier run has found out, or None."""
+    """Return an earlier run's finding, or None."""
     return _remembered().get(kind, {}).get(key)
 
 

@@ -12,7 +12,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 
 class ModuleWatch:
-    """Notices when modules or their weights become other ones.
+    """Notices changes of modules and of their weights.
 
     Merging, loading, moving and casting are noticed, and so are attached adapters, hooks and
     attention processors. What torch does not count is not: values written through `.data`.

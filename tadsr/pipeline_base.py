@@ -171,7 +171,7 @@ class OneStepPipeline(DiffusersHabits, DiffusionPipeline):
 
     @property
     def engine(self) -> OneStepEngine:
-        """What runs the networks that the pipeline holds now."""
+        """The engine of the networks that the pipeline holds now."""
         engine = self._engine
         if engine.vae is not self.vae or engine.unet is not self.unet:
             self._engine = OneStepEngine(self.vae, self.unet, self.alphas_cumprod, engine.choice)
@@ -314,7 +314,7 @@ class OneStepPipeline(DiffusersHabits, DiffusionPipeline):
         self._text_embeddings.clear()
 
     def encode_prompt(self, prompts: Sequence[str]) -> Tensor:
-        """Return the embeddings of prompts; those that were used lately are kept.
+        """Return the embeddings of prompts; recent ones are cached.
 
         Args:
             prompts: B texts.

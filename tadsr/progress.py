@@ -17,7 +17,7 @@ def paced(
     clock: Callable[[], float] = time.monotonic,
     interval: float = INTERVAL_S,
 ) -> Progress | None:
-    """Return a callback that passes on the first share, the end, and one now and then between."""
+    """Throttle a progress callback; the first share and the end always pass."""
     if progress is None:
         return None
     due = -float("inf")

@@ -18,7 +18,7 @@ _PARTIAL = re.compile(r"\.tadsr-(?P<host>[0-9a-f]{8})-(?P<process>\d+)-[0-9a-f]{
 
 @contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary name beside a file, which it becomes if all goes well.
+    """Yield a temporary name beside a file; it is renamed to the file if all goes well.
 
     Raises:
         OSError: The file or its folder cannot be written.
@@ -35,7 +35,7 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Remove what processes of this machine that were killed left half-written in a folder."""
+    """Remove half-written files that killed processes of this machine left in a folder."""
     with suppress(OSError):
         for path in folder.glob(".tadsr-*"):
             found = _PARTIAL.fullmatch(path.name)

@@ -69,7 +69,7 @@ _TENSORS_PER_LAYER = 8
 def build_model(
     name: str, config: Mapping[str, Any], path: Path, reader: TensorReader
 ) -> nn.Module:
-    """Build a component from its configuration; no code but this library's dependencies' runs.
+    """Build a component from its configuration; code inside the checkpoint is never run.
 
     Raises:
         Exception: Whatever the model's class raises for values that make no model.
@@ -85,7 +85,7 @@ def build_model(
 def check_architecture(
     name: str, config: Mapping[str, Any], path: Path, reader: TensorReader
 ) -> dict[str, Any]:
-    """Return what is read of a configuration; arguments and errors as for `build_model`."""
+    """Check a configuration and return the part of it that is used."""
     kept = {key: config[key] for key in _KEYS[name] if key in config}
     if name == "unet":
         _refuse_other_networks(config, path)

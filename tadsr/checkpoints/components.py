@@ -23,7 +23,7 @@ _BETA_KEYS = ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps")
 
 
 def has_component(folder: Path, component: Component) -> bool:
-    """Tell whether a checkpoint has a component; raise CheckpointError if a required one lacks."""
+    """Tell whether a checkpoint has a component; CheckpointError if a required one is missing."""
     exists = (folder / component.folder).is_dir()
     if component.is_required and not exists:
         raise CheckpointError(

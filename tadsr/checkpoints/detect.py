@@ -21,7 +21,7 @@ SUMS_NAME = "SHA256SUMS"
 PIPELINE_CLASS = "TADSRPipeline"
 RUN_PROGRESS = "progress.json"
 """What a checkpoint of a training run has at its top, and no other checkpoint."""
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def locate(source: str | Path) -> Location:
             f"source must be a folder, got the file {name}; give the folder of the base model, "
             "and the adapters' file as adapter="
         )
-    if isinstance(source, str) and _HUB_ID.fullmatch(source):
+    if isinstance(source, str) and HUB_ID.fullmatch(source):
         return Location("hub", None, name)
     close = difflib.get_close_matches(name, EMBEDDED, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}?" if close else "check the spelling"
@@ -142,7 +142,7 @@ def find_adapter(folder: Path, fmt: Format, adapter: str | Path | None) -> Path 
 
 
 def check_source(source: str | Path, adapter: str | Path | None = None) -> None:
-    """Check that a checkpoint can be where a user says, before anything heavy is imported."""
+    """Check that a user's checkpoint can exist, before anything heavy is imported."""
     folder = locate(source).folder
     if folder is not None:
         find_adapter(folder, detect_format(folder), adapter)

@@ -16,7 +16,7 @@ MAX_JSON_BYTES = 2**26
 
 
 def check_file(path: Path) -> None:
-    """Raise CheckpointError unless a path is a file: a pipe would be waited for, for ever."""
+    """Raise CheckpointError unless a path is a file: reading a pipe might never end."""
     if not os.path.isfile(path):
         if os.path.exists(path):
             raise CheckpointError(f"{path} must be a file, but is a folder, pipe or device")

@@ -172,7 +172,7 @@ def ram_name(name: str) -> tuple[str, int | None]:
 
 
 def is_used(name: str) -> bool:
-    """Tell whether a tensor of RAM's files is of the part that tags."""
+    """Tell whether a tensor of RAM's files belongs to its tagging part."""
     return _USED.fullmatch(name) is not None and _COMPUTED.fullmatch(name) is None
 
 

@@ -161,7 +161,7 @@ def run_config(folder: Path) -> dict[str, Any]:
 
 
 def base_of(model: str) -> str:
-    """Return the model that a run's first start was, or the model itself if it is no checkpoint."""
+    """Return the model that a chain of runs started from, or the model itself if it is none."""
     while is_run_checkpoint(Path(model)):
         config = run_config(Path(model))
         model = config["stage"].get("teacher") or config["model"]

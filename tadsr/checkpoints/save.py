@@ -271,7 +271,7 @@ def _write_config(model: Any, place: Path, component: Component, dtype: torch.dt
 
 
 def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, place: Path, component: Component) -> None:
-    """Copy the tokenizer's own files if at hand: no library version rewrites them alike."""
+    """Copy the tokenizer's own files if possible: library versions write them differently."""
     origin = Path(str(tokenizer.name_or_path or ""))
     if tokenizer.name_or_path and (origin / component.config).is_file():
         for name in (component.config, *component.other_files):

@@ -43,7 +43,7 @@ def open_tagger(
     checkpoint: str | Path | None = None,
     **options: Any,
 ) -> Callable[[Any], str] | None:
-    """Turn what a user names as tagger into one.
+    """Return the tagger that a user names.
 
     Args:
         tagger: A callable from a PIL image to a text, taken as it is; "dape" for the published
@@ -83,7 +83,7 @@ def load_tagger(
     torch_dtype: torch.dtype | None = None,
     **hub: Any,
 ) -> Tagger:
-    """Load RAM with the DAPE adapter, from the published files or from what was made of them.
+    """Load RAM with the DAPE adapter, from the published or the converted files.
 
     The published ones are ram_swin_large_14m.pth, DAPE.pth, ram_tag_list.txt and
     ram_tag_list_threshold.txt. Files are read as data only; of RAM only what tagging needs.
@@ -129,7 +129,7 @@ def convert_tagger(
     overwrite: bool = False,
     **hub: Any,
 ) -> Path:
-    """Write the part of RAM that tags as safetensors, the adapter merged, with its lists.
+    """Write the tagging part of RAM as safetensors, its adapter merged, beside its tag lists.
 
     Args:
         source: As in `load_tagger`.

@@ -266,7 +266,7 @@ def _looks_wrong(head: bytes) -> bool:
 
 
 def _describe(head: bytes) -> str:
-    """Say what a file that is no tensor file seems to be."""
+    """Guess what a file is that holds no tensors."""
     text = head.lstrip().lower()
     if not head:
         return "it is empty"

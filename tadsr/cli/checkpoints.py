@@ -17,6 +17,7 @@ from tadsr.cli.reporting import (
     readable_errors,
     silence_libraries,
 )
+from tadsr.config import Precision
 
 if TYPE_CHECKING:
     from tadsr.checkpoints import CheckpointInfo
@@ -77,7 +78,7 @@ def convert(
         Literal["native", "official"], typer.Option("--to", help="Format to write.")
     ] = "native",
     dtype: Annotated[
-        Literal["fp32", "fp16", "bf16"] | None,
+        Precision | None,
         typer.Option("--dtype", help="Precision to write; as stored if left out."),
     ] = None,
     keep_adapters: Annotated[

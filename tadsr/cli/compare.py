@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from tadsr.cli.options import BorderOption, OverwriteOption, PanelWidthOption, SheetOption
 from tadsr.cli.plan import check_place
 from tadsr.cli.reporting import (
     DebugOption,
@@ -38,16 +39,10 @@ def compare(
     a: Annotated[Path, typer.Argument(metavar="A", help="A picture.")],
     b: Annotated[Path, typer.Argument(metavar="B", help="Another of the same size.")],
     hq: Annotated[Path | None, typer.Argument(metavar="HQ", help="The original of both.")] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="The sheet.")
-    ] = None,
-    border: Annotated[
-        int, typer.Option("--border", metavar="PX", help="Rim that is not measured.")
-    ] = 4,
-    width: Annotated[
-        int, typer.Option("--width", metavar="PX", help="Of each picture on the sheet.")
-    ] = 320,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the sheet.")] = False,
+    output: SheetOption = None,
+    border: BorderOption = 4,
+    width: PanelWidthOption = 320,
+    overwrite: OverwriteOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Run `tadsr compare`."""

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from tadsr.cli.options import OverwriteOption, QuietOption
 from tadsr.cli.plan import plan_jobs
 from tadsr.cli.reporting import (
     DebugOption,
@@ -52,10 +53,8 @@ def degrade(
         Literal["png", "webp", "jpg"],
         typer.Option("--format", "-f", help="Of the outputs; jpg and webp lose some more."),
     ] = "png",
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace outputs that exist.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    overwrite: OverwriteOption = False,
+    quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Run `tadsr degrade`."""

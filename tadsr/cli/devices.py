@@ -14,13 +14,13 @@ _DEVICE = re.compile(r"auto|cpu|mps|(cuda:)?\d+|cuda")
 
 
 def check_device_name(name: str) -> None:
-    """Check that a name is one of a device, there or not."""
+    """Check that a name is a device's, whether or not this machine has it."""
     if not _DEVICE.fullmatch(name):
         raise UsageError(f"--device must be auto, cpu, cuda, cuda:N or mps, got {name!r}")
 
 
 def choose_device(name: str) -> torch.device:
-    """Turn a device's name into one that is there."""
+    """Return the device of a name, which must exist on this machine."""
     check_device_name(name)
     name = f"cuda:{name}" if name.isdecimal() else name
     import torch
@@ -43,7 +43,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def parse_devices(names: str) -> list[str]:
-    """Turn "0,1" or "cuda:0,cpu" into devices that are there."""
+    """Turn "0,1" or "cuda:0,cpu" into names of devices, which must exist."""
     parts = [part.strip() for part in names.split(",")]
     if not all(parts):
         raise UsageError(f"--devices must be names with commas between, such as 0,1, got {names!r}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tadsr.cli.devices import check_device_name, choose_device
-from tadsr.cli.options import DeviceOption, DtypeOption, ModelOption
+from tadsr.cli.options import DeviceOption, DtypeOption, JsonOption, ModelOption
 from tadsr.cli.reporting import DebugOption, format_bytes, readable_errors, silence_libraries
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def doctor(
     is_timing: Annotated[
         bool, typer.Option("--speed", help="Time the engines at 512 x 512 px.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Run `tadsr doctor`; the exit code is 1 if something is wrong."""

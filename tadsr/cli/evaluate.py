@@ -12,11 +12,13 @@ from tadsr.checkpoints.detect import check_source
 from tadsr.cli.devices import check_device_name, choose_device
 from tadsr.cli.options import (
     AdapterOption,
+    BorderOption,
     ColorFixOption,
     DeviceOption,
     DtypeOption,
     ModelOption,
     ProcessSizeOption,
+    QuietOption,
 )
 from tadsr.cli.plan import check_place
 from tadsr.cli.reporting import (
@@ -83,9 +85,7 @@ def evaluate(
         Path | None,
         typer.Option("--perceptual", metavar="FILE", help="SqueezeNet weights: adds its distance."),
     ] = None,
-    border: Annotated[
-        int, typer.Option("--border", metavar="PX", help="Rim that is not measured.")
-    ] = 4,
+    border: BorderOption = 4,
     scale: Annotated[
         float, typer.Option("--scale", "-s", metavar="X", help="For --lq without --hq.")
     ] = 4,
@@ -115,7 +115,7 @@ def evaluate(
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="Leave out images that a folder lacks.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+    quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Run `tadsr evaluate`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -85,6 +86,22 @@ DtypeOption = Annotated[
     typer.Option("--dtype", help="Precision; auto: fp16 on CUDA, else fp32."),
 ]
 
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")]
+OverwriteFolderOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace a folder that exists.")
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+BorderOption = Annotated[
+    int, typer.Option("--border", metavar="PX", help="Rim that is not measured.")
+]
+SheetOption = Annotated[
+    Path | None, typer.Option("--output", "-o", metavar="FILE", help="The sheet.")
+]
+PanelWidthOption = Annotated[
+    int, typer.Option("--width", metavar="PX", help="Of each picture on the sheet.")
+]
+
 
 def parse_max_pixels(text: str | None) -> int:
     """Turn what `--max-pixels` was given, such as "500M" or "1.5G", into a number."""
@@ -121,7 +138,7 @@ ShortSideOption = Annotated[
 def parse_size(
     width: int | None, height: int | None, long_side: int | None, short_side: int | None
 ) -> tuple[TargetSize | None, str]:
-    """Turn the options of a size into one.
+    """Combine the options that set a size.
 
     Returns:
         The size, or None; and what names of results beside their inputs end with.

@@ -12,7 +12,6 @@ from pathlib import Path
 from tadsr.cli.reporting import UsageError, as_usage_errors
 from tadsr.errors import ImageWriteError
 from tadsr.folders.jobs import (
-    INPUT_SUFFIXES,
     Draft,
     Job,
     check_targets,
@@ -20,6 +19,7 @@ from tadsr.folders.jobs import (
     name_targets,
 )
 from tadsr.folders.own_results import is_result_of, leave_out_results, untagged
+from tadsr.image_files import IMAGE_SUFFIXES
 
 FORMAT_SUFFIXES = {
     "png": (".png", ".apng"),
@@ -101,7 +101,7 @@ def split_output(
 
 
 def _expand(paths: Sequence[str], output: str | None) -> list[str]:
-    """Replace patterns such as "photos/*.png", which a shell left alone, by what they match."""
+    """Expand patterns such as "photos/*.png" that the shell left as they are."""
     expanded: list[str] = []
     for number, path in enumerate(paths):
         is_output = output is None and 0 < number == len(paths) - 1
@@ -116,7 +116,7 @@ def _same_suffix(source: Path) -> str:
 
 
 def check_places(jobs: Sequence[Job]) -> list[Job]:
-    """Check that results can come to lie where they should."""
+    """Check that results can be written where they are planned."""
     checked = []
     for job in jobs:
         check_place(job.target if job.folder is None else job.folder / job.target.name)
@@ -130,7 +130,7 @@ def check_places(jobs: Sequence[Job]) -> list[Job]:
 
 
 def check_place(target: Path) -> None:
-    """Check that a file can come to lie where it should; its folder need not exist yet."""
+    """Check that a file can be written; its folder need not exist yet."""
     folder = target.parent
     while not os.path.lexists(folder) and folder != folder.parent:
         folder = folder.parent
@@ -149,7 +149,7 @@ def _is_folder_name(output: str, is_one_file: bool) -> bool:
     if _is_folder(output) or os.path.exists(output):
         return _is_folder(output)
     # What does not exist yet is a folder where only a folder makes sense.
-    known = INPUT_SUFFIXES.union(_OUTPUT_SUFFIXES)
+    known = IMAGE_SUFFIXES.union(_OUTPUT_SUFFIXES)
     return not is_one_file and Path(output).suffix.lower() not in known
 
 

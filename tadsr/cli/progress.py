@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class ImageProgress:
-    """A bar for the image at hand, which comes only where an image takes a while."""
+    """A progress bar for the current image, shown only if it takes a while."""
 
     def __init__(self, quiet: bool = False) -> None:
         self._hidden = True if quiet else None
@@ -20,19 +20,19 @@ class ImageProgress:
         self._waits = False
 
     def of(self, image: object) -> Progress:
-        """Begin an image, whatever it is, and return what is told the share that is done."""
+        """Begin an image and return its progress callback."""
         self.close()
         return self._advance
 
     def wait_for(self, what: str) -> None:
-        """Say what is waited for, on a terminal, until the next image or `close`."""
+        """Show on a terminal what is being waited for, until the next image or `close`."""
         if self._hidden is None and sys.stderr.isatty():
             self._waits = True
             sys.stderr.write(f"{what} …")
             sys.stderr.flush()
 
     def close(self) -> None:
-        """Take the bar, and what is waited for, away."""
+        """Remove the bar or the waiting line."""
         if self._waits:
             sys.stderr.write("\r\x1b[2K")
             sys.stderr.flush()

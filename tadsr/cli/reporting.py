@@ -35,7 +35,7 @@ VerboseOption = Annotated[
 
 
 class UsageError(typer.BadParameter):
-    """The command line itself is wrong; exits with 2."""
+    """The command line is wrong; exits with 2."""
 
     def format_message(self) -> str:
         """Return the message alone, without "Invalid value"."""
@@ -67,7 +67,7 @@ def readable_errors(debug: bool) -> Iterator[None]:
 
 @contextmanager
 def interrupted_by_sigterm() -> Iterator[None]:
-    """End what runs as Ctrl-C does when SIGTERM comes, for `readable_errors` to say so."""
+    """Raise Terminated on SIGTERM, as Ctrl-C raises KeyboardInterrupt."""
     last = -math.inf
 
     def interrupt(*_: object) -> None:
@@ -104,7 +104,7 @@ def check_range(option: str, value: int | None, low: int, high: int, hint: str) 
 
 
 def silence_libraries(debug: bool, quiet: bool = False) -> None:
-    """Switch off what diffusers, transformers and torch print; our warnings become plain lines."""
+    """Silence diffusers, transformers and torch, and print our own warnings as plain lines."""
     if debug:
         return
     warnings.simplefilter("ignore")
@@ -124,7 +124,7 @@ def silence_libraries(debug: bool, quiet: bool = False) -> None:
 
 
 def _say_once() -> Callable[..., None]:
-    """Return what shows each warning as a line, once."""
+    """Return a `warnings.showwarning` that prints each message once, as a line."""
     said: set[str] = set()
 
     def show(message: Warning | str, *about: object) -> None:

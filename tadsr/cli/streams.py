@@ -19,7 +19,7 @@ STREAM = "-"
 def standard_streams(
     paths: Sequence[str], output: str | None, suffix: str
 ) -> Iterator[tuple[list[str], str | None]]:
-    """Stand in for `-` with files.
+    """Replace `-` by temporary files.
 
     Args:
         output: What `--output` said, or None; `-` is standard output.

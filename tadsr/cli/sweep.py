@@ -18,10 +18,13 @@ from tadsr.cli.options import (
     EngineOption,
     MaxMemoryOption,
     ModelOption,
+    OverwriteOption,
+    PanelWidthOption,
     ProcessSizeOption,
     PromptOption,
     PromptStyleOption,
     ScaleOption,
+    SheetOption,
     TaggerOption,
     TileOption,
     parse_tiling,
@@ -62,9 +65,7 @@ Examples:
 
 def sweep(
     photo: Annotated[Path, typer.Argument(metavar="IN", help="The photo.")],
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="The sheet.")
-    ] = None,
+    output: SheetOption = None,
     timesteps: Annotated[
         str, typer.Option("--timesteps", "-t", metavar="T,T,...", help="0..999 each.")
     ] = "1,100,300,500,700,900",
@@ -76,9 +77,7 @@ def sweep(
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="The curve: png, svg, pdf.")
     ] = None,
-    width: Annotated[
-        int, typer.Option("--width", metavar="PX", help="Of each picture on the sheet.")
-    ] = 320,
+    width: PanelWidthOption = 320,
     scale: ScaleOption = 4,
     prompt: PromptOption = None,
     tagger: TaggerOption = None,
@@ -92,9 +91,7 @@ def sweep(
     engine: EngineOption = "auto",
     tile: TileOption = "auto",
     max_memory: MaxMemoryOption = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace files that exist.")
-    ] = False,
+    overwrite: OverwriteOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Run `tadsr sweep`."""

@@ -8,7 +8,14 @@ from typing import Annotated, Literal
 import typer
 
 from tadsr.cli.devices import check_device_name, choose_device
-from tadsr.cli.options import DeviceOption, MaxPixelsOption, parse_max_pixels
+from tadsr.cli.options import (
+    DeviceOption,
+    MaxPixelsOption,
+    OverwriteFolderOption,
+    OverwriteOption,
+    QuietOption,
+    parse_max_pixels,
+)
 from tadsr.cli.reporting import (
     DebugOption,
     UsageError,
@@ -19,6 +26,7 @@ from tadsr.cli.reporting import (
     readable_errors,
     silence_libraries,
 )
+from tadsr.config import Precision
 
 TAG_HELP = """Write what a tagger says of each image of a folder, or print it for one image.
 
@@ -61,12 +69,8 @@ def convert_tagger(
     out: Annotated[str, typer.Argument(metavar="OUT", help="Folder to write.")],
     lists: ListsOption = None,
     plain: PlainOption = False,
-    dtype: Annotated[
-        Literal["fp32", "fp16", "bf16"], typer.Option("--dtype", help="Precision to write.")
-    ] = "fp32",
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a folder that exists.")
-    ] = False,
+    dtype: Annotated[Precision, typer.Option("--dtype", help="Precision to write.")] = "fp32",
+    overwrite: OverwriteFolderOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Run `tadsr convert-tagger`."""
@@ -108,8 +112,8 @@ def tag(
     batch: Annotated[int, typer.Option("--batch", metavar="N", help="Images at once.")] = 8,
     device: DeviceOption = "auto",
     max_pixels: MaxPixelsOption = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin the file anew.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    overwrite: OverwriteOption = False,
+    quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Run `tadsr tag`."""

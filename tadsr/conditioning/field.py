@@ -44,7 +44,7 @@ class TimestepField:
     def mix(
         self, results: Sequence[Tensor], size: tuple[int, int], rows: tuple[int, int] | None = None
     ) -> Tensor:
-        """Mix what every run gave, at each position by its timestep.
+        """Mix the runs' results, weighted at each position by its timestep.
 
         Args:
             results: Images or parts of them, (B, C, rows, W), one per knot.

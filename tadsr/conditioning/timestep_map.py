@@ -178,7 +178,7 @@ class TimestepMap:
         return _resample(_resample(self.values, 0, height, start, stop), 1, width, 0, width)
 
     def weights(self, height: int, width: int, rows: tuple[int, int] | None = None) -> Tensor:
-        """Return what each position takes of the result at each knot.
+        """Return the weight of each knot's result at each position.
 
         Args:
             height: As for `at`.
@@ -253,7 +253,7 @@ def _read_map(value: Any, size: tuple[int, int]) -> TimestepMap:
 
 
 def _gray_values(image: Any) -> tuple[np.ndarray, float | None]:
-    """Return values (H, W), float64, and what is white; None if that is not known."""
+    """Return values (H, W), float64, and the value of white, or None if it is unknown."""
     if isinstance(image, Image.Image):
         image = _as_gray(image)
         white = _GRAY_MODES[image.mode]

@@ -18,7 +18,7 @@ from tadsr.degradation.presets import DegradationConfig, find_preset
 from tadsr.degradation.sample import DegradationParams, sample_degradation
 from tadsr.errors import TADSRError
 from tadsr.folders.jobs import Job, mirror_folder
-from tadsr.images import decode_image, encode_image, read_image, write_image
+from tadsr.images import decode_image, encode_image, read_image, to_uint8, write_image
 from tadsr.whole_file import whole_file
 
 RECORDS = "degradations.jsonl"
@@ -53,7 +53,7 @@ class PartnerSettings:
 
 @dataclass
 class PartnersMade:
-    """What came of a run over a folder."""
+    """The outcome of degrading a folder."""
 
     num_written: int = 0
     """Partners made."""
@@ -176,7 +176,7 @@ def _degrade(
     origin, params = _choose(name, settings)
     lq = apply_degradation(rgb[None] * 2 - 1, params)[0] / 2 + 0.5
     # Without the photograph's metadata: the LQ is upright, RGB, and another picture.
-    plain = decode_image((rgb * 255).round().byte().permute(1, 2, 0).numpy())
+    plain = decode_image(to_uint8(rgb))
     record = {
         "hq": name,
         "lq": job.target.relative_to(folder).as_posix(),
@@ -189,7 +189,7 @@ def _degrade(
 
 
 def _choose(name: str, settings: PartnerSettings) -> tuple[dict[str, Any], DegradationParams]:
-    """Return where a degradation is from, and the degradation."""
+    """Return a degradation's origin, and the degradation."""
     if settings.replay is None:
         digest = hashlib.sha256(name.encode()).digest()
         rng = np.random.default_rng([settings.seed, int.from_bytes(digest[:8], "big")])

@@ -102,7 +102,7 @@ class DegradationParams:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> DegradationParams:
-        """Rebuild parameters from what `to_dict` gave."""
+        """Rebuild parameters from `to_dict`'s result."""
 
         def kernel(item: dict[str, Any] | None) -> KernelParams | None:
             return None if item is None else KernelParams(**item)

@@ -93,7 +93,7 @@ def kernel_inputs(
 
 
 def time_engine(name: str, source: str, device: torch.device, dtype: torch.dtype) -> Finding:
-    """Take the median time of a picture of 512 × 512 px, picture in and picture out."""
+    """Return the median time of a 512 × 512 px picture, from image to image."""
     engine = name.partition(" ")[2]
     if engine == "compile" and device.type != "cuda":
         return Finding(name, None, "compiles for minutes on a CPU; not timed")

@@ -50,7 +50,7 @@ def time_all(source: str, device: torch.device, dtype: torch.dtype) -> Iterator[
 def _run(
     task: str, names: Sequence[str], source: str, device: torch.device, dtype: torch.dtype
 ) -> Iterator[Finding]:
-    """Yield a finding for each name; a process that dies is followed by one for what is left."""
+    """Yield a finding for each name; if the process dies, another one does the rest."""
     left = list(names)
     while left:
         about = {"task": task, "names": left, "source": source}

@@ -23,7 +23,7 @@ SUMS = "SHA256SUMS"
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Args:
         name: What.
@@ -40,7 +40,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """All that was looked at.
+    """Everything that `tadsr doctor` reports.
 
     Args:
         versions: Of the package, Python and libraries.
@@ -75,7 +75,7 @@ class Report:
 
 
 def examine(source: str, device: torch.device, dtype: torch.dtype) -> Report:
-    """Look at everything that needs no computing."""
+    """Collect everything that needs no computing."""
     memory = psutil.virtual_memory()
     about = describe_device(device)
     if device.type == "cuda":
@@ -99,7 +99,7 @@ def examine(source: str, device: torch.device, dtype: torch.dtype) -> Report:
 
 
 def verify_model(source: str) -> Finding:
-    """Read a model's headers and compare its files with the hashes that there are."""
+    """Read a model's headers and compare its files with the known hashes."""
     name = f"model {source}"
     try:
         found = inspect_checkpoint(source)

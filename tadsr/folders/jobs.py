@@ -8,14 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tadsr.image_files import IMAGE_SUFFIXES
+
 MANIFEST_NAME = "tadsr-manifest.jsonl"
 """In the folder of the results."""
-INPUT_SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".jp2", ".j2k", ".jpx", ".webp", ".avif"}
-    | {".tif", ".tiff", ".bmp", ".dib", ".tga", ".gif", ".apng", ".heic", ".heif", ".hif"}
-    | {".ppm", ".pgm", ".pbm", ".pnm"}
-)
-"""What a folder is searched for; a file that is named itself may have any suffix."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +43,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Draft:
-    """A source whose target is known but for its name.
+    """A source whose result has a folder, but no name yet.
 
     Args:
         source: The file to read.
@@ -72,7 +68,7 @@ class Draft:
 
 
 def mirror_folder(source: str | Path, target: str | Path, suffix: str = ".png") -> list[Job]:
-    """Plan to write every image of a folder to the same place of another.
+    """Plan to write each image of a folder to the same relative path in another folder.
 
     Returns:
         One job per image, in the order of the names, and at the end one with an `error` per folder
@@ -89,7 +85,7 @@ def mirror_folder(source: str | Path, target: str | Path, suffix: str = ".png") 
 def draft_folder(
     folder: Path, root: Path, output: Path, say: Callable[[str], None] = lambda line: None
 ) -> Iterator[Draft]:
-    """Mirror the images of a folder, without what an earlier run wrote inside it.
+    """Draft the images of a folder, without an earlier run's results inside it.
 
     Raises:
         OSError: The folder itself cannot be read.
@@ -125,7 +121,7 @@ def draft_folder(
             suffix = Path(name).suffix.lower()
             if name.startswith(".") or name == MANIFEST_NAME:
                 continue
-            if suffix not in INPUT_SUFFIXES:
+            if suffix not in IMAGE_SUFFIXES:
                 others[suffix or "without a suffix"] += 1
                 continue
             is_empty = False
@@ -137,14 +133,14 @@ def draft_folder(
         say(f"{folder}: left out {kinds}; a file that is named itself may have any suffix")
     if is_empty and not closed:
         raise ValueError(
-            f"{folder} must hold images ({' '.join(sorted(INPUT_SUFFIXES))}), found none"
+            f"{folder} must hold images ({' '.join(sorted(IMAGE_SUFFIXES))}), found none"
         )
 
 
 def name_targets(drafts: Sequence[Draft], suffix: str) -> list[Job]:
     """Name each result after its source, with the source's suffix kept where two would clash.
 
-    What an earlier run has made, by its manifest, keeps its name whatever has come or gone since.
+    Results listed in an earlier run's manifest keep their names.
     """
     made = {root: _sources_of(root) for root in {draft.root for draft in drafts} if root}
     settled, distinct = set(), set()

@@ -65,7 +65,7 @@ _RECORD_FIELDS = {each.name for each in fields(Record)}
 
 @dataclass
 class _Beginning:
-    """That a run began an image.
+    """A note that a run began an image.
 
     Args:
         settings: As in its record to be.
@@ -149,13 +149,13 @@ class Manifest(AbstractContextManager):
         return self._contents.records.get(self._name(target))
 
     def is_suspect(self, target: Path) -> bool:
-        """Return whether a run was killed while it was at a result."""
+        """Return whether a run was killed while computing a result."""
         return any(begun.means is not None for begun in self._begun(target))
 
     def num_deaths(self, target: Path) -> tuple[int, int]:
-        """Return how many runs with these settings and means were killed while at a result.
+        """Count the runs with these settings and means that were killed while computing a result.
 
-        Those whose machine was taken away or switched off are not among them.
+        Runs whose machine was switched off or taken away do not count.
         """
         alike = [begun for begun in self._begun(target) if begun.means == self._means]
         stayed = [begun.memory for begun in alike if not has_rebooted(begun.memory)]
@@ -163,7 +163,7 @@ class Manifest(AbstractContextManager):
         return num_run_out, len(stayed) - num_run_out
 
     def begin(self, target: Path, *, is_deadly: bool = True) -> None:
-        """Write down that a result is being made, for the next run if this one is killed."""
+        """Record that a result is being computed, in case this run is killed."""
         name = self._name(target)
         means = self._means if is_deadly else None
         begun = _Beginning(self.settings, means, _now(), count_kills())
@@ -172,7 +172,7 @@ class Manifest(AbstractContextManager):
         self._begun_now.add(name)
 
     def add(self, outcome: Outcome) -> None:
-        """Write down one image."""
+        """Record one image's outcome."""
         is_written = outcome.status == "written"
         self._add(
             outcome.job,
@@ -188,7 +188,7 @@ class Manifest(AbstractContextManager):
         )
 
     def adopt(self, job: Job, size: tuple[int, int] | tuple[None, None]) -> None:
-        """Write down a result that a run made and was killed before it could say so."""
+        """Record a result that a killed run finished but could not record."""
         begun = self._begun(job.target)
         try:
             made = os.path.getmtime(job.target)

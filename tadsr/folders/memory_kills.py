@@ -9,7 +9,7 @@ _COUNTERS = Path("/proc/vmstat")
 
 
 def count_kills() -> str | None:
-    """Return a mark of now: this boot, and how often memory ran out in it; None if unknown."""
+    """Return a marker of this boot and how often memory ran out in it; None if unknown."""
     try:
         boot = _BOOT.read_text(encoding="ascii").strip()
         lines = dict(line.split() for line in _COUNTERS.read_text(encoding="ascii").splitlines())
@@ -19,13 +19,13 @@ def count_kills() -> str | None:
 
 
 def has_rebooted(mark: object) -> bool:
-    """Return whether a mark is another machine's, or from before this one was started."""
+    """Return whether a marker is from another machine or an earlier boot."""
     now = count_kills()
     return now is not None and isinstance(mark, str) and mark.split()[:1] != now.split()[:1]
 
 
 def has_run_out(mark: object) -> bool:
-    """Return whether memory ran out on this machine since a mark."""
+    """Return whether memory ran out on this machine since a marker."""
     now = count_kills()
     if now is None or not isinstance(mark, str) or has_rebooted(mark):
         return False

@@ -1,4 +1,4 @@
-"""What became of one image of a run."""
+"""The outcome of one image of a run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tadsr.folders.jobs import Job
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one image of a run.
+    """The outcome of one image of a run.
 
     Args:
         job: Which image.

@@ -42,7 +42,7 @@ def untagged(path: Path) -> Path:
 def leave_out_results(
     drafts: Sequence[Draft], scale: float, suffix: str, say: Callable[[str], None]
 ) -> list[Draft]:
-    """Leave out what an earlier run made of other files of this one."""
+    """Leave out files that an earlier run made from others of this run."""
     by_stem: dict[Path, list[Draft]] = {}
     for draft in drafts:
         by_stem.setdefault(draft.source.with_suffix(""), []).append(draft)

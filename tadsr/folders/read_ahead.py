@@ -24,7 +24,7 @@ _POLL_SECONDS = 0.1
 
 @dataclass
 class Item:
-    """An image on its way."""
+    """An image being processed."""
 
     job: Job
     image: SourceImage | None = None
@@ -35,7 +35,7 @@ class Item:
 
 
 class ReadAhead(AbstractContextManager):
-    """A thread that reads images ahead: one, until told otherwise."""
+    """Reads images ahead in a thread; one, unless told otherwise."""
 
     def __init__(self, jobs: Iterable[Job], request: FileRequest) -> None:
         self._jobs, self._request = jobs, request
@@ -47,7 +47,7 @@ class ReadAhead(AbstractContextManager):
         threading.Thread(target=self._run, name="tadsr-read", daemon=True).start()
 
     def wait(self) -> bool:
-        """Wait for the next image or for `wake`, not long, and return whether there is one."""
+        """Wait briefly for the next image or for `wake`; return whether there is an image."""
         with self._changed:
             if not self._items:
                 # In steps, so that an interrupt is seen.
@@ -65,13 +65,13 @@ class ReadAhead(AbstractContextManager):
             return self._take()
 
     def read_ahead(self, count: int) -> None:
-        """Have so many images wait at most."""
+        """Set how many images may wait."""
         with self._changed:
             self._num_ahead = count
             self._changed.notify_all()
 
     def like(self, first: Item, count: int) -> list[Item]:
-        """Return the images that follow at once and may share a batch, up to a number."""
+        """Return up to `count` of the next images that may share a batch with the first."""
         found: list[Item] = []
         with self._changed:
             while len(found) < count and self._items and _may_share(first, self._items[0]):
@@ -135,7 +135,7 @@ def _read(job: Job, request: FileRequest) -> Item:
 
 @contextmanager
 def timed(item: Item) -> Iterator[None]:
-    """Count the seconds as an image's."""
+    """Add a block's seconds to an image's."""
     started = time.perf_counter()
     try:
         yield

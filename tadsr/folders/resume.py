@@ -36,7 +36,7 @@ def upscale_files(
     *,
     is_locked: bool = True,
 ) -> list[Outcome]:
-    """Upscale what is not done yet, and write down what was done.
+    """Upscale the images that are not done yet, and record them.
 
     A result that exists is left alone. One that a manifest knows is checked first, by its size in
     bytes and its header; a damaged one is made anew. An image that was computed when a run was
@@ -101,18 +101,18 @@ def upscale_files(
 
 
 class _Notes:
-    """Writes down what a run says, and passes its outcomes on."""
+    """Records a run's outcomes and passes them on."""
 
     def __init__(self, manifests: Mapping[Path, Manifest], report: Report) -> None:
         self._manifests, self._report = manifests, report
 
     def begin(self, job: Job, *, is_deadly: bool = True) -> None:
-        """Write down an image that is about to be computed, in case the run is killed."""
+        """Record an image that is about to be computed, in case the run is killed."""
         if job.folder is not None:
             self._manifests[job.folder].begin(job.target, is_deadly=is_deadly)
 
     def __call__(self, outcome: Outcome) -> None:
-        """Write down what became of an image."""
+        """Record an image's outcome."""
         if outcome.job.folder is not None:
             self._manifests[outcome.job.folder].add(outcome)
         self._report(outcome)
@@ -147,7 +147,7 @@ def check_existing(
 
 
 def is_whole(path: Path, record: Record) -> bool:
-    """Return whether a result is what the run that made it left, by its size and its header."""
+    """Return whether a result is as its run left it, by its size and header."""
     try:
         is_as_large = os.path.getsize(path) == record.target_bytes
     except OSError:
@@ -174,7 +174,7 @@ def is_image(path: Path, size: tuple[int | None, int | None] | None = None) -> b
 
 
 def is_undamaged(path: Path) -> bool:
-    """Return whether an image file that no record tells of can be read to its end."""
+    """Return whether an image file without a record can be read to its end."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -52,7 +52,7 @@ ProgressOf = Callable[[Job], Progress]
 
 @dataclass
 class Pace:
-    """What a run waited for, which tells the stage that bounds it."""
+    """How long a run waited for each stage, which tells the one that bounds it."""
 
     computing: float = 0.0
     """Seconds of the networks, and of decoding and encoding where nothing is computed meanwhile."""
@@ -63,7 +63,7 @@ class Pace:
 
     @property
     def seconds(self) -> float:
-        """All of it."""
+        """The total."""
         return self.computing + self.reading + self.writing
 
     def described(self) -> str:
@@ -78,19 +78,19 @@ class Pace:
         return f"{seconds:.1f} s: {', '.join(parts)}"
 
     def add(self, other: Pace) -> None:
-        """Count the seconds of another run, or of a part of it, as well."""
+        """Add the seconds of another run, or of a part of it."""
         for each in fields(self):
             setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
 
     def take(self) -> Pace:
-        """Return what has been counted, and begin anew."""
+        """Return the seconds so far and reset them."""
         taken = replace(self)
         self.computing = self.reading = self.writing = 0.0
         return taken
 
     @contextmanager
     def measure(self, stage: Literal["computing", "reading", "writing"]) -> Iterator[None]:
-        """Count the seconds of a stage."""
+        """Add a block's seconds to a stage's."""
         started = time.perf_counter()
         try:
             yield
@@ -249,14 +249,14 @@ class _Results:
             self.report_failure(item, error)
 
     def take_finished(self) -> None:
-        """Take batches and report writes as far as the first have ended."""
+        """Take the batches and report the writes that have finished, in order."""
         while self._computed and self._computed[0][1].done():
             self.take_computed(len(self._computed) - 1)
         while self._written and self._written[0][1].done():
             self.report_written(len(self._written) - 1)
 
     def report_failure(self, item: Item, error: BaseException | None) -> None:
-        """Report an image that failed, and end the run where all others would as well."""
+        """Report a failed image, and end the run if all others would fail too."""
         if not isinstance(error, FAILURES):
             raise error
         about = {**item.about, "size": None}

@@ -169,7 +169,7 @@ def _read_records(path: Path, *, may_be_torn: bool = False) -> Iterator[tuple[st
 
 
 def _begin_again(path: Path, described: str | None) -> dict[str, dict[str, Any]]:
-    """Return what a file describes already, if it was the same tagger's."""
+    """Return what a file describes already, if the same tagger wrote it."""
     known = dict(_read_records(path, may_be_torn=True))
     others = {record.get("tagger") for record in known.values()} - {described}
     if others:

@@ -186,7 +186,7 @@ def _death_of(job: Job, code: int | None) -> str:
 def _work(
     connection: Connection, device: str, load: Load, request: FileRequest, num_threads: int
 ) -> None:
-    """Upscale what comes through a connection until it closes: the worker's whole life."""
+    """Upscale the jobs that come through a connection until it closes."""
     # The run decides what an interrupt means; ended by it, files in the making are removed.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))

@@ -13,7 +13,7 @@ from tadsr.images.decoding import (
     mark_as_made,
     strip_metadata,
 )
-from tadsr.images.encoding import OUTPUT_TYPES, encode_image, takes_bytes
+from tadsr.images.encoding import OUTPUT_TYPES, encode_image, takes_bytes, to_uint8
 from tadsr.images.files import check_format, check_writable, is_see_through, write_image
 from tadsr.images.frames import Animation, count_frames, read_frames, write_frames
 from tadsr.images.metadata import upright_size
@@ -60,6 +60,7 @@ __all__ = [
     "stack_images",
     "strip_metadata",
     "takes_bytes",
+    "to_uint8",
     "upright_size",
     "write_frames",
     "write_image",

@@ -123,6 +123,11 @@ def _encode_pil(rgb: Tensor, alpha: Tensor | None, kind: ImageKind, wide: bool) 
     return image
 
 
+def to_uint8(rgb: Tensor) -> np.ndarray:
+    """Turn (3, H, W) in about [0, 1] into uint8 (H, W, 3), rounded as image files are."""
+    return _to_bands(rgb.float().clamp(0, 1), np.dtype(np.uint8))
+
+
 def _to_bands(planes: Tensor, dtype: np.dtype) -> np.ndarray:
     """Return planes (C, H, W), in [0, 1] or bytes, as an array (H, W, C) of a dtype."""
     if planes.dtype != torch.uint8:

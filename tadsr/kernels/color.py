@@ -10,7 +10,7 @@ from tadsr.kernels.per_channel import check_activations
 from tadsr.kernels.to_uint8 import to_unit, unit_to_uint8_nhwc
 
 VARIANCE_FLOOR = 1e-5
-"""Added to variances of channels in [0, 1], as in `tadsr.color`."""
+"""Added to variances of channels in [0, 1]."""
 
 
 def adain_color_fix_uint8(
@@ -70,25 +70,39 @@ def wavelet_color_fix_uint8(
 def adain_reference(image: Tensor, reference: Tensor) -> Tensor:
     """Compute `adain_color_fix_uint8` with torch's own operations."""
     image, reference = to_unit(image), to_unit(reference)
-    # A single pixel has no unbiased variance (0 / 0); its spread is 0.
-    correction = min(1, image.shape[-2] * image.shape[-1] - 1)
-    (variance, mean), (wanted_variance, wanted_mean) = (
-        torch.var_mean(x, dim=(-2, -1), correction=correction, keepdim=True)
-        for x in (image, reference)
-    )
-    normalized = (image - mean) / (variance + VARIANCE_FLOOR).sqrt()
-    fixed = normalized * (wanted_variance + VARIANCE_FLOOR).sqrt() + wanted_mean
-    return unit_to_uint8_nhwc(fixed)
+    return unit_to_uint8_nhwc(match_moments(image, moments(image), moments(reference)))
 
 
 def wavelet_reference(image: Tensor, reference: Tensor, levels: int) -> Tensor:
     """Compute `wavelet_color_fix_uint8` with torch's own operations."""
-    image, reference = to_unit(image), to_unit(reference)
+    return unit_to_uint8_nhwc(swap_low_band(to_unit(image), to_unit(reference), levels))
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and unbiased variance of the channels of float32 images, (B, C) each."""
+    # A single pixel has no unbiased variance (0 / 0); its spread is 0.
+    correction = min(1, x.shape[-2] * x.shape[-1] - 1)
+    variance, mean = torch.var_mean(x, dim=(-2, -1), correction=correction)
+    return mean, variance
+
+
+def match_moments(
+    image: Tensor, moments: tuple[Tensor, Tensor], wanted: tuple[Tensor, Tensor]
+) -> Tensor:
+    """Turn channels of known mean and variance, (B, C) each, into channels of the wanted ones."""
+    mean, variance = (m[..., None, None] for m in moments)  # [B, C, 1, 1]
+    wanted_mean, wanted_variance = (m[..., None, None] for m in wanted)
+    normalized = (image - mean) / (variance + VARIANCE_FLOOR).sqrt()
+    return normalized * (wanted_variance + VARIANCE_FLOOR).sqrt() + wanted_mean
+
+
+def swap_low_band(image: Tensor, reference: Tensor, levels: int) -> Tensor:
+    """Replace the lowest band of float32 images (B, C, H, W) by that of the reference."""
     # The blur is linear, so image - low(image) + low(reference) needs only one low band.
     difference = reference - image
     for level in range(levels):
         difference = _blur(difference, distance_px=2**level)
-    return unit_to_uint8_nhwc(image + difference)
+    return image + difference
 
 
 def _check_pair(image: Tensor, reference: Tensor) -> None:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from tadsr.config import ColorFix, UpscaleSettings
 from tadsr.errors import TADSRError
-from tadsr.images import resize_bicubic, write_image
+from tadsr.images import resize_bicubic, to_uint8, write_image
 from tadsr.measure.metrics import Metric, default_metrics, describe_size, make_metric
 from tadsr.measure.pairing import match_images
 from tadsr.measure.perceptual import SqueezeNetDistance
@@ -33,7 +33,7 @@ RESERVED_NAMES = (BASELINE, HQ, LQ)
 
 @dataclass(frozen=True)
 class Row:
-    """What one method reaches."""
+    """The figures of one method."""
 
     name: str
     """"bicubic", "t=500", "HQ" for the originals, or what the caller named the outputs."""
@@ -205,7 +205,7 @@ def evaluate_model(
 
     def restore(timestep: int, sample: _Sample) -> np.ndarray:
         fitting = replace(upscaling, scale=sample.scale)
-        return _to_uint8(pipe(sample.lq, timestep, settings=fitting, prompt=prompt))
+        return to_uint8(pipe(sample.lq, timestep, settings=fitting, prompt=prompt)[0])
 
     own = [_Method(BASELINE, _enlarge)]
     own += [_Method(names[t], partial(restore, t), t) for t in timesteps]
@@ -354,7 +354,7 @@ def _read_output(name: str, sample: _Sample) -> np.ndarray:
 
 def _enlarge(sample: _Sample) -> np.ndarray:
     size = UpscaleSettings(sample.scale).output_size(*sample.lq.shape[-2:])
-    return _to_uint8(resize_bicubic(sample.lq, size))
+    return to_uint8(resize_bicubic(sample.lq, size)[0])
 
 
 def _saving(method: _Method, folder: Path) -> Callable[[_Sample], np.ndarray]:
@@ -371,8 +371,3 @@ def _saving(method: _Method, folder: Path) -> Callable[[_Sample], np.ndarray]:
 def _to_tensor(image: np.ndarray) -> Tensor:
     """Turn uint8 (H, W, 3) into (1, 3, H, W) in [0, 1]."""
     return torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
-
-
-def _to_uint8(image: Tensor) -> np.ndarray:
-    """Turn (1, 3, H, W) in [0, 1] into uint8 (H, W, 3)."""
-    return (image[0].cpu() * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()

@@ -32,7 +32,7 @@ _PYIQA_EXAMPLES = "lpips, dists, musiq, clipiqa, maniqa, topiq_nr, niqe, qalign"
 
 @dataclass(frozen=True)
 class Metric:
-    """One figure of an image, with the way it is read."""
+    """A figure of an image: how it is computed and read."""
 
     name: str
     """What tables, files and the command line call it."""

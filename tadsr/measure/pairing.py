@@ -7,11 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tadsr.errors import TADSRError
+from tadsr.image_files import IMAGE_SUFFIXES, find_images
 
-_SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".jfif", ".jp2", ".webp", ".avif", ".tif", ".tiff", ".bmp"}
-    | {".ppm", ".pgm", ".pbm", ".pnm"}
-)
 _SCALE_TAG = re.compile(r"_?x\d+(\.\d+)?$")  # photo_x4 as tadsr names it, 0801x4 as DIV2K does
 _NUM_SHOWN = 10
 
@@ -71,12 +68,8 @@ def _find_images(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise TADSRError(f"{folder} must be a folder of images, but is none; check the path")
     found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        inside = path.relative_to(folder)
-        is_hidden = any(part.startswith(".") for part in inside.parts)
-        if is_hidden or path.suffix.lower() not in _SUFFIXES or not path.is_file():
-            continue
-        key = inside.with_suffix("").as_posix()
+    for path in filter(Path.is_file, find_images(folder)):
+        key = path.relative_to(folder).with_suffix("").as_posix()
         if key in found:
             raise TADSRError(
                 f"the images of a folder must differ in name, got {found[key]} and {path}; "
@@ -84,7 +77,9 @@ def _find_images(folder: Path) -> dict[str, Path]:
             )
         found[key] = path
     if not found:
-        raise TADSRError(f"{folder} must hold images ({' '.join(sorted(_SUFFIXES))}), found none")
+        raise TADSRError(
+            f"{folder} must hold images ({' '.join(sorted(IMAGE_SUFFIXES))}), found none"
+        )
     return found
 
 

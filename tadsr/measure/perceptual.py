@@ -47,7 +47,7 @@ _EPS = 1e-8
 
 
 class PerceptualDistance(Protocol):
-    """What the losses ask of a perceptual distance."""
+    """The interface that the losses expect of a perceptual distance."""
 
     def __call__(self, pred: Tensor, target: Tensor) -> Tensor:
         """Return distances (B,) of images (B, 3, H, W) in [-1, 1]."""

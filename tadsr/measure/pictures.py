@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 
-from tadsr.images import ImageLike, decode_image, read_image
+from tadsr.images import ImageLike, decode_image, read_image, to_uint8
 from tadsr.images.color_space import to_srgb
 
 
@@ -21,9 +21,9 @@ def to_rgb8(image: ImageLike) -> np.ndarray:
         ValueError: As `decode_image`.
     """
     decoded = decode_image(image)
-    colors = (decoded.rgb * 255).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
+    colors = to_uint8(decoded.rgb)
     if profile := decoded.kind.info.get("icc_profile"):
-        colors = to_srgb(np.ascontiguousarray(colors), profile)
+        colors = to_srgb(colors, profile)
     if decoded.alpha is not None:
         alpha = decoded.alpha.permute(1, 2, 0).cpu().numpy()  # [H, W, 1]
         colors = (colors * alpha + 255 * (1 - alpha)).round().astype(np.uint8)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Layers(Protocol):
     """Runs single layers, at the timesteps and prompts that it was made for.
 
-    What a layer leaves for the next is its own matter, called h here.
+    What a layer returns is private to the implementation, and called h here.
     """
 
     def start(self, conv: nn.Conv2d, x: Any) -> Any:

@@ -15,7 +15,7 @@ Shape = tuple[int, int, int, int]
 
 
 class Activation(ABC):
-    """What a layer leaves for the next, (B, C, H, W), accessible by rows.
+    """A layer's output, (B, C, H, W), which is read by rows.
 
     Args:
         shape: (B, C, H, W).

@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Windows:
-    """Windows along one side that overlap by at least half, and whom each one serves.
+    """Windows along one side that overlap by at least half, and the positions that each serves.
 
     A position is served by the window that it is most central in, so it sees at least a quarter of
     a window in either direction, or up to the side's end.

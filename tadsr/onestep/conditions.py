@@ -14,7 +14,7 @@ from tadsr.prompts import Prompts
 
 @dataclass(frozen=True, eq=False)
 class Conditions:
-    """What conditions the step on a batch of images."""
+    """Timesteps, prompts and noise that the step on a batch is conditioned on."""
 
     timesteps: Sequence[int] | TimestepField
     """One per image, or a map per image."""

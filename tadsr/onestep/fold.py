@@ -7,7 +7,6 @@ copy.
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from itertools import accumulate, pairwise
 
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from tadsr.networks.time_aware_vae import TimeAwareEncoder
 from tadsr.onestep.fused_layers import PromptConditions, TimeConditions
 from tadsr.prompts import Prompts
+from tadsr.recently_used import RecentlyUsed
 
 MAX_TIMESTEPS = 64
 """Timesteps, or combinations of them in a batch, whose tensors are kept."""
@@ -29,7 +29,7 @@ MAX_PROMPTS = 8
 
 
 class TimeFolding:
-    """Folds timesteps into the layers beside which a network adds or multiplies them."""
+    """Precomputes what timesteps add to, or multiply into, each layer."""
 
     def __init__(
         self,
@@ -48,19 +48,17 @@ class TimeFolding:
             for block in self.resnets
         ]
         self._spans = list(pairwise(accumulate(sizes, initial=0)))
-        self._rows: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
+        self._rows: dict[tuple[int, ...], Tensor] = RecentlyUsed(MAX_TIMESTEPS)
 
     def of(self, timesteps: Sequence[int]) -> Tensor:
         """Return the tensors of timesteps in one: (n,) if all are equal, else (B, n)."""
         key = tuple(timesteps[:1]) if len(set(timesteps)) == 1 else tuple(timesteps)
-        if key in self._rows:
-            self._rows.move_to_end(key)
-            return self._rows[key]
-        if len(key) == 1:
-            row = self._fold(key[0])
-        else:
-            row = torch.stack([self.of([timestep]) for timestep in key])
-        return _keep(self._rows, key, row, MAX_TIMESTEPS)
+        if key not in self._rows:
+            if len(key) == 1:
+                self._rows[key] = self._fold(key[0])
+            else:
+                self._rows[key] = torch.stack([self.of([timestep]) for timestep in key])
+        return self._rows[key]
 
     def split(self, flat: Tensor) -> tuple[TimeConditions, Tensor]:
         """Return what each block reads of `of`'s result, and the extra values."""
@@ -92,7 +90,7 @@ class TimeFolding:
 
 
 class PromptFolding:
-    """Folds prompts into keys and values of every cross-attention."""
+    """Precomputes the prompts' keys and values of every cross-attention."""
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
         self._dtype = unet.dtype
@@ -101,7 +99,7 @@ class PromptFolding:
             for module in unet.modules()
             if isinstance(module, Attention) and module.is_cross_attention
         ]
-        self._entries: OrderedDict[tuple[Hashable, ...], Tensor] = OrderedDict()
+        self._entries: dict[tuple[Hashable, ...], Tensor] = RecentlyUsed(MAX_PROMPTS)
         # Cache of the last tensor's result, keyed by identity, for embeddings without keys.
         self._last: tuple[Tensor, int, Tensor] | None = None
 
@@ -111,11 +109,9 @@ class PromptFolding:
             return self._of_tensor(prompts.embeds)
         is_one = len(set(prompts.keys)) == 1
         key = prompts.keys[:1] if is_one else prompts.keys
-        if key in self._entries:
-            self._entries.move_to_end(key)
-            return self._entries[key]
-        flat = self._fold(prompts.embeds[:1] if is_one else prompts.embeds)
-        return _keep(self._entries, key, flat, MAX_PROMPTS)
+        if key not in self._entries:
+            self._entries[key] = self._fold(prompts.embeds[:1] if is_one else prompts.embeds)
+        return self._entries[key]
 
     def _of_tensor(self, embeds: Tensor) -> Tensor:
         is_one = embeds.shape[0] > 1 and embeds.stride(0) == 0
@@ -174,10 +170,3 @@ def _is_modulated(block: ResnetBlock2D) -> bool:
 
 def _split_heads(tokens: Tensor, heads: int) -> Tensor:
     return tokens.unflatten(2, (heads, -1)).transpose(1, 2)  # [B, heads, L, C / heads]
-
-
-def _keep(entries: OrderedDict, key: object, value: object, limit: int) -> object:
-    entries[key] = value
-    if len(entries) > limit:
-        entries.popitem(last=False)
-    return value

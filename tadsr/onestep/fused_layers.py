@@ -41,7 +41,7 @@ PromptConditions = Mapping[nn.Module, tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True, eq=False)
 class Activation:
-    """What a layer leaves for the next.
+    """A layer's output.
 
     Args:
         values: (B, C, H, W).

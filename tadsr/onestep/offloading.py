@@ -10,7 +10,7 @@ from torch import nn
 
 @contextmanager
 def weights_in_place(layer: nn.Module) -> Iterator[None]:
-    """Have a layer's own weights at hand without running the layer."""
+    """Bring a layer's offloaded weights for a block of code, without running the layer."""
     hook = getattr(layer, "_hf_hook", None)
     if hook is None:
         yield

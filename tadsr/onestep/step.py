@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol, get_args
 
@@ -22,13 +21,14 @@ from tadsr.onestep.selfcheck import is_distrusted, is_eager_fastest, is_settled,
 from tadsr.onestep.stages import Checked, CompiledStages, EagerStages, FusedStages
 from tadsr.onestep.support import unknown_blocks, wrapped_modules
 from tadsr.prompts import Prompts
+from tadsr.recently_used import RecentlyUsed
 from tadsr.schedule import latents_of
 
 Stages = EagerStages | CompiledStages | FusedStages
 
 
 class AnyStages(Protocol):
-    """The three networks, run in some way; each result comes with whether all of it is finite."""
+    """The three networks; each result comes with a flag that tells whether it is finite."""
 
     checks_each: bool
     """Whether a result is checked before the next network runs, and not only at the end."""
@@ -86,7 +86,7 @@ class OneStepEngine:
         self._has_channels_last = False
         self._warned: set[str] = set()
         self._compared: Stages | None = None
-        self._counted: OrderedDict[Hashable, int] = OrderedDict()
+        self._counted: dict[Hashable, int] = RecentlyUsed(_MAX_COUNTED)
 
     def __getstate__(self) -> dict[str, object]:
         # What is folded and recorded belongs to these very weights; a copy makes its own.
@@ -237,8 +237,6 @@ class OneStepEngine:
         key = (self.vae.dtype, self.unet.dtype, key)
         if key not in self._counted:
             self._counted[key] = count()
-            if len(self._counted) > _MAX_COUNTED:
-                self._counted.popitem(last=False)
         return self._counted[key]
 
     def warn_of_bands(self, reason: str) -> None:
@@ -343,10 +341,10 @@ class OneStepEngine:
 
 
 def as_numbers(timesteps: Tensor | Sequence[int]) -> tuple[int, ...]:
-    """Return timesteps as whole numbers; those of a tensor are waited for."""
+    """Return timesteps as ints; a tensor's device is waited for."""
     return tuple(timesteps.tolist() if isinstance(timesteps, Tensor) else timesteps)
 
 
 def as_prompts(prompts: Tensor | Prompts) -> Prompts:
-    """Return embeddings as prompts of which nothing else is known."""
+    """Wrap embeddings as prompts without cache keys."""
     return Prompts(prompts) if isinstance(prompts, Tensor) else prompts

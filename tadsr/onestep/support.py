@@ -52,7 +52,7 @@ def check_unet(unet: UNet2DConditionModel) -> None:
 
 
 def unknown_blocks(vae: TimeAwareAutoencoderKL, unet: UNet2DConditionModel) -> list[str]:
-    """Return what these networks compute that the fused engine does not."""
+    """List what these networks compute that the fused engine cannot."""
     try:
         check_unet(unet)
     except ValueError:
@@ -69,7 +69,7 @@ def unknown_blocks(vae: TimeAwareAutoencoderKL, unet: UNet2DConditionModel) -> l
 
 
 def wrapped_modules(vae: TimeAwareAutoencoderKL, unet: UNet2DConditionModel) -> list[str]:
-    """Return what stands between these networks and their weights."""
+    """List what wraps these networks' layers, such as adapters and offloading."""
     modules = [*vae.modules(), *unet.modules()]
     parameters = [*vae.parameters(), *unet.parameters()]
     return [

@@ -57,7 +57,7 @@ def describe_images(tagger: Callable[[Any], str], images: Sequence[Any]) -> list
 
 
 def join_prompt(tags: str, prompt: str, style: PromptStyle) -> str:
-    """Join what a tagger says and a user's prompt."""
+    """Join a tagger's words and a user's prompt."""
     if style not in PROMPT_STYLES:
         raise ValueError(f"prompt_style must be one of {', '.join(PROMPT_STYLES)}, got {style!r}")
     if style == "published":
@@ -66,7 +66,7 @@ def join_prompt(tags: str, prompt: str, style: PromptStyle) -> str:
 
 
 def check_taggable(text_encoder: Any) -> None:
-    """Check that a model can read whatever a tagger writes."""
+    """Check that a model can read any prompt, as a tagger needs."""
     if text_encoder is None:
         raise ValueError(
             "a tagger must have a text encoder to write for, but this model has none and knows "

@@ -18,7 +18,7 @@ MAX_PROMPTS = 32
 
 @dataclass(frozen=True, eq=False)
 class Prompts:
-    """Embeddings of prompts, and what each is known by."""
+    """Embeddings of prompts, with a cache key for each."""
 
     embeds: Tensor
     """(B, L, D), on the device; of one prompt for all, a view of a single row."""
@@ -36,7 +36,7 @@ class Prompts:
 
 
 class TextEmbeddings:
-    """Embeds prompts; those that were used lately are kept while the weights stay the same."""
+    """Embeds prompts, with a cache of recent ones that is cleared when the weights change."""
 
     def __init__(self) -> None:
         self._network: tuple[nn.Module, torch.device] | None = None

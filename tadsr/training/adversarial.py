@@ -11,7 +11,7 @@ LEAK = 0.2
 
 
 class PatchDiscriminator(nn.Module):
-    """Tell photographs from restorations, patch by patch.
+    """Distinguish photographs from restorations, patch by patch.
 
     Source: PatchGAN (arXiv 1611.07004); spectral normalisation (arXiv 1802.05957).
     """

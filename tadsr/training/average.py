@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class WeightAverage:
-    """Follow the trained weights of a network; at a decay of 0 there is nothing to follow.
+    """Average the trained weights of a network; a decay of 0 switches it off.
 
     Args:
         decay: Decay per step, in [0, 1).
@@ -35,12 +35,12 @@ class WeightAverage:
             torch._foreach_lerp_(list(self.tensors.values()), current, 1 - decay)
 
     def use(self) -> None:
-        """Put the average in the weights' place."""
+        """Replace the weights by their average."""
         self._put(self.tensors)
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """Put the average in the weights' place for a while."""
+        """Replace the weights by their average for a block of code."""
         before = {name: p.detach().clone() for name, p in self.parameters.items()}
         self.use()
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from tadsr.checkpoints.checkpoint import Checkpoint
+from tadsr.recently_used import RecentlyUsed
 from tadsr.whole_file import whole_file
 
 MAX_UNFORESEEN = 256
@@ -43,18 +43,18 @@ class PromptEncoder:
         self.cache = cache
         self.known: dict[str, int] = {}
         self.table: np.ndarray | None = None
-        self.unforeseen: OrderedDict[str, Tensor] = OrderedDict()
+        self.unforeseen: dict[str, Tensor] = RecentlyUsed(MAX_UNFORESEEN)
         # Another text encoder's cache in the same folder must not be mistaken for this one's.
         self.identity = "" if self.text_encoder is None else _identify(self.text_encoder)
 
     def check(self, prompts: Sequence[str]) -> None:
-        """Take prompts that will come; raise ValueError unless each can be embedded."""
+        """Register prompts that will come; raise ValueError unless each can be embedded."""
         self.foresee(prompts)
         if self.text_encoder is None:
             self.prompt_embeddings(list(prompts))
 
     def foresee(self, prompts: Sequence[str]) -> None:
-        """Take prompts that may come."""
+        """Register prompts that may come."""
         texts = dict.fromkeys([*self.known, *prompts])
         self.known = {text: row for row, text in enumerate(texts)}
 
@@ -99,9 +99,6 @@ class PromptEncoder:
             return torch.from_numpy(self.table["embeds"][self.known[prompt]].copy())
         if prompt not in self.unforeseen:
             self.unforeseen[prompt] = self._compute([prompt])[0]
-            if len(self.unforeseen) > MAX_UNFORESEEN:
-                self.unforeseen.popitem(last=False)
-        self.unforeseen.move_to_end(prompt)
         return self.unforeseen[prompt]
 
     @torch.no_grad()

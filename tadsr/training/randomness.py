@@ -34,12 +34,12 @@ class SampleRandomness:
         return self._send(torch.tensor(self.numbers(purpose, low, high)))
 
     def numbers(self, purpose: str, low: int, high: int) -> list[int]:
-        """Return what `integers` does as plain numbers, without a look at the device."""
+        """Return `integers` as Python ints, without waiting for the device."""
         generators = self._generators(purpose)
         return [torch.randint(low, high + 1, (), generator=g).item() for g in generators]
 
     def chances(self, purpose: str, probability: float) -> list[bool]:
-        """Return for each sample whether something of a probability happens."""
+        """Draw for each sample whether an event of a given probability happens."""
         generators = self._generators(purpose)
         return [torch.rand((), generator=g).item() < probability for g in generators]
 

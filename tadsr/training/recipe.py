@@ -97,7 +97,7 @@ def override(mapping: dict[str, Any], overrides: dict[str, Any]) -> dict[str, An
 
 
 def config_to_mapping(config: Any) -> dict[str, Any]:
-    """Return a configuration as plain data that `config_from_mapping` turns back."""
+    """Turn a configuration into plain data, for `config_from_mapping`."""
     return dataclasses.asdict(config)
 
 
@@ -130,7 +130,7 @@ def config_from_mapping(config_type: type[Config], mapping: dict[str, Any]) -> C
 
 
 def _convert(value: Any, hint: Any, name: str) -> Any:
-    """Return a value as its field's type has it, or raise ValueError."""
+    """Convert a value to its field's type, or raise ValueError."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (Union, types.UnionType):
         return _convert_union(value, arguments, name)

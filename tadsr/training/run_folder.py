@@ -57,7 +57,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _with_defaults(mapping: dict[str, Any]) -> dict[str, Any]:
-    """Complete what an older version wrote by today's defaults, which do what it did."""
+    """Fill in fields that an older version did not know with their defaults, which do the same."""
     with suppress(ValueError):  # fields that are gone differ
         return json.loads(
             json.dumps(config_to_mapping(config_from_mapping(TrainingConfig, mapping)))

@@ -141,7 +141,7 @@ def _trained_tensors(network: nn.Module) -> dict[str, Tensor]:
 
 
 def _flush(folder: Path) -> None:
-    """Have the disk hold every file before the folder gets its final name."""
+    """Flush every file to disk before the folder gets its final name."""
     for file in folder.rglob("*"):
         if file.is_file():
             with file.open("rb") as stream:

@@ -266,7 +266,7 @@ class Trainer:
         return next(iter(self.networks.values()))
 
     def _resume(self) -> None:
-        """Go on from the newest checkpoint, if there is any."""
+        """Resume from the newest checkpoint, if there is any."""
         checkpoint = self.state.latest()
         if checkpoint is not None:
             progress = self.state.load(checkpoint)

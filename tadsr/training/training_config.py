@@ -6,19 +6,14 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from tadsr.checkpoints.detect import EMBEDDED
+from tadsr.config import Precision
 from tadsr.degradation import DegradationConfig, find_preset
 from tadsr.training.data import DataConfig
 from tadsr.training.data.data_config import DEFAULT_CROP_PX
-from tadsr.training.stages.stage_config import (
-    DistillationConfig,
-    OptimizerConfig,
-    StageConfig,
-)
+from tadsr.training.stages.stage_config import DistillationConfig, OptimizerConfig, StageConfig
 
 _SMALL_CROP_PX = 128
 """What the models inside the package were trained on."""
-Precision = Literal["fp32", "fp16", "bf16"]
-"""Arithmetic of forward and backward; trained weights are float32 in any case."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +72,7 @@ class TrainingConfig:
     gradient_accumulation_steps: int = 1
     """Forward passes per optimizer step, at least 1."""
     precision: Precision = "fp32"
-    """Arithmetic; "fp16" and "bf16" keep frozen weights in that type too."""
+    """Of forward and backward; "fp16" and "bf16" keep frozen weights in that type too."""
     device: Literal["auto", "cpu"] = "auto"
     """"auto" takes what accelerate finds; "cpu" ignores accelerators."""
     gradient_checkpointing: bool = False

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from tadsr.degradation import apply_degradation, find_preset, sample_degradation
-from tadsr.images import decode_image, read_image
+from tadsr.images import decode_image, read_image, to_uint8
 from tadsr.measure.metrics import psnr, ssim
 from tadsr.training.data import find_photos, upsample_lq
 from tadsr.training.stages.base import Stage
@@ -23,7 +23,7 @@ LABEL_PX = 18
 
 
 class Validator:
-    """Restore the same images at the same timesteps whenever asked."""
+    """Restores the same images at the same timesteps at every validation."""
 
     def __init__(self, config: ValidationConfig, scale: int, multiple: int) -> None:
         self.config = config
@@ -141,5 +141,4 @@ def _read(path: Path) -> Tensor:
 
 def _to_uint8(image: Tensor) -> np.ndarray:
     """Turn (1, 3, H, W) in about [-1, 1] into uint8 (H, W, 3)."""
-    pixels = (image[0].float().clamp(-1, 1) / 2 + 0.5) * 255
-    return pixels.round().byte().permute(1, 2, 0).cpu().numpy()
+    return to_uint8(image[0].float() / 2 + 0.5)

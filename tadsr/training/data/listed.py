@@ -14,12 +14,12 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from tadsr.errors import DataError, ImageReadError
+from tadsr.image_files import find_images as find_photos
 from tadsr.training.data.batch import Sample
 from tadsr.training.data.captions import find_captions
 from tadsr.training.data.data_config import DataConfig
 from tadsr.training.data.photos import (
     UnusablePhotoError,
-    find_photos,
     make_sample,
     photo_size,
     read_photo,
@@ -240,7 +240,7 @@ class SharedIndices(Sampler):
 
 
 def start_worker(_number: int) -> None:
-    """Keep a worker process to one thread, and let its parent end it in good order."""
+    """Limit a worker process to one thread, and let its parent end it."""
     torch.set_num_threads(1)
     leave_signals_to_the_parent()
 

@@ -11,7 +11,9 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader
 
+from tadsr.checkpoints.detect import HUB_ID
 from tadsr.errors import DataError, TADSRWarning
+from tadsr.image_files import find_images as find_photos
 from tadsr.training.data.batch import Batch, collate
 from tadsr.training.data.data_config import DEFAULT_CROP_PX, DataConfig
 from tadsr.training.data.listed import (
@@ -23,10 +25,9 @@ from tadsr.training.data.listed import (
     read_list,
     start_worker,
 )
-from tadsr.training.data.photos import find_photos
 from tadsr.training.data.restored import RestoredSamples
 from tadsr.training.data.restorer import Restorer
-from tadsr.training.data.streamed import HUB_ID, HubStream, ShardStream, StreamedData
+from tadsr.training.data.streamed import HubStream, ShardStream, StreamedData
 
 _PREFETCH_BATCHES = 4
 

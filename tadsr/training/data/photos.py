@@ -19,36 +19,16 @@ from tadsr.degradation import (
     find_preset,
     sample_degradation,
 )
-from tadsr.images import decode_image, read_image
+from tadsr.images import decode_image, read_image, to_uint8
 from tadsr.training.data.batch import Sample
 from tadsr.training.data.data_config import DataConfig
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif")
-"""What counts as a photograph in a folder."""
-
-
 _UNKNOWN_PX = (10**6, 10**6)
-
-
-def find_photos(folder: str | Path) -> list[Path]:
-    """Return the photographs of a folder and its sub-folders, sorted; hidden ones left out."""
-    root = Path(folder)
-    return sorted(
-        path
-        for path in root.rglob("*")
-        if path.suffix.lower() in SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(root).parts)
-    )
 
 
 def read_photo(path: Path) -> np.ndarray:
     """Read a photograph upright as uint8 (H, W, 3); raises ImageReadError or ValueError."""
     return to_uint8(decode_image(read_image(path)).rgb)
-
-
-def to_uint8(rgb: Tensor) -> np.ndarray:
-    """Turn (3, H, W) in [0, 1] into uint8 (H, W, 3)."""
-    return (rgb * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
 
 
 def photo_size(path: Path) -> tuple[int, int] | None:

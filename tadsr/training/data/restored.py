@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from tadsr.training.data.data_config import DataConfig
 from tadsr.training.data.listed import ListedPhotos, ShuffledEpochs
 from tadsr.training.data.photos import draw_turn
 from tadsr.training.data.restorer import Restorer, load_restorer
+from tadsr.whole_file import whole_file
 
 SAMPLES_PER_FILE = 64
 _BATCH = 8
@@ -92,7 +92,7 @@ class RestoredSamples(Dataset):
         return (path for path in paths if not path.is_file())
 
     def _claim(self) -> None:
-        """Note what the folder's samples are, or check that they are the same."""
+        """Record what the folder's samples are, or check that they are the same."""
         photos = "\n".join(str(_relative(r.hq, self.config.source)) for r in self.photos.records)
         network = self.config.restored.network
         facts = {name: getattr(self.config, name) for name in _DECISIVE} | {
@@ -139,9 +139,8 @@ class RestoredSamples(Dataset):
         tensors = {name: _to_bytes(x) for name, x in images.items()}
         names = [str(_relative(Path(s.name), self.config.source)) for s in samples]
         metadata = {"prompts": json.dumps([s.prompt for s in samples]), "names": json.dumps(names)}
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        save_file(tensors, partial, metadata)
-        os.replace(partial, path)
+        with whole_file(path) as partial:
+            save_file(tensors, partial, metadata)
 
 
 def _relative(path: Path, source: str) -> Path:

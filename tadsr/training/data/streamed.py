@@ -7,7 +7,6 @@ import importlib
 import io
 import itertools
 import json
-import re
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,13 +17,12 @@ import numpy as np
 from PIL import Image
 
 from tadsr.errors import DataError, install
-from tadsr.images import decode_image
+from tadsr.image_files import IMAGE_SUFFIXES
+from tadsr.images import decode_image, to_uint8
 from tadsr.training.data.batch import Batch, Sample, collate
 from tadsr.training.data.data_config import DataConfig
-from tadsr.training.data.photos import SUFFIXES, UnusablePhotoError, make_sample, to_uint8
+from tadsr.training.data.photos import UnusablePhotoError, make_sample
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-"""How data sets on the hub are named."""
 _BATCHES_AHEAD = 4
 _LOOK_AHEAD = 32
 """Photographs of a stream, encoded, among which an unusable one finds its substitute."""
@@ -136,7 +134,7 @@ class ShardStream:
     def _parse(self, dataset: Iterable[dict]) -> Iterator[RawPhoto]:
         suffix = self.config.caption_column or _CAPTION_SUFFIX
         for row in dataset:
-            images = [k for k in row if f".{k.rpartition('.')[2].lower()}" in SUFFIXES]
+            images = [k for k in row if f".{k.rpartition('.')[2].lower()}" in IMAGE_SUFFIXES]
             if not images:
                 continue
             caption = row.get(suffix)

@@ -39,7 +39,7 @@ class Phase(NamedTuple):
 
 @dataclass
 class Runtime:
-    """Where and how a stage computes."""
+    """The device and precision that a stage computes with."""
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     """Where batches come to."""
@@ -74,7 +74,7 @@ class Stage(ABC):
         return []
 
     def start(self, runtime: Runtime) -> None:
-        """Take the place of computation, once, before the first step."""
+        """Take the device and precision to compute with, once, before the first step."""
         self.runtime = runtime
         self.alphas_cumprod = self.alphas_cumprod.to(runtime.device)
 

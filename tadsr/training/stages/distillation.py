@@ -128,7 +128,7 @@ class DistillationStage(Stage):
         return [module for module in further if isinstance(module, nn.Module)]
 
     def start(self, runtime: Runtime) -> None:
-        """Take the place of computation."""
+        """Take the device and precision to compute with."""
         super().start(runtime)
         self.prompts.start(runtime.device)
         if self.teacher_prompts is not None:

@@ -60,7 +60,7 @@ class TeacherStage(Stage):
         return [self.checkpoint.vae]
 
     def start(self, runtime: Runtime) -> None:
-        """Take the place of computation."""
+        """Take the device and precision to compute with."""
         super().start(runtime)
         self.prompts.start(runtime.device)
 
