@@ -1,15 +1,12 @@
-"""What users of diffusers type by habit: it works, or the error names what to type instead."""
+"""Methods that users of diffusers call by habit: they work, or the error says what does."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any
 
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
-from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
-from PIL import Image
-from torch import Tensor
 
 from tadsr.errors import TADSRError
 from tadsr.networks.adapters import has_adapters
@@ -17,61 +14,6 @@ from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
 from tadsr.prompts import TextEmbeddings
 from tadsr.quiet import quiet_libraries
 
-_KNOB = "there is one step without guidance; timestep=, 0..999, moves from faithful to vivid"
-_SIZE = "scale= is the output's size over the input's"
-_WHERE = "timestep= takes a map of how far each part may go"
-_NO_GUIDANCE = "there is no guidance that it could steer; leave it out"
-_LEAVE_OUT = "it is so anyway; leave it out"
-_PROGRESS = "progress= is told the share of the work that is done, and may raise to cancel"
-_ARGUMENTS_INSTEAD = {
-    "num_inference_steps": _KNOB,
-    "timesteps": "timestep= takes one for all images, one per image, or a map",
-    "sigmas": _KNOB,
-    "guidance_scale": _KNOB,
-    "guidance_rescale": _KNOB,
-    "strength": _KNOB,
-    "denoising_end": _KNOB,
-    "eta": "generator= samples; without it the likeliest result comes",
-    "noise_level": _KNOB,
-    "denoising_start": _KNOB,
-    "negative_prompt": _NO_GUIDANCE,
-    "negative_prompt_embeds": _NO_GUIDANCE,
-    "mask_image": _WHERE,
-    "control_image": _WHERE,
-    "seed": "generator=torch.Generator().manual_seed(...) samples",
-    "tile": "tiling=TileSpec(...) sets how large images are computed in pieces",
-    "upscale": _SIZE,
-    "height": _SIZE,
-    "width": _SIZE,
-    "num_images_per_prompt": "give a list of images, or call sweep() for several timesteps",
-    "latents": "restore() takes tensors",
-    "prompt_embeds": "restore() takes embeddings",
-    "callback": _PROGRESS,
-    "callback_steps": _PROGRESS,
-    "callback_on_step_end": _PROGRESS,
-    "callback_on_step_end_tensor_inputs": _PROGRESS,
-    "cross_attention_kwargs": "set_adapters(names, weights) weighs LoRAs",
-}
-_PART = "assign it after loading, as in pipe.unet = ..."
-_LOADING_INSTEAD = {
-    "dtype": "torch_dtype= is the type of the weights",
-    "use_safetensors": "safetensors come first, and a pickle never executes; leave it out",
-    "safe_serialization": _LEAVE_OUT,
-    "low_cpu_mem_usage": _LEAVE_OUT,
-    "resume_download": _LEAVE_OUT,
-    "safety_checker": "there is none; leave it out",
-    "requires_safety_checker": "there is none; leave it out",
-    "feature_extractor": "there is none; leave it out",
-    "device_map": 'call to("cuda") after loading, or enable_model_cpu_offload()',
-    "subfolder": "give the path of the folder itself",
-    "custom_pipeline": "no code is loaded from a checkpoint; leave it out",
-    "trust_remote_code": "no code is loaded from a checkpoint; leave it out",
-    "force_download": "delete the model from the hub's cache first",
-    "proxies": "the environment variable HTTPS_PROXY says it",
-    "max_shard_size": "each network is one file; leave it out",
-    "push_to_hub": "call push_to_hub(repo_id)",
-    **dict.fromkeys(("unet", "vae", "scheduler", "text_encoder", "tokenizer"), _PART),
-}
 _PIECES = "large images are computed in pieces anyway; tiling=TileSpec(...) sets how"
 _METHODS_INSTEAD = {
     "enable_vae_tiling": _PIECES,
@@ -86,77 +28,6 @@ _METHODS_INSTEAD = {
     "fuse_qkv_projections": 'set_engine("fused") folds what can be folded',
     "unfuse_qkv_projections": 'set_engine("eager") runs the modules as they are',
 }
-
-Call = TypeVar("Call", bound=Callable[..., Any])
-
-
-def takes_habits(call: Call) -> Call:
-    """Let a call answer diffusers' arguments, `return_dict` too, and show its progress bar."""
-
-    @wraps(call)
-    def answered(self: Any, *arguments: Any, return_dict: bool = False, **options: Any) -> Any:
-        _answer(options, _ARGUMENTS_INSTEAD)
-        if arguments and "image" in options:
-            raise TypeError("the image comes first and the prompt by name: pipe(image, prompt=...)")
-        settings = getattr(self, "_progress_bar_config", None)
-        if options.get("progress") is None and settings and not settings.get("disable"):
-            with self.progress_bar(total=1.0) as bar:
-                options["progress"] = lambda share: bar.update(share - bar.n)
-                result = call(self, *arguments, **options)
-        else:
-            result = call(self, *arguments, **options)
-        if not return_dict:
-            return _with_images(result)
-        is_many = isinstance(result, list) or (isinstance(result, Tensor) and result.ndim == 4)
-        return ImagePipelineOutput(images=result if is_many else [result])
-
-    return answered  # type: ignore[return-value]
-
-
-def answers_loading(method: Call) -> Call:
-    """Let a pipeline's loading or saving answer diffusers' arguments."""
-
-    @wraps(method)
-    def answered(self: Any, *arguments: Any, **options: Any) -> Any:
-        _answer(options, _LOADING_INSTEAD)
-        return method(self, *arguments, **options)
-
-    return answered  # type: ignore[return-value]
-
-
-def _answer(options: Mapping[str, Any], instead: Mapping[str, str]) -> None:
-    for name in options:
-        if name in instead:
-            raise TypeError(f"{name} has no meaning here: {instead[name]}")
-
-
-class _Picture(Image.Image):
-    """A result with diffusers' `.images`."""
-
-    images = property(lambda self: [self])
-
-    def __eq__(self, other: object) -> bool:
-        return self.copy() == (other.copy() if isinstance(other, Image.Image) else other)
-
-    __hash__ = None  # type: ignore[assignment]  # as of other images
-
-    def __reduce__(self) -> Any:
-        return Image.Image, (), self.__getstate__()
-
-
-class _Pictures(list[Any]):
-    """Results with diffusers' `.images`."""
-
-    images = property(list)
-
-
-def _with_images(result: Any) -> Any:
-    """Let `pipe(image).images` be what `pipe(image)` gives, in a list."""
-    if type(result) is list:
-        return _Pictures(result)
-    if type(result) is Image.Image:
-        result.__class__ = _Picture
-    return result
 
 
 class DiffusersHabits(StableDiffusionLoraLoaderMixin):

@@ -6,9 +6,10 @@ import operator
 from collections.abc import Sequence
 from itertools import chain
 
-from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
+
+from tadsr.module_kinds import is_kind
 
 
 class ModuleWatch:
@@ -27,7 +28,7 @@ class ModuleWatch:
         kinds = ("_forward_hooks", "_forward_pre_hooks")
         self._hook_dicts = [state[kind] for state in states for kind in kinds]
         self._states = states
-        self._attentions = [m for m in modules if isinstance(m, Attention)]
+        self._attentions = [m for m in modules if is_kind(m, "Attention")]
         self._known = self._look()
         # Weak: a weight that was replaced must be freed. Yet the storage's own address cannot be
         # taken by another while these exist, as a data pointer can.

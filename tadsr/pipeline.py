@@ -1,56 +1,37 @@
-"""The one-step super-resolution pipeline: images in, images four times larger out."""
+"""The one-step super-resolution pipeline: diffusers' networks, loaded, changed and saved."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from diffusers import DiffusionPipeline, UNet2DConditionModel
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from tadsr.conditioning import TimestepLike, read_conditions, read_timesteps
-from tadsr.config import ColorFix, UpscaleSettings
-from tadsr.diffusers_habits import takes_habits
-from tadsr.images import (
-    DecodedImage,
-    alpha_rows,
-    assemble_images,
-    check_streamable,
-    check_writable,
-    decode_image,
-    stack_images,
-    takes_bytes,
-    write_strips,
-)
-from tadsr.onestep import (
-    TileSpec,
-    batch_pixels,
-    group_timesteps,
-    read_generators,
-    same_size_ranges,
-)
-from tadsr.onestep.banded import Strip
-from tadsr.onestep.conditions import Conditions
-from tadsr.onestep.whole import upscale
-from tadsr.pipeline_base import OneStepPipeline
-from tadsr.progress import Progress, paced, share_of
-from tadsr.prompts import Prompts, choose_prompts
+from tadsr.call_habits import answers_loading
+from tadsr.checkpoints import load_checkpoint, save_native
+from tadsr.checkpoints.card import model_card
+from tadsr.checkpoints.hub import publish
+from tadsr.checkpoints.lora_files import read_lora
+from tadsr.diffusers_habits import DiffusersHabits
+from tadsr.networks.adapters import AdapterSet, extract_adapters, fuse_adapters, has_adapters
+from tadsr.networks.lora import merge_lora
+from tadsr.networks.prompt_embeddings import PromptEmbeddings
+from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
+from tadsr.onestep import EngineName, OneStepEngine
+from tadsr.prompts import check_taggable
+from tadsr.quiet import quiet_libraries
+from tadsr.restorer import Restorer
+from tadsr.schedule import make_alphas_cumprod
 
 if TYPE_CHECKING:
-    import numpy as np
-    from PIL import Image
-
-    from tadsr.images import ArrayImage
-    from tadsr.pipeline_types import CallOptions, Picture, Unpack
-
-_Group: TypeAlias = tuple[list[DecodedImage], Conditions]
-"""Images of one size and what the step on them is taken at, or one image for several of these."""
+    from typing_extensions import Self
 
 
-class TADSRPipeline(OneStepPipeline):
+class TADSRPipeline(DiffusersHabits, Restorer, DiffusionPipeline):
     """Restore and enlarge photographs in one diffusion step, with a timestep as the knob.
 
     Threads may share a pipeline: one at a time uses the networks, while the others decode and
@@ -72,311 +53,238 @@ class TADSRPipeline(OneStepPipeline):
     Source: TADSR (arXiv 2508.16557).
     """
 
-    @overload
-    def __call__(
-        self,
-        image: Picture,
-        timestep: TimestepLike | Sequence[TimestepLike] | None = ...,
-        *,
-        output_type: None = None,
-        **options: Unpack[CallOptions],
-    ) -> Picture: ...
-    @overload
-    def __call__(
-        self,
-        image: Sequence[Picture],
-        timestep: TimestepLike | Sequence[TimestepLike] | None = ...,
-        *,
-        output_type: None = None,
-        **options: Unpack[CallOptions],
-    ) -> list[Picture]: ...
-    @overload
-    def __call__(
-        self,
-        image: Image.Image | np.ndarray | ArrayImage,
-        timestep: TimestepLike | None = ...,
-        *,
-        output_type: Literal["pil"],
-        **options: Unpack[CallOptions],
-    ) -> Image.Image: ...
-    @overload
-    def __call__(
-        self,
-        image: Image.Image | np.ndarray | ArrayImage,
-        timestep: TimestepLike | None = ...,
-        *,
-        output_type: Literal["np"],
-        **options: Unpack[CallOptions],
-    ) -> np.ndarray: ...
-    @overload
-    def __call__(
-        self,
-        image: Image.Image | np.ndarray | ArrayImage | Tensor,
-        timestep: TimestepLike | Sequence[TimestepLike] | None = ...,
-        *,
-        output_type: Literal["pt"],
-        **options: Unpack[CallOptions],
-    ) -> Tensor: ...
-    @overload
-    def __call__(
-        self,
-        image: Any,
-        timestep: TimestepLike | Sequence[TimestepLike] | None = ...,
-        *,
-        output_type: str | None = None,
-        return_dict: bool = False,
-        **options: Unpack[CallOptions],
-    ) -> Any: ...
-    @takes_habits
-    @torch.inference_mode(False)  # what is kept for later calls must outlive a caller's mode
-    @torch.no_grad()
-    def __call__(
-        self,
-        image: Any,
-        timestep: TimestepLike | Sequence[TimestepLike] | None = None,
-        *,
-        scale: float = 4,
-        prompt: str | Sequence[str] | None = None,
-        color_fix: ColorFix = "adain",
-        process_size: int = 512,
-        tiling: TileSpec | Literal["auto"] | None = "auto",
-        settings: UpscaleSettings | None = None,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        output_type: str | None = None,
-        progress: Progress | None = None,
-    ) -> Any:
-        """Restore images and enlarge them.
+    model_cpu_offload_seq = "text_encoder->prompt_embeddings->vae->unet"
+    _optional_components = ("text_encoder", "tokenizer", "prompt_embeddings")
 
-        Args:
-            image: One image or a list of them: PIL of any mode, what `read_image` gives, uint8 or
-                uint16 array (H, W) or (H, W, 1|3|4), float array or tensor (3, H, W) in [0, 1],
-                or a tensor batch (B, 3, H, W).
-            timestep: 0..999, one for all or one per image; small is faithful, large is vivid;
-                None is `default_timestep`. Or a map of timesteps over the image: a `TimestepMap`,
-                a grey PIL image or array (H, W) of timesteps at any size, or regions as for
-                `TimestepMap.from_regions`.
-            scale: Output size over input size, any number ≥ 1; 1 restores at the given size.
-            prompt: What the picture shows, one for all or one per image; None is "", which is
-                neutral. A tagger's words come before it.
-            color_fix: "adain", "wavelet" or "none".
-            process_size: Smallest shorter side in px that the network works at; 0 for no limit.
-            tiling: "auto" computes large images in pieces, within the memory there is; a
-                `TileSpec` sets the pieces; None never does. Up to 2048 × 2048 px of output the
-                result is that of the whole.
-            settings: `scale`, `color_fix`, `process_size` and `tiling` in one, in place of these.
-            generator: Samples the encoder's posterior, one for all images or one per image; None
-                takes its mean, so that the same input gives the same output.
-            output_type: "pil", "np" (bytes, where diffusers gives floats; 16 bit if the image is)
-                or "pt" (floats in [0, 1]); None gives back what came in.
-            progress: Called a few times a second with the share of the work that is done, 0..1,
-                where an image is computed in pieces; may raise to cancel.
-
-        Returns:
-            An image of `round(scale × size)` px of the kind that came in, or a list of them for
-            a list; grey stays grey, alpha is carried, the ICC profile is kept.
-
-        Raises:
-            TypeError: An argument is of the wrong type.
-            ValueError: An argument is out of range, or the numbers of images, timesteps, prompts
-                and generators differ.
-            TADSRError: The result is not finite at the model's precision.
-
-        Source: TADSR (arXiv 2508.16557), one-step inference.
-        """
-        settings = settings or UpscaleSettings(scale, color_fix, process_size, tiling)
-        is_list = isinstance(image, list | tuple)
-        is_batch = isinstance(image, Tensor) and image.ndim == 4
-        images = list(image) if is_list or is_batch else [image]
-        if not images:
-            raise ValueError("image must hold at least one image, got an empty list")
-        decoded = [decode_image(item) for item in images]
-        groups = self._group(decoded, timestep, prompt, generator, settings)
-        results = self._run(groups, settings, progress, output_type)
-        if is_batch and isinstance(results[0], Tensor):
-            return torch.stack(results)
-        return results if is_list or is_batch else results[0]
-
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def sweep(
+    def __init__(
         self,
-        image: Any,
-        timesteps: Sequence[int] = (1, 100, 300, 500, 700, 900),
-        *,
-        prompt: str | None = None,
-        settings: UpscaleSettings | None = None,
-        output_type: str | None = None,
-        progress: Progress | None = None,
-        **options: Any,
-    ) -> list[Any]:
-        """Restore one image at several timesteps; what does not depend on them is done once.
-
-        Args:
-            image: As for a call, but one image.
-            timesteps: At least one; as for a call.
-            prompt: As for a call.
-            settings: As for a call.
-            output_type: As for a call.
-            progress: As for a call.
-            **options: `scale`, `color_fix`, `process_size` and `tiling`, as for a call.
-
-        Returns:
-            An image per timestep, as a call with it gives.
-
-        Raises:
-            TypeError: An argument is of the wrong type.
-            ValueError: An argument is out of range, or there is no timestep.
-            TADSRError: The result is not finite at the model's precision.
-        """
-        settings = settings or UpscaleSettings(**options)
-        decoded = decode_image(image)
-        device = self._execution_device
-        whole = read_timesteps(list(timesteps), len(timesteps), self._last_timestep)
-        prompts = self._read_prompts(prompt, [decoded])
-        size = settings.network_size(*decoded.rgb.shape[-2:])
-        groups = [
-            ([decoded], Conditions(group, prompts.expand(len(group)), device))
-            for group in group_timesteps(whole, size, device)
-        ]
-        return self._run(groups, settings, progress, output_type)
-
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def upscale_to_file(
-        self,
-        image: Any,
-        path: str | Path,
-        timestep: TimestepLike | None = None,
-        *,
-        prompt: str | None = None,
-        settings: UpscaleSettings | None = None,
-        generator: torch.Generator | None = None,
-        overwrite: bool = True,
-        progress: Progress | None = None,
-        **options: Any,
+        vae: TimeAwareAutoencoderKL,
+        unet: UNet2DConditionModel,
+        scheduler: SchedulerMixin,
+        text_encoder: Any = None,
+        tokenizer: Any = None,
+        prompt_embeddings: PromptEmbeddings | None = None,
+        tadsr_metadata: Mapping[str, Any] | None = None,
     ) -> None:
-        """Restore and enlarge one image into a file that is written strip by strip.
+        super().__init__()
+        if prompt_embeddings is None and (text_encoder is None or tokenizer is None):
+            raise ValueError(
+                "a pipeline must have a text_encoder with its tokenizer, or prompt_embeddings; "
+                "got neither"
+            )
+        prediction_type = scheduler.config.get("prediction_type", "epsilon")
+        if prediction_type != "epsilon":
+            raise ValueError(
+                f"the scheduler's prediction_type must be 'epsilon', got {prediction_type!r}; "
+                "use weights based on stable-diffusion-2-1-base, not on the 768 px model"
+            )
+        self.register_modules(
+            vae=vae,
+            unet=unet,
+            scheduler=scheduler,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            prompt_embeddings=prompt_embeddings,
+        )
+        config = scheduler.config
+        alphas_cumprod = make_alphas_cumprod(
+            config.beta_start, config.beta_end, config.beta_schedule, config.num_train_timesteps
+        )
+        self._prepare(OneStepEngine(vae, unet, alphas_cumprod), tadsr_metadata)
 
-        For results that are larger than memory; small ones work as well.
+    @classmethod
+    @answers_loading
+    @torch.inference_mode(False)  # weights made in a caller's mode could not be trained
+    def from_pretrained(
+        cls,
+        source: str | Path = "tadsr-tiny",
+        *,
+        adapter: str | Path | None = None,
+        variant: str | None = None,
+        torch_dtype: torch.dtype | None = None,
+        merge_adapters: bool = True,
+        tagger: str | Path | Callable[[Any], str] | None = None,
+        engine: EngineName = "auto",
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+    ) -> Self:
+        """Load a pipeline from the package, a folder or a hub repository.
 
         Args:
-            image: As for a call, but one image.
-            path: PNG or TIFF, by its suffix; 16 bit if the image is.
-            timestep: As for a call.
-            prompt: As for a call.
-            settings: As for a call.
-            generator: As for a call.
-            overwrite: Whether an existing file may be replaced.
-            progress: As for a call.
-            **options: `scale`, `color_fix`, `process_size` and `tiling`, as for a call.
+            source: "tadsr-tiny" (inside the package), a folder in the native or the published
+                format, or a hub id such as "owner/name".
+            adapter: Published `tadsr.pkl`, when it does not lie in the base folder.
+            variant: Variant of the weight files, such as "fp16".
+            torch_dtype: Type of the weights in memory; None for float32.
+            merge_adapters: Whether LoRA matrices are added into the weights; False keeps them
+                apart as PEFT layers (slower, for training and conversion).
+            tagger: What describes each image, before the user's prompt: a callable from a PIL
+                image to a text, "module:name" for one, "dape" for the published tagger beside the
+                checkpoint, "ram" for the same without its adapter, or a folder or hub id that
+                holds it. None leaves the user's prompt alone. `prompt_style` of the pipeline says
+                how the two are joined.
+            engine: How the networks are run; see `set_engine`.
+            revision: Branch, tag or commit on the hub.
+            cache_dir: Folder for downloads instead of huggingface-hub's own.
+            local_files_only: Use only what is already downloaded.
+            token: Hub token for private repositories.
+
+        Returns:
+            The pipeline on the CPU, in evaluation mode.
 
         Raises:
-            TypeError: An argument is of the wrong type.
-            ValueError: An argument is out of range.
-            TADSRError: The result is not finite, or the file cannot be written; an existing one
-                is left as it was.
+            CheckpointError: The checkpoint is missing, damaged, unsafe or does not fit.
+            ValueError: A tagger is given, but the model has no text encoder to read its prompts.
         """
-        settings = settings or UpscaleSettings(**options)
-        check_streamable(path)
-        decoded = decode_image(image)
-        size = settings.output_size(*decoded.rgb.shape[-2:])
-        check_writable(path, overwrite=overwrite, size=size[::-1])
+        hub = {
+            "revision": revision,
+            "cache_dir": cache_dir,
+            "local_files_only": local_files_only,
+            "token": token,
+        }
+        checkpoint = load_checkpoint(
+            source,
+            adapter=adapter,
+            variant=variant,
+            torch_dtype=torch_dtype or torch.float32,
+            merge_adapters=merge_adapters,
+            **hub,
+        )
+        pipe = cls(
+            vae=checkpoint.vae,
+            unet=checkpoint.unet,
+            scheduler=checkpoint.scheduler,
+            text_encoder=checkpoint.text_encoder,
+            tokenizer=checkpoint.tokenizer,
+            prompt_embeddings=checkpoint.prompt_embeddings,
+            tadsr_metadata=checkpoint.metadata,
+        )
+        pipe.set_engine(engine)
+        if tagger is not None:
+            # Only here: it brings further networks with it.
+            from tadsr.checkpoints.tagger import open_tagger
 
-        def write(strips: Iterator[Strip], _: Sequence[DecodedImage]) -> tuple[()]:
-            rows = (
-                (start, colors[0], alpha_rows(decoded, settings, start, colors))
-                for start, colors in strips
-            )
-            write_strips(rows, path, like=decoded, size=size, overwrite=overwrite)
-            return ()
+            check_taggable(pipe.text_encoder)
+            pipe.tagger = open_tagger(tagger, source, **hub)
+        return pipe
 
-        groups = self._group([decoded], timestep, prompt, generator, settings)
-        self._run(groups, settings, progress, finish=write)
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Move or cast the networks as diffusers does; a tagger that is a network goes along."""
+        with quiet_libraries():
+            moved = super().to(*args, **kwargs)
+        if isinstance(self.tagger, torch.nn.Module):
+            getattr(self.tagger, "to_device", self.tagger.to)(self.device)
+        return moved
 
-    def images_at_once(self, size: tuple[int, int], settings: UpscaleSettings) -> int:
-        """Return how many images of a list go through the networks together, at least 1.
+    @answers_loading
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        variant: str | None = None,
+        torch_dtype: torch.dtype | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        """Write the pipeline as a diffusers folder of safetensors, all or nothing.
 
         Args:
-            size: Their height and width in px.
-            settings: What is done to them.
+            save_directory: Folder to create.
+            variant: Variant in the weight files' names, such as "fp16".
+            torch_dtype: Type the weights are written in; None for their own.
+            overwrite: Whether an existing folder is replaced.
+
+        Raises:
+            CheckpointError: The folder exists or cannot be written.
         """
-        pixels = batch_pixels(self.vae, self._execution_device)
-        return max(1, pixels // math.prod(settings.network_size(*size)))
+        save_native(
+            save_directory,
+            **self.components,
+            adapters=self.adapters,
+            metadata=self.metadata,
+            variant=variant,
+            dtype=torch_dtype,
+            overwrite=overwrite,
+        )
 
-    def _read_prompts(
-        self, prompt: str | Sequence[str] | None, images: Sequence[DecodedImage]
-    ) -> Prompts:
-        texts = choose_prompts(prompt, images, self.tagger, self.text_encoder, self.prompt_style)
-        return self._embed(texts)
-
-    def _group(
+    def push_to_hub(
         self,
-        images: list[DecodedImage],
-        timestep: Any,
-        prompt: str | Sequence[str] | None,
-        generator: torch.Generator | Sequence[torch.Generator] | None,
-        settings: UpscaleSettings,
-    ) -> list[_Group]:
-        """Read what images are restored at, and group neighbours of one size."""
-        sizes = [tuple(image.rgb.shape[-2:]) for image in images]
-        if timestep is None:
-            timestep = self.default_timestep
-        timesteps = read_conditions(timestep, sizes, self._last_timestep)
-        prompts = self._read_prompts(prompt, images)
-        generators = read_generators(generator, len(images))
-        # Each image's noise must not depend on the others.
-        room = self.images_at_once if generator is None else lambda *_: 1
-        groups = []
-        for group in same_size_ranges(sizes, lambda size: room(size, settings)):
-            rows = slice(group.start, group.stop)
-            at = Conditions(
-                timesteps[rows], prompts[rows], self._execution_device, generators[group.start]
-            )
-            groups.append((images[rows], at))
-        return groups
-
-    def _run(
-        self,
-        groups: Sequence[_Group],
-        settings: UpscaleSettings,
-        progress: Progress | None,
-        output_type: str | None = None,
-        finish: Callable[[Iterator[Strip], Sequence[DecodedImage]], Iterable[Any]] | None = None,
-    ) -> list[Any]:
-        """Restore groups, and make of each group's strips images, or what `finish` does."""
-        progress = paced(progress)
-        assemble = partial(assemble_images, settings=settings, output_type=output_type)
-        results: list[Any] = []
-        for number, (images, at) in enumerate(groups):
-            may_be_bytes = finish is None and all(takes_bytes(i, output_type) for i in images)
-            strips = self._strips(
-                stack_images(images),
-                at,
-                settings,
-                share_of(progress, number, len(groups)),
-                takes_bytes=may_be_bytes,
-            )
-            results += (finish or assemble)(strips, images * (at.batch // len(images)))
-        with self._lock:
-            self.maybe_free_model_hooks()
-        return results
-
-    def _strips(
-        self,
-        rgb: Tensor,
-        at: Conditions,
-        settings: UpscaleSettings,
-        progress: Progress | None,
+        repo_id: str,
         *,
-        takes_bytes: bool,
-    ) -> Iterator[Strip]:
-        """Restore images (B, 3, h, w) in [0, 1], in pieces or as a whole."""
-        with self._lock:
-            engine = self.engine
-        strips = upscale(engine, at, rgb, settings, progress, takes_bytes=takes_bytes)
-        while True:
-            with self._lock:
-                strip = next(strips, None)
-            if strip is None:
-                return
-            yield strip
+        private: bool | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+        token: str | bool | None = None,
+        torch_dtype: torch.dtype | None = None,
+        card: str | None = None,
+    ) -> str:
+        """Publish the pipeline on the hub with a model card, in one commit.
+
+        Args:
+            repo_id: "owner/name"; made if it is new.
+            private: Whether a new repository is private; None for the owner's default.
+            revision: Branch that exists; None for the main one.
+            commit_message: None for a plain one.
+            token: Access token that may write; None for the stored one.
+            torch_dtype: Type the weights are written in; None for their own.
+            card: README.md; None for one made from what is known, its licence included.
+
+        Returns:
+            The commit's address.
+
+        Raises:
+            CheckpointError: The hub refuses or cannot be reached, or the weights cannot be saved.
+        """
+        networks = {n: m for n, m in self.components.items() if isinstance(m, torch.nn.Module)}
+        known = None if self.prompt_embeddings is None else self.prompt_embeddings.config.prompts
+        card = card or model_card(
+            repo_id,
+            num_parameters={n: sum(p.numel() for p in m.parameters()) for n, m in networks.items()},
+            prompts="any" if self.text_encoder is not None else f"only {list(known)}",
+            metadata=self.metadata,
+        )
+        write = partial(
+            save_native,
+            **self.components,
+            adapters=self.adapters,
+            metadata=self.metadata,
+            dtype=torch_dtype,
+            card=card,
+        )
+        return publish(
+            repo_id,
+            write,
+            private=private,
+            revision=revision,
+            commit_message=commit_message,
+            token=token,
+        )
+
+    @property
+    def adapters(self) -> AdapterSet | None:
+        """The LoRA adapters kept apart from the weights, or None when merged."""
+        return extract_adapters(self.unet, self.vae) if has_adapters(self.unet) else None
+
+    def merge_adapters(self) -> None:
+        """Add adapters that were kept apart into the weights; the result stays the same."""
+        fuse_adapters(self.unet, self.vae)
+
+    def merge_lora(self, source: str | Path, *, scale: float = 1.0) -> None:
+        """Add another LoRA to the weights, for good: a style, a subject, a kind of picture.
+
+        Adapters that are kept apart stay so. To be without it again, load the model anew, or
+        merge it a second time with the negative `scale`, which undoes it within rounding.
+
+        Args:
+            source: A .safetensors file or a folder, of diffusers or PEFT, for the base model.
+            scale: Its strength; 1 is as trained.
+
+        Raises:
+            CheckpointError: It is missing, damaged, or does not fit; nothing is changed then.
+        """
+        products = read_lora(source, self.unet, self.text_encoder)
+        merge_lora(self.unet, products["unet"], scale)
+        if self.text_encoder is not None:
+            merge_lora(self.text_encoder, products["text_encoder"], scale)
+        self._text_embeddings.clear()

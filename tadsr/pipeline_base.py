@@ -1,168 +1,47 @@
-"""The networks as one diffusers pipeline: loaded, changed, saved, and run on tensors."""
+"""The step on tensors and prompts, for whatever holds the networks; imports no diffusers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, UNet2DConditionModel
-from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
-from tadsr.checkpoints import load_checkpoint, save_native
-from tadsr.checkpoints.card import model_card
-from tadsr.checkpoints.hub import publish
-from tadsr.checkpoints.lora_files import read_lora
 from tadsr.conditioning import TimestepField, read_timesteps, run_at
-from tadsr.diffusers_habits import DiffusersHabits, answers_loading
-from tadsr.networks.adapters import AdapterSet, extract_adapters, fuse_adapters, has_adapters
-from tadsr.networks.lora import merge_lora
-from tadsr.networks.prompt_embeddings import PromptEmbeddings
-from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
 from tadsr.onestep import EngineName, EnginePlan, NetworkLock, OneStepEngine
-from tadsr.prompts import Prompts, PromptStyle, TextEmbeddings, check_taggable, embed_texts
-from tadsr.quiet import quiet_libraries
-from tadsr.schedule import make_alphas_cumprod
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
+from tadsr.prompts import Prompts, PromptStyle, TextEmbeddings, embed_texts
 
 PAPER_TIMESTEP = 500
 
 
-class OneStepPipeline(DiffusersHabits, DiffusionPipeline):
-    """Hold a student's networks; `TADSRPipeline` adds images.
+class OneStepPipeline:
+    """Run a student's networks on tensors; `Restorer` adds images.
 
     Attributes:
+        alphas_cumprod: ᾱ, (T,).
         tagger: Describes images before the user's prompt; None for none.
+        prompt_style: How a tagger's words and the prompt are joined.
         metadata: Facts that travel with the weights, such as "license".
     """
 
-    model_cpu_offload_seq = "text_encoder->prompt_embeddings->vae->unet"
-    _optional_components = ("text_encoder", "tokenizer", "prompt_embeddings")
+    vae: Any
+    unet: Any
+    text_encoder: Any
+    tokenizer: Any
+    prompt_embeddings: Any
+    _execution_device: torch.device
+    maybe_free_model_hooks: Callable[[], None]
 
-    def __init__(
-        self,
-        vae: TimeAwareAutoencoderKL,
-        unet: UNet2DConditionModel,
-        scheduler: SchedulerMixin,
-        text_encoder: Any = None,
-        tokenizer: Any = None,
-        prompt_embeddings: PromptEmbeddings | None = None,
-        tadsr_metadata: Mapping[str, Any] | None = None,
-    ) -> None:
-        super().__init__()
-        if prompt_embeddings is None and (text_encoder is None or tokenizer is None):
-            raise ValueError(
-                "a pipeline must have a text_encoder with its tokenizer, or prompt_embeddings; "
-                "got neither"
-            )
-        prediction_type = scheduler.config.get("prediction_type", "epsilon")
-        if prediction_type != "epsilon":
-            raise ValueError(
-                f"the scheduler's prediction_type must be 'epsilon', got {prediction_type!r}; "
-                "use weights based on stable-diffusion-2-1-base, not on the 768 px model"
-            )
-        self.register_modules(
-            vae=vae,
-            unet=unet,
-            scheduler=scheduler,
-            text_encoder=text_encoder,
-            tokenizer=tokenizer,
-            prompt_embeddings=prompt_embeddings,
-        )
-        config = scheduler.config
-        self.alphas_cumprod = make_alphas_cumprod(
-            config.beta_start, config.beta_end, config.beta_schedule, config.num_train_timesteps
-        )
+    def _prepare(self, engine: OneStepEngine, metadata: Mapping[str, Any] | None) -> None:
+        """Set what there is beside the networks, once an engine has them."""
+        self.alphas_cumprod = engine.alphas_cumprod
         self._lock = NetworkLock()
         self._text_embeddings = TextEmbeddings()
-        self._engine = OneStepEngine(vae, unet, self.alphas_cumprod)
+        self._engine = engine
         self.tagger: Callable[[Any], str] | None = None
         self.prompt_style: PromptStyle = "published"
-        self.metadata: Mapping[str, Any] = tadsr_metadata or {}
-
-    @classmethod
-    @answers_loading
-    @torch.inference_mode(False)  # weights made in a caller's mode could not be trained
-    def from_pretrained(
-        cls,
-        source: str | Path = "tadsr-tiny",
-        *,
-        adapter: str | Path | None = None,
-        variant: str | None = None,
-        torch_dtype: torch.dtype | None = None,
-        merge_adapters: bool = True,
-        tagger: str | Path | Callable[[Any], str] | None = None,
-        engine: EngineName = "auto",
-        revision: str | None = None,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
-        token: str | bool | None = None,
-    ) -> Self:
-        """Load a pipeline from the package, a folder or a hub repository.
-
-        Args:
-            source: "tadsr-tiny" (inside the package), a folder in the native or the published
-                format, or a hub id such as "owner/name".
-            adapter: Published `tadsr.pkl`, when it does not lie in the base folder.
-            variant: Variant of the weight files, such as "fp16".
-            torch_dtype: Type of the weights in memory; None for float32.
-            merge_adapters: Whether LoRA matrices are added into the weights; False keeps them
-                apart as PEFT layers (slower, for training and conversion).
-            tagger: What describes each image, before the user's prompt: a callable from a PIL
-                image to a text, "module:name" for one, "dape" for the published tagger beside the
-                checkpoint, "ram" for the same without its adapter, or a folder or hub id that
-                holds it. None leaves the user's prompt alone. `prompt_style` of the pipeline says
-                how the two are joined.
-            engine: How the networks are run; see `set_engine`.
-            revision: Branch, tag or commit on the hub.
-            cache_dir: Folder for downloads instead of huggingface-hub's own.
-            local_files_only: Use only what is already downloaded.
-            token: Hub token for private repositories.
-
-        Returns:
-            The pipeline on the CPU, in evaluation mode.
-
-        Raises:
-            CheckpointError: The checkpoint is missing, damaged, unsafe or does not fit.
-            ValueError: A tagger is given, but the model has no text encoder to read its prompts.
-        """
-        hub = {
-            "revision": revision,
-            "cache_dir": cache_dir,
-            "local_files_only": local_files_only,
-            "token": token,
-        }
-        checkpoint = load_checkpoint(
-            source,
-            adapter=adapter,
-            variant=variant,
-            torch_dtype=torch_dtype or torch.float32,
-            merge_adapters=merge_adapters,
-            **hub,
-        )
-        pipe = cls(
-            vae=checkpoint.vae,
-            unet=checkpoint.unet,
-            scheduler=checkpoint.scheduler,
-            text_encoder=checkpoint.text_encoder,
-            tokenizer=checkpoint.tokenizer,
-            prompt_embeddings=checkpoint.prompt_embeddings,
-            tadsr_metadata=checkpoint.metadata,
-        )
-        pipe.set_engine(engine)
-        if tagger is not None:
-            # Only here: it brings further networks with it.
-            from tadsr.checkpoints.tagger import open_tagger
-
-            check_taggable(pipe.text_encoder)
-            pipe.tagger = open_tagger(tagger, source, **hub)
-        return pipe
+        self.metadata: Mapping[str, Any] = metadata or {}
 
     @property
     def default_timestep(self) -> int:
@@ -189,129 +68,11 @@ class OneStepPipeline(DiffusersHabits, DiffusionPipeline):
         Raises:
             ValueError: `engine` is none of these.
         """
-        chosen = OneStepEngine(self.vae, self.unet, self.alphas_cumprod, engine)
+        grow = self._engine.grow
+        chosen = OneStepEngine(self.vae, self.unet, self.alphas_cumprod, engine, grow=grow)
         with self._lock:
             self._engine.release()
             self._engine = chosen
-
-    def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Move or cast the networks as diffusers does; a tagger that is a network goes along."""
-        with quiet_libraries():
-            moved = super().to(*args, **kwargs)
-        if isinstance(self.tagger, torch.nn.Module):
-            getattr(self.tagger, "to_device", self.tagger.to)(self.device)
-        return moved
-
-    @answers_loading
-    def save_pretrained(
-        self,
-        save_directory: str | Path,
-        *,
-        variant: str | None = None,
-        torch_dtype: torch.dtype | None = None,
-        overwrite: bool = False,
-    ) -> None:
-        """Write the pipeline as a diffusers folder of safetensors, all or nothing.
-
-        Args:
-            save_directory: Folder to create.
-            variant: Variant in the weight files' names, such as "fp16".
-            torch_dtype: Type the weights are written in; None for their own.
-            overwrite: Whether an existing folder is replaced.
-
-        Raises:
-            CheckpointError: The folder exists or cannot be written.
-        """
-        save_native(
-            save_directory,
-            **self.components,
-            adapters=self.adapters,
-            metadata=self.metadata,
-            variant=variant,
-            dtype=torch_dtype,
-            overwrite=overwrite,
-        )
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        private: bool | None = None,
-        revision: str | None = None,
-        commit_message: str | None = None,
-        token: str | bool | None = None,
-        torch_dtype: torch.dtype | None = None,
-        card: str | None = None,
-    ) -> str:
-        """Publish the pipeline on the hub with a model card, in one commit.
-
-        Args:
-            repo_id: "owner/name"; made if it is new.
-            private: Whether a new repository is private; None for the owner's default.
-            revision: Branch that exists; None for the main one.
-            commit_message: None for a plain one.
-            token: Access token that may write; None for the stored one.
-            torch_dtype: Type the weights are written in; None for their own.
-            card: README.md; None for one made from what is known, its licence included.
-
-        Returns:
-            The commit's address.
-
-        Raises:
-            CheckpointError: The hub refuses or cannot be reached, or the weights cannot be saved.
-        """
-        networks = {n: m for n, m in self.components.items() if isinstance(m, torch.nn.Module)}
-        known = None if self.prompt_embeddings is None else self.prompt_embeddings.config.prompts
-        card = card or model_card(
-            repo_id,
-            num_parameters={n: sum(p.numel() for p in m.parameters()) for n, m in networks.items()},
-            prompts="any" if self.text_encoder is not None else f"only {list(known)}",
-            metadata=self.metadata,
-        )
-        write = partial(
-            save_native,
-            **self.components,
-            adapters=self.adapters,
-            metadata=self.metadata,
-            dtype=torch_dtype,
-            card=card,
-        )
-        return publish(
-            repo_id,
-            write,
-            private=private,
-            revision=revision,
-            commit_message=commit_message,
-            token=token,
-        )
-
-    @property
-    def adapters(self) -> AdapterSet | None:
-        """The LoRA adapters kept apart from the weights, or None when merged."""
-        return extract_adapters(self.unet, self.vae) if has_adapters(self.unet) else None
-
-    def merge_adapters(self) -> None:
-        """Add adapters that were kept apart into the weights; the result stays the same."""
-        fuse_adapters(self.unet, self.vae)
-
-    def merge_lora(self, source: str | Path, *, scale: float = 1.0) -> None:
-        """Add another LoRA to the weights, for good: a style, a subject, a kind of picture.
-
-        Adapters that are kept apart stay so. To be without it again, load the model anew, or
-        merge it a second time with the negative `scale`, which undoes it within rounding.
-
-        Args:
-            source: A .safetensors file or a folder, of diffusers or PEFT, for the base model.
-            scale: Its strength; 1 is as trained.
-
-        Raises:
-            CheckpointError: It is missing, damaged, or does not fit; nothing is changed then.
-        """
-        products = read_lora(source, self.unet, self.text_encoder)
-        merge_lora(self.unet, products["unet"], scale)
-        if self.text_encoder is not None:
-            merge_lora(self.text_encoder, products["text_encoder"], scale)
-        self._text_embeddings.clear()
 
     def encode_prompt(self, prompts: Sequence[str]) -> Tensor:
         """Return the embeddings of prompts; recent ones are cached.

@@ -8,14 +8,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusers import UNet2DConditionModel
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from tadsr.checkpoints.tensors import TensorReader
 from tadsr.errors import CheckpointError
-from tadsr.networks.prompt_embeddings import PromptEmbeddings
-from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
 
 SHARED_VAE_KEYS = (
     "in_channels",
@@ -54,11 +50,6 @@ _KEYS = {
     "text_encoder": tuple(_TEXT_KEYS.split()),
     "prompt_embeddings": ("prompts", "num_tokens", "embedding_dim"),
 }
-_MODEL_CLASSES = {
-    "vae": TimeAwareAutoencoderKL,
-    "unet": UNet2DConditionModel,
-    "prompt_embeddings": PromptEmbeddings,
-}
 _FREE_KEYS = ("sample_size",)
 """Numbers that no tensor's shape follows from."""
 _LAYER_KEYS = ("layers_per_block", "num_hidden_layers", "transformer_layers_per_block")
@@ -75,20 +66,37 @@ def build_model(
         Exception: Whatever the model's class raises for values that make no model.
     """
     kept = check_architecture(name, config, path, reader)
+    # Only here: these libraries take seconds, of which what counts sizes alone has no need.
     if name == "text_encoder":
+        from transformers import CLIPTextConfig, CLIPTextModel
+
         text_config = CLIPTextConfig(**kept)
         text_config._attn_implementation = "sdpa"
         return CLIPTextModel(text_config)
-    return _MODEL_CLASSES[name](**kept)
+    if name == "unet":
+        from diffusers import UNet2DConditionModel
+
+        return UNet2DConditionModel(**kept)
+    from tadsr.networks.prompt_embeddings import PromptEmbeddings
+    from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
+
+    return {"vae": TimeAwareAutoencoderKL, "prompt_embeddings": PromptEmbeddings}[name](**kept)
 
 
 def check_architecture(
     name: str, config: Mapping[str, Any], path: Path, reader: TensorReader
 ) -> dict[str, Any]:
     """Check a configuration and return the part of it that is used."""
-    kept = {key: config[key] for key in _KEYS[name] if key in config}
     if name == "unet":
         _refuse_other_networks(config, path)
+    return check_sizes(name, config, path, reader)
+
+
+def check_sizes(
+    name: str, config: Mapping[str, Any], path: Path, reader: TensorReader
+) -> dict[str, Any]:
+    """Return what is read of a configuration, after its sizes; arguments as for `build_model`."""
+    kept = {key: config[key] for key in _KEYS[name] if key in config}
     num_tensors = len(reader.meta)
     largest = max((side for shape, _ in reader.meta.values() for side in shape), default=0)
     for key, value in kept.items():
@@ -113,6 +121,8 @@ def check_architecture(
 
 def _refuse_other_networks(config: Mapping[str, Any], path: Path) -> None:
     """Raise CheckpointError for options of diffusers' UNet that Stable Diffusion does not use."""
+    from diffusers import UNet2DConditionModel
+
     for key, parameter in inspect.signature(UNet2DConditionModel.__init__).parameters.items():
         if key == "self" or key in _KEYS["unet"]:
             continue

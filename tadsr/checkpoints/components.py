@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import DDPMScheduler
 from torch import nn
-from transformers import CLIPTokenizer, PreTrainedTokenizerBase
 
 from tadsr.checkpoints.architectures import build_model
 from tadsr.checkpoints.json_files import read_json
 from tadsr.checkpoints.layout import Component, Format, choose_weight_file
 from tadsr.checkpoints.tensors import Change, TensorReader, load_strict
 from tadsr.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from diffusers import DDPMScheduler
+    from transformers import PreTrainedTokenizerBase
 
 MAX_TIMESTEPS = 10_000
 """Most timesteps of a noise schedule; Stable Diffusion has 1000."""
@@ -128,6 +130,8 @@ def load_scheduler(folder: Path, component: Component) -> DDPMScheduler:
         raise CheckpointError(
             f"{path} must have num_train_timesteps in 1..{MAX_TIMESTEPS}, got {str(count)[:80]}"
         )
+    from diffusers import DDPMScheduler  # seconds, of which a model that runs at once has no need
+
     try:
         scheduler = DDPMScheduler(
             **{key: config[key] for key in _BETA_KEYS},
@@ -154,6 +158,8 @@ def load_tokenizer(
         raise CheckpointError(
             f"{place} must hold vocab.json and merges.txt, or tokenizer.json; it has none"
         )
+    from transformers import CLIPTokenizer  # the same
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # old files, nothing a user can do

@@ -9,9 +9,10 @@ import re
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from tadsr.checkpoints.json_files import read_json, user_path
-from tadsr.checkpoints.layout import NATIVE, OFFICIAL, Format
+from tadsr.checkpoints.layout import NATIVE, OFFICIAL, PUBLISHED_LICENCE, Format
 from tadsr.errors import CheckpointError
 
 EMBEDDED = ("tadsr-tiny",)
@@ -146,3 +147,19 @@ def check_source(source: str | Path, adapter: str | Path | None = None) -> None:
     folder = locate(source).folder
     if folder is not None:
         find_adapter(folder, detect_format(folder), adapter)
+
+
+def read_metadata(folder: Path, fmt: Format) -> dict[str, Any]:
+    """Return the facts that travel with a checkpoint's weights."""
+    if fmt is NATIVE:
+        path = folder / "model_index.json"
+        metadata = read_json(path).get("tadsr_metadata") or {}
+        if not isinstance(metadata, dict):
+            raise CheckpointError(f"{path} must have an object under tadsr_metadata")
+        timestep = metadata.get("default_timestep", 0)
+        if type(timestep) is not int or timestep < 0:
+            raise CheckpointError(
+                f"{path} must have a whole number from 0 on as default_timestep, got {timestep!r}"
+            )
+        return metadata
+    return {"license": PUBLISHED_LICENCE}

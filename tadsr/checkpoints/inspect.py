@@ -9,11 +9,10 @@ from pathlib import Path
 
 from tadsr.checkpoints.adapter_files import load_adapters
 from tadsr.checkpoints.components import has_component, load_scheduler, open_weights
-from tadsr.checkpoints.detect import detect_format, find_adapter, locate
+from tadsr.checkpoints.detect import detect_format, find_adapter, locate, read_metadata
 from tadsr.checkpoints.hub import download
 from tadsr.checkpoints.json_files import read_json
 from tadsr.checkpoints.layout import NATIVE, PUBLISHED_LICENCE, Component, Format, list_weight_files
-from tadsr.checkpoints.load import read_metadata
 from tadsr.errors import CheckpointError
 
 NETWORK_SCALE = 4

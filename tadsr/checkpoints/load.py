@@ -18,10 +18,14 @@ from tadsr.checkpoints.components import (
     load_tokenizer,
     open_weights,
 )
-from tadsr.checkpoints.detect import detect_format, find_adapter, is_run_checkpoint, locate
+from tadsr.checkpoints.detect import (
+    detect_format,
+    find_adapter,
+    is_run_checkpoint,
+    locate,
+    read_metadata,
+)
 from tadsr.checkpoints.hub import download
-from tadsr.checkpoints.json_files import read_json
-from tadsr.checkpoints.layout import NATIVE, PUBLISHED_LICENCE, Format
 from tadsr.errors import CheckpointError
 from tadsr.networks.adapters import attach_adapters, check_adapters, fuse_adapters, weight_changes
 
@@ -155,22 +159,6 @@ def _check_prompt_source(folder: Path, present: dict[str, Any]) -> None:
             f"{folder} must have text_encoder/ and tokenizer/, or prompt_embeddings/: without "
             "either no prompt can be embedded; download or copy the checkpoint again"
         )
-
-
-def read_metadata(folder: Path, fmt: Format) -> dict[str, Any]:
-    """Return the facts that travel with a checkpoint's weights."""
-    if fmt is NATIVE:
-        path = folder / "model_index.json"
-        metadata = read_json(path).get("tadsr_metadata") or {}
-        if not isinstance(metadata, dict):
-            raise CheckpointError(f"{path} must have an object under tadsr_metadata")
-        timestep = metadata.get("default_timestep", 0)
-        if type(timestep) is not int or timestep < 0:
-            raise CheckpointError(
-                f"{path} must have a whole number from 0 on as default_timestep, got {timestep!r}"
-            )
-        return metadata
-    return {"license": PUBLISHED_LICENCE}
 
 
 def _resolve_dtype(torch_dtype: torch.dtype | str | None) -> torch.dtype | None:

@@ -12,8 +12,9 @@ from tadsr.config import torch_dtype
 from tadsr.onestep.memory import used_bytes
 from tadsr.onestep.plan import EngineName
 from tadsr.onestep.support import unknown_blocks, wrapped_modules
-from tadsr.pipeline import TADSRPipeline
 from tadsr.prompts import PromptStyle
+from tadsr.quick import open_quickly
+from tadsr.restorer import Restorer
 
 DtypeName = Literal["auto", "fp32", "fp16", "bf16"]
 
@@ -36,7 +37,7 @@ def load_on(
     prompt_style: PromptStyle = "published",
     engine: EngineName = "auto",
     loras: Sequence[tuple[str, float]] = (),
-) -> TADSRPipeline:
+) -> Restorer:
     """Load a pipeline as `load_model` does, with the device last, for `functools.partial`."""
     return load_model(
         source,
@@ -64,23 +65,29 @@ def load_model(
     prompt_style: PromptStyle = "published",
     engine: EngineName = "auto",
     loras: Sequence[tuple[str, float]] = (),
-) -> TADSRPipeline:
+) -> Restorer:
     """Load a pipeline onto a device and check that it takes the prompt and the timestep."""
     chosen = choose_dtype(dtype, device)
-    pipe = TADSRPipeline.from_pretrained(
-        source, adapter=adapter, torch_dtype=chosen, tagger=tagger, engine=engine
-    )
+    pipe: Restorer | None = None
+    if device.type == "cpu" and not (adapter or tagger or loras):
+        pipe = open_quickly(source, chosen, engine)
+    if pipe is None:
+        from tadsr.pipeline import TADSRPipeline  # takes seconds, with diffusers
+
+        pipe = TADSRPipeline.from_pretrained(
+            source, adapter=adapter, torch_dtype=chosen, tagger=tagger, engine=engine
+        )
+        for source_of_lora, strength in loras:
+            pipe.merge_lora(source_of_lora, scale=strength)
+        pipe.to(device)
     pipe.prompt_style = prompt_style
-    for source_of_lora, strength in loras:
-        pipe.merge_lora(source_of_lora, scale=strength)
-    pipe.to(device)
     with as_usage_errors():
         pipe.encode_prompt([prompt or ""])
         pipe.check_timesteps(pipe.default_timestep if timestep is None else timestep, 1)
     return pipe
 
 
-def describe(pipe: TADSRPipeline, *, reasons: bool = False) -> str:
+def describe(pipe: Restorer, *, reasons: bool = False) -> str:
     """Return where and how a pipeline runs, as a line, and as more of them why."""
     device, dtype = pipe.device, str(pipe.unet.dtype).removeprefix("torch.")
     with torch.no_grad():  # as in a call
@@ -102,7 +109,7 @@ def describe(pipe: TADSRPipeline, *, reasons: bool = False) -> str:
     return "\n".join([*lines, f"  engine: asked for {pipe.engine.choice}; {why}"])
 
 
-def memory_remark(pipe: TADSRPipeline, tiling: object) -> str | None:
+def memory_remark(pipe: Restorer, tiling: object) -> str | None:
     """Return that a limit of memory cannot be kept, since what is loaded takes more."""
     limit = getattr(tiling, "max_memory", None)
     used = used_bytes(pipe.device)

@@ -7,6 +7,8 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from tadsr.networks.bare import prompt_rows
+
 
 class PromptEmbeddings(ModelMixin, ConfigMixin):
     """Look up the embedding of one of a few known prompts.
@@ -41,12 +43,4 @@ class PromptEmbeddings(ModelMixin, ConfigMixin):
         Raises:
             ValueError: A prompt is not known.
         """
-        known = list(self.config.prompts)
-        unknown = [p for p in prompts if p not in known]
-        if unknown:
-            raise ValueError(
-                f"prompt must be one of {known} for this model, got {unknown[0]!r}; it has no text "
-                "encoder, so only the prompts it was trained with exist"
-            )
-        rows = [known.index(p) for p in prompts]
-        return self.embeddings[rows]  # [B, L, D]
+        return self.embeddings[prompt_rows(self.config.prompts, prompts)]  # [B, L, D]

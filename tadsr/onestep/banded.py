@@ -6,9 +6,9 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from tadsr.color import match_moments, wavelet_color_fix, wavelet_reach_px
@@ -17,7 +17,6 @@ from tadsr.config import UpscaleSettings
 from tadsr.errors import TADSRError, TADSRWarning
 from tadsr.images import pad_reflect, reflect_index, resize_bicubic_rows
 from tadsr.networks import walk
-from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
 from tadsr.onestep.activations import ComputedActivation, StoredActivation
 from tadsr.onestep.banded_layers import Bands
 from tadsr.onestep.banded_walk import BandedLayers
@@ -32,6 +31,11 @@ from tadsr.progress import Progress
 from tadsr.prompts import Prompts
 from tadsr.schedule import residual_to_x0
 from tadsr.tile_spec import MIN_BAND_BYTES, TileSpec
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
+    from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
 
 STRIP_PIXELS = 2**19
 """Pixels of a strip that is handed out, about."""
@@ -65,6 +69,7 @@ def upscale_in_strips(
         rgb: Images, (B, 3, h, w), in [0, 1]; or one for all timesteps. A fourth channel is alpha,
             by which adain weighs pixels.
     """
+    engine.need_modules()
     run = _Run(engine, conditions, rgb, settings, progress)
     restored = run.restore(spec)
     try:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.attention_processor import Attention
-from diffusers.models.resnet import ResnetBlock2D
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from tadsr.module_kinds import is_kind
 from tadsr.onestep.activations import Activation, StoredActivation
 from tadsr.onestep.attention import attend_to_blocks
 from tadsr.onestep.offloading import weights_in_place
 from tadsr.onestep.storage import BandStorage, PlannedStorage
+
+if TYPE_CHECKING:
+    from diffusers.models.attention_processor import Attention
+    from diffusers.models.resnet import ResnetBlock2D
 
 Affine = tuple[Tensor, Tensor]
 """Factor and offset per channel, each (B, C, 1, 1), float32."""
@@ -292,7 +295,7 @@ class Bands:
 def _merged_weight(conv: nn.Module) -> Tensor:
     """Return a convolution's kernel, with the adapters that PEFT keeps beside it."""
     weight = conv.weight
-    if isinstance(conv, LoraLayer) and not (conv.merged or conv.disable_adapters):
+    if is_kind(conv, "LoraLayer") and not (conv.merged or conv.disable_adapters):
         for name in conv.active_adapters:
             if name in conv.lora_A:
                 weight = weight + conv.get_delta_weight(name)

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers.models.attention import BasicTransformerBlock
-from diffusers.models.attention_processor import Attention
-from diffusers.models.downsampling import Downsample2D
-from diffusers.models.resnet import ResnetBlock2D
-from diffusers.models.transformers.transformer_2d import Transformer2DModel
-from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
 from tadsr.onestep.activations import (
@@ -21,6 +16,14 @@ from tadsr.onestep.activations import (
 )
 from tadsr.onestep.attention import Windows, attend_in_windows
 from tadsr.onestep.banded_layers import Bands, Source
+
+if TYPE_CHECKING:
+    from diffusers.models.attention import BasicTransformerBlock
+    from diffusers.models.attention_processor import Attention
+    from diffusers.models.downsampling import Downsample2D
+    from diffusers.models.resnet import ResnetBlock2D
+    from diffusers.models.transformers.transformer_2d import Transformer2DModel
+    from diffusers.models.upsampling import Upsample2D
 
 _FEED_FORWARD = 4
 """Rows of a feed-forward's inside over those around it, beside the copies that any layer needs."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
 
-from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
 from tadsr.onestep.memory import available_bytes
+
+if TYPE_CHECKING:
+    from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
 
 MAX_BATCH_PIXELS = 16 * 512 * 512
 """Output of a batch beyond which a large GPU gains nothing more."""

@@ -9,18 +9,22 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Hashable, Sequence
 from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DConditionModel
-from diffusers.models.attention_processor import Attention
-from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
-from tadsr.networks.time_aware_vae import TimeAwareEncoder
+from tadsr.module_kinds import is_kind
 from tadsr.onestep.fused_layers import PromptConditions, TimeConditions
 from tadsr.prompts import Prompts
 from tadsr.recently_used import RecentlyUsed
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+    from diffusers.models.resnet import ResnetBlock2D
+
+    from tadsr.networks.time_aware_vae import TimeAwareEncoder
 
 MAX_TIMESTEPS = 64
 """Timesteps, or combinations of them in a batch, whose tensors are kept."""
@@ -97,7 +101,7 @@ class PromptFolding:
         self._attentions = [
             module
             for module in unet.modules()
-            if isinstance(module, Attention) and module.is_cross_attention
+            if is_kind(module, "Attention") and module.is_cross_attention
         ]
         self._entries: dict[tuple[Hashable, ...], Tensor] = RecentlyUsed(MAX_PROMPTS)
         # Cache of the last tensor's result, keyed by identity, for embeddings without keys.
@@ -158,7 +162,7 @@ def fold_encoder_time(encoder: TimeAwareEncoder) -> TimeFolding:
 
 def fold_unet_time(unet: UNet2DConditionModel, alphas_cumprod: Tensor) -> TimeFolding:
     """Return the folding of the UNet; its extra value is √ᾱ."""
-    resnets = [module for module in unet.modules() if isinstance(module, ResnetBlock2D)]
+    resnets = [module for module in unet.modules() if is_kind(module, "ResnetBlock2D")]
 
     alphas = alphas_cumprod.double().sqrt().tolist()
     return TimeFolding(unet.time_proj, unet.time_embedding, resnets, alphas.__getitem__)

@@ -6,23 +6,26 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.activations import GEGLU
-from diffusers.models.attention import BasicTransformerBlock, FeedForward
-from diffusers.models.attention_processor import Attention
-from diffusers.models.downsampling import Downsample2D
-from diffusers.models.resnet import ResnetBlock2D
-from diffusers.models.transformers.transformer_2d import Transformer2DModel
-from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tadsr.kernels import add_with_statistics, geglu, group_norm_silu
+from tadsr.module_kinds import is_kind
 from tadsr.onestep.normalization import group_norm_silu_in_pieces
 from tadsr.onestep.plan import EnginePlan, FastestChoice
 from tadsr.onestep.upsampling import transposed_weight
+
+if TYPE_CHECKING:
+    from diffusers.models.attention import BasicTransformerBlock, FeedForward
+    from diffusers.models.attention_processor import Attention
+    from diffusers.models.downsampling import Downsample2D
+    from diffusers.models.resnet import ResnetBlock2D
+    from diffusers.models.transformers.transformer_2d import Transformer2DModel
+    from diffusers.models.upsampling import Upsample2D
 
 MAX_FUSED_HEAD = 256
 """Widest head that flash and cuDNN attention take."""
@@ -311,7 +314,7 @@ class FusedLayers:
 
     def _feed_forward(self, layer: FeedForward, tokens: Tensor) -> Tensor:
         first, _, last = layer.net[:3]
-        if not isinstance(first, GEGLU):
+        if not is_kind(first, "GEGLU"):
             return last(first(tokens))
         gated = project(first.proj, tokens)
         if self.plan.fused_kernels:

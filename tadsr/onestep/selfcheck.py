@@ -5,20 +5,24 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from tadsr.errors import TADSRWarning
 from tadsr.kernels import adain_color_fix_uint8, to_uint8_nhwc, wavelet_color_fix_uint8
 from tadsr.kernels.backends import disable_kernels, failure_on
 from tadsr.machine import fingerprint, recall, remember
-from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
 from tadsr.onestep.agreement import MAX_ERROR, relative_error
 from tadsr.onestep.plan import EnginePlan
 from tadsr.onestep.stages import EagerStages, FusedStages
 from tadsr.prompts import Prompts
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
+    from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
 
 MAX_ODD_BYTES = 0.02
 """Largest share of a colour fix's bytes that may differ, by one."""
@@ -153,6 +157,12 @@ def is_eager_fastest(vae: TimeAwareAutoencoderKL, unet: UNet2DConditionModel) ->
 def _key_of(
     vae: TimeAwareAutoencoderKL, unet: UNet2DConditionModel, *further: object
 ) -> tuple[torch.device, str]:
-    configs = (dict(network.config) for network in (vae, unet))
-    shapes = ({name: value for name, value in c.items() if name[0] != "_"} for c in configs)
-    return unet.device, fingerprint(unet.device, unet.dtype, *further, *shapes)
+    tensors = (
+        (name, tuple(tensor.shape))
+        for network in (vae, unet)
+        for name, tensor in network.named_parameters()
+    )
+    # What no shape tells.
+    heads, groups = unet.config.attention_head_dim, unet.config.norm_num_groups
+    heads = tuple(heads) if isinstance(heads, list | tuple) else heads
+    return unet.device, fingerprint(unet.device, unet.dtype, *further, heads, groups, *tensors)

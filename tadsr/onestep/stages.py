@@ -7,13 +7,11 @@ waits for it here.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
 from tadsr.networks.walk import decode, encode, predict
 from tadsr.onestep.fold import PromptFolding, fold_encoder_time, fold_unet_time
 from tadsr.onestep.fused_layers import FusedLayers
@@ -21,6 +19,11 @@ from tadsr.onestep.graphs import GraphCache
 from tadsr.onestep.plan import EnginePlan
 from tadsr.prompts import Prompts
 from tadsr.schedule import residual_to_x0, subtract_residual
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
+    from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
 
 
 class Checked(NamedTuple):

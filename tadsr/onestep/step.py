@@ -5,17 +5,14 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Protocol, get_args
 
 import torch
-from diffusers import UNet2DConditionModel
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
 from tadsr.errors import TADSRWarning, not_finite
 from tadsr.kernels.backends import failure_on
 from tadsr.module_watch import ModuleWatch
-from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
 from tadsr.onestep.plan import EngineName, EnginePlan, choose_plan
 from tadsr.onestep.selfcheck import is_distrusted, is_eager_fastest, is_settled, settle
 from tadsr.onestep.stages import Checked, CompiledStages, EagerStages, FusedStages
@@ -23,6 +20,11 @@ from tadsr.onestep.support import unknown_blocks, wrapped_modules
 from tadsr.prompts import Prompts
 from tadsr.recently_used import RecentlyUsed
 from tadsr.schedule import latents_of
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
+    from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
 
 Stages = EagerStages | CompiledStages | FusedStages
 
@@ -56,6 +58,7 @@ class OneStepEngine:
     Args:
         choice: "fused", "eager", "compile", or "auto" for "fused" where it is faster and can run;
             an `EnginePlan` is "fused" with these switches.
+        grow: Loads networks that compute by themselves, where those given are bare layers.
 
     The weights stay the modules' own; "fused" brings them into the memory layout that is fast, and
     the other ways bring them back. When modules or weights are changed, moved or cast, the next
@@ -70,6 +73,8 @@ class OneStepEngine:
         unet: UNet2DConditionModel,
         alphas_cumprod: Tensor,
         choice: EngineName | EnginePlan = "auto",
+        *,
+        grow: Callable[[], tuple[nn.Module, nn.Module]] | None = None,
     ) -> None:
         if not isinstance(choice, EnginePlan) and choice not in get_args(EngineName):
             raise ValueError(
@@ -80,6 +85,7 @@ class OneStepEngine:
         self.unet = unet
         self.alphas_cumprod = alphas_cumprod
         self.choice = choice
+        self.grow = grow
         self._eager = EagerStages(vae, unet, alphas_cumprod)
         self._built: tuple[ModuleWatch, Stages] | None = None
         self._wide: dict[str, nn.Module] = {}
@@ -91,6 +97,13 @@ class OneStepEngine:
     def __getstate__(self) -> dict[str, object]:
         # What is folded and recorded belongs to these very weights; a copy makes its own.
         return {**vars(self), "_built": None, "_wide": {}, "_compared": None}
+
+    def need_modules(self) -> None:
+        """Load networks that compute by themselves in place of bare layers."""
+        if self.grow is not None:
+            self.vae, self.unet = self.grow()
+            self.grow = self._built = None
+            self._eager = EagerStages(self.vae, self.unet, self.alphas_cumprod)
 
     def release(self) -> None:
         """Free what was folded and recorded, and bring the weights back into torch's layout."""
@@ -113,10 +126,12 @@ class OneStepEngine:
     def stages(self) -> Stages:
         """The stages for the modules and weights as they are now."""
         if self.choice == "eager":
+            self.need_modules()
             return self._eager
         # Not of the UNet's device, which is "meta" while its weights are kept elsewhere.
         if torch.is_grad_enabled() or any(map(torch.is_autocast_enabled, ("cpu", "cuda"))):
             # What is folded has no gradient.
+            self.need_modules()
             return self._eager
         if self._built is None or not self._built[0].is_current() or self._has_lost_kernels():
             self._built = None  # frees graphs and folded weights before new ones are made
@@ -263,6 +278,8 @@ class OneStepEngine:
         if generator is not None:
             batch, channels, height, width = moments.shape
             shape = (batch, channels // 2, height, width)
+            from diffusers.utils.torch_utils import randn_tensor  # heavy, and seldom needed
+
             noise = randn_tensor(shape, generator, moments.device, moments.dtype)
         return latents_of(moments, self.vae.config.scaling_factor, noise)
 
@@ -274,6 +291,8 @@ class OneStepEngine:
 
     def _build(self) -> Stages:
         plan = self._choose()
+        if plan is None:
+            self.need_modules()
         self._lay_out(plan is not None and plan.channels_last)
         if plan is not None:
             return FusedStages(self.vae, self.unet, self.alphas_cumprod, plan)

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from diffusers import UNet2DConditionModel
-from diffusers.models.attention import BasicTransformerBlock
-from diffusers.models.attention_processor import (
-    Attention,
-    AttnProcessor,
-    AttnProcessor2_0,
-    SlicedAttnProcessor,
-    XFormersAttnProcessor,
-)
-from diffusers.models.downsampling import Downsample2D
-from diffusers.models.resnet import ResnetBlock2D
-from diffusers.models.transformers.transformer_2d import Transformer2DModel
-from diffusers.models.upsampling import Upsample2D
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
+from tadsr.module_kinds import is_kind
+from tadsr.networks.bare import Bare
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
+    from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
 
 _UNSUPPORTED = (
     "class_embed_type",
@@ -34,11 +27,13 @@ _BLOCKS = {
     *("DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"),
     *("UNetMidBlock2DCrossAttn", None),
 }
-_PROCESSORS = (AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor, XFormersAttnProcessor)
+_PROCESSORS = ("AttnProcessor", "AttnProcessor2_0", "SlicedAttnProcessor", "XFormersAttnProcessor")
 
 
 def check_unet(unet: UNet2DConditionModel) -> None:
     """Raise ValueError unless a UNet consists of Stable Diffusion's blocks."""
+    if isinstance(unet, Bare):  # of nothing else
+        return
     config = unet.config
     named = [name for name in _UNSUPPORTED if config.get(name) is not None]
     blocks = {*config.down_block_types, *config.up_block_types, config.mid_block_type}
@@ -53,6 +48,8 @@ def check_unet(unet: UNet2DConditionModel) -> None:
 
 def unknown_blocks(vae: TimeAwareAutoencoderKL, unet: UNet2DConditionModel) -> list[str]:
     """List what these networks compute that the fused engine cannot."""
+    if isinstance(unet, Bare):
+        return []
     try:
         check_unet(unet)
     except ValueError:
@@ -81,7 +78,7 @@ def wrapped_modules(vae: TimeAwareAutoencoderKL, unet: UNet2DConditionModel) -> 
         ),
         *_if(
             "adapters are not merged into the weights",
-            any(isinstance(module, BaseTunerLayer) for module in modules),
+            any(is_kind(module, "BaseTunerLayer") for module in modules),
         ),
     ]
 
@@ -93,27 +90,27 @@ def is_hooked(module: nn.Module) -> bool:
 
 
 def _unknown_in(module: nn.Module) -> Iterator[str]:
-    if isinstance(module, ResnetBlock2D):
+    if is_kind(module, "ResnetBlock2D"):
         yield from _if("a ResNet block resizes", module.upsample or module.downsample)
         yield from _if("an activation is not SiLU", not isinstance(module.nonlinearity, nn.SiLU))
         yield from _if("a ResNet block's output is scaled", module.output_scale_factor != 1)
-    elif isinstance(module, Upsample2D):
+    elif is_kind(module, "Upsample2D"):
         is_plain = module.use_conv and module.interpolate and module.norm is None
         is_plain = is_plain and module.name == "conv" and not module.use_conv_transpose
         is_plain = is_plain and module.conv.weight.shape[2:] == (3, 3)
         yield from _if("an upsampling is not nearest with a 3×3 convolution", not is_plain)
-    elif isinstance(module, Downsample2D):
+    elif is_kind(module, "Downsample2D"):
         is_plain = module.use_conv and module.norm is None
         yield from _if("a downsampling is not a convolution", not is_plain)
-    elif isinstance(module, Transformer2DModel):
+    elif is_kind(module, "Transformer2DModel"):
         yield from _if("a transformer's input is not a map", not module.is_input_continuous)
-    elif isinstance(module, BasicTransformerBlock):
+    elif is_kind(module, "BasicTransformerBlock"):
         is_plain = module.norm_type == "layer_norm" and module.pos_embed is None
         is_plain = is_plain and not hasattr(module, "fuser") and not module.only_cross_attention
         is_plain = is_plain and (module.attn2 is None or module.attn2.is_cross_attention)
         yield from _if("a transformer block is not Stable Diffusion's", not is_plain)
-    elif isinstance(module, Attention):
-        is_plain = isinstance(module.processor, _PROCESSORS) and module.rescale_output_factor == 1
+    elif is_kind(module, "Attention"):
+        is_plain = is_kind(module.processor, *_PROCESSORS) and module.rescale_output_factor == 1
         extras = ("norm_q", "norm_k", "norm_cross", "spatial_norm", "added_kv_proj_dim")
         is_plain = is_plain and all(getattr(module, name, None) is None for name in extras)
         yield from _if("an attention is not Stable Diffusion's", not is_plain)

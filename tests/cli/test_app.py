@@ -62,12 +62,18 @@ def test_version_and_module_entry():
     assert (result.returncode, result.stdout) == (0, f"tadsr {package.__version__}\n")
 
 
-def test_a_process_upscales_without_chatter(tmp_path, photo, model_dir):
+def test_a_process_upscales_without_chatter_or_heavy_imports(tmp_path, photo, model_dir):
     photo("photo.jpg")
     args = ("upscale", "photo.jpg", "-m", model_dir, "--process-size", 0)
-    result = run("-m", "tadsr", *args, cwd=tmp_path)
+    heavy = {"diffusers", "transformers", "peft", "accelerate", "scipy", "torch._dynamo"}
+    program = (
+        "import sys\n"
+        "from tadsr.cli import main\n"
+        f"try:\n    main()\nfinally:\n    print({heavy!r} & set(sys.modules), file=sys.stderr)"
+    )
+    result = run("-c", program, *args, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert result.stderr == "on cpu, float32, engine fused\n"
+    assert result.stderr == "on cpu, float32, engine fused\nset()\n"
     assert result.stdout.startswith("photo.jpg -> photo_x4.png (24×20, ")
 
 
