@@ -108,9 +108,9 @@ def residual_to_x0(
 def subtract_residual(latents: Tensor, residual: Tensor, alpha: Tensor) -> Tensor:
     """Apply the student's one step where √ᾱ is known already: z_L / √ᾱ − r.
 
+    What is not listed here is as for `residual_to_x0`.
+
     Args:
-        latents: As for `residual_to_x0`.
-        residual: As for `residual_to_x0`.
         alpha: √ᾱ, (1, 1, 1, 1) or (B, 1, 1, 1).
     """
     return latents / alpha - residual

@@ -95,9 +95,7 @@ def inspect_checkpoint(source: str | Path, adapter: str | Path | None = None) ->
 
     A published base without adapters is described too, so that its files can be checked alone.
 
-    Args:
-        source: As in `load_checkpoint`.
-        adapter: As in `load_checkpoint`.
+    What is not listed here is as for `load_checkpoint`.
 
     Returns:
         The description.

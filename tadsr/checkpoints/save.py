@@ -171,10 +171,10 @@ def convert_checkpoint(
 ) -> Path:
     """Convert a checkpoint to another format or dtype.
 
+    What is not listed here is as for `load_checkpoint`.
+
     Args:
-        source: As in `load_checkpoint`.
         out: The folder to write.
-        adapter: As in `load_checkpoint`.
         to: "native" or "official".
         dtype: Floating dtype of the written weights; None keeps the stored one.
         keep_adapters: Keep adapters apart in the native format; the published one always does.

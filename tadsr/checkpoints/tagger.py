@@ -131,15 +131,12 @@ def convert_tagger(
 ) -> Path:
     """Write the tagging part of RAM as safetensors, its adapter merged, beside its tag lists.
 
+    What is not listed here is as for `load_tagger`.
+
     Args:
-        source: As in `load_tagger`.
         out: The folder to write, for `load_tagger`.
-        adapter: As in `load_tagger`.
-        lists: As in `load_tagger`.
-        config: As in `load_tagger`.
         torch_dtype: Floating dtype of the written weights.
         overwrite: Whether a folder that exists is replaced.
-        **hub: As in `load_tagger`.
 
     Returns:
         The folder.

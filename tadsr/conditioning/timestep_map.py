@@ -180,10 +180,7 @@ class TimestepMap:
     def weights(self, height: int, width: int, rows: tuple[int, int] | None = None) -> Tensor:
         """Return the weight of each knot's result at each position.
 
-        Args:
-            height: As for `at`.
-            width: As for `at`.
-            rows: As for `at`.
+        What is not listed here is as for `at`.
 
         Returns:
             (knots, rows, width), float32, in [0, 1]; 1 in sum.

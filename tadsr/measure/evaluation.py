@@ -164,17 +164,15 @@ def evaluate_model(
 ) -> Evaluation:
     """Run a model on a folder at several timesteps and measure what comes out.
 
+    What is not listed here is as for `evaluate_pairs` and `TADSRPipeline`.
+
     Args:
         pipe: The model, on its device.
         lq: Folder of LQ images.
         hq: Folder of the originals, matched by `match_images`; None to measure without.
         timesteps: 0..999 each.
         outputs: Other methods' results for the same pictures: method → folder.
-        metrics: As for `evaluate_pairs`.
         scale: Output size over input size where there is no `hq`, whose sizes say it otherwise.
-        prompt: As in `TADSRPipeline`, for all pictures.
-        color_fix: As in `TADSRPipeline`.
-        process_size: As in `TADSRPipeline`, in px.
         save: Folder for the results, one folder inside it per row; existing files are replaced.
         model_name: What the settings call the model.
         allow_missing: Whether pictures that a folder lacks are left out of all rows.
