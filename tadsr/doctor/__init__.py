@@ -1,6 +1,6 @@
 """Looks at the machine, the device, the kernels and a model, for `tadsr doctor`."""
 
 from tadsr.doctor.children import check_all, time_all
-from tadsr.doctor.report import Finding, Report, examine
+from tadsr.doctor.findings import Finding, Report, examine
 
 __all__ = ["Finding", "Report", "check_all", "examine", "time_all"]

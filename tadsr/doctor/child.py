@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from tadsr import kernels
-from tadsr.doctor.report import Finding
+from tadsr.doctor.findings import Finding
 from tadsr.kernels.backends import unsupported_reasons
 from tadsr.onestep.selfcheck import remember_fastest
 from tadsr.pipeline import TADSRPipeline

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from tadsr.doctor.report import Finding
+from tadsr.doctor.findings import Finding
 
 KERNELS = (
     "group_norm_silu",

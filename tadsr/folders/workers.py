@@ -51,7 +51,7 @@ def run_on_devices(
     A worker that dies, as of too little memory, is started again; the image it was at is tried
     once more and then counted as failed.
     """
-    run = _Run(deque(jobs), request, load, devices, report)
+    run = _Dispatch(deque(jobs), request, load, devices, report)
     run.finish()
     return run.pace
 
@@ -86,7 +86,7 @@ class _Worker:
             self.process.join()
 
 
-class _Run:
+class _Dispatch:
     def __init__(
         self,
         jobs: deque[Job],

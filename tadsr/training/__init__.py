@@ -6,7 +6,7 @@ Trainer(TrainingConfig(model="…", data="photos/", output="runs/mine")).train()
 
 from __future__ import annotations
 
-import importlib
+from tadsr.lazily import lazy_names
 
 _EXPORTS = {
     "AutoencoderConfig": "tadsr.training.stages.stage_config",
@@ -25,13 +25,9 @@ _EXPORTS = {
 __all__ = sorted(_EXPORTS)
 
 
-def __getattr__(name: str):
-    """Import a public name on first use, so that the degradation alone loads no diffusers."""
-    if name not in _EXPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_EXPORTS[name]), name)
+# The degradation alone loads no diffusers.
+__getattr__ = lazy_names(__name__, _EXPORTS)
 
 
 def __dir__() -> list[str]:
-    """List the public names."""
     return __all__

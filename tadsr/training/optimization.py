@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from tadsr.errors import TADSRWarning
-from tadsr.training.stages.base import TrainedNetwork
+from tadsr.training.stages.stage import TrainedNetwork
 
 _LONG_WARMUP = 0.1
 """Share of a run above which its warm-up is remarked on."""

@@ -21,7 +21,6 @@ from tadsr.measure.perceptual import PerceptualDistance
 from tadsr.training.acceleration import make_accelerator
 from tadsr.training.average import WeightAverage
 from tadsr.training.data import Batch, Restorer, TrainingData, explain_worker_failure, open_data
-from tadsr.training.export import TrainingFacts, export_model
 from tadsr.training.interruption import StopRequest
 from tadsr.training.networks import compile_networks, keep_frozen_weights_in
 from tadsr.training.optimization import Optimizers, warn_of_long_warmup
@@ -35,9 +34,10 @@ from tadsr.training.run_log import (
     start_trackers,
     track_validation,
 )
-from tadsr.training.stages.base import Runtime
 from tadsr.training.stages.build import build_stage
+from tadsr.training.stages.stage import Runtime
 from tadsr.training.state import RunState
+from tadsr.training.trained_model import TrainingFacts, export_model
 from tadsr.training.training_config import TrainingConfig
 from tadsr.training.validation import Validator
 

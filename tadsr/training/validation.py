@@ -14,7 +14,7 @@ from tadsr.degradation import apply_degradation, find_preset, sample_degradation
 from tadsr.images import decode_image, read_image, to_uint8
 from tadsr.measure.metrics import psnr, ssim
 from tadsr.training.data import find_photos, upsample_lq
-from tadsr.training.stages.base import Stage
+from tadsr.training.stages.stage import Stage
 from tadsr.training.training_config import ValidationConfig
 from tadsr.whole_file import whole_file
 

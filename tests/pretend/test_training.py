@@ -11,8 +11,8 @@ import torch
 from tadsr.training import DataConfig, DistillationConfig, TimestepRamp, TrainingConfig
 from tadsr.training.data.batch import Batch
 from tadsr.training.randomness import SampleRandomness
-from tadsr.training.stages.base import Runtime, Stage
 from tadsr.training.stages.build import build_stage
+from tadsr.training.stages.stage import Runtime, Stage
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,7 @@ _NUM_COMPARED = 16
 
 
 @dataclass(frozen=True)
-class Record:
+class PhotoRecord:
     """One photograph of a source."""
 
     hq: Path
@@ -47,7 +47,7 @@ class Record:
     """What it shows; None takes the configured prompt."""
 
 
-def list_folder(config: DataConfig) -> list[Record]:
+def list_folder(config: DataConfig) -> list[PhotoRecord]:
     """List the photographs of a folder with their captions, and partners where it has any."""
     root = Path(config.source)
     if not root.is_dir():
@@ -66,7 +66,7 @@ def list_folder(config: DataConfig) -> list[Record]:
             if partner is None:
                 alone.append(key)
                 continue
-        records.append(Record(path, partner, captions.get(path)))
+        records.append(PhotoRecord(path, partner, captions.get(path)))
     if alone:
         raise ValueError(
             f"every HQ must have an LQ partner of the same name in {config.lq}, but "
@@ -77,7 +77,7 @@ def list_folder(config: DataConfig) -> list[Record]:
     return records
 
 
-def read_list(config: DataConfig) -> list[Record]:
+def read_list(config: DataConfig) -> list[PhotoRecord]:
     """Read the published list format: a line has HQ, LQ and tags, apart by TABs or spaces.
 
     Paths are relative to the list's folder, or absolute. With TABs, paths may contain spaces.
@@ -96,14 +96,14 @@ def read_list(config: DataConfig) -> list[Record]:
             raise ValueError(f"{path}, line {number}, must be 'HQ LQ tags', got {line!r}")
         hq, lq = (path.parent / field.strip() for field in fields[:2])
         caption = fields[2].strip() if len(fields) > 2 else None
-        records.append(Record(hq, lq, caption))
+        records.append(PhotoRecord(hq, lq, caption))
     if not records:
         raise ValueError(f"data list must name photographs, but is empty: {path}")
     check_not_swapped(records, f"the columns of {path}")
     return records
 
 
-def check_not_swapped(records: list[Record], what: str) -> None:
+def check_not_swapped(records: list[PhotoRecord], what: str) -> None:
     """Raise ValueError if most of the first pairs have the sharper image as their LQ."""
     votes = []
     for record in records[:_NUM_COMPARED]:
@@ -139,7 +139,9 @@ class ShuffledEpochs:
         return int(self._order[place])
 
 
-def leave_out_unusable(records: list[Record], config: DataConfig) -> tuple[list[Record], str]:
+def leave_out_unusable(
+    records: list[PhotoRecord], config: DataConfig
+) -> tuple[list[PhotoRecord], str]:
     """Leave out photographs that are too small or no images, by their headers."""
     checked, later = records[:_MAX_CHECKED], records[_MAX_CHECKED:]
     with ThreadPoolExecutor(_HEADER_THREADS) as pool:
@@ -171,7 +173,7 @@ class ListedPhotos(Dataset):
     An epoch goes over every photograph once, in an order drawn from the seed.
     """
 
-    def __init__(self, records: list[Record], config: DataConfig, seed: int) -> None:
+    def __init__(self, records: list[PhotoRecord], config: DataConfig, seed: int) -> None:
         self.records = records
         self.config = config
         self.seed = seed

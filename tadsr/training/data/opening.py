@@ -18,7 +18,7 @@ from tadsr.training.data.batch import Batch, collate
 from tadsr.training.data.data_config import DEFAULT_CROP_PX, DataConfig
 from tadsr.training.data.listed import (
     ListedPhotos,
-    Record,
+    PhotoRecord,
     SharedIndices,
     leave_out_unusable,
     list_folder,
@@ -37,7 +37,7 @@ class TrainingData:
 
     def __init__(
         self,
-        records: list[Record],
+        records: list[PhotoRecord],
         config: DataConfig,
         seed: int,
         restorer: Restorer | None = None,

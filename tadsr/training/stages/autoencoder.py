@@ -13,7 +13,7 @@ from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL, neutralize_tim
 from tadsr.training.data import Batch
 from tadsr.training.losses import chroma_mse
 from tadsr.training.randomness import SampleRandomness
-from tadsr.training.stages.base import Phase, Stage, TrainedNetwork
+from tadsr.training.stages.stage import Phase, Stage, TrainedNetwork
 from tadsr.training.stages.stage_config import AutoencoderConfig, OptimizerConfig
 
 SCALING_CROPS = 64

@@ -15,8 +15,8 @@ from tadsr.errors import TADSRError, TADSRWarning
 from tadsr.measure.perceptual import PerceptualDistance, make_perceptual
 from tadsr.training.prompts import PromptEncoder
 from tadsr.training.stages.autoencoder import AutoencoderStage
-from tadsr.training.stages.base import Stage
 from tadsr.training.stages.distillation import DistillationStage
+from tadsr.training.stages.stage import Stage
 from tadsr.training.stages.stage_config import (
     AutoencoderConfig,
     DistillationConfig,

@@ -30,7 +30,7 @@ from tadsr.training.losses import (
 )
 from tadsr.training.prompts import PromptEncoder
 from tadsr.training.randomness import SampleRandomness
-from tadsr.training.stages.base import Phase, Runtime, Stage, TrainedNetwork
+from tadsr.training.stages.stage import Phase, Runtime, Stage, TrainedNetwork
 from tadsr.training.stages.stage_config import DistillationConfig, OptimizerConfig, TimestepRamp
 from tadsr.training.student import make_student
 from tadsr.training.vsd import (

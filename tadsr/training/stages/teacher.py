@@ -14,7 +14,7 @@ from tadsr.schedule import add_noise, eps_to_x0
 from tadsr.training.data import Batch
 from tadsr.training.prompts import PromptEncoder
 from tadsr.training.randomness import SampleRandomness
-from tadsr.training.stages.base import Phase, Runtime, Stage, TrainedNetwork
+from tadsr.training.stages.stage import Phase, Runtime, Stage, TrainedNetwork
 from tadsr.training.stages.stage_config import OptimizerConfig, TeacherConfig
 from tadsr.training.vsd import diffusion_loss
 

@@ -50,7 +50,7 @@ def export_model(
         folder,
         **parts,
         dtype=torch_dtype(config.export_precision),
-        card=model_card(config, facts),
+        card=_training_card(config, facts),
         overwrite=True,
     )
     if has_adapters(checkpoint.unet) and has_adapters(checkpoint.vae):
@@ -61,7 +61,7 @@ def export_model(
                 save_adapters(adapters, partial)
 
 
-def model_card(config: TrainingConfig, facts: TrainingFacts) -> str:
+def _training_card(config: TrainingConfig, facts: TrainingFacts) -> str:
     """Return the model card as Markdown: what it is, data, length, figures, configuration."""
     samples = facts.step * config.batch_size * config.gradient_accumulation_steps
     samples *= facts.num_processes
