@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -21,3 +23,30 @@ def device(request):
     torch.manual_seed(0)
     yield request.param
     torch.use_deterministic_algorithms(deterministic)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _language_is_patched_once() -> Iterator[None]:
+    """Leave out the interpreter's patches of what is patched: half the time of a small program."""
+    if not IS_INTERPRETED:
+        yield
+        return
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    patch_language, patched = interpreter._patch_lang, set()
+
+    def patch_once(function: Callable) -> Any:
+        seen = {m for m in (tl, tl.core) if any(x is m for x in function.__globals__.values())}
+        new = seen - patched
+        if not new:
+            return interpreter._LangPatchScope()
+        scope = patch_language(function)
+        undo = scope.restore
+        scope.restore = lambda: (patched.difference_update(new), undo())
+        patched.update(new)
+        return scope
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter, "_patch_lang", patch_once)
+        yield
