@@ -119,9 +119,9 @@ def small() -> Callable[[], TADSRPipeline]:
         use_linear_projection=True,
     )
     vae = TimeAwareAutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(16, 16, 32),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(16, 32),
         layers_per_block=1,
         norm_num_groups=4,
     )

@@ -139,7 +139,7 @@ def stand_in(device: PretendDevice, capability: tuple[int, int], processors: int
         "mem_get_info": lambda *_: (device.total_bytes - device.live_bytes, device.total_bytes),
         "memory_allocated": used,
         "memory_reserved": used,
-        "max_memory_allocated": lambda *_: device.peak_bytes,
+        "max_memory_allocated": used,
         "reset_peak_memory_stats": lambda *_: None,
         "empty_cache": lambda: None,
     }

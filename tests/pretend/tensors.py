@@ -101,7 +101,7 @@ class PretendDevice(TorchDispatchMode):
         self.recording: list[Callable[[], None]] | None = None
         self.recorded: list[Tensor] = []
         self.num_replays = 0
-        self.live_bytes = self.peak_bytes = 0
+        self.live_bytes = self._sweep_at = 0
         self._live: dict[int, tuple[StorageWeakRef, int]] = {}
         self._pinned: dict[int, StorageWeakRef] = {}
         self._on_their_way: list[tuple[Tensor, Tensor]] = []
@@ -113,7 +113,6 @@ class PretendDevice(TorchDispatchMode):
         self.waits: list[str] = []
         self.hidden_copies: list[str] = []
         self._sweep()
-        self.peak_bytes = self.live_bytes
 
     def wait(self, why: str) -> None:
         """Have the host wait for the device, which ends all copies."""
@@ -235,9 +234,10 @@ class PretendDevice(TorchDispatchMode):
     ) -> Any:
         if self.kind == "mps":
             self._check_mps(name, args, kwargs)
-        own = {id(x.inner): x for x in tensors_in(args, kwargs) if isinstance(x, PretendTensor)}
+        given = tensors_in(args, kwargs)
+        own = {id(x.inner): x for x in given if isinstance(x, PretendTensor)}
         args, kwargs = mapped(inner_of, args), mapped(inner_of, kwargs)
-        leaves = tensors_in(args, kwargs)
+        leaves = [inner_of(x) for x in given]
         place = "cpu"
         if not self.has_values and (
             any(x.is_meta for x in leaves) or _num_elements(name, args, kwargs) > SMALL
@@ -346,8 +346,9 @@ class PretendDevice(TorchDispatchMode):
         if known is not None and not known[0].expired():
             return
         num_bytes = storage.nbytes()
-        if self.live_bytes + num_bytes > min(self.total_bytes, self.peak_bytes):
+        if self.live_bytes + num_bytes > min(self.total_bytes, self._sweep_at):
             self._sweep()
+            self._sweep_at = 2 * (self.live_bytes + num_bytes)
         if self.live_bytes + num_bytes > self.total_bytes:
             raise torch.OutOfMemoryError(
                 f"CUDA out of memory. Tried to allocate {num_bytes / 2**20:.2f} MiB."
@@ -356,11 +357,16 @@ class PretendDevice(TorchDispatchMode):
             self.live_bytes -= known[1]
         self._live[storage._cdata] = (StorageWeakRef(storage), num_bytes)
         self.live_bytes += num_bytes
-        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
 
     def _sweep(self) -> None:
         for key in [key for key, (storage, _) in self._live.items() if storage.expired()]:
             self.live_bytes -= self._live.pop(key)[1]
+
+
+_CHANGED = {
+    *(F.scaled_dot_product_attention, torch.tensor, torch.bmm),
+    *(Tensor.new_tensor, Tensor.tolist, Tensor.__getitem__),
+}
 
 
 class Functions(TorchFunctionMode):
@@ -374,6 +380,8 @@ class Functions(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func not in _CHANGED:
+            return func(*args, **kwargs)
         if func is F.scaled_dot_product_attention and isinstance(args[0], PretendTensor):
             return self.device.attend(*args, **kwargs)
         if func is torch.tensor and kwargs.get("device") is not None:
@@ -434,24 +442,32 @@ def tensors_in(*values: Any) -> list[Tensor]:
     """Return the tensors in nested tuples, lists and dicts; pytree takes ten times as long."""
     found: list[Tensor] = []
     for value in values:
+        if type(value) in _ATOMS:
+            continue
         if isinstance(value, Tensor):
             found.append(value)
         elif isinstance(value, tuple | list):
-            found += tensors_in(*value)
-        elif isinstance(value, dict):
+            if value:
+                found += tensors_in(*value)
+        elif isinstance(value, dict) and value:
             found += tensors_in(*value.values())
     return found
 
 
 def mapped(change: Callable[[Tensor], Any], value: Any) -> Any:
     """Return nested tuples, lists and dicts with each tensor changed."""
+    if type(value) in _ATOMS:
+        return value
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, tuple | list):
-        return type(value)([mapped(change, x) for x in value])
-    if isinstance(value, dict):
+        return type(value)([x if type(x) in _ATOMS else mapped(change, x) for x in value])
+    if isinstance(value, dict) and value:
         return {key: mapped(change, x) for key, x in value.items()}
     return value
+
+
+_ATOMS = {int, float, bool, str, type(None), torch.dtype, torch.device, torch.memory_format}
 
 
 def inner_of(x: Tensor) -> Tensor:

@@ -17,9 +17,9 @@ from tadsr.errors import TADSRWarning
 from .conftest import Machine
 from .tensors import PretendDevice
 
-SMALL_BANDS = TileSpec(band_bytes=2**18)
-SPILLING = TileSpec(band_bytes=2**18, max_memory=1)
-WINDOWS = TileSpec(band_bytes=2**18, attention_px=128)
+SMALL_BANDS = TileSpec(band_bytes=2**19)
+SPILLING = TileSpec(band_bytes=2**19, max_memory=1)
+WINDOWS = TileSpec(band_bytes=2**19, attention_px=128)
 
 Call = Callable[..., object]
 
@@ -81,7 +81,7 @@ def calls() -> dict[str, Call]:
         "never in pieces": call(one, tiling=None),
         "bands": call(one, tiling=SMALL_BANDS),
         "bands, spilled": call(one, tiling=SPILLING),
-        "bands, windows": call(picture(40, 36), tiling=WINDOWS),
+        "bands, windows": call(picture(33, 33), tiling=WINDOWS),
         "bands, two": call(two, tiling=SMALL_BANDS, timestep=[500, 600]),
         "bands, map": call(one, tiling=SMALL_BANDS, timestep=two_sides()),
         "bands, wavelet": call(one, tiling=SMALL_BANDS, color_fix="wavelet"),
