@@ -1,4 +1,4 @@
-"""The parity tests with Triton's interpreter, in a process where nothing else is interpreted."""
+"""Tests of kernels with Triton's interpreter, in a process where nothing else is interpreted."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("triton")
+TESTS = ("kernels/test_parity.py", "onestep/test_kernels.py")
 MIN_TESTS = 80
 
 
 def test_kernels_agree_with_their_references_when_interpreted():
-    tests = Path(__file__).with_name("test_parity.py")
+    tests = [Path(__file__).parents[1] / name for name in TESTS]
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", tests, "-p", "no:cacheprovider"],
-        cwd=tests.parents[2],
+        [sys.executable, "-m", "pytest", *tests, "-p", "no:cacheprovider"],
+        cwd=Path(__file__).parents[2],
         env=os.environ | {"TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,

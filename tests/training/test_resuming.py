@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
+import socket
 import time
+from collections.abc import Iterator
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
@@ -17,13 +19,24 @@ from safetensors.torch import load_file
 
 from tadsr.training import Trainer, load_recipe
 
-ROOT = Path(__file__).parents[2]
-STEPS = 12
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+STEPS = 8
 
 
 @pytest.fixture(scope="module")
-def recipe(networks, photos, tmp_path_factory):
+def processes() -> Iterator[ForkServerContext]:
+    """Start processes that have imported already and trained nothing."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tadsr.training.trainer", "tadsr.training.recipe"])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums are rounded in the order of the threads
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parents[2])  # where they find this module
+        yield context
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def recipe(networks, photos, processes, tmp_path_factory):
     """A distillation with every network: student, fake score and discriminator."""
     folder = tmp_path_factory.mktemp("recipe")
     teacher = folder / "teacher.yaml"
@@ -55,17 +68,16 @@ def recipe(networks, photos, tmp_path_factory):
     return path
 
 
-def command(recipe, output, *options):
-    return [sys.executable, "-m", "tadsr", "train", "-c", str(recipe), "-o", str(output), *options]
+def train(recipe: Path, output: Path, changes: dict, environment: dict) -> None:
+    """Train in this process, or in one of its own."""
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    Trainer(load_recipe(recipe, changes | {"output": str(output)})).train()
 
 
-def run_cli(recipe, output, *options, launcher=()):
-    line = command(recipe, output, *options)
-    if launcher:
-        line = [*launcher, *line[1:]]
-    done = subprocess.run(line, env=ENVIRONMENT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done
+def train_apart(recipe: Path, output: Path) -> None:
+    os.setsid()  # so that its worker can be killed with it
+    train(recipe, output, {}, {})
 
 
 def read_losses(output):
@@ -73,21 +85,18 @@ def read_losses(output):
     return [{k: v for k, v in line.items() if "loss" in k or "norm" in k} for line in lines]
 
 
-def test_a_killed_run_repeats_the_uninterrupted_one_to_the_bit(recipe, tmp_path):
-    run_cli(recipe, tmp_path / "whole")
-    killed = subprocess.Popen(
-        command(recipe, tmp_path / "killed"),
-        env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )  # fmt: skip
+def test_a_killed_run_repeats_the_uninterrupted_one_to_the_bit(recipe, processes, tmp_path):
+    killed = processes.Process(target=train_apart, args=(recipe, tmp_path / "killed"))
+    killed.start()
+    train(recipe, tmp_path / "whole", {}, {})
     log = tmp_path / "killed" / "log.jsonl"
-    while not log.is_file() or len(log.read_text().splitlines()) < 5:
-        assert killed.poll() is None, "the run ended before it could be killed"
+    while not log.is_file() or len(log.read_text().splitlines()) < 4:
+        assert killed.is_alive(), "the run ended before it could be killed"
         time.sleep(0.02)
     os.killpg(killed.pid, signal.SIGKILL)
-    killed.wait()
+    killed.join()
     assert not (tmp_path / "killed" / "model").exists()
-    run_cli(recipe, tmp_path / "killed")
+    train(recipe, tmp_path / "killed", {}, {})
 
     whole, again = read_losses(tmp_path / "whole"), read_losses(tmp_path / "killed")
     assert len(whole) == STEPS
@@ -99,18 +108,30 @@ def test_a_killed_run_repeats_the_uninterrupted_one_to_the_bit(recipe, tmp_path)
         assert all(tensor.equal(got[key]) for key, tensor in expect.items()), name
 
 
-def test_two_processes_train_as_one_of_the_doubled_batch(recipe, tmp_path):
+def test_two_processes_train_as_one_of_the_doubled_batch(recipe, processes, tmp_path):
     # Without the discriminator: Adam turns rounding into whole steps where gradients vanish.
-    options = ("--set", "steps=4", "--set", "stage.gan_weight=0")
-    # Accelerate starts processes by torchrun for --multi_gpu only; the recipe keeps them on the
-    # CPU, where they talk through gloo.
-    launcher = [
-        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
-        "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
-        "--main_process_port", "0",
-    ]  # fmt: skip
-    run_cli(recipe, tmp_path / "two", *options, "--batch-size", "1", launcher=launcher)
-    run_cli(recipe, tmp_path / "one", *options, "--batch-size", "2")
+    changes = {"steps": 4, "stage.gan_weight": 0}
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    # As torchrun and `accelerate launch` start them; on the CPU they talk through gloo.
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks = [
+        processes.Process(
+            target=train,
+            args=(
+                *(recipe, tmp_path / "two", changes | {"batch_size": 1}),
+                shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            ),
+        )
+        for rank in range(2)
+    ]
+    for process in ranks:
+        process.start()
+    train(recipe, tmp_path / "one", changes | {"batch_size": 2}, {})
+    for process in ranks:
+        process.join()
+        assert process.exitcode == 0
     card = (tmp_path / "two" / "model" / "README.md").read_text()
     assert "4 steps, 8 samples" in card  # by two processes indeed
     for name in ("student", "fake_score"):
