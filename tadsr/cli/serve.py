@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -91,5 +93,20 @@ def serve(
         models = Models(model or ["tadsr-tiny"], load)
         models.get(models.names[0])  # before anyone waits for it
         service = Service(models, DemoLimits(upload_bytes, max_pixels * 1_000_000), max_waiting)
-        typer.echo(f"http://{host}:{port}/api/upscale", err=True)
-        uvicorn.run(service.app(), host=host, port=port, log_level="warning", server_header=False)
+        typer.echo(f"http://{host}:{port}/api/upscale, until Ctrl-C", err=True)
+
+        class Server(uvicorn.Server):
+            def handle_exit(self, *signal: Any) -> None:
+                service.stop()
+                typer.echo("Stopping after the photo in work; Ctrl-C again: at once.", err=True)
+                super().handle_exit(*signal)
+
+        server = Server(
+            uvicorn.Config(
+                service.app(), host=host, port=port, log_level="warning", server_header=False
+            )
+        )
+        with suppress(KeyboardInterrupt):  # uvicorn raises it once all is closed
+            server.run()
+        if server.force_exit:
+            os._exit(130)  # the photo's thread cannot be ended otherwise

@@ -154,7 +154,7 @@ def sentence_for(error: Exception) -> str:
     is_visitors = isinstance(error, (TADSRError, ValueError, TypeError))
     if is_visitors and not isinstance(error, (CheckpointError, ImageWriteError)):
         return str(error)
-    _log.error("the demo failed", exc_info=error)
+    _log.error("a photo could not be restored", exc_info=error)
     return "something went wrong; the server's log says what"
 
 

@@ -38,10 +38,18 @@ PHOTO_FIELDS = ("file", "image", "image[]")
 """What rembg's and OpenAI's clients call the photo."""
 RETRY_SECONDS = 10
 MAX_PROMPT_LETTERS = 2000
+LOOKING_SECONDS = 0.5
+"""Between two looks whether a client that waits is still there."""
+VALUES = ("timestep", "scale", "color_fix", "model", "prompt")
+"""What a form or an address may hold beside the photo."""
+ROUTES = f"""POST /api/upscale      a form with the photo as file=, and {", ".join(VALUES)}
+POST /v1/images/edits  the same for OpenAI's clients
+GET  /v1/models, /health, /metrics
+"""
 
 
 class _CancelledError(Exception):
-    """The client has gone."""
+    """The client has gone, or the service stops."""
 
 
 @dataclass
@@ -51,14 +59,16 @@ class _Counts:
     done: int = 0
     failed: int = 0
     refused: int = 0
+    cancelled: int = 0
     waiting: int = 0
     seconds: float = 0.0
 
     def described(self) -> str:
         """Return the figures as Prometheus reads them."""
-        lines = [f"# TYPE tadsr_{name}_total counter" for name in ("done", "failed", "refused")]
-        values = [f"tadsr_{n}_total {getattr(self, n)}" for n in ("done", "failed", "refused")]
-        rows = [line for pair in zip(lines, values, strict=True) for line in pair]
+        rows = []
+        for name in ("done", "failed", "refused", "cancelled"):
+            rows += [f"# TYPE tadsr_{name}_total counter"]
+            rows += [f"tadsr_{name}_total {getattr(self, name)}"]
         rows += ["# TYPE tadsr_computing_seconds_total counter"]
         rows += [f"tadsr_computing_seconds_total {self.seconds:.3f}"]
         rows += ["# TYPE tadsr_waiting gauge", f"tadsr_waiting {self.waiting}"]
@@ -85,11 +95,17 @@ class Service:
             raise ValueError(f"max_waiting must be at least 1, got {self.max_waiting}")
         # One thread: a second photo would take the first one's memory and slow both.
         self._worker = ThreadPoolExecutor(1, "tadsr-serve")
+        self._is_stopping = Event()
+
+    def stop(self) -> None:
+        """Cancel what waits, and what is computed in pieces."""
+        self._is_stopping.set()
 
     def app(self) -> Starlette:
         """Return the ASGI application."""
         return Starlette(
             routes=[
+                Route("/", lambda _: PlainTextResponse(ROUTES)),
                 Route("/health", self._health),
                 Route("/metrics", self._metrics),
                 Route("/v1/models", self._list_models),
@@ -112,15 +128,18 @@ class Service:
     async def _upscale(self, request: Request) -> Response:
         """Answer with the PNG, or with events if the client accepts them."""
         photo, values = await self._read(request)
+        for name in values:
+            if name not in VALUES:
+                raise self._refusal(422, f"{name} must be one of {', '.join(VALUES)}")
         compute = self._admit(photo, values)
         if "text/event-stream" in request.headers.get("accept", ""):
             return StreamingResponse(self._events(compute), media_type="text/event-stream")
-        return Response(await self._run(compute, None), media_type="image/png")
+        return Response(await self._answer(request, compute), media_type="image/png")
 
     async def _edit(self, request: Request) -> Response:
         """Answer as OpenAI's image edits do; `size` and `n` have no meaning here."""
         photo, values = await self._read(request)
-        png = await self._run(self._admit(photo, values), None)
+        png = await self._answer(request, self._admit(photo, values))
         encoded = base64.b64encode(png).decode()
         return JSONResponse({"created": int(time.time()), "data": [{"b64_json": encoded}]})
 
@@ -139,9 +158,7 @@ class Service:
                 return form[name], dict(request.query_params) | values
         raise self._refusal(422, f"the form must have a photo as {PHOTO_FIELDS[0]}; got none")
 
-    def _admit(
-        self, photo: UploadFile, values: Mapping[str, Any]
-    ) -> Callable[[Progress | None], bytes]:
+    def _admit(self, photo: UploadFile, values: Mapping[str, Any]) -> Callable[[Progress], bytes]:
         """Check a request and return what computes it; it counts as waiting from here on."""
         try:
             choices = _choices(values)
@@ -155,11 +172,13 @@ class Service:
         return partial(self._compute, photo, name, choices)
 
     def _compute(
-        self, photo: UploadFile, model: str, choices: Choices, progress: Progress | None
+        self, photo: UploadFile, model: str, choices: Choices, progress: Progress
     ) -> bytes:
+        progress(0)
         with tempfile.TemporaryDirectory() as folder:
-            # Of a client's name only the kind of file is taken.
-            path = Path(folder) / f"photo{Path(photo.filename or '').suffix.lower()[:8]}"
+            # Of a client's name only the kind of file is taken; without one its bytes tell.
+            suffix = Path(photo.filename or "").suffix.lower()[:8] or ".png"
+            path = Path(folder) / f"photo{suffix}"
             path.write_bytes(photo.file.read())
             begin = time.monotonic()
             pipe = self.models.get(model)
@@ -169,13 +188,33 @@ class Service:
             self._counts.seconds += time.monotonic() - begin
             return found.file.read_bytes()
 
+    async def _answer(self, request: Request, compute: Callable[[Progress], bytes]) -> bytes:
+        """Compute a photo, unless its client goes meanwhile."""
+        gone = Event()
+        task = asyncio.ensure_future(self._run(compute, gone))
+        while not (await asyncio.wait({task}, timeout=LOOKING_SECONDS))[0]:
+            if await request.is_disconnected():
+                gone.set()
+        return task.result()
+
     async def _run(
-        self, compute: Callable[[Progress | None], bytes], progress: Progress | None
+        self,
+        compute: Callable[[Progress], bytes],
+        gone: Event,
+        progress: Progress = lambda share: None,
     ) -> bytes:
+        def tell(share: float) -> None:
+            if gone.is_set() or self._is_stopping.is_set():
+                raise _CancelledError
+            progress(share)
+
         self._counts.waiting += 1
         try:
             loop = asyncio.get_running_loop()
-            png = await loop.run_in_executor(self._worker, compute, progress)
+            png = await loop.run_in_executor(self._worker, compute, tell)
+        except _CancelledError as error:
+            self._counts.cancelled += 1
+            raise HTTPException(503, "stopped before the photo was done") from error
         except Exception as error:
             self._counts.failed += 1
             is_ours = isinstance(error, CheckpointError | ImageWriteError)
@@ -186,17 +225,20 @@ class Service:
         self._counts.done += 1
         return png
 
-    async def _events(self, compute: Callable[[Progress | None], bytes]) -> AsyncIterator[str]:
+    async def _events(self, compute: Callable[[Progress], bytes]) -> AsyncIterator[str]:
         """Yield server-sent events: progress, then the result or an error."""
         loop, shares, gone = asyncio.get_running_loop(), asyncio.Queue(), Event()
 
         def tell(share: float) -> None:
-            if gone.is_set():
-                raise _CancelledError("the client has gone")
             loop.call_soon_threadsafe(shares.put_nowait, share)
 
-        task = asyncio.ensure_future(self._run(compute, tell))
-        task.add_done_callback(lambda _: shares.put_nowait(None))
+        def end(task: asyncio.Task[bytes]) -> None:
+            if not task.cancelled():
+                task.exception()  # asyncio would log one that nobody asked for
+            shares.put_nowait(None)
+
+        task = asyncio.ensure_future(self._run(compute, gone, tell))
+        task.add_done_callback(end)
         try:
             while (share := await shares.get()) is not None:
                 yield _event("progress", {"share": round(share, 4)})

@@ -52,7 +52,7 @@ def photo():
     return file.getvalue()
 
 
-def post(url, photo, *, name="file", filename="photo.png", accept="*/*", **values):
+def post(url, photo, *, name="file", filename="photo.png", accept="*/*", patience_s=300, **values):
     """Send a form as curl does; return status and body."""
     parts = [
         f'--b\r\nContent-Disposition: form-data; name="{k}"\r\n\r\n{v}\r\n'
@@ -63,7 +63,7 @@ def post(url, photo, *, name="file", filename="photo.png", accept="*/*", **value
     headers = {"Content-Type": "multipart/form-data; boundary=b", "Accept": accept}
     try:
         with urllib.request.urlopen(
-            urllib.request.Request(url, body, headers), timeout=300
+            urllib.request.Request(url, body, headers), timeout=patience_s
         ) as answer:
             return answer.status, answer.read()
     except urllib.error.HTTPError as error:
@@ -93,7 +93,9 @@ def test_a_photo_comes_back_as_the_library_restores_it(address, photo, expected)
 
 def test_openais_clients_are_answered(address, photo, expected):
     values = {"model": "tiny", "timestep": 300, "scale": 2, "response_format": "b64_json"}
-    status, body = post(f"{address}/v1/images/edits", photo, name="image", **values)
+    status, body = post(
+        f"{address}/v1/images/edits", photo, name="image", filename="blob", **values
+    )
     assert status == 200
     encoded = json.loads(body)["data"][0]["b64_json"]
     assert np.array_equal(pixels(base64.b64decode(encoded)), expected)
@@ -119,6 +121,7 @@ def test_progress_comes_as_events(address, photo, expected):
         (422, "timestep must be", {"timestep": 1000}),
         (422, "timestep must be a number", {"timestep": "vivid"}),
         (422, "color_fix must be one of", {"color_fix": "adian"}),
+        (422, "timestp must be one of timestep", {"timestp": 3}),
         (422, "model must be one of tiny", {"model": "/etc"}),
         (422, "at most 0.02 megapixels", {"scale": 16}),
         (422, "the form must have a photo", {"name": "other"}),
@@ -134,6 +137,18 @@ def test_what_cannot_be_is_refused_in_a_sentence(address, photo, status, message
 
 def test_large_bodies_are_refused_before_they_are_read(address):
     assert post(f"{address}/api/upscale", bytes(200_000))[0] == 413
+
+
+def test_a_photo_whose_client_has_gone_is_not_computed(address, photo):
+    with ThreadPoolExecutor(1) as clients:
+        first = clients.submit(post, f"{address}/api/upscale", photo)
+        with pytest.raises(OSError, match="timed out"):
+            post(f"{address}/api/upscale", photo, patience_s=0.2)
+        assert first.result()[0] == 200
+    deadline = time.monotonic() + 100
+    while "tadsr_cancelled_total 1\n" not in get(f"{address}/metrics"):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_the_queue_is_bounded_and_counted(address, photo):
