@@ -346,12 +346,26 @@ def test_the_first_command_upscales_a_photo_that_exists():
     assert (ROOT / photo).is_file()
 
 
-def test_links_of_the_readme_lead_to_files():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    targets = re.findall(r"\]\((?!https?://)([^)#]+)\)", readme)
-    assert targets
-    for target in targets:
-        assert (ROOT / target).exists(), target
+def anchors_of(page: Path) -> set[str]:
+    """The anchors that GitHub and the site give a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    words = (re.sub(r"[^\w\s-]", "", heading.lower()) for heading in headings)
+    return {re.sub(r"\s", "-", text.strip()) for text in words}
+
+
+def test_links_lead_to_files_and_headings():
+    """Those that `mkdocs build --strict` does not see: outside docs/, and their anchors."""
+    outside = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")]
+    for page in (
+        *outside,
+        *(ROOT / "examples").rglob("*.md"),
+        *(ROOT / "benchmarks").rglob("*.md"),
+    ):
+        text = page.read_text(encoding="utf-8")
+        for target, _, anchor in re.findall(r"\]\((?!https?://)([^)#]*)(#([^)]*))?\)", text):
+            found = page.parent / target if target else page
+            assert found.exists(), (page, target)
+            assert not anchor or anchor in anchors_of(found), (page, target, anchor)
 
 
 def test_recipes_that_pages_name_exist():

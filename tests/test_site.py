@@ -52,6 +52,8 @@ def test_pages_load_nothing_from_elsewhere(site):
         # Maths and diagrams would need scripts of other servers.
         assert 'class="mermaid"' not in text, page
         assert 'class="arithmatex"' not in text, page
+        # With it the theme's script asks GitHub for the repository's stars.
+        assert "data-md-component=source" not in text.replace('"', ""), page
 
 
 def test_the_reference_has_every_public_name(site):

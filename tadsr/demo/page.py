@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -211,6 +212,11 @@ def build(models: Models, limits: DemoLimits) -> gr.Blocks:
         def stop_it(request: gr.Request) -> None:
             stopped.add(request.session_hash)
 
+        def take_example() -> Iterator[str]:
+            # gradio takes files of the temporary folder, wherever the package lies.
+            with tempfile.TemporaryDirectory() as folder:
+                yield shutil.copy(EXAMPLE, folder)
+
         def forget_result() -> tuple[Any, ...]:
             return None, "", gr.update(value=None, interactive=False), None
 
@@ -236,7 +242,7 @@ def build(models: Models, limits: DemoLimits) -> gr.Blocks:
         sweep.click(run_sweep, shared, sheet, api_name="sweep", **one)
         # Not in the queue, where it would wait for what it is to stop.
         stop.click(stop_it, queue=False, api_visibility="private")
-        example.click(lambda: str(EXAMPLE), None, photo, api_visibility="private")
+        example.click(take_example, None, photo, api_visibility="private")
         photo.change(
             show_canvas,
             photo,

@@ -35,12 +35,13 @@ CHROMIUM = (
 
 
 @pytest.fixture(scope="module")
-def address():
+def address(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "tadsr", "demo", "--port", str(port), "--max-upload", "1MB"]
-    server = subprocess.Popen(command)
+    # Where a user is, whose package lies elsewhere.
+    server = subprocess.Popen(command, cwd=tmp_path_factory.mktemp("elsewhere"))
     place = f"http://127.0.0.1:{port}"
     try:
         deadline = time.monotonic() + SECONDS
