@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from tadsr.checkpoints.detect import check_source
 from tadsr.cli.devices import choose_device
+from tadsr.cli.model_request import ModelRequest
 from tadsr.cli.reporting import (
     DebugOption,
     UsageError,
@@ -19,6 +19,9 @@ from tadsr.cli.reporting import (
     silence_libraries,
 )
 from tadsr.errors import install
+
+if TYPE_CHECKING:
+    from tadsr.restorer import Restorer
 
 DEMO_HELP = f"""Try models in the browser (needs {install("demo")}).
 
@@ -78,12 +81,14 @@ def demo(
             check_source(name)
         place = choose_device(device)
 
-        from tadsr.cli.model import load_model
         from tadsr.demo.page import build
         from tadsr.demo.restoring import DemoLimits, Models
 
         silence_libraries(debug)
-        load = partial(load_model, adapter=None, device=place, dtype=dtype, prompt=None, timestep=0)
+
+        def load(name: str) -> Restorer:
+            return ModelRequest(name, dtype=dtype, timestep=0).load(place)
+
         page = build(
             Models(model or ["tadsr-tiny"], load),
             DemoLimits(upload_bytes, max_pixels * 1_000_000),

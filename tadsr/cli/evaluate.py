@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tadsr.checkpoints.detect import check_source
 from tadsr.cli.devices import check_device_name, choose_device
+from tadsr.cli.model_request import ModelRequest
 from tadsr.cli.options import (
     AdapterOption,
     BorderOption,
@@ -125,16 +126,16 @@ def evaluate(
     for value in timestep or ():
         check_range("--timestep", value, 0, 999, "small is faithful, large is vivid")
     named = _name_outputs(outputs or [])
+    wanted = ModelRequest(model, adapter, dtype)
     _check_use(has_outputs=bool(named), has_lq=lq is not None, timestep=timestep, save=save)
     with readable_errors(debug):
         for path in filter(None, (csv, json, plot, save)):
             check_place(path)
         check_device_name(device)
         if lq is not None:
-            check_source(model, adapter)
+            wanted.check()
         place = choose_device(device)
 
-        from tadsr.cli.model import load_model
         from tadsr.measure.evaluation import evaluate_model, evaluate_pairs, make_perceptual_metric
         from tadsr.measure.metrics import default_metrics, make_metric
         from tadsr.measure.plot import check_plot
@@ -156,14 +157,7 @@ def evaluate(
                 result = evaluate_pairs(named, hq, **common)
         else:
             timesteps = list(dict.fromkeys(timestep or _DEFAULT_TIMESTEPS))
-            pipe = load_model(
-                model,
-                adapter=adapter,
-                device=place,
-                dtype=dtype,
-                prompt="",
-                timestep=max(timesteps),
-            )
+            pipe = replace(wanted, timestep=max(timesteps)).load(place)
             with as_usage_errors():
                 result = evaluate_model(
                     pipe,
@@ -175,8 +169,7 @@ def evaluate(
                     color_fix=color_fix,
                     process_size=process_size,
                     save=save,
-                    # Of a folder the name only: where it lies is of no use to a reader.
-                    model_name=Path(model).resolve().name if os.path.isdir(model) else model,
+                    model_name=wanted.name,
                     **common,
                 )
         typer.echo(format_table(result))

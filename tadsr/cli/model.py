@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
-
 import torch
 
+from tadsr.cli.model_request import DtypeName, ModelRequest
 from tadsr.cli.reporting import as_usage_errors, format_bytes
 from tadsr.config import torch_dtype
 from tadsr.onestep.memory import used_bytes
-from tadsr.onestep.plan import EngineName
 from tadsr.onestep.support import unknown_blocks, wrapped_modules
-from tadsr.prompts import PromptStyle
 from tadsr.quick import open_quickly
 from tadsr.restorer import Restorer
-
-DtypeName = Literal["auto", "fp32", "fp16", "bf16"]
 
 
 def choose_dtype(name: DtypeName, device: torch.device) -> torch.dtype:
@@ -26,64 +20,31 @@ def choose_dtype(name: DtypeName, device: torch.device) -> torch.dtype:
     return torch_dtype(name)
 
 
-def load_on(
-    source: str,
-    adapter: str | None,
-    dtype: DtypeName,
-    prompt: str | None,
-    timestep: int | None,
-    device: str | torch.device,
-    tagger: str | None = None,
-    prompt_style: PromptStyle = "published",
-    engine: EngineName = "auto",
-    loras: Sequence[tuple[str, float]] = (),
-) -> Restorer:
-    """Load a pipeline as `load_model` does, with the device last, for `functools.partial`."""
-    return load_model(
-        source,
-        adapter=adapter,
-        device=torch.device(device),
-        dtype=dtype,
-        prompt=prompt,
-        timestep=timestep,
-        tagger=tagger,
-        prompt_style=prompt_style,
-        engine=engine,
-        loras=loras,
-    )
-
-
-def load_model(
-    source: str,
-    *,
-    adapter: str | None,
-    device: torch.device,
-    dtype: DtypeName,
-    prompt: str | None,
-    timestep: int | None,
-    tagger: str | None = None,
-    prompt_style: PromptStyle = "published",
-    engine: EngineName = "auto",
-    loras: Sequence[tuple[str, float]] = (),
-) -> Restorer:
-    """Load a pipeline onto a device and check that it takes the prompt and the timestep."""
-    chosen = choose_dtype(dtype, device)
+def load_model(request: ModelRequest, device: str | torch.device) -> Restorer:
+    """Load a model onto a device and check that it takes the prompt and the timestep."""
+    device = torch.device(device)
+    dtype = choose_dtype(request.dtype, device)
     pipe: Restorer | None = None
-    if device.type == "cpu" and not (adapter or tagger or loras):
-        pipe = open_quickly(source, chosen, engine)
+    if device.type == "cpu" and not (request.adapter or request.tagger or request.loras):
+        pipe = open_quickly(request.source, dtype, request.engine)
     if pipe is None:
         from tadsr.pipeline import TADSRPipeline  # takes seconds, with diffusers
 
         pipe = TADSRPipeline.from_pretrained(
-            source, adapter=adapter, torch_dtype=chosen, tagger=tagger, engine=engine
+            request.source,
+            adapter=request.adapter,
+            torch_dtype=dtype,
+            tagger=request.tagger,
+            engine=request.engine,
         )
-        for source_of_lora, strength in loras:
-            pipe.merge_lora(source_of_lora, scale=strength)
+        for source, strength in request.loras:
+            pipe.merge_lora(source, scale=strength)
         pipe.to(device)
-    pipe.prompt_style = prompt_style
+    pipe.prompt_style = request.prompt_style
     with as_usage_errors():
-        pipe.encode_prompt([prompt or ""])
-        pipe.check_timesteps(pipe.default_timestep if timestep is None else timestep, 1)
+        pipe.encode_prompt([request.prompt or ""])
+        timestep = pipe.default_timestep if request.timestep is None else request.timestep
+        pipe.check_timesteps(timestep, 1)
     return pipe
 
 

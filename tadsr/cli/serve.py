@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from functools import partial
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tadsr.checkpoints.detect import check_source
 from tadsr.cli.devices import choose_device
+from tadsr.cli.model_request import ModelRequest
 from tadsr.cli.options import DeviceOption, DtypeOption
 from tadsr.cli.reporting import (
     DebugOption,
@@ -22,6 +22,9 @@ from tadsr.cli.reporting import (
     silence_libraries,
 )
 from tadsr.errors import install
+
+if TYPE_CHECKING:
+    from tadsr.restorer import Restorer
 
 SERVE_HELP = f"""Answer photos with pictures over HTTP (needs {install("serve")}).
 
@@ -84,12 +87,14 @@ def serve(
             check_source(name)
         place = choose_device(device)
 
-        from tadsr.cli.model import load_model
         from tadsr.demo.restoring import DemoLimits, Models
         from tadsr.demo.service import Service
 
         silence_libraries(debug)
-        load = partial(load_model, adapter=None, device=place, dtype=dtype, prompt=None, timestep=0)
+
+        def load(name: str) -> Restorer:
+            return ModelRequest(name, dtype=dtype, timestep=0).load(place)
+
         models = Models(model or ["tadsr-tiny"], load)
         models.get(models.names[0])  # before anyone waits for it
         service = Service(models, DemoLimits(upload_bytes, max_pixels * 1_000_000), max_waiting)

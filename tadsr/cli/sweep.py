@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tadsr.checkpoints.detect import check_source
 from tadsr.cli.devices import choose_device
+from tadsr.cli.model_request import ModelRequest
 from tadsr.cli.options import (
     AdapterOption,
     ColorFixOption,
@@ -115,10 +114,12 @@ def sweep(
             check_place(path)
             if path.exists() and not overwrite:
                 raise UsageError(f"{path} exists already; --overwrite replaces it")
-        check_source(model, adapter)
+        wanted = ModelRequest(
+            model, adapter, dtype, prompt, max(values), tagger, prompt_style, engine
+        )
+        wanted.check()
         place = choose_device(device)
 
-        from tadsr.cli.model import load_model
         from tadsr.images import check_writable, write_image
         from tadsr.measure.metrics import default_metrics, make_metric
         from tadsr.measure.pictures import read_rgb8, to_rgb8
@@ -139,17 +140,7 @@ def sweep(
             metrics = [make_metric(name) for name in default_metrics(True)] if plot else []
             if plot is not None:
                 check_plot(metrics, plot)
-        pipe = load_model(
-            model,
-            adapter=adapter,
-            device=place,
-            dtype=dtype,
-            prompt=prompt,
-            timestep=max(values),
-            tagger=tagger,
-            prompt_style=prompt_style,
-            engine=engine,
-        )
+        pipe = wanted.load(place)
         with ImageProgress() as bar:
             results = pipe.sweep(
                 lq, values, prompt=prompt, settings=settings, progress=bar.of(photo)
@@ -157,9 +148,8 @@ def sweep(
         images = dict(zip(values, map(to_rgb8, results), strict=True))
         found = TimestepSweep(lq, images, original)
         if plot is not None:
-            name = Path(model).resolve().name if os.path.isdir(model) else model
             with as_usage_errors():
-                figures = found.measure(metrics, model_name=name)
+                figures = found.measure(metrics, model_name=wanted.name)
             typer.echo(format_table(figures))
             draw_plot(figures, plot)
         write_image(found.draw(box, panel_px=width), target, overwrite=overwrite)

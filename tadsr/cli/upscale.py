@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from tadsr.checkpoints.detect import check_source
 from tadsr.cli.devices import parse_devices
+from tadsr.cli.model_request import ModelRequest
 from tadsr.cli.options import (
     AdapterOption,
     ColorFixOption,
@@ -233,7 +233,7 @@ def upscale(
         settings = UpscaleSettings(scale, color_fix, process_size, tiling)
         limit = parse_max_pixels(max_pixels)
         size, size_tag = parse_size(width, height, long_side, short_side)
-        loras = [parse_lora(text) for text in lora or ()]
+        loras = tuple(parse_lora(text) for text in lora or ())
         color = None if background is None else parse_color(background)
     if suffix is not None and set(suffix) & set("/\\\0"):
         raise UsageError(f"--suffix must be part of a file's name, got {suffix!r}")
@@ -284,13 +284,13 @@ def upscale(
             _say_plan(jobs, request)
             return
         _set_warnings(debug, quiet)
+        wanted = ModelRequest(
+            model, adapter, dtype, prompt, timestep, tagger, prompt_style, engine, loras
+        )
         choose = partial(parse_devices, devices or device)
         if overwrite or not all(os.path.lexists(job.target) for job in jobs):
-            check_source(model, adapter)
+            wanted.check()
             choose()
-        options = {"tagger": tagger, "prompt_style": prompt_style, "engine": engine}
-        options["loras"] = loras
-        load = partial(_load, model, adapter, dtype, prompt, timestep, **options)
         described = {"model": model, "adapter": adapter, "dtype": dtype, "tagger": tagger}
         described |= {
             "prompt_style": prompt_style,
@@ -303,7 +303,7 @@ def upscale(
             ]
         # Standard output is the picture's.
         talk = _Talk(f"loading {model}", quiet or is_streamed, verbose, debug)
-        tally = _upscale_all(jobs, request, described, load, choose, talk, is_locked)
+        tally = _upscale_all(jobs, request, described, wanted.load, choose, talk, is_locked)
         _report(tally, len(jobs), quiet or is_streamed)
         if tally.failures:
             raise typer.Exit(1)
@@ -410,12 +410,6 @@ def _upscale_all(
 
         upscale_files(jobs, request, described, run, report, is_locked=is_locked)
     return tally
-
-
-def _load(*arguments: Any, **options: Any) -> TADSRPipeline:
-    from tadsr.cli.model import load_on  # and with it torch
-
-    return load_on(*arguments, **options)
 
 
 def _load_in_worker(load: Load, debug: bool, quiet: bool, device: str) -> TADSRPipeline:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from functools import partial
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from tadsr.cli.model import load_on
+from tadsr.cli.model_request import ModelRequest
 from tadsr.errors import TADSRError
 from tadsr.folders.jobs import mirror_folder
 from tadsr.folders.outcome import Outcome
@@ -39,7 +38,7 @@ def run_with_a_death(model_dir) -> list:
 
     jobs = mirror_folder("photos", "photos_x4")
     request = FileRequest(UpscaleSettings(process_size=128))
-    load = partial(load_on, str(model_dir), None, "fp32", "", 1)
+    load = ModelRequest(str(model_dir), dtype="fp32", timestep=1).load
 
     def run(todo, report) -> None:
         run_on_devices(todo, request, load, ["cpu", "cpu"], report)
@@ -126,7 +125,7 @@ def test_a_result_that_is_taken_away_during_the_run_leaves_the_others_alone(
 def test_workers_that_cannot_load_end_the_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_photos("photos", 3)
-    load = partial(load_on, "missing-model", None, "fp32", "", 1)
+    load = ModelRequest("missing-model", dtype="fp32", timestep=1).load
     jobs = mirror_folder("photos", "photos_x4")
     with pytest.raises(TADSRError, match="missing-model"):
         run_on_devices(jobs, FAST, load, ["cpu", "cpu"], print)

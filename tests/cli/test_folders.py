@@ -21,12 +21,13 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
 import tadsr
-from tadsr.cli.model import load_on
+from tadsr.cli.model_request import ModelRequest
 from tadsr.folders.jobs import Job, mirror_folder
 from tadsr.folders.manifest import MANIFEST_NAME, Manifest, Record, read_manifest
 from tadsr.folders.restoring import FileRequest, UpscaleSettings
 from tadsr.folders.resume import is_whole, upscale_files
 from tadsr.folders.run import run_files
+from tadsr.restorer import Restorer
 
 PACKAGE_PARENT = str(Path(tadsr.__file__).parents[1])
 FAST = FileRequest(UpscaleSettings(process_size=0))
@@ -37,6 +38,10 @@ LINES = st.sampled_from(
         *(b'{"left": "a"}', b'{"begun": "a", "settings": 1, "means": 2, "started": 3}'),
     ]
 )
+
+
+def load(model_dir: Path) -> Restorer:
+    return ModelRequest(str(model_dir), dtype="fp32", timestep=1).load("cpu")
 
 
 def write_photos(folder: str, count: int, size: tuple[int, int] = (6, 5)) -> None:
@@ -231,6 +236,7 @@ def test_half_written_files_of_killed_processes_are_removed(upscale):
     ended.wait()
     with Manifest("photos_x4", {}):
         pass
+
     from tadsr.whole_file import whole_file
 
     with whole_file("photos_x4/x.png") as own:
@@ -378,7 +384,7 @@ def test_a_folder_that_closes_half_way_fails_image_by_image(model_dir, tmp_path,
             Path("photos_x4").touch()
             is_closed.set()
 
-    run_files(jobs(), FAST, lambda: load_on(str(model_dir), None, "fp32", "", 1, "cpu"), report)
+    run_files(jobs(), FAST, lambda: load(model_dir), report)
     assert [outcome.status for outcome in outcomes] == ["written", "failed", "failed"]
     with Image.open(moved / "00.png") as image:
         image.load()
@@ -440,7 +446,7 @@ def batch_jobs(tmp_path, monkeypatch):
 
 
 def test_images_of_one_size_go_through_together(model_dir, batch_jobs):
-    pipe = load_on(str(model_dir), None, "fp32", "", 1, "cpu")
+    pipe = load(model_dir)
     outcomes, counts, pace = run_in_batches(pipe, batch_jobs, 3)
     # 00 00b (at first one waits) | 01 02 | 02b (another size) | 03 | 03b (no image) | 04
     assert counts == [2, 2, 1, 1, 1]
@@ -471,7 +477,7 @@ class OnGPU:
 
 
 def test_beside_a_gpu_the_next_image_is_decoded(model_dir, batch_jobs):
-    pipe = load_on(str(model_dir), None, "fp32", "", 1, "cpu")
+    pipe = load(model_dir)
     outcomes = []
     jobs = [job for job in batch_jobs if job.source.name != "04.png"]
     pace = run_files(jobs, FAST, lambda: OnGPU(pipe), outcomes.append)
@@ -488,7 +494,7 @@ def test_beside_a_gpu_the_next_image_is_decoded(model_dir, batch_jobs):
 
 
 def test_beside_a_gpu_results_come_while_no_images_do(model_dir, batch_jobs):
-    pipe = load_on(str(model_dir), None, "fp32", "", 1, "cpu")
+    pipe = load(model_dir)
     outcomes = []
     is_there = threading.Event()
 
@@ -508,7 +514,7 @@ def test_beside_a_gpu_results_come_while_no_images_do(model_dir, batch_jobs):
 
 
 def test_what_fails_in_a_batch_fails_alone(model_dir, batch_jobs):
-    pipe = load_on(str(model_dir), None, "fp32", "", 1, "cpu")
+    pipe = load(model_dir)
     Image.new("RGB", (6, 5), (9, 9, 9)).save("photos/01.png")
     outcomes, counts, _ = run_in_batches(pipe, batch_jobs, 3)
     assert counts == [2, 1, 1, 1, 1, 1]
@@ -530,7 +536,7 @@ def test_files_that_go_bad_half_way_fail_alone(model_dir, tmp_path, monkeypatch)
             os.unlink("photos/07.png")
 
     jobs = mirror_folder("photos", "photos_x4")
-    run_files(jobs, FAST, lambda: load_on(str(model_dir), None, "fp32", "", 1, "cpu"), report)
+    run_files(jobs, FAST, lambda: load(model_dir), report)
     statuses = {outcome.job.source.stem: outcome.status for outcome in outcomes}
     assert [name for name, status in statuses.items() if status == "failed"] == ["06", "07"]
     written = {name for name, status in statuses.items() if status == "written"}
@@ -557,7 +563,7 @@ def test_rights_that_are_lost_half_way_fail_image_by_image(model_dir, tmp_path, 
 
     jobs = [Job(Path(f"photos/0{n}.png"), Path(f"photos_x4/0{n}.png")) for n in range(6)]
     try:
-        run_files(jobs, FAST, lambda: load_on(str(model_dir), None, "fp32", "", 1, "cpu"), report)
+        run_files(jobs, FAST, lambda: load(model_dir), report)
     finally:
         if is_administrator:
             os.seteuid(0)

@@ -15,7 +15,6 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 
-from tadsr.cli.model import load_on
 from tadsr.errors import TADSRError
 from tadsr.folders.jobs import Job, mirror_folder
 from tadsr.folders.manifest import MANIFEST_NAME, read_manifest
@@ -24,7 +23,7 @@ from tadsr.folders.resume import upscale_files
 from tadsr.folders.run import run_files
 from tadsr.tile_spec import TileSpec
 
-from .test_folders import FAST, PACKAGE_PARENT, write_photos
+from .test_folders import FAST, PACKAGE_PARENT, load, write_photos
 
 KILLER = """
 import os, signal
@@ -218,7 +217,7 @@ def test_images_are_begun_before_they_are_computed(model_dir, jobs):
             events.append((outcome.status, outcome.job.target.name))
 
     alone = [replace(job, alone=True) for job in jobs]
-    run_files(alone, FAST, lambda: load_on(str(model_dir), None, "fp32", "", 1, "cpu"), Notes())
+    run_files(alone, FAST, lambda: load(model_dir), Notes())
     # Each has its end before the next is begun, for it not to be taken for what killed.
     ends = [(status, f"0{n}.png") for n in range(3) for status in ("begun", "written")]
     assert events == [*ends, ("failed", "03.png")]
