@@ -37,21 +37,30 @@ def degrade(
     output: Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder to write to.")],
     preset: Annotated[
         Literal["realesrgan", "web", "mild", "bicubic"],
-        typer.Option("--preset", help="How bad: as from the web, as from a good camera, or plain."),
+        typer.Option(
+            "--preset",
+            help="web, realesrgan: as online; mild: a good camera's; bicubic: only shrunk.",
+        ),
     ] = "realesrgan",
-    scale: Annotated[int, typer.Option("--scale", "-s", metavar="N", help="Reduction.")] = 4,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Another one: other LQ.")] = 0,
+    scale: Annotated[
+        int, typer.Option("--scale", "-s", metavar="N", help="Factor to shrink by.")
+    ] = 4,
+    seed: Annotated[
+        int, typer.Option("--seed", metavar="N", help="Another seed gives other results.")
+    ] = 0,
     replay: Annotated[
         str | None,
         typer.Option(
             "--replay",
             metavar="FILE",
-            help="Do as a degradations.jsonl says, not as preset, scale, seed.",
+            help="Repeat what a degradations.jsonl says, not preset, scale, seed.",
         ),
     ] = None,
     format: Annotated[
         Literal["png", "webp", "jpg"],
-        typer.Option("--format", "-f", help="Of the outputs; jpg and webp lose some more."),
+        typer.Option(
+            "--format", "-f", help="Format of the outputs; jpg and webp lose a little more."
+        ),
     ] = "png",
     overwrite: OverwriteOption = False,
     quiet: QuietOption = False,

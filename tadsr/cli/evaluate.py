@@ -58,7 +58,7 @@ _DEFAULT_TIMESTEPS = (1, 500, 900)
 def evaluate(
     outputs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="OUTPUTS", help="Folders of results, perhaps NAME=FOLDER."),
+        typer.Argument(metavar="OUTPUTS", help="Folders of results, optionally NAME=FOLDER."),
     ] = None,
     hq: Annotated[
         Path | None, typer.Option("--hq", metavar="FOLDER", help="The originals.")
@@ -70,7 +70,10 @@ def evaluate(
     timestep: Annotated[
         list[int] | None,
         typer.Option(
-            "--timestep", "-t", metavar="0..999", help="For --lq, repeatable; 1, 500 and 900."
+            "--timestep",
+            "-t",
+            metavar="0..999",
+            help="Timestep for --lq; repeatable.  [default: 1, 500, 900]",
         ),
     ] = None,
     metric: Annotated[
@@ -84,11 +87,11 @@ def evaluate(
     ] = None,
     perceptual: Annotated[
         Path | None,
-        typer.Option("--perceptual", metavar="FILE", help="SqueezeNet weights: adds its distance."),
+        typer.Option("--perceptual", metavar="FILE", help="SqueezeNet weights; adds its distance."),
     ] = None,
     border: BorderOption = 4,
     scale: Annotated[
-        float, typer.Option("--scale", "-s", metavar="X", help="For --lq without --hq.")
+        float, typer.Option("--scale", "-s", metavar="X", help="Scale for --lq without --hq.")
     ] = 4,
     color_fix: ColorFixOption = "adain",
     process_size: ProcessSizeOption = 512,
@@ -104,17 +107,21 @@ def evaluate(
     ] = None,
     plot: Annotated[
         Path | None,
-        typer.Option("--plot", metavar="FILE", help="Draw realism over fidelity: png, svg, pdf."),
+        typer.Option(
+            "--plot", metavar="FILE", help="Plot realism over fidelity, as png, svg or pdf."
+        ),
     ] = None,
     save: Annotated[
         Path | None, typer.Option("--save", metavar="FOLDER", help="Keep the model's results.")
     ] = None,
     strip_suffix: Annotated[
         str,
-        typer.Option("--strip-suffix", metavar="TEXT", help="Ends names in some folders: _out."),
+        typer.Option(
+            "--strip-suffix", metavar="TEXT", help="Ignore this at the end of names, such as _out."
+        ),
     ] = "",
     allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="Leave out images that a folder lacks.")
+        bool, typer.Option("--allow-missing", help="Skip images that a folder lacks.")
     ] = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,

@@ -18,11 +18,13 @@ if TYPE_CHECKING:
 
 ScaleOption = Annotated[
     float,
-    typer.Option("--scale", "-s", metavar="X", help="Output size over input size, from 1."),
+    typer.Option(
+        "--scale", "-s", metavar="X", help="Output size divided by input size, at least 1."
+    ),
 ]
 PromptOption = Annotated[
     str | None,
-    typer.Option("--prompt", "-p", help="What the pictures show, if the model reads text."),
+    typer.Option("--prompt", "-p", help="What the pictures show, for models that read text."),
 ]
 TaggerOption = Annotated[
     str | None,
@@ -37,12 +39,14 @@ PromptStyleOption = Annotated[
     typer.Option("--prompt-style", help="How a tagger's words and the prompt are joined."),
 ]
 ColorFixOption = Annotated[
-    ColorFix, typer.Option("--color-fix", help="How the input's colours are kept.")
+    ColorFix, typer.Option("--color-fix", help="How to keep the input's colours.")
 ]
 ProcessSizeOption = Annotated[
     int,
     typer.Option(
-        "--process-size", metavar="PX", help="Smallest side the network works at; 0: any."
+        "--process-size",
+        metavar="PX",
+        help="Shorter side that small photos are computed at; 0: their own.",
     ),
 ]
 ModelOption = Annotated[
@@ -54,7 +58,7 @@ AdapterOption = Annotated[
 ]
 EngineOption = Annotated[
     Literal["auto", "fused", "eager", "compile"],
-    typer.Option("--engine", help="How the networks are run; auto is the fastest."),
+    typer.Option("--engine", help="How to run the networks; auto is the fastest."),
 ]
 TileOption = Annotated[
     str,
@@ -66,16 +70,14 @@ TileOption = Annotated[
 ]
 MaxMemoryOption = Annotated[
     str | None,
-    typer.Option(
-        "--max-memory", metavar="SIZE", help="Memory to stay within, such as 6GB or 500MB."
-    ),
+    typer.Option("--max-memory", metavar="SIZE", help="Most memory to use, such as 6GB or 500MB."),
 ]
 MaxPixelsOption = Annotated[
     str | None,
     typer.Option(
         "--max-pixels",
         metavar="N",
-        help="Largest input, such as 500M; 179M if not given, against files that pretend.",
+        help="Largest input in pixels, such as 500M; 179M by default.",
     ),
 ]
 DeviceOption = Annotated[
@@ -86,20 +88,20 @@ DtypeOption = Annotated[
     typer.Option("--dtype", help="Precision; auto: fp16 on CUDA, else fp32."),
 ]
 
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")]
 OverwriteFolderOption = Annotated[
-    bool, typer.Option("--overwrite", help="Replace a folder that exists.")
+    bool, typer.Option("--overwrite", help="Replace an existing folder.")
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 BorderOption = Annotated[
-    int, typer.Option("--border", metavar="PX", help="Rim that is not measured.")
+    int, typer.Option("--border", metavar="PX", help="Rim to leave out of the measurement.")
 ]
 SheetOption = Annotated[
-    Path | None, typer.Option("--output", "-o", metavar="FILE", help="The sheet.")
+    Path | None, typer.Option("--output", "-o", metavar="FILE", help="File for the sheet.")
 ]
 PanelWidthOption = Annotated[
-    int, typer.Option("--width", metavar="PX", help="Of each picture on the sheet.")
+    int, typer.Option("--width", metavar="PX", help="Width of each picture on the sheet.")
 ]
 
 
@@ -116,22 +118,29 @@ def parse_max_pixels(text: str | None) -> int:
 
 LoraOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--lora", metavar="FILE[:WEIGHT]", help="Merge another LoRA; may be given several times."
-    ),
+    typer.Option("--lora", metavar="FILE[:WEIGHT]", help="Merge another LoRA; repeatable."),
 ]
 WidthOption = Annotated[
     int | None,
-    typer.Option("--width", metavar="PX", help="Of results, in place of -s; larger ones shrink."),
+    typer.Option(
+        "--width",
+        metavar="PX",
+        help="Width of the results, instead of -s; larger photos are shrunk.",
+    ),
 ]
 HeightOption = Annotated[
-    int | None, typer.Option("--height", metavar="PX", help="With --width: fit into both.")
+    int | None,
+    typer.Option(
+        "--height", metavar="PX", help="Height of the results; with --width: fit into both."
+    ),
 ]
 LongSideOption = Annotated[
-    int | None, typer.Option("--long-side", metavar="PX", help="Of results, in place of -s.")
+    int | None,
+    typer.Option("--long-side", metavar="PX", help="Longer side of the results, instead of -s."),
 ]
 ShortSideOption = Annotated[
-    int | None, typer.Option("--short-side", metavar="PX", help="Of results, in place of -s.")
+    int | None,
+    typer.Option("--short-side", metavar="PX", help="Shorter side of the results, instead of -s."),
 ]
 
 

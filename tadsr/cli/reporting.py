@@ -30,7 +30,8 @@ DebugOption = Annotated[
     bool, typer.Option("--debug", help="Show tracebacks and the libraries' own warnings.")
 ]
 VerboseOption = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Say why a device, precision and engine is used.")
+    bool,
+    typer.Option("--verbose", "-v", help="Explain the choice of device, precision and engine."),
 ]
 
 

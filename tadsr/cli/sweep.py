@@ -66,15 +66,18 @@ def sweep(
     photo: Annotated[Path, typer.Argument(metavar="IN", help="The photo.")],
     output: SheetOption = None,
     timesteps: Annotated[
-        str, typer.Option("--timesteps", "-t", metavar="T,T,...", help="0..999 each.")
+        str, typer.Option("--timesteps", "-t", metavar="T,T,...", help="Timesteps, 0..999 each.")
     ] = "1,100,300,500,700,900",
     hq: Annotated[Path | None, typer.Option("--hq", metavar="FILE", help="The original.")] = None,
     crop: Annotated[
         str | None,
-        typer.Option("--crop", metavar="X,Y,W,H", help="What is enlarged, in px of the result."),
+        typer.Option(
+            "--crop", metavar="X,Y,W,H", help="Part to show enlarged, in px of the result."
+        ),
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE", help="The curve: png, svg, pdf.")
+        Path | None,
+        typer.Option("--plot", metavar="FILE", help="Where to draw the curve, as png, svg or pdf."),
     ] = None,
     width: PanelWidthOption = 320,
     scale: ScaleOption = 4,

@@ -21,13 +21,15 @@ TimestepMapOption = Annotated[
     typer.Option(
         "--timestep-map",
         metavar="FILE",
-        help="In place of -t: a grey image of timesteps, resized to each photo, or JSON regions.",
+        help="Instead of -t: a grey image of timesteps, resized to each photo, or regions in JSON.",
     ),
 ]
 TimestepRangeOption = Annotated[
     str | None,
     typer.Option(
-        "--timestep-range", metavar="LO:HI", help="Timesteps of black and white in such an image."
+        "--timestep-range",
+        metavar="LO:HI",
+        help="Timesteps that black and white stand for in such an image.",
     ),
 ]
 

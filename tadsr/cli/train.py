@@ -40,7 +40,7 @@ def train(
         str | None, typer.Option("--output", "-o", metavar="FOLDER", help="The run's folder.")
     ] = None,
     steps: Annotated[
-        int | None, typer.Option("--steps", metavar="N", help="Optimizer steps in all.")
+        int | None, typer.Option("--steps", metavar="N", help="Total number of optimizer steps.")
     ] = None,
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", metavar="N", help="Samples per process.")
@@ -48,7 +48,9 @@ def train(
     precision: Annotated[
         str | None, typer.Option("--precision", metavar="TYPE", help="fp32, fp16 or bf16.")
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed.")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", metavar="N", help="Seed of everything random.")
+    ] = None,
     perceptual: Annotated[
         str | None,
         typer.Option("--perceptual", help="lpips, dists, squeezenet:FILE or none."),

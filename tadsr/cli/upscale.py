@@ -91,13 +91,13 @@ Examples:
   tadsr upscale scan.tif out.tif -s 2      twice as large
   tadsr upscale photo.jpg --timestep-map mask.png --timestep-range 50:800
   tadsr upscale panorama.png large.png --max-memory 4GB
-  tadsr upscale scan16.tif out.png         16 bit stay 16 bit
+  tadsr upscale scan16.tif out.png         16 bit stays 16 bit
   tadsr upscale clip.gif                   all frames, as APNG: clip_x4.png
 
-Outputs that exist are skipped, so that a stopped run goes on where it was. A run over several
-images writes tadsr-manifest.jsonl into the output folder: what was made of what, with which
-settings, and what failed. A file that fails is reported at the end, after all others are done.
-Animations become APNG, WebP or GIF, by the output's name.
+Existing outputs are skipped, so a stopped run continues where it was. A run over several images
+records what was made of what, with which settings, and what failed, in tadsr-manifest.jsonl in the
+output folder. Files that fail are reported at the end, after all others are done. Animations become
+APNG, WebP or GIF, depending on the output's name.
 """
 
 Format = Literal["same", "png", "jpg", "webp", "tiff", "avif", "bmp", "gif"]
@@ -127,7 +127,7 @@ class _Tally:
 
 def upscale(
     paths: Annotated[
-        list[str], typer.Argument(metavar="IN", help="Image files or folders, then perhaps OUT.")
+        list[str], typer.Argument(metavar="IN", help="Image files or folders; the last may be OUT.")
     ],
     output: Annotated[
         str | None,
@@ -156,7 +156,9 @@ def upscale(
     process_size: ProcessSizeOption = 512,
     seed: Annotated[
         int | None,
-        typer.Option("--seed", metavar="N", help="Sample instead of taking the likeliest result."),
+        typer.Option(
+            "--seed", metavar="N", help="Sample at random instead of taking the likeliest result."
+        ),
     ] = None,
     model: ModelOption = "tadsr-tiny",
     adapter: AdapterOption = None,
@@ -165,7 +167,7 @@ def upscale(
     devices: Annotated[
         str | None,
         typer.Option(
-            "--devices", metavar="A,B", help="Several at once, such as 0,1 for two CUDA devices."
+            "--devices", metavar="A,B", help="Use several, such as 0,1 for two CUDA devices."
         ),
     ] = None,
     dtype: DtypeOption = "auto",
@@ -178,26 +180,30 @@ def upscale(
         typer.Option(
             "--format",
             "-f",
-            help="Of outputs that are not named; same: the input's; png if left out.",
+            help="Format of outputs that are not named; same: the input's; png by default.",
         ),
     ] = None,
     quality: Annotated[
         int | None,
-        typer.Option("--quality", metavar="1..100", help="Of JPEG (95), WebP and AVIF (90)."),
+        typer.Option(
+            "--quality",
+            metavar="1..100",
+            help="Quality of JPEG (95 by default), WebP and AVIF (90).",
+        ),
     ] = None,
     lossless: Annotated[
-        bool, typer.Option("--lossless", help="Write WebP without loss; others must be so.")
+        bool, typer.Option("--lossless", help="Write lossless WebP; refused for formats that lose.")
     ] = False,
     keep_dates: Annotated[
         bool, typer.Option("--keep-dates", help="Give results their inputs' file dates.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be made, and make nothing.")
+        bool, typer.Option("--dry-run", help="Say what would be made, without making it.")
     ] = False,
     suffix: Annotated[
         str | None,
         typer.Option(
-            "--suffix", metavar="TEXT", help="Follows the name of every output, such as _sharp."
+            "--suffix", metavar="TEXT", help="Add this to the name of every output, such as _sharp."
         ),
     ] = None,
     background: Annotated[
@@ -205,7 +211,7 @@ def upscale(
         typer.Option(
             "--background",
             metavar="COLOR",
-            help="Lay transparent pictures over it: white, #204060.",
+            help="Put transparent pictures on a colour: white, #204060.",
         ),
     ] = None,
     overwrite: Annotated[
@@ -220,7 +226,7 @@ def upscale(
     is_locked: Annotated[
         bool,
         typer.Option(
-            "--lock/--no-lock", help="Whether other runs are kept out of the output folder."
+            "--lock/--no-lock", help="Whether to keep other runs out of the output folder."
         ),
     ] = True,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
