@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tadsr.checkpoints.detect import check_source
 from tadsr.cli.devices import choose_device
 from tadsr.cli.model_request import ModelRequest
+from tadsr.cli.options import (
+    DeviceOption,
+    DtypeOption,
+    HostOption,
+    MaxResultOption,
+    MaxUploadOption,
+    ModelsOption,
+)
 from tadsr.cli.reporting import (
     DebugOption,
     UsageError,
@@ -39,29 +47,13 @@ Examples:
 
 
 def demo(
-    model: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--model", "-m", help="Built-in model, folder, or hub id; several to choose from."
-        ),
-    ] = None,
-    device: Annotated[
-        str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")
-    ] = "auto",
-    dtype: Annotated[
-        Literal["auto", "fp32", "fp16", "bf16"],
-        typer.Option("--dtype", help="Precision; auto: fp16 on CUDA, else fp32."),
-    ] = "auto",
-    host: Annotated[
-        str, typer.Option("--host", metavar="ADDRESS", help="0.0.0.0: for other machines too.")
-    ] = "127.0.0.1",
+    model: ModelsOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    host: HostOption = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", metavar="N", help="0: any that is free.")] = 7860,
-    max_upload: Annotated[
-        str, typer.Option("--max-upload", metavar="SIZE", help="Largest file, such as 50MB.")
-    ] = "50MB",
-    max_pixels: Annotated[
-        int, typer.Option("--max-pixels", metavar="N", help="Largest result in megapixels.")
-    ] = 64,
+    max_upload: MaxUploadOption = "50MB",
+    max_pixels: MaxResultOption = 64,
     open_browser: Annotated[
         bool, typer.Option("--open/--no-open", help="Whether to open the page.")
     ] = False,

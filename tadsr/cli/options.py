@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from tadsr.cli.model_request import DtypeName
 from tadsr.cli.reporting import parse_bytes
 from tadsr.config import MAX_PIXELS, ColorFix, TargetSize
 
@@ -84,7 +85,7 @@ DeviceOption = Annotated[
     str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, 1 for cuda:1, or mps.")
 ]
 DtypeOption = Annotated[
-    Literal["auto", "fp32", "fp16", "bf16"],
+    DtypeName,
     typer.Option("--dtype", help="Precision; auto: fp16 on CUDA, else fp32."),
 ]
 
@@ -102,6 +103,22 @@ SheetOption = Annotated[
 ]
 PanelWidthOption = Annotated[
     int, typer.Option("--width", metavar="PX", help="Width of each picture on the sheet.")
+]
+
+ModelsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model", "-m", help="Built-in model, folder, or hub id; repeatable, to choose from."
+    ),
+]
+HostOption = Annotated[
+    str, typer.Option("--host", metavar="ADDRESS", help="0.0.0.0: for other machines too.")
+]
+MaxUploadOption = Annotated[
+    str, typer.Option("--max-upload", metavar="SIZE", help="Largest file, such as 50MB.")
+]
+MaxResultOption = Annotated[
+    int, typer.Option("--max-pixels", metavar="N", help="Largest result in megapixels.")
 ]
 
 

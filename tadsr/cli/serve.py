@@ -11,7 +11,14 @@ import typer
 from tadsr.checkpoints.detect import check_source
 from tadsr.cli.devices import choose_device
 from tadsr.cli.model_request import ModelRequest
-from tadsr.cli.options import DeviceOption, DtypeOption
+from tadsr.cli.options import (
+    DeviceOption,
+    DtypeOption,
+    HostOption,
+    MaxResultOption,
+    MaxUploadOption,
+    ModelsOption,
+)
 from tadsr.cli.reporting import (
     DebugOption,
     UsageError,
@@ -47,24 +54,13 @@ Examples:
 
 
 def serve(
-    model: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--model", "-m", help="Built-in model, folder, or hub id; several to choose from."
-        ),
-    ] = None,
+    model: ModelsOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
-    host: Annotated[
-        str, typer.Option("--host", metavar="ADDRESS", help="0.0.0.0: for other machines too.")
-    ] = "127.0.0.1",
+    host: HostOption = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", metavar="N", help="To listen on.")] = 7000,
-    max_upload: Annotated[
-        str, typer.Option("--max-upload", metavar="SIZE", help="Largest file, such as 50MB.")
-    ] = "50MB",
-    max_pixels: Annotated[
-        int, typer.Option("--max-pixels", metavar="N", help="Largest result in megapixels.")
-    ] = 64,
+    max_upload: MaxUploadOption = "50MB",
+    max_pixels: MaxResultOption = 64,
     max_waiting: Annotated[
         int, typer.Option("--max-waiting", metavar="N", help="Photos that are computed or wait.")
     ] = 8,
