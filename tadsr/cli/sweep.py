@@ -118,7 +118,14 @@ def sweep(
             if path.exists() and not overwrite:
                 raise UsageError(f"{path} exists already; --overwrite replaces it")
         wanted = ModelRequest(
-            model, adapter, dtype, prompt, max(values), tagger, prompt_style, engine
+            model,
+            adapter,
+            dtype,
+            prompt=prompt,
+            timestep=max(values),
+            tagger=tagger,
+            prompt_style=prompt_style,
+            engine=engine,
         )
         wanted.check()
         place = choose_device(device)

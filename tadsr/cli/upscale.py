@@ -291,7 +291,15 @@ def upscale(
             return
         _set_warnings(debug, quiet)
         wanted = ModelRequest(
-            model, adapter, dtype, prompt, timestep, tagger, prompt_style, engine, loras
+            model,
+            adapter,
+            dtype,
+            prompt=prompt,
+            timestep=timestep,
+            tagger=tagger,
+            prompt_style=prompt_style,
+            engine=engine,
+            loras=loras,
         )
         choose = partial(parse_devices, devices or device)
         if overwrite or not all(os.path.lexists(job.target) for job in jobs):

@@ -138,10 +138,9 @@ def evaluate_pairs(
     metrics = _check_metrics(metrics, hq is not None)
     folders = _name_folders(hq, None, outputs)
     methods = [_Method(name, partial(_read_output, name)) for name in outputs]
+    pictures = match_images(folders, allow_missing=allow_missing, strip_suffix=strip_suffix)
     settings = _describe_settings(folders, metrics)
-    return _evaluate(
-        folders, methods, metrics, settings, 1.0, allow_missing, strip_suffix, show_progress
-    )
+    return _evaluate(pictures, methods, metrics, settings, show_progress=show_progress)
 
 
 def evaluate_model(
@@ -219,9 +218,8 @@ def evaluate_model(
         "dtype": str(pipe.unet.dtype).removeprefix("torch."),
         **_describe_settings(folders, metrics),
     }
-    return _evaluate(
-        folders, methods, metrics, settings, scale, allow_missing, strip_suffix, show_progress
-    )
+    pictures = match_images(folders, allow_missing=allow_missing, strip_suffix=strip_suffix)
+    return _evaluate(pictures, methods, metrics, settings, scale=scale, show_progress=show_progress)
 
 
 @dataclass(frozen=True)
@@ -268,17 +266,17 @@ class _Method:
 
 
 def _evaluate(
-    folders: Mapping[str, Path],
+    pictures: Mapping[str, Mapping[str, Path]],
     methods: Sequence[_Method],
     metrics: tuple[Metric, ...],
     settings: Mapping[str, Any],
-    scale: float,
-    allow_missing: bool,
-    strip_suffix: str,
+    *,
+    scale: float = 1.0,
     show_progress: bool,
 ) -> Evaluation:
-    pictures = match_images(folders, allow_missing=allow_missing, strip_suffix=strip_suffix)
-    if HQ in folders and not all(metric.needs_reference for metric in metrics):
+    if HQ in next(iter(pictures.values())) and not all(
+        metric.needs_reference for metric in metrics
+    ):
         methods = [_Method(HQ, lambda sample: sample.hq), *methods]
     values: dict[str, dict[str, dict[str, float]]] = {method.name: {} for method in methods}
     # None: a bar on a terminal only.
