@@ -1,10 +1,10 @@
-"""Upscale damaged files one after the other, and tell what became of each.
+"""Upscale damaged files, or with damaged checkpoints, and tell what became of each case.
 
 python tests/robustness/damaged_files.py --model MODEL --folder EMPTY --seed 0 --first 17 --count 1
 
 Run by `test_damaged_files.py` in a process of its own, which a decoder may bring down: the file at
 hand then lies in EMPTY/in. A line of JSON comes for each case: its number, the file it is made of,
-what became of it, and where that is wrong why.
+what became of it, the CPU seconds and the memory it took, and where that is wrong why.
 """
 
 from __future__ import annotations
@@ -12,18 +12,24 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import json
+import re
 import resource
 import shutil
 import sys
 import tempfile
+import time
 import traceback
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
 
 # The script's own folder is where Python looks first.
+import damaged_checkpoints
 from corpus import make_files
 from mutations import mutate
 
@@ -36,6 +42,9 @@ from tadsr.folders.restoring import FileRequest, note_about, read_input, restore
 from tadsr.images import ArrayImage, count_frames, read_frames, read_image
 
 SECONDS_A_CASE = 30
+"""By the clock, on a machine that does other things as well."""
+CPU_SECONDS, MEGABYTES = 5, 1000
+"""What a case may take."""
 MEMORY_BYTES = 6 * 2**30
 RESTORED_PIXELS = 4000
 """Inputs of more pixels, which a changed header may promise, are read only."""
@@ -50,6 +59,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--count", type=int, default=1)
+    parser.add_argument("--checkpoints", type=float, default=0.04, help="their share")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -57,19 +67,42 @@ def main() -> None:
     pipe = TADSRPipeline.from_pretrained(arguments.model)
     with tempfile.TemporaryDirectory() as folder:
         files = make_files(Path(folder))
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = damaged_checkpoints.make_checkpoint(Path(folder))
     for number in range(arguments.first, arguments.first + arguments.count):
         faulthandler.dump_traceback_later(SECONDS_A_CASE, exit=True)
-        found = run_case(pipe, files, arguments.folder, arguments.seed, number)
+        rng = Random(f"{arguments.seed}-{number}")
+        if Random(number).random() < arguments.checkpoints:
+            case = partial(damaged_checkpoints.run_case, checkpoint, arguments.folder, rng)
+        else:
+            case = partial(run_case, pipe, files, arguments.folder, rng, number)
+        found = measured(case)
         faulthandler.cancel_dump_traceback_later()
         sys.stdout.write(json.dumps({"number": number, **found}) + "\n")
         sys.stdout.flush()
 
 
+def measured(run: Callable[[], dict[str, str]]) -> dict[str, Any]:
+    """Run a case and add what it took; too much is wrong."""
+    begin, before = time.process_time(), _megabytes("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    found = run()
+    seconds = round(time.process_time() - begin, 2)
+    megabytes = round(_megabytes("VmHWM") - before)
+    if not found["wrong"] and (seconds > CPU_SECONDS or megabytes > MEGABYTES):
+        found["wrong"] = f"took {seconds} s and {megabytes} MB"
+    return {**found, "seconds": seconds, "megabytes": megabytes}
+
+
+def _megabytes(name: str) -> float:
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(rf"{name}:\s*(\d+) kB", status)[1]) / 1e3
+
+
 def run_case(
-    pipe: TADSRPipeline, files: dict[str, bytes], folder: Path, seed: int, number: int
+    pipe: TADSRPipeline, files: dict[str, bytes], folder: Path, rng: Random, number: int
 ) -> dict[str, str]:
-    """Make a case from its number, run it, and clean up after it unless it went wrong."""
-    rng = Random(f"{seed}-{number}")
+    """Make a case, run it, and clean up after it unless it went wrong."""
     name = rng.choice(sorted(files))
     data = files[name] if rng.random() < 0.02 else mutate(rng, files[name], list(files.values()))
     suffix = Path(rng.choice(sorted(files)) if rng.random() < 0.1 else name).suffix
