@@ -105,10 +105,10 @@ def _edited(rng: Random, document: Any) -> Any:
     """Change, drop or add one or two entries, at any depth."""
     for _ in range(rng.choice((1, 1, 2))):
         place = document
-        while True:
-            if not isinstance(place, dict | list) or not place:
-                break
-            key = rng.choice(sorted(place)) if isinstance(place, dict) else rng.randrange(len(place))
+        while isinstance(place, dict | list) and place:
+            key = (
+                rng.choice(sorted(place)) if isinstance(place, dict) else rng.randrange(len(place))
+            )
             if isinstance(place[key], dict | list) and place[key] and rng.random() < 0.7:
                 place = place[key]
                 continue

@@ -26,10 +26,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import torch
-
 # The script's own folder is where Python looks first.
 import damaged_checkpoints
+import torch
 from corpus import make_files
 from mutations import mutate
 
