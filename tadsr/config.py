@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 ColorFix = Literal["adain", "wavelet", "none"]
 """How the result's colours are brought back to the input's."""
 
+Seamless = Literal["both", "x", "y"]
+"""In which directions an image repeats: to the right (x), below (y), or both."""
+
 Precision = Literal["fp32", "fp16", "bf16"]
 """What users call a type of weights."""
 
@@ -75,6 +78,8 @@ class UpscaleSettings:
     shrunk back; 0 switches that off."""
     tiling: TileSpec | Literal["auto"] | None = "auto"
     """Whether, and by what, large images are computed in pieces; None for never."""
+    seamless: Seamless | None = None
+    """In which directions images repeat and the results must, too; None for no texture."""
 
     def __post_init__(self) -> None:
         if isinstance(self.scale, bool) or not isinstance(self.scale, Real):
@@ -88,6 +93,11 @@ class UpscaleSettings:
             raise ValueError(
                 f"color_fix must be one of {', '.join(get_args(ColorFix))}, got {self.color_fix!r}"
             )
+        if self.seamless not in (None, *get_args(Seamless)):
+            raise ValueError(
+                f"seamless must be one of {', '.join(get_args(Seamless))}, or None, got "
+                f"{self.seamless!r}"
+            )
         if isinstance(self.process_size, bool) or not isinstance(self.process_size, int):
             raise TypeError(f"process_size must be a whole number of px, got {self.process_size!r}")
         if self.process_size < 0:
@@ -99,6 +109,11 @@ class UpscaleSettings:
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the output's height and width in px for an input's."""
         return round(self.scale * height), round(self.scale * width)
+
+    @property
+    def wraps(self) -> tuple[bool, bool]:
+        """Whether an image repeats below it, and to its right."""
+        return self.seamless in ("both", "y"), self.seamless in ("both", "x")
 
     def network_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the height and width in px, before padding, that the network works at."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 IMAGE_SUFFIXES = frozenset(
@@ -10,6 +11,15 @@ IMAGE_SUFFIXES = frozenset(
     | {".ppm", ".pgm", ".pbm", ".pnm"}
 )
 """What a folder is searched for; a file that is named itself may have any suffix."""
+
+RAW_SUFFIXES = frozenset(
+    {".dng", ".nef", ".nrw", ".cr2", ".cr3", ".crw", ".arw", ".sr2", ".srf", ".raf", ".orf"}
+    | {".rw2", ".rwl", ".pef", ".srw", ".erf", ".kdc", ".dcr", ".mrw", ".mos", ".iiq", ".3fr"}
+)
+"""Cameras' raw files, told by their names: most are TIFFs, whose first picture is a thumbnail."""
+
+INPUT_SUFFIXES = IMAGE_SUFFIXES | {".jxl"} | (RAW_SUFFIXES if find_spec("rawpy") else frozenset())
+"""What is restored of a folder: also what is read by libraries that are extras."""
 
 
 def find_images(folder: str | Path) -> list[Path]:

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from torch import Generator, Tensor
 
-from tadsr.config import ColorFix, UpscaleSettings
+from tadsr.config import ColorFix, Seamless, UpscaleSettings
 from tadsr.images import ArrayImage
 from tadsr.onestep import TileSpec
 from tadsr.progress import Progress
@@ -29,6 +29,7 @@ class CallOptions(TypedDict, total=False):
     prompt: str | Sequence[str] | None
     color_fix: ColorFix
     process_size: int
+    seamless: Seamless | None
     tiling: TileSpec | Literal["auto"] | None
     settings: UpscaleSettings | None
     generator: Generator | Sequence[Generator] | None

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tadsr.call_habits import takes_habits
 from tadsr.conditioning import TimestepLike, read_conditions, read_timesteps
-from tadsr.config import ColorFix, UpscaleSettings
+from tadsr.config import ColorFix, Seamless, UpscaleSettings
 from tadsr.images import (
     DecodedImage,
     alpha_rows,
@@ -34,6 +34,7 @@ from tadsr.onestep import (
 )
 from tadsr.onestep.banded import Strip
 from tadsr.onestep.conditions import Conditions
+from tadsr.onestep.seamless import margins_of, upscale_seamless
 from tadsr.onestep.whole import upscale
 from tadsr.pipeline_base import OneStepPipeline
 from tadsr.progress import Progress, paced, share_of
@@ -121,6 +122,7 @@ class Restorer(OneStepPipeline):
         color_fix: ColorFix = "adain",
         process_size: int = 512,
         tiling: TileSpec | Literal["auto"] | None = "auto",
+        seamless: Seamless | None = None,
         settings: UpscaleSettings | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         output_type: str | None = None,
@@ -144,7 +146,10 @@ class Restorer(OneStepPipeline):
             tiling: "auto" computes large images in pieces, within the memory there is; a
                 `TileSpec` sets the pieces; None never does. Up to 2048 × 2048 px of output the
                 result is that of the whole.
-            settings: `scale`, `color_fix`, `process_size` and `tiling` in one, in place of these.
+            seamless: "x", "y" or "both" for a texture that repeats to its right, below it, or
+                both, so that the result does; None for a photo.
+            settings: `scale`, `color_fix`, `process_size`, `tiling` and `seamless` in one, in
+                place of these.
             generator: Samples the encoder's posterior, one for all images or one per image; None
                 takes its mean, so that the same input gives the same output.
             output_type: "pil", "np" (bytes, where diffusers gives floats; 16 bit if the image is)
@@ -164,7 +169,7 @@ class Restorer(OneStepPipeline):
 
         Source: TADSR (arXiv 2508.16557), one-step inference.
         """
-        settings = settings or UpscaleSettings(scale, color_fix, process_size, tiling)
+        settings = settings or UpscaleSettings(scale, color_fix, process_size, tiling, seamless)
         is_list = isinstance(image, list | tuple)
         is_batch = isinstance(image, Tensor) and image.ndim == 4
         images = list(image) if is_list or is_batch else [image]
@@ -199,7 +204,7 @@ class Restorer(OneStepPipeline):
             settings: As for a call.
             output_type: As for a call.
             progress: As for a call.
-            **options: `scale`, `color_fix`, `process_size` and `tiling`, as for a call.
+            **options: `scale`, `color_fix`, `process_size`, `tiling` and `seamless`, as for a call.
 
         Returns:
             An image per timestep, as a call with it gives.
@@ -249,7 +254,7 @@ class Restorer(OneStepPipeline):
             generator: As for a call.
             overwrite: Whether an existing file may be replaced.
             progress: As for a call.
-            **options: `scale`, `color_fix`, `process_size` and `tiling`, as for a call.
+            **options: `scale`, `color_fix`, `process_size`, `tiling` and `seamless`, as for a call.
 
         Raises:
             TypeError: An argument is of the wrong type.
@@ -282,7 +287,8 @@ class Restorer(OneStepPipeline):
             settings: What is done to them.
         """
         pixels = batch_pixels(self.vae, self._execution_device)
-        return max(1, pixels // math.prod(settings.network_size(*size)))
+        sides = zip(settings.network_size(*size), margins_of(settings), strict=True)
+        return max(1, pixels // math.prod(side + 2 * margin for side, margin in sides))
 
     def _read_prompts(
         self, prompt: str | Sequence[str] | None, images: Sequence[DecodedImage]
@@ -354,7 +360,10 @@ class Restorer(OneStepPipeline):
         """Restore images (B, 3, h, w) in [0, 1], in pieces or as a whole."""
         with self._lock:
             engine = self.engine
-        strips = upscale(engine, at, rgb, settings, progress, takes_bytes=takes_bytes)
+        if settings.seamless is None:
+            strips = upscale(engine, at, rgb, settings, progress, takes_bytes=takes_bytes)
+        else:
+            strips = upscale_seamless(engine, at, rgb, settings, progress)
         while True:
             with self._lock:
                 strip = next(strips, None)

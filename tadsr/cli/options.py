@@ -12,7 +12,7 @@ import typer
 
 from tadsr.cli.model_request import DtypeName
 from tadsr.cli.reporting import parse_bytes
-from tadsr.config import MAX_PIXELS, ColorFix, TargetSize
+from tadsr.config import MAX_PIXELS, ColorFix, Seamless, TargetSize
 
 if TYPE_CHECKING:
     from tadsr.tile_spec import TileSpec
@@ -48,6 +48,12 @@ ProcessSizeOption = Annotated[
         "--process-size",
         metavar="PX",
         help="Shorter side that small photos are computed at; 0: their own.",
+    ),
+]
+SeamlessOption = Annotated[
+    Seamless | None,
+    typer.Option(
+        "--seamless", help="Textures that repeat to the right (x), below (y) or both, tile again."
     ),
 ]
 ModelOption = Annotated[

@@ -19,7 +19,7 @@ from tadsr.folders.jobs import (
     name_targets,
 )
 from tadsr.folders.own_results import is_result_of, leave_out_results, untagged
-from tadsr.image_files import IMAGE_SUFFIXES
+from tadsr.image_files import INPUT_SUFFIXES
 
 FORMAT_SUFFIXES = {
     "png": (".png", ".apng"),
@@ -29,6 +29,7 @@ FORMAT_SUFFIXES = {
     "avif": (".avif",),
     "bmp": (".bmp",),
     "gif": (".gif",),
+    "jxl": (".jxl",),
 }
 """Suffixes that an output file may have, by format; the first where we name it."""
 
@@ -149,7 +150,7 @@ def _is_folder_name(output: str, is_one_file: bool) -> bool:
     if _is_folder(output) or os.path.exists(output):
         return _is_folder(output)
     # What does not exist yet is a folder where only a folder makes sense.
-    known = IMAGE_SUFFIXES.union(_OUTPUT_SUFFIXES)
+    known = INPUT_SUFFIXES.union(_OUTPUT_SUFFIXES)
     return not is_one_file and Path(output).suffix.lower() not in known
 
 

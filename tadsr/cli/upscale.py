@@ -30,6 +30,7 @@ from tadsr.cli.options import (
     PromptOption,
     PromptStyleOption,
     ScaleOption,
+    SeamlessOption,
     ShortSideOption,
     TaggerOption,
     TileOption,
@@ -100,7 +101,7 @@ output folder. Files that fail are reported at the end, after all others are don
 APNG, WebP or GIF, depending on the output's name.
 """
 
-Format = Literal["same", "png", "jpg", "webp", "tiff", "avif", "bmp", "gif"]
+Format = Literal["same", "png", "jpg", "webp", "tiff", "avif", "bmp", "gif", "jxl"]
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,7 @@ def upscale(
     prompt_style: PromptStyleOption = "published",
     color_fix: ColorFixOption = "adain",
     process_size: ProcessSizeOption = 512,
+    seamless: SeamlessOption = None,
     seed: Annotated[
         int | None,
         typer.Option(
@@ -236,7 +238,7 @@ def upscale(
     """Run `tadsr upscale`."""
     with as_usage_errors():
         tiling = parse_tiling(tile, max_memory)
-        settings = UpscaleSettings(scale, color_fix, process_size, tiling)
+        settings = UpscaleSettings(scale, color_fix, process_size, tiling, seamless)
         limit = parse_max_pixels(max_pixels)
         size, size_tag = parse_size(width, height, long_side, short_side)
         loras = tuple(parse_lora(text) for text in lora or ())

@@ -24,7 +24,7 @@ from tadsr.errors import (
     ImageWriteError,
     TADSRError,
 )
-from tadsr.image_files import IMAGE_SUFFIXES
+from tadsr.image_files import INPUT_SUFFIXES
 from tadsr.images import ArrayImage, ImageLike, read_image, write_image
 from tadsr.images.limits import BOMBS
 from tadsr.measure.pictures import to_rgb8
@@ -283,9 +283,9 @@ def _read(photo: Path, limits: DemoLimits, max_pixels: int) -> ImageLike:
             f"a photo must have at most {limits.max_upload_bytes / 1e6:g} MB here, got "
             f"{num_bytes / 1e6:.1f} MB; save it smaller"
         )
-    if photo.suffix.lower() not in IMAGE_SUFFIXES:
+    if photo.suffix.lower() not in INPUT_SUFFIXES:
         raise TADSRError(
-            f"a photo must be {', '.join(sorted(s[1:] for s in IMAGE_SUFFIXES))}, "
+            f"a photo must be {', '.join(sorted(s[1:] for s in INPUT_SUFFIXES))}, "
             f"got {photo.suffix or 'a name without a suffix'}"
         )
     with warnings.catch_warnings():

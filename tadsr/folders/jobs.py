@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tadsr.image_files import IMAGE_SUFFIXES
+from tadsr.image_files import INPUT_SUFFIXES
 
 MANIFEST_NAME = "tadsr-manifest.jsonl"
 """In the folder of the results."""
@@ -121,7 +121,7 @@ def draft_folder(
             suffix = Path(name).suffix.lower()
             if name.startswith(".") or name == MANIFEST_NAME:
                 continue
-            if suffix not in IMAGE_SUFFIXES:
+            if suffix not in INPUT_SUFFIXES:
                 others[suffix or "without a suffix"] += 1
                 continue
             is_empty = False
@@ -133,7 +133,7 @@ def draft_folder(
         say(f"{folder}: left out {kinds}; a file that is named itself may have any suffix")
     if is_empty and not closed:
         raise ValueError(
-            f"{folder} must hold images ({' '.join(sorted(IMAGE_SUFFIXES))}), found none"
+            f"{folder} must hold images ({' '.join(sorted(INPUT_SUFFIXES))}), found none"
         )
 
 

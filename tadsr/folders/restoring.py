@@ -92,6 +92,7 @@ class FileRequest:
             **({} if self.background is None else {"background": self.background}),
             **({} if self.size is None else {"scale": None, "size": asdict(self.size)}),
             **({"lossless": True} if self.is_lossless else {}),
+            **({"seamless": seamless} if (seamless := self.settings.seamless) else {}),
         }
 
 

@@ -21,9 +21,11 @@ from tadsr.images.reading import FileFacts, find_losses, read_facts, read_image
 from tadsr.images.strips import STREAMED_SUFFIXES, check_streamable, write_strips
 from tadsr.images.tensors import (
     pad_reflect,
+    pad_wrap,
     reflect_index,
     resize_bicubic,
     resize_bicubic_rows,
+    resize_wrapped,
 )
 
 __all__ = [
@@ -50,6 +52,7 @@ __all__ = [
     "lay_over",
     "mark_as_made",
     "pad_reflect",
+    "pad_wrap",
     "read_facts",
     "read_frames",
     "read_image",
@@ -57,6 +60,7 @@ __all__ = [
     "resize_bicubic",
     "resize_bicubic_rows",
     "resize_image",
+    "resize_wrapped",
     "stack_images",
     "strip_metadata",
     "takes_bytes",

@@ -13,7 +13,7 @@ from tadsr.config import UpscaleSettings
 from tadsr.images.array_image import ArrayImage
 from tadsr.images.decoding import DecodedImage, ImageLike, OutputType, decode_image
 from tadsr.images.encoding import encode_image
-from tadsr.images.tensors import resize_bicubic, resize_bicubic_rows
+from tadsr.images.tensors import resize_bicubic, resize_bicubic_rows, resize_wrapped
 
 
 def assemble_images(
@@ -54,6 +54,9 @@ def alpha_rows(
         return None
     size = settings.output_size(*decoded.alpha.shape[-2:])
     stop = start + colors.shape[-2]
+    if settings.seamless is not None:
+        whole = resize_wrapped(decoded.alpha[None], size, settings.wraps)
+        return whole[0, :, start:stop].clamp(0, 1)
     return resize_bicubic_rows(decoded.alpha[None], size, start, stop)[0].clamp(0, 1)
 
 

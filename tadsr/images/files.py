@@ -14,11 +14,13 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, PngImagePlugin, features
 
-from tadsr.errors import ImageWriteError
+from tadsr.errors import ImageWriteError, install
 from tadsr.images.array_image import ArrayImage
+from tadsr.images.color_space import to_srgb
 from tadsr.images.decoding import decode_image, icc_space, unit_planes
 from tadsr.images.encoding import encode_image
-from tadsr.images.metadata import exif_with_dpi, iptc_resource, kept_metadata
+from tadsr.images.metadata import exif_with_dpi, find_orientation, iptc_resource, kept_metadata
+from tadsr.images.plugins import knows_jxl
 from tadsr.images.png import PngWriter, metadata_chunks
 from tadsr.whole_file import whole_file
 
@@ -34,8 +36,9 @@ _SUFFIXES = {
     ".bmp": "BMP",
     ".avif": "AVIF",
     ".gif": "GIF",
+    ".jxl": "JXL",
 }
-LOSSLESS_FORMATS = ("PNG", "WEBP", "TIFF", "BMP")
+LOSSLESS_FORMATS = ("PNG", "WEBP", "TIFF", "BMP", "JXL")
 """What can be written without loss."""
 _OPAQUE_FORMATS = ("JPEG", "BMP")
 _ANIMATED_FORMATS = ("PNG", "WEBP", "GIF")
@@ -54,6 +57,7 @@ _FILE_MODES = {
     "BMP": ("1", "L", "P", "RGB"),
     "AVIF": ("RGB", "RGBA"),
     "GIF": (),
+    "JXL": ("L", "LA", "RGB", "RGBA"),
 }
 
 
@@ -241,6 +245,7 @@ def _write_array(image: ArrayImage, file: BinaryIO, format: str) -> None:
 @functools.cache
 def _writable_suffixes() -> dict[str, str]:
     Image.init()
+    knows_jxl()
     return {suffix: name for suffix, name in _SUFFIXES.items() if name in Image.SAVE}
 
 
@@ -250,6 +255,10 @@ def _file_format(path: Path, format: str | None) -> str:
     if found is None:
         known = " ".join(_writable_suffixes())
         if suffix.lower() in _SUFFIXES:
+            if suffix.lower() == ".jxl":
+                raise ImageWriteError(
+                    f"{path}: JPEG XL needs the library pillow-jxl-plugin; {install('jxl')}"
+                )
             raise ImageWriteError(
                 f"{path}: this build of Pillow cannot write {_SUFFIXES[suffix.lower()]}, which "
                 f"pip's can: pip install -U pillow; or use one of {known}"
@@ -274,6 +283,11 @@ def _fit_mode(image: Image.Image | ArrayImage, format: str) -> Image.Image | Arr
         reduced = to_palette(encode_image(decoded.rgb, decoded.alpha, decoded, "pil"))
         reduced.info |= {key: v for key, v in decoded.kind.info.items() if key == "comment"}
         return reduced
+    if format == "JXL":  # has no place for a profile, and EXIF's orientation does not count
+        if find_orientation(image) != 1:
+            decoded = decode_image(image)
+            image = encode_image(decoded.rgb, decoded.alpha, decoded, "pil")
+        image = _in_srgb(image)
     if image.mode == "I" and "I;16" in modes and "I" not in modes:
         bands = np.asarray(image)
         unit_planes(bands, 65535.0, "an image of mode I")  # checks the range
@@ -290,6 +304,19 @@ def _fit_mode(image: Image.Image | ArrayImage, format: str) -> Image.Image | Arr
         return image
     is_opaque = decoded.alpha is None or format in _OPAQUE_FORMATS
     return image.convert("RGB" if is_opaque else "RGBA")
+
+
+def _in_srgb(image: Image.Image) -> Image.Image:
+    """Convert an image that has a profile, for a format that is written without."""
+    kept = kept_metadata(image.info, icc_space(image.mode))
+    profile = kept.pop("icc_profile", None)
+    if profile is None:
+        return image
+    converted = Image.fromarray(to_srgb(np.asarray(image.convert("RGB")), profile))
+    if image.has_transparency_data:
+        converted.putalpha(image.convert("RGBA").getchannel("A"))
+    converted.info = kept
+    return converted
 
 
 def is_see_through(image: Image.Image | ArrayImage) -> bool:
@@ -318,12 +345,15 @@ def save_options(
         for key, limit in (("exif", _JPEG_EXIF_BYTES), ("xmp", _JPEG_XMP_BYTES)):
             if len(options.get(key, b"")) > limit:
                 options[key] = b""
-    elif format in ("WEBP", "AVIF"):
+    elif format in ("WEBP", "AVIF", "JXL"):
         options["quality"] = quality or 90
         if is_lossless:
             options |= {"lossless": True, "quality": 100 if quality is None else quality}
         if "dpi" in options:
             options["exif"] = exif_with_dpi(options.get("exif"), options["dpi"])
+        if format == "JXL":
+            # Pillow's plugin would pack up the JPEG that an image was read from, and its EXIF.
+            options |= {"lossless_jpeg": False, "exif": options.get("exif", b"")}
     elif format == "PNG":
         # Only what Pillow's saver would not write by itself.
         chunks = PngImagePlugin.PngInfo()

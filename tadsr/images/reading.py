@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from tadsr.config import MAX_PIXELS
-from tadsr.errors import ImageReadError, ImageReadWarning, install
+from tadsr.errors import ImageReadError, ImageReadWarning
+from tadsr.image_files import RAW_SUFFIXES
 from tadsr.images.array_image import (
     ArrayImage,
     check_unit,
@@ -32,6 +33,7 @@ from tadsr.images.metadata import (
     upright_metadata,
     upright_size,
 )
+from tadsr.images.plugins import is_jxl, open_heif, open_jxl, raw_size, read_raw
 
 # Files of several images of equal rank; others keep thumbnails and depth maps beside the first.
 ANIMATED_FORMATS = ("GIF", "PNG", "WEBP", "AVIF")
@@ -46,7 +48,8 @@ def read_image(
     """Read an image file whole; of several frames or pages the first, with a warning.
 
     Args:
-        path: The file; HEIC needs the library pillow-heif.
+        path: The file; HEIC needs the library pillow-heif, JPEG XL pillow-jxl-plugin, and raw
+            files rawpy.
         max_pixels: Largest width × height, against decompression bombs. Above `MAX_PIXELS` it
             takes the place of Pillow's own limit, 2 × `PIL.Image.MAX_IMAGE_PIXELS`, for as long as
             the file is read; None leaves that one alone.
@@ -63,6 +66,8 @@ def read_image(
     """
     path = check_readable(path, max_pixels)
     try:
+        if path.suffix.lower() in RAW_SUFFIXES:
+            return read_raw(path, max_pixels)
         with pillow_opens(max_pixels), open_image(path, max_pixels) as image:
             return _read(image, path)
     except BOMBS as error:
@@ -93,6 +98,8 @@ def read_facts(path: str | os.PathLike[str], *, max_pixels: int | None = MAX_PIX
     """Read an image file's header."""
     path = check_readable(path, max_pixels)
     try:
+        if path.suffix.lower() in RAW_SUFFIXES:
+            return FileFacts(raw_size(path, max_pixels), 1, False, False)
         with pillow_opens(max_pixels), open_image(path, max_pixels) as image:
             is_animated = image.format in ANIMATED_FORMATS
             return FileFacts(
@@ -115,6 +122,8 @@ def read_facts(path: str | os.PathLike[str], *, max_pixels: int | None = MAX_PIX
 def find_losses(path: str | os.PathLike[str], *, max_pixels: int | None = MAX_PIXELS) -> list[str]:
     """Return what `read_image` warns of, but for frames: further pages, and HDR."""
     path = check_readable(path, max_pixels)
+    if path.suffix.lower() in RAW_SUFFIXES:
+        return []
     try:
         with pillow_opens(max_pixels), open_image(path, max_pixels) as image:
             return _lost_of(image, path)
@@ -143,11 +152,13 @@ def open_image(path: Path, max_pixels: int | None) -> Image.Image:
         Exception: Whatever Pillow raises for a damaged file.
     """
     source, found = open_png(path)
+    with open(path, "rb") as file:
+        head = file.read(64)
+    if is_jxl(head):
+        return open_jxl(path, max_pixels)
     try:
         image = Image.open(source)
     except UnidentifiedImageError:
-        with open(path, "rb") as file:
-            head = file.read(64)
         if head[4:8] == b"ftyp":
             return _open_heif(path, head, max_pixels)
         if head.startswith(_TIFF_MAGIC):
@@ -261,14 +272,4 @@ def _open_heif(path: Path, head: bytes, max_pixels: int | None) -> Image.Image:
         raise ImageReadError(
             f"{path}: this build of Pillow cannot read AVIF, which pip's can: pip install -U pillow"
         )
-    try:
-        from pillow_heif import HeifImageFile
-    except ImportError as error:
-        raise ImageReadError(
-            f"{path}: HEIC needs the library pillow-heif; {install('heif')}, or convert the file "
-            "to JPEG or PNG"
-        ) from error
-    # Opened by its own class: registering it with Pillow would change every other use of Pillow.
-    image = HeifImageFile(path)
-    check_size(path, *image.size, max_pixels)
-    return _with_colors(image, path)
+    return _with_colors(open_heif(path, max_pixels), path)

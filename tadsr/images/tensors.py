@@ -107,6 +107,41 @@ def pad_reflect(x: Tensor, bottom: int, right: int) -> Tensor:
     return x
 
 
+def pad_wrap(x: Tensor, margins: tuple[int, int]) -> Tensor:
+    """Pad an image that repeats by what lies beyond its edges.
+
+    Args:
+        x: (B, C, H, W), any range.
+        margins: Rows to add above and below, columns to add left and right; may exceed the sides.
+    """
+    for dim, margin in zip((-2, -1), margins, strict=True):
+        if margin:
+            side = x.shape[dim]
+            index = torch.arange(-margin, side + margin, device=x.device) % side
+            x = x.index_select(dim, index)
+    return x
+
+
+def resize_wrapped(x: Tensor, size: tuple[int, int], wraps: tuple[bool, bool]) -> Tensor:
+    """Resize an image that repeats, as `resize_bicubic`.
+
+    Args:
+        x: (B, C, H, W), any range.
+        size: New (height, width) in px.
+        wraps: Whether it repeats below, and to the right.
+    """
+    sides, margins, cut = x.shape[-2:], [], []
+    for side, new, wrap in zip(sides, size, wraps, strict=True):
+        # A margin that becomes whole px, as wide as the filter reaches.
+        step = side // math.gcd(side, new)
+        reach = math.ceil(2 * max(1, side / new)) + 1
+        margins.append(-(-reach // step) * step if wrap else 0)
+        cut.append(margins[-1] * new // side)
+    padded = tuple(new + 2 * extra for new, extra in zip(size, cut, strict=True))
+    resized = resize_bicubic(pad_wrap(x, tuple(margins)), padded)
+    return resized[..., cut[0] : cut[0] + size[0], cut[1] : cut[1] + size[1]]
+
+
 def reflect_index(start: int, stop: int, side: int) -> Tensor:
     """Return where the positions start..stop of a side padded by reflection come from."""
     period = max(2 * (side - 1), 1)
