@@ -3,8 +3,8 @@
 import torch
 
 from tadsr import TADSRPipeline
+from tadsr.demo.actions import DemoLimits, Models
 from tadsr.demo.page import build
-from tadsr.demo.restoring import DemoLimits, Models
 
 MODELS = ["tadsr-tiny"]
 """Built-in names and hub ids that visitors choose from."""

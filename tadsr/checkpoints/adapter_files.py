@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tadsr.checkpoints.tensors import TensorReader, check_tensors, read_pickle
+from tadsr.checkpoints.tensor_files import TensorReader, check_tensors, read_pickle
 from tadsr.errors import CheckpointError
 from tadsr.networks.adapters import DEFAULT_ALPHA, AdapterSet
 

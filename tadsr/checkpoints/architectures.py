@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from tadsr.checkpoints.tensors import TensorReader
+from tadsr.checkpoints.tensor_files import TensorReader
 from tadsr.errors import CheckpointError
 
 SHARED_VAE_KEYS = (

@@ -12,7 +12,7 @@ from torch import nn
 from tadsr.checkpoints.architectures import build_model
 from tadsr.checkpoints.json_files import read_json
 from tadsr.checkpoints.layout import Component, Format, choose_weight_file
-from tadsr.checkpoints.tensors import Change, TensorReader, load_strict
+from tadsr.checkpoints.tensor_files import Change, TensorReader, load_strict
 from tadsr.errors import CheckpointError
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tadsr.checkpoints.components import clip_common_name
 from tadsr.checkpoints.json_files import read_json, user_path
-from tadsr.checkpoints.tensors import TensorReader
+from tadsr.checkpoints.tensor_files import TensorReader
 from tadsr.errors import CheckpointError
 from tadsr.networks.adapters import plain_state_dict
 from tadsr.networks.lora import LoraProduct

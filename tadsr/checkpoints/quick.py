@@ -19,7 +19,7 @@ from tadsr.checkpoints.detect import (
 )
 from tadsr.checkpoints.json_files import read_json
 from tadsr.checkpoints.layout import NATIVE
-from tadsr.checkpoints.tensors import load_strict
+from tadsr.checkpoints.tensor_files import load_strict
 from tadsr.networks.bare import Bare, BarePrompts, build_bare, has_known_blocks
 from tadsr.schedule import make_alphas_cumprod
 

@@ -11,7 +11,7 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor
 
-from tadsr.checkpoints.tensors import TensorMeta, check_names, read_pickle
+from tadsr.checkpoints.tensor_files import TensorMeta, check_names, read_pickle
 from tadsr.errors import CheckpointError
 from tadsr.networks.adapters import merged_weight
 from tadsr.prompts.tagger import TaggerConfig, TaggerNetwork

@@ -21,7 +21,7 @@ from tadsr.checkpoints.hub import download
 from tadsr.checkpoints.json_files import read_json, user_path
 from tadsr.checkpoints.ram_weights import RamWeights, read_ram
 from tadsr.checkpoints.save import check_target, write_atomically
-from tadsr.checkpoints.tensors import TensorReader, load_strict
+from tadsr.checkpoints.tensor_files import TensorReader, load_strict
 from tadsr.errors import CheckpointError
 from tadsr.prompts.tagger import Tagger, TaggerConfig, usual_dtype
 from tadsr.prompts.tagger_input import TaggerView

@@ -73,8 +73,8 @@ def demo(
             check_source(name)
         place = choose_device(device)
 
+        from tadsr.demo.actions import DemoLimits, Models
         from tadsr.demo.page import build
-        from tadsr.demo.restoring import DemoLimits, Models
 
         silence_libraries(debug)
 

@@ -83,7 +83,7 @@ def serve(
             check_source(name)
         place = choose_device(device)
 
-        from tadsr.demo.restoring import DemoLimits, Models
+        from tadsr.demo.actions import DemoLimits, Models
         from tadsr.demo.service import Service
 
         silence_libraries(debug)

@@ -19,7 +19,7 @@ from gradio.utils import get_upload_folder
 from gradio_client.utils import is_http_url_like
 
 from tadsr.config import ColorFix
-from tadsr.demo.restoring import (
+from tadsr.demo.actions import (
     Choices,
     DemoLimits,
     Models,

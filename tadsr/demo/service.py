@@ -27,7 +27,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from tadsr.config import ColorFix
-from tadsr.demo.restoring import Choices, DemoLimits, Models, restore, sentence_for
+from tadsr.demo.actions import Choices, DemoLimits, Models, restore, sentence_for
 from tadsr.errors import CheckpointError, ImageWriteError, TADSRError
 from tadsr.progress import Progress
 from tadsr.version import __version__

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tadsr.checkpoints import inspect_checkpoint, load_adapters, load_checkpoint
-from tadsr.checkpoints.tensors import TensorReader
+from tadsr.checkpoints.tensor_files import TensorReader
 from tadsr.errors import CheckpointError
 
 SECONDS = 5

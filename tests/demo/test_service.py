@@ -18,7 +18,7 @@ import uvicorn
 from PIL import Image
 
 from tadsr import TADSRPipeline
-from tadsr.demo.restoring import DemoLimits, Models
+from tadsr.demo.actions import DemoLimits, Models
 from tadsr.demo.service import Service
 
 LIMITS = DemoLimits(max_upload_bytes=20_000, max_output_pixels=20_000)

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from tadsr.checkpoints.tensors import TensorReader, load_strict, read_pickle
+from tadsr.checkpoints.tensor_files import TensorReader, load_strict, read_pickle
 from tadsr.errors import CheckpointError
 
 

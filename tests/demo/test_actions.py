@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tadsr import TADSRPipeline, TimestepMap
-from tadsr.demo.restoring import (
+from tadsr.demo.actions import (
     PREVIEW_PX,
     Choices,
     DemoLimits,
