@@ -53,7 +53,7 @@ class OneStepPipeline:
         """The engine of the networks that the pipeline holds now."""
         engine = self._engine
         if engine.vae is not self.vae or engine.unet is not self.unet:
-            self._engine = OneStepEngine(self.vae, self.unet, self.alphas_cumprod, engine.choice)
+            self._engine = engine.chosen(self.vae, self.unet)
         return self._engine
 
     def set_engine(self, engine: EngineName | EnginePlan) -> None:
@@ -68,8 +68,7 @@ class OneStepPipeline:
         Raises:
             ValueError: `engine` is none of these.
         """
-        grow = self._engine.grow
-        chosen = OneStepEngine(self.vae, self.unet, self.alphas_cumprod, engine, grow=grow)
+        chosen = self._engine.chosen(self.vae, self.unet, engine)
         with self._lock:
             self._engine.release()
             self._engine = chosen

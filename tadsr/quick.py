@@ -22,15 +22,19 @@ class QuickRestorer(Restorer):
         source: What the checkpoint was loaded from.
         checkpoint: Its bare layers.
         engine: "auto" or "fused".
+        mixes: As for `OneStepEngine`.
     """
 
     text_encoder = tokenizer = None
     _execution_device = device = torch.device("cpu")
 
-    def __init__(self, source: str, checkpoint: BareCheckpoint, engine: EngineName) -> None:
+    def __init__(
+        self, source: str, checkpoint: BareCheckpoint, engine: EngineName, mixes: bool
+    ) -> None:
         vae, unet, self.prompt_embeddings, alphas_cumprod, metadata = checkpoint
         grow = partial(_load_modules, source, unet.dtype)
-        self._prepare(OneStepEngine(vae, unet, alphas_cumprod, engine, grow=grow), metadata)
+        chosen = OneStepEngine(vae, unet, alphas_cumprod, engine, mixes=mixes, grow=grow)
+        self._prepare(chosen, metadata)
 
     @property
     def vae(self) -> Any:
@@ -46,7 +50,9 @@ class QuickRestorer(Restorer):
         """Do nothing: nothing is offloaded."""
 
 
-def open_quickly(source: str, dtype: torch.dtype, engine: EngineName) -> QuickRestorer | None:
+def open_quickly(
+    source: str, dtype: torch.dtype, engine: EngineName, *, mixes: bool = False
+) -> QuickRestorer | None:
     """Return a restorer without importing diffusers, or None where that needs the pipeline.
 
     Args:
@@ -58,7 +64,7 @@ def open_quickly(source: str, dtype: torch.dtype, engine: EngineName) -> QuickRe
         CheckpointError: The checkpoint is missing.
     """
     checkpoint = load_bare(source, dtype) if engine in ("auto", "fused") else None
-    return None if checkpoint is None else QuickRestorer(source, checkpoint, engine)
+    return None if checkpoint is None else QuickRestorer(source, checkpoint, engine, mixes)
 
 
 def _load_modules(source: str, dtype: torch.dtype) -> tuple[Any, Any]:

@@ -83,6 +83,7 @@ def _table(report: Report) -> list[str]:
         "memory": f"{memory['memory']}, {memory['available']} available",
         "device": f"{report.device_name}: {about}",
         "dtype": report.dtype,
+        "products": report.products,
         "engine": f"auto takes {report.engine}",
         "kernels": "not used: " + "; ".join(report.kernel_reasons)
         if report.kernel_reasons

@@ -8,6 +8,7 @@ from tadsr.cli.model_request import DtypeName, ModelRequest
 from tadsr.cli.reporting import as_usage_errors, format_bytes
 from tadsr.config import torch_dtype
 from tadsr.onestep.memory import used_bytes
+from tadsr.onestep.precision import choose_precision
 from tadsr.onestep.support import unknown_blocks, wrapped_modules
 from tadsr.quick import open_quickly
 from tadsr.restorer import Restorer
@@ -25,15 +26,16 @@ def load_model(request: ModelRequest, device: str | torch.device) -> Restorer:
     device = torch.device(device)
     dtype = choose_dtype(request.dtype, device)
     pipe: Restorer | None = None
+    mixes = request.dtype == "auto" and device.type == "cpu"
     if device.type == "cpu" and not (request.adapter or request.tagger or request.loras):
-        pipe = open_quickly(request.source, dtype, request.engine)
+        pipe = open_quickly(request.source, dtype, request.engine, mixes=mixes)
     if pipe is None:
         from tadsr.pipeline import TADSRPipeline  # takes seconds, with diffusers
 
         pipe = TADSRPipeline.from_pretrained(
             request.source,
             adapter=request.adapter,
-            torch_dtype=dtype,
+            torch_dtype="auto" if mixes else dtype,
             tagger=request.tagger,
             engine=request.engine,
         )
@@ -50,18 +52,20 @@ def load_model(request: ModelRequest, device: str | torch.device) -> Restorer:
 
 def describe(pipe: Restorer, *, reasons: bool = False) -> str:
     """Return where and how a pipeline runs, as a line, and as more of them why."""
-    device, dtype = pipe.device, str(pipe.unet.dtype).removeprefix("torch.")
+    device, dtype = pipe.device, _name_of(pipe.unet.dtype)
     with torch.no_grad():  # as in a call
         stages = pipe.engine.stages
     name = type(stages).__name__.removesuffix("Stages").lower()
-    line = f"on {device}, {dtype}, engine {name}"
+    multiplied = getattr(getattr(stages, "plan", None), "multiplied", None)
+    inside = f" with products in {_name_of(multiplied)}" if multiplied else ""
+    line = f"on {device}, {dtype}{inside}, engine {name}"
     if not reasons:
         return line
     missing = "" if torch.cuda.is_available() else "; no CUDA device is there"
     lines = [
         line,
         f"  device: {device}{missing}, {torch.get_num_threads()} threads of torch on the CPU",
-        f"  precision: {dtype}; auto is float16 on CUDA and float32 elsewhere",
+        f"  precision: {dtype}{inside}; {choose_precision(device, pipe.unet.dtype).reason}",
     ]
     against = unknown_blocks(pipe.vae, pipe.unet) + wrapped_modules(pipe.vae, pipe.unet)
     is_fused = name == "fused"
@@ -80,3 +84,7 @@ def memory_remark(pipe: Restorer, tiling: object) -> str | None:
         f"Warning: --max-memory {format_bytes(limit)} cannot be kept, since the program and the "
         f"model take {format_bytes(used)} by themselves; the rest is kept as small as it goes"
     )
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -27,7 +27,8 @@ class ModelRequest:
     """As in `TADSRPipeline.from_pretrained`, and so are `adapter` and `tagger`."""
     adapter: str | None = None
     dtype: DtypeName = "auto"
-    """Precision of the weights; "auto" is fp16 on CUDA and fp32 elsewhere."""
+    """Precision of the weights; "auto" is fp16 on CUDA and fp32 elsewhere, with products in bf16
+    on a CPU that is faster so."""
     prompt: str | None = None
     """What the model must know; None is neutral."""
     timestep: int | None = None

@@ -16,6 +16,7 @@ from tadsr.errors import TADSRError
 from tadsr.kernels.backends import unsupported_reasons
 from tadsr.machine import describe_device, versions
 from tadsr.onestep import choose_plan
+from tadsr.onestep.precision import choose_precision
 
 SUMS = "SHA256SUMS"
 """A model's own list of hashes, as `sha256sum` writes it."""
@@ -48,6 +49,7 @@ class Report:
         device: Description of the device in use.
         device_name: What torch calls it.
         dtype: Type of the weights, as the command line would choose it.
+        products: The type that "auto" multiplies in there, and why.
         engine: What `engine="auto"` takes there.
         kernel_reasons: Why fused kernels do not run there; none if they do.
         model: The model's files.
@@ -60,6 +62,7 @@ class Report:
     device: dict[str, str]
     device_name: str
     dtype: str
+    products: str
     engine: str
     kernel_reasons: tuple[str, ...]
     model: Finding
@@ -77,6 +80,7 @@ class Report:
 def examine(source: str, device: torch.device, dtype: torch.dtype) -> Report:
     """Collect everything that needs no computing."""
     memory = psutil.virtual_memory()
+    multiplied, reason = choose_precision(device, dtype)
     about = describe_device(device)
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
@@ -92,6 +96,7 @@ def examine(source: str, device: torch.device, dtype: torch.dtype) -> Report:
         device=about,
         device_name=str(device),
         dtype=str(dtype).removeprefix("torch."),
+        products=f"{str(multiplied or dtype).removeprefix('torch.')}; {reason}",
         engine="eager" if choose_plan(device, dtype) is None else "fused",
         kernel_reasons=tuple(unsupported_reasons([torch.empty(1, dtype=dtype, device=device)])),
         model=verify_model(source),

@@ -69,6 +69,7 @@ class FusedLayers:
         self._transposed: dict[nn.Module, Tensor] = {}
         self._summed_biases: dict[nn.Module, Tensor] = {}
         self._joined: dict[nn.Module, tuple[Tensor, Tensor | None]] = {}
+        self._lowered: dict[Tensor, Tensor] = {}
         self._scratch: dict[torch.dtype, Tensor] = {}
         self._time: TimeConditions = {}
         self._prompt: PromptConditions = {}
@@ -91,7 +92,7 @@ class FusedLayers:
 
     def end(self, norm: nn.GroupNorm | None, conv: nn.Conv2d, x: Activation) -> Tensor:
         """Normalise, activate and convolve to a network's output."""
-        h = x.values if norm is None else self.normalize(norm, x)
+        h = x.values if norm is None else self.normalize(norm, x, dtype=x.values.dtype)
         return self.convolve(conv, h, settled=True).values
 
     def size(self, x: Activation) -> tuple[int, int]:
@@ -120,13 +121,13 @@ class FusedLayers:
             x: (B, C, H, W).
             bias: In place of the convolution's own, (C,) or (B, C).
         """
-        bias = conv.bias if bias is None else bias
+        bias, weight = conv.bias if bias is None else bias, self._weight(conv, x)
         if self.plan.fused_kernels and not settled:
-            return Activation(F.conv2d(x, conv.weight, None, conv.stride, conv.padding), bias)
+            return Activation(F.conv2d(x, weight, None, conv.stride, conv.padding), bias)
         if bias is None or bias.ndim == 1:
             bias = None if bias is None else bias.to(x.dtype)
-            return Activation(F.conv2d(x, conv.weight, bias, conv.stride, conv.padding))
-        out = F.conv2d(x, conv.weight, None, conv.stride, conv.padding)
+            return Activation(F.conv2d(x, weight, bias, conv.stride, conv.padding))
+        out = F.conv2d(x, weight, None, conv.stride, conv.padding)
         return Activation(out.add_(bias.to(x.dtype)[:, :, None, None]))
 
     def normalize(
@@ -137,6 +138,7 @@ class FusedLayers:
         affine: tuple[Tensor, ...] | None = None,
         silu: bool = True,
         in_place: bool = False,
+        dtype: torch.dtype | None = None,
     ) -> Tensor:
         """Run a GroupNorm and SiLU.
 
@@ -154,8 +156,10 @@ class FusedLayers:
                 channel_bias=x.bias,
                 statistics=statistics,
             )
+        dtype = dtype or self.plan.multiplied or x.values.dtype
         if self._normalizes_in_pieces(x.values):
-            out = x.values if in_place else self._scratch_like(x.values)
+            is_same = in_place and x.values.dtype == dtype
+            out = x.values if is_same else self._scratch_like(x.values, dtype)
             return group_norm_silu_in_pieces(
                 x.values, norm.num_groups, weight, bias, norm.eps, silu=silu, out=out
             )
@@ -166,7 +170,7 @@ class FusedLayers:
             out = F.group_norm(x.values, norm.num_groups, eps=norm.eps)
             weight, bias = (v.to(out.dtype)[:, :, None, None] for v in (weight, bias))
             out.mul_(weight).add_(bias)
-        return F.silu(out, inplace=True) if silu else out
+        return (F.silu(out, inplace=True) if silu else out).to(dtype)
 
     def add(self, x: Activation, residual: Tensor, num_groups: int) -> Activation:
         """Add a residual, and measure the sum for a GroupNorm of so many groups."""
@@ -175,7 +179,7 @@ class FusedLayers:
                 x.values, residual, channel_bias=x.bias, num_groups=num_groups
             )
             return Activation(total, statistics=statistics)
-        return Activation(x.values.add_(residual))
+        return Activation(_sum(x.values, residual))
 
     def resnet(self, block: ResnetBlock2D, x: Activation) -> Activation:
         """Run a ResNet block: h = x + conv2(act(norm2(conv1(act(norm1(x))))))."""
@@ -188,8 +192,8 @@ class FusedLayers:
         h = self.convolve(block.conv2, h)
         residual = x.values
         if block.conv_shortcut is not None:
-            shortcut = self.convolve(block.conv_shortcut, residual)
-            residual = shortcut.values
+            shortcut = self.convolve(block.conv_shortcut, self._low(residual))
+            residual = shortcut.values.to(residual.dtype)
             if shortcut.bias is not None:
                 h = Activation(h.values, self._summed_bias(block))
         return self.add(h, residual, block.norm2.num_groups)
@@ -200,19 +204,21 @@ class FusedLayers:
         if layer.padding == 0:
             # The autoencoder's way: zeros after the last row and column only.
             x = F.pad(x, (0, 1, 0, 1))
-        return self.convolve(layer.conv, x, settled=True)
+        out = self.convolve(layer.conv, self._low(x), settled=True)
+        return Activation(out.values.to(x.dtype))
 
     def upsample(self, layer: Upsample2D, x: Activation, size: tuple[int, int]) -> Activation:
         """Enlarge by two (nearest) to a size, then convolve; one transposed convolution is both."""
-        conv, x = layer.conv, x.values
+        conv, dtype, x = layer.conv, x.values.dtype, self._low(x.values)
+        bias = None if conv.bias is None else conv.bias.to(x.dtype)
 
         def transposed() -> Tensor:
-            weight = self._transposed_weight(conv)
-            return F.conv_transpose2d(x, weight, conv.bias, stride=2, padding=1)
+            weight = self._transposed_weight(conv, x.dtype)
+            return F.conv_transpose2d(x, weight, bias, stride=2, padding=1).to(dtype)
 
         def enlarged() -> Tensor:
             larger = F.interpolate(x, size=size, mode="nearest")
-            return F.conv2d(larger, conv.weight, conv.bias, padding=1)
+            return F.conv2d(larger, self._weight(conv, x), bias, padding=1).to(dtype)
 
         if tuple(size) != (2 * x.shape[2], 2 * x.shape[3]) or self.plan.upsampling == "enlarged":
             # An odd side's last row has no partner: its convolution sees zeros below instead.
@@ -225,14 +231,14 @@ class FusedLayers:
     def transform(self, layer: Transformer2DModel, x: Activation) -> Activation:
         """Run a transformer over the positions of a map, with its residual."""
         tokens = _to_tokens(self.normalize(layer.norm, x, silu=False))
-        tokens = project(layer.proj_in, tokens)
+        tokens = self._project(layer.proj_in, tokens).to(x.values.dtype)
         for block in layer.transformer_blocks:
             tokens = self._transformer_block(block, tokens)
         if self.plan.fused_kernels:
             tokens = F.linear(tokens, layer.proj_out.weight.flatten(1))
             out = Activation(_to_map(tokens, x), layer.proj_out.bias)
         else:
-            tokens = project(layer.proj_out, tokens)
+            tokens = self._project(layer.proj_out, self._low(tokens))
             out = Activation(self.laid_out(_to_map(tokens, x)))
         return self.add(out, x.values, layer.norm.num_groups)
 
@@ -244,10 +250,11 @@ class FusedLayers:
         return self.add(out, x.values, layer.group_norm.num_groups)
 
     def _transformer_block(self, block: BasicTransformerBlock, tokens: Tensor) -> Tensor:
-        tokens = self._attend(block.attn1, block.norm1(tokens)).add_(tokens)
+        tokens = _sum(self._attend(block.attn1, self._low(block.norm1(tokens))), tokens)
         if block.attn2 is not None:
-            tokens = self._attend_to_prompt(block.attn2, block.norm2(tokens)).add_(tokens)
-        return self._feed_forward(block.ff, block.norm3(tokens)).add_(tokens)
+            normed = self._low(block.norm2(tokens))
+            tokens = _sum(self._attend_to_prompt(block.attn2, normed), tokens)
+        return _sum(self._feed_forward(block.ff, self._low(block.norm3(tokens))), tokens)
 
     def _attend(self, layer: Attention, tokens: Tensor) -> Tensor:
         query, key, value = (
@@ -259,13 +266,13 @@ class FusedLayers:
         else:
             with self._attention_backends():
                 out = F.scaled_dot_product_attention(query, key, value, scale=layer.scale)
-        return project(layer.to_out[0], out.transpose(1, 2).flatten(2))
+        return self._project(layer.to_out[0], out.transpose(1, 2).flatten(2))
 
     def _project_to_attend(self, layer: Attention, tokens: Tensor) -> Sequence[Tensor]:
         """Return queries, keys and values; on a GPU by one product of matrices."""
         layers = (layer.to_q, layer.to_k, layer.to_v)
         if not self.plan.fused_kernels:
-            return [project(one, tokens) for one in layers]
+            return [self._project(one, tokens) for one in layers]
         if layer not in self._joined:
             weight = torch.cat([one.weight for one in layers])
             bias = None if layer.to_q.bias is None else torch.cat([one.bias for one in layers])
@@ -273,11 +280,11 @@ class FusedLayers:
         return F.linear(tokens, *self._joined[layer]).chunk(3, dim=-1)
 
     def _attend_to_prompt(self, layer: Attention, tokens: Tensor) -> Tensor:
-        query = project(layer.to_q, tokens).unflatten(2, (layer.heads, -1)).transpose(1, 2)
-        key, value = self._prompt[layer]
+        query = self._project(layer.to_q, tokens).unflatten(2, (layer.heads, -1)).transpose(1, 2)
+        key, value = (part.to(query.dtype) for part in self._prompt[layer])
         with self._attention_backends(without=SDPBackend.CUDNN_ATTENTION):
             out = F.scaled_dot_product_attention(query, key, value, scale=layer.scale)
-        return project(layer.to_out[0], out.transpose(1, 2).flatten(2))
+        return self._project(layer.to_out[0], out.transpose(1, 2).flatten(2))
 
     def _attend_with_wide_heads(
         self, query: Tensor, key: Tensor, value: Tensor, scale: float
@@ -297,11 +304,11 @@ class FusedLayers:
             and x.is_contiguous(memory_format=torch.channels_last)
         )
 
-    def _scratch_like(self, x: Tensor) -> Tensor:
+    def _scratch_like(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """Return memory that was used before: a CPU takes longer to get pages than to fill them."""
-        scratch = self._scratch.get(x.dtype)
+        scratch = self._scratch.get(dtype)
         if scratch is None or scratch.numel() < x.numel():
-            self._scratch[x.dtype] = scratch = x.new_empty(x.numel())
+            self._scratch[dtype] = scratch = x.new_empty(x.numel(), dtype=dtype)
         batch, channels, height, width = x.shape
         scratch = scratch[: x.numel()].view(batch, height, width, channels)
         return scratch.permute(0, 3, 1, 2)
@@ -315,16 +322,34 @@ class FusedLayers:
     def _feed_forward(self, layer: FeedForward, tokens: Tensor) -> Tensor:
         first, _, last = layer.net[:3]
         if not is_kind(first, "GEGLU"):
-            return last(first(tokens))
-        gated = project(first.proj, tokens)
+            return last(first(tokens.to(last.weight.dtype)))
+        gated = self._project(first.proj, tokens)
         if self.plan.fused_kernels:
             return project(last, geglu(gated))
         values, gates = gated.chunk(2, dim=-1)
-        return project(last, values.mul_(F.gelu(gates)))
+        return self._project(last, values.mul_(F.gelu(gates)))
 
-    def _transposed_weight(self, conv: nn.Conv2d) -> Tensor:
+    def _project(self, layer: nn.Linear | nn.Conv2d, tokens: Tensor) -> Tensor:
+        if tokens.dtype == layer.weight.dtype:
+            return project(layer, tokens)
+        return project(layer, tokens, self._weight(layer, tokens))
+
+    def _low(self, x: Tensor) -> Tensor:
+        """Cast what is multiplied next to the type for that."""
+        return x if self.plan.multiplied is None else x.to(self.plan.multiplied)
+
+    def _weight(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """Return a layer's weight in the type of what it is multiplied with."""
+        weight = layer.weight
+        if weight.dtype == x.dtype:
+            return weight
+        if weight not in self._lowered:
+            self._lowered[weight] = weight.to(x.dtype)
+        return self._lowered[weight]
+
+    def _transposed_weight(self, conv: nn.Conv2d, dtype: torch.dtype) -> Tensor:
         if conv not in self._transposed:
-            self._transposed[conv] = self.laid_out(transposed_weight(conv.weight))
+            self._transposed[conv] = self.laid_out(transposed_weight(conv.weight)).to(dtype)
         return self._transposed[conv]
 
     def _summed_bias(self, block: ResnetBlock2D) -> Tensor:
@@ -371,15 +396,21 @@ def _attend_memory_efficiently(query: Tensor, key: Tensor, value: Tensor, scale:
         return F.scaled_dot_product_attention(query, key, value, scale=scale)
 
 
-def project(layer: nn.Linear | nn.Conv2d, tokens: Tensor) -> Tensor:
+def project(layer: nn.Linear | nn.Conv2d, tokens: Tensor, weight: Tensor | None = None) -> Tensor:
     """Apply a linear layer, or a 1×1 convolution as one, to tokens (B, N, C)."""
-    weight = layer.weight.flatten(1)
+    weight = (layer.weight if weight is None else weight).flatten(1)
+    bias = None if layer.bias is None else layer.bias.to(weight.dtype)
     if tokens.device.type != "cpu" or tokens.shape[1] < MIN_CONVOLVED_TOKENS:
-        return F.linear(tokens, weight, layer.bias)
+        return F.linear(tokens, weight, bias)
     # torch multiplies matrices by MKL, half as fast on AMD's processors as oneDNN's convolution.
     row = tokens.unsqueeze(1).permute(0, 3, 1, 2)  # [B, C, 1, N], channels_last in memory
-    out = F.conv2d(row, weight[:, :, None, None], layer.bias)
+    out = F.conv2d(row, weight[:, :, None, None], bias)
     return out.permute(0, 2, 3, 1).squeeze(1)
+
+
+def _sum(x: Tensor, residual: Tensor) -> Tensor:
+    """Add a residual, which stays as it is and may be of a wider type."""
+    return x.add_(residual) if x.dtype == residual.dtype else residual + x
 
 
 def _to_tokens(x: Tensor) -> Tensor:

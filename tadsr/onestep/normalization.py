@@ -49,11 +49,15 @@ def group_norm_silu_in_pieces(
         inverse = (spread.mean(dim=1, keepdim=True) + eps).rsqrt()
         factor = gain * inverse.expand_as(grouped).reshape(-1)
         offset = offset - group_mean.expand_as(grouped).reshape(-1) * factor
-        factor, offset = factor.to(x.dtype), offset.to(x.dtype)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        factor, offset = factor.to(wide), offset.to(wide)
         for piece, written in zip(pieces, target.split(rows), strict=True):
-            torch.addcmul(offset, piece, factor, out=written)
+            is_wide = piece.dtype == written.dtype == wide
+            normed = torch.addcmul(offset, piece, factor, out=written if is_wide else None)
             if silu:
-                F.silu(written, inplace=True)
+                F.silu(normed, inplace=True)
+            if not is_wide:
+                written.copy_(normed)
     return out
 
 

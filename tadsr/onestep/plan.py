@@ -36,6 +36,9 @@ class EnginePlan:
     upsampling: Upsampling = "transposed"
     """How activations are enlarged by two; "measured" measures each layer once per shape, on
     CUDA only."""
+    multiplied: torch.dtype | None = None
+    """Type in which a CPU multiplies inside the networks, with sums, residuals, statistics, first
+    and last layers in the weights' own; None for that everywhere."""
     attention_backends: tuple[SDPBackend, ...] = ()
     """Implementations of self-attention in order of preference; () for torch's choice."""
     graphs: bool = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, get_args
 
 import torch
@@ -14,6 +15,7 @@ from tadsr.errors import TADSRWarning, not_finite
 from tadsr.kernels.backends import failure_on
 from tadsr.module_watch import ModuleWatch
 from tadsr.onestep.plan import EngineName, EnginePlan, choose_plan
+from tadsr.onestep.precision import choose_precision
 from tadsr.onestep.selfcheck import is_distrusted, is_eager_fastest, is_settled, settle
 from tadsr.onestep.stages import Checked, CompiledStages, EagerStages, FusedStages
 from tadsr.onestep.support import unknown_blocks, wrapped_modules
@@ -58,6 +60,7 @@ class OneStepEngine:
     Args:
         choice: "fused", "eager", "compile", or "auto" for "fused" where it is faster and can run;
             an `EnginePlan` is "fused" with these switches.
+        mixes: Whether a CPU multiplies float32 weights in bfloat16 where that is faster.
         grow: Loads networks that compute by themselves, where those given are bare layers.
 
     The weights stay the modules' own; "fused" brings them into the memory layout that is fast, and
@@ -74,6 +77,7 @@ class OneStepEngine:
         alphas_cumprod: Tensor,
         choice: EngineName | EnginePlan = "auto",
         *,
+        mixes: bool = False,
         grow: Callable[[], tuple[nn.Module, nn.Module]] | None = None,
     ) -> None:
         if not isinstance(choice, EnginePlan) and choice not in get_args(EngineName):
@@ -85,6 +89,7 @@ class OneStepEngine:
         self.unet = unet
         self.alphas_cumprod = alphas_cumprod
         self.choice = choice
+        self.mixes = mixes
         self.grow = grow
         self._eager = EagerStages(vae, unet, alphas_cumprod)
         self._built: tuple[ModuleWatch, Stages] | None = None
@@ -97,6 +102,14 @@ class OneStepEngine:
     def __getstate__(self) -> dict[str, object]:
         # What is folded and recorded belongs to these very weights; a copy makes its own.
         return {**vars(self), "_built": None, "_wide": {}, "_compared": None}
+
+    def chosen(
+        self, vae: Any, unet: Any, choice: EngineName | EnginePlan | None = None
+    ) -> OneStepEngine:
+        """Return an engine with these settings for other networks, or with another choice."""
+        grow = self.grow if unet is self.unet else None
+        choice = self.choice if choice is None else choice
+        return OneStepEngine(vae, unet, self.alphas_cumprod, choice, mixes=self.mixes, grow=grow)
 
     def need_modules(self) -> None:
         """Load networks that compute by themselves in place of bare layers."""
@@ -317,6 +330,9 @@ class OneStepEngine:
             plan = choose_plan(self.unet.device, self.unet.dtype)
             if plan is None and self.choice == "fused":
                 plan = EnginePlan(channels_last=False)
+            if plan is not None and self.mixes:
+                precision = choose_precision(self.unet.device, self.unet.dtype)
+                plan = replace(plan, multiplied=precision.multiplied)
         if plan is None:
             return None
         networks = (self.vae, self.unet)

@@ -21,6 +21,7 @@ def test_it_says_what_runs_and_what_does_not(tadsr):
     assert facts["torch"] == torch.__version__
     assert facts["device"].startswith("cpu: ")
     assert facts["dtype"] == "float32"
+    assert facts["products"].startswith(("float32; ", "bfloat16; a convolution in bfloat16 takes "))
     assert facts["engine"] == "auto takes fused"
     assert facts["kernels"].startswith("not used: ")
     assert facts["ok"].startswith("model tadsr-tiny: 8 files are as their hashes say")

@@ -71,11 +71,12 @@ def test_attention_in_chunks_is_attention(score_bytes, monkeypatch):
 def test_the_scratch_grows_and_is_used_again():
     layers = FusedLayers(EnginePlan())
     small, large = torch.randn(1, 4, 3, 3), torch.randn(2, 4, 5, 3)
-    first = layers._scratch_like(large)
+    first = layers._scratch_like(large, torch.float32)
     assert first.shape == large.shape
     assert first.is_contiguous(memory_format=torch.channels_last)
-    assert layers._scratch_like(small).data_ptr() == first.data_ptr()
-    assert layers._scratch_like(torch.randn(3, 4, 5, 3)).shape == (3, 4, 5, 3)
+    assert layers._scratch_like(small, torch.float32).data_ptr() == first.data_ptr()
+    larger = torch.randn(3, 4, 5, 3)
+    assert layers._scratch_like(larger, torch.float32).shape == larger.shape
 
 
 @given(

@@ -1,0 +1,82 @@
+"""Products in bfloat16 inside, everything between them in float32; and who chooses them."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from tadsr import TADSRPipeline
+from tadsr.machine import fingerprint, remember
+from tadsr.onestep import EnginePlan, OneStepEngine, precision
+from tadsr.onestep.precision import choose_precision
+from tadsr.quick import open_quickly
+
+from .conftest import build_networks, make_inputs
+
+CPU = torch.device("cpu")
+MIXED = EnginePlan(multiplied=torch.bfloat16)
+
+
+def psnr(found, expected):
+    return 10 * math.log10(4 / (found - expected).square().mean().item())
+
+
+@torch.no_grad()
+def images(networks, alphas_cumprod, inputs, *plans):
+    return [OneStepEngine(*networks, alphas_cumprod, plan).restore(*inputs) for plan in plans]
+
+
+@pytest.mark.parametrize("options", [{}, {"use_linear_projection": False}], ids=["linear", "conv"])
+def test_every_layer_takes_products_in_bfloat16(options, alphas_cumprod):
+    networks, inputs = build_networks(**options), make_inputs(2, 20, 24, [7, 800])
+    plans = EnginePlan(), MIXED, EnginePlan(channels_last=False, multiplied=torch.bfloat16)
+    exact, mixed, contiguous = images(networks, alphas_cumprod, inputs, *plans)
+    assert mixed.dtype == torch.float32
+    assert not torch.equal(mixed, exact)
+    assert psnr(mixed, exact) > 40
+    assert psnr(contiguous, exact) > 40
+
+
+def test_the_embedded_model_keeps_50_db():
+    model = open_quickly("tadsr-tiny", torch.float32, "fused")
+    inputs = make_inputs(1, 48, 64)[0], [200], model.encode_prompt([""])
+    networks = model.vae, model.unet
+    exact, mixed = images(networks, model.alphas_cumprod, inputs, EnginePlan(), MIXED)
+    assert psnr(mixed, exact) > 50
+
+
+@pytest.mark.parametrize(
+    ("flags", "share", "expected"),
+    [
+        ({"amx_bf16"}, 0.3, torch.bfloat16),
+        ({"avx512_bf16"}, 1.2, None),
+        (set(), 0.3, None),
+    ],
+    ids=["fast", "slower all the same", "no instructions"],
+)
+def test_auto_is_what_was_measured(flags, share, expected, monkeypatch, tmp_path, model_dir):
+    monkeypatch.setenv("TADSR_CACHE", str(tmp_path))
+    monkeypatch.setattr(precision, "cpu_instructions", lambda: frozenset(flags))
+    remember("bfloat16", fingerprint(CPU, torch.bfloat16), share)
+    assert choose_precision(CPU, torch.float32).multiplied == expected
+    assert choose_precision(CPU, torch.float16).multiplied is None
+    pipe = TADSRPipeline.from_pretrained(model_dir, torch_dtype="auto")
+    with torch.no_grad():
+        assert pipe.unet.dtype == torch.float32
+        assert pipe.engine.stages.plan.multiplied == expected
+        pipe.set_engine("fused")
+        assert pipe.engine.stages.plan.multiplied == expected
+        assert TADSRPipeline.from_pretrained(model_dir).engine.stages.plan.multiplied is None
+        assert pipe.to(torch.float32).engine.stages.plan.multiplied is None
+
+
+def test_what_is_measured_first_is_remembered(monkeypatch, tmp_path):
+    monkeypatch.setenv("TADSR_CACHE", str(tmp_path))
+    monkeypatch.setattr(precision, "cpu_instructions", lambda: frozenset({"avx512_bf16"}))
+    monkeypatch.setattr(precision, "_REPETITIONS", 1)
+    monkeypatch.setattr(precision, "_SIDE", 8)
+    first = choose_precision(CPU, torch.float32)
+    assert "takes" in first.reason
+    assert choose_precision(CPU, torch.float32) == first
