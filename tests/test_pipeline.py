@@ -224,7 +224,7 @@ def test_a_batch_goes_through_as_a_list_does(pipe, monkeypatch):
     together = pipe(batch, [1, 2, 3, 4, 5], **FAST)
     assert batches == [1] * 5  # a CPU gains nothing by more
     torch.testing.assert_close(together, torch.stack(pipe(list(batch), [1, 2, 3, 4, 5], **FAST)))
-    monkeypatch.setattr("tadsr.pipeline.batch_pixels", lambda *_: 2 * 32 * 36)
+    monkeypatch.setattr("tadsr.restorer.batch_pixels", lambda *_: 2 * 32 * 36)
     batches.clear()
     torch.testing.assert_close(pipe(batch, [1, 2, 3, 4, 5], **FAST), together)
     assert sorted(batches) == [1, 2, 2]

@@ -210,9 +210,9 @@ def test_an_unwritable_place_is_an_error_before_work(tadsr, photo):
 
 
 def test_a_name_too_long_for_the_result_is_an_error_before_work(upscale, photo, monkeypatch):
-    from tadsr import TADSRPipeline
+    from tadsr.restorer import Restorer
 
-    monkeypatch.setattr(TADSRPipeline, "__call__", None)
+    monkeypatch.setattr(Restorer, "__call__", None)
     result = upscale(photo("a" * 250 + ".jpg"), code=1)
     assert "has 257 bytes; choose a shorter one" in result.stderr
 

@@ -99,7 +99,7 @@ def test_a_list_in_batches_is_the_list_one_by_one(golden_dir, monkeypatch):
     images = [*torch.rand(4, 3, 8, 12), torch.rand(3, 8, 8)]
     timesteps = [5, 5, 900, 30, 5]
     alone = [pipe(*each, process_size=0) for each in zip(images, timesteps, strict=True)]
-    monkeypatch.setattr("tadsr.pipeline.batch_pixels", lambda *_: 3 * 32 * 48)
+    monkeypatch.setattr("tadsr.restorer.batch_pixels", lambda *_: 3 * 32 * 48)
     calls = []
     restore = pipe.engine.restore
     pipe.engine.restore = lambda lq, *a, **k: calls.append(len(lq)) or restore(lq, *a, **k)
