@@ -48,7 +48,7 @@ DEFAULT_PAINTED, MAX_SCALE = 1, 8
 PROGRESS = gr.Progress()
 """Marks the argument that gradio gives a bar to."""
 
-BAR_SECONDS = 1
+BAR_SECONDS = 3
 """Between two messages of progress; at each the browser reads the painting back."""
 EXAMPLE = Path(__file__).with_name("example.jpg")
 _STYLE = """<style>

@@ -18,6 +18,8 @@ scan = ArrayImage(pixels)
 
 assert_type(pipe(photo, 200), Image.Image)
 assert_type(pipe(scan, timestep=200, scale=2), ArrayImage)
+assert_type(pipe(photo), Image.Image)
+assert_type(pipe(photo, None), Image.Image)
 assert_type(pipe(pixels, color_fix="wavelet"), np.ndarray)
 assert_type(pipe([photo, photo], [1, 900]), list[Image.Image])
 assert_type(pipe(scan, output_type="pil"), Image.Image)
