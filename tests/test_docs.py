@@ -132,7 +132,7 @@ def reader(prepared, tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(folder)
     call = inspect.unwrap(TADSRPipeline.__call__)
     monkeypatch.setitem(call.__kwdefaults__, "process_size", 0)
-    monkeypatch.setattr(UpscaleSettings.__init__, "__defaults__", (4.0, "adain", 0))
+    monkeypatch.setattr(UpscaleSettings.__init__, "__defaults__", (4.0, "adain", 0, "auto"))
     return folder
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -58,7 +59,7 @@ def serve(
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     host: HostOption = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", metavar="N", help="To listen on.")] = 7000,
+    port: Annotated[int, typer.Option("--port", metavar="N", help="0: any that is free.")] = 7000,
     max_upload: MaxUploadOption = "50MB",
     max_pixels: MaxResultOption = 64,
     max_waiting: Annotated[
@@ -67,14 +68,14 @@ def serve(
     debug: DebugOption = False,
 ) -> None:
     """Run `tadsr serve`."""
-    check_range("--port", port, 1, 65535, "7000 is what rembg takes")
+    check_range("--port", port, 0, 65535, "7000 is what rembg takes")
     check_range("--max-pixels", max_pixels, 1, 10_000, "megapixels of a result")
     check_range("--max-waiting", max_waiting, 1, 10_000, "further ones are told to come back")
     with as_usage_errors():
         upload_bytes = parse_bytes(max_upload)
     with readable_errors(debug):
         try:
-            import multipart  # noqa: F401
+            import python_multipart  # noqa: F401
             import starlette  # noqa: F401
             import uvicorn
         except ImportError as error:
@@ -82,6 +83,7 @@ def serve(
         for name in model or ():
             check_source(name)
         place = choose_device(device)
+        listener = _listen(host, port)
 
         from tadsr.demo.actions import DemoLimits, Models
         from tadsr.demo.service import Service
@@ -94,20 +96,29 @@ def serve(
         models = Models(model or ["tadsr-tiny"], load)
         models.get(models.names[0])  # before anyone waits for it
         service = Service(models, DemoLimits(upload_bytes, max_pixels * 1_000_000), max_waiting)
+        port = listener.getsockname()[1]
         typer.echo(f"http://{host}:{port}/api/upscale, until Ctrl-C", err=True)
 
         class Server(uvicorn.Server):
             def handle_exit(self, *signal: Any) -> None:
                 service.stop()
-                typer.echo("Stopping after the photo in work; Ctrl-C again: at once.", err=True)
+                typer.echo("Stopping after a photo in work; Ctrl-C again: at once.", err=True)
                 super().handle_exit(*signal)
 
-        server = Server(
-            uvicorn.Config(
-                service.app(), host=host, port=port, log_level="warning", server_header=False
-            )
-        )
+        server = Server(uvicorn.Config(service.app(), log_level="warning", server_header=False))
         with suppress(KeyboardInterrupt):  # uvicorn raises it once all is closed
-            server.run()
+            server.run(sockets=[listener])
         if server.force_exit:
             os._exit(130)  # the photo's thread cannot be ended otherwise
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Take the port before the model is loaded."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise UsageError(
+            f"--host and --port must be free, but {host}:{port} cannot be listened on "
+            f"({error.strerror}); take another port, or 0 for any that is free"
+        ) from error

@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 import uvicorn
 from PIL import Image
+from typer.testing import CliRunner
 
 from tadsr import TADSRPipeline
+from tadsr.cli import app
 from tadsr.demo.actions import DemoLimits, Models
 from tadsr.demo.service import Service
 
@@ -160,3 +162,11 @@ def test_the_queue_is_bounded_and_counted(address, photo):
     metrics = get(f"{address}/metrics")
     assert "tadsr_waiting 0\n" in metrics
     assert int(metrics.split("\ntadsr_refused_total ")[1].split()[0]) >= statuses.count(503)
+
+
+def test_a_port_that_is_taken_is_an_error_before_the_model_is_loaded():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = str(listener.getsockname()[1])
+        result = CliRunner().invoke(app, ["serve", "--port", port, "--model", "tadsr-tiny"])
+    assert result.exit_code == 2
+    assert f"127.0.0.1:{port} cannot be listened on" in " ".join(result.output.split())
