@@ -13,19 +13,6 @@ if TYPE_CHECKING:
     from tadsr.checkpoints.load import load_checkpoint
     from tadsr.checkpoints.save import convert_checkpoint, save_native, save_official
 
-__all__ = [
-    "Checkpoint",
-    "CheckpointInfo",
-    "ComponentInfo",
-    "convert_checkpoint",
-    "inspect_checkpoint",
-    "load_adapters",
-    "load_checkpoint",
-    "save_adapters",
-    "save_native",
-    "save_official",
-]
-
 # A command that finds a misspelt model here imports no torch.
 __getattr__ = lazy_names(
     __name__,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tadsr.checkpoints.tensor_files import TensorReader, check_tensors, read_pickle
 from tadsr.errors import CheckpointError
-from tadsr.networks.adapters import DEFAULT_ALPHA, AdapterSet
+from tadsr.networks.adapter_targets import DEFAULT_ALPHA, AdapterSet
 
 NATIVE_FORMAT = "tadsr-adapters-1"
 """The `format` in the metadata of adapters.safetensors."""

@@ -9,7 +9,7 @@ from typing import Any
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel, PreTrainedTokenizerBase
 
-from tadsr.networks.adapters import AdapterSet
+from tadsr.networks.adapter_targets import AdapterSet
 from tadsr.networks.prompt_embeddings import PromptEmbeddings
 from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
 

@@ -16,13 +16,8 @@ from tadsr.checkpoints.detect import RUN_PROGRESS, is_run_checkpoint
 from tadsr.checkpoints.json_files import read_json
 from tadsr.checkpoints.load import load_checkpoint
 from tadsr.errors import CheckpointError
-from tadsr.networks.adapters import (
-    DEFAULT_ALPHA,
-    DEFAULT_RANK,
-    attach_new_adapters,
-    extract_adapters,
-    has_adapters,
-)
+from tadsr.networks.adapter_targets import DEFAULT_ALPHA, DEFAULT_RANK
+from tadsr.networks.adapters import attach_new_adapters, extract_adapters, has_adapters
 from tadsr.networks.prompt_embeddings import PromptEmbeddings
 from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL, neutralize_time_layers
 

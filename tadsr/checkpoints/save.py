@@ -26,7 +26,8 @@ from tadsr.checkpoints.detect import PIPELINE_CLASS
 from tadsr.checkpoints.layout import NATIVE, OFFICIAL, Component, Format
 from tadsr.checkpoints.load import load_checkpoint
 from tadsr.errors import CheckpointError
-from tadsr.networks.adapters import AdapterSet, extract_adapters, has_adapters, plain_state_dict
+from tadsr.networks.adapter_targets import AdapterSet
+from tadsr.networks.adapters import extract_adapters, has_adapters, plain_state_dict
 from tadsr.networks.prompt_embeddings import PromptEmbeddings
 from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
 

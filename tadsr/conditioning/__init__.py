@@ -7,13 +7,3 @@ from tadsr.conditioning.timestep_map import (
     TimestepMap,
     largest_timestep,
 )
-
-__all__ = [
-    "TimestepField",
-    "TimestepLike",
-    "TimestepMap",
-    "largest_timestep",
-    "read_conditions",
-    "read_timesteps",
-    "run_at",
-]

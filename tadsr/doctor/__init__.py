@@ -2,5 +2,3 @@
 
 from tadsr.doctor.children import check_all, time_all
 from tadsr.doctor.findings import Finding, Report, examine
-
-__all__ = ["Finding", "Report", "check_all", "examine", "time_all"]

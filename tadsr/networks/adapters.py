@@ -18,7 +18,6 @@ from tadsr.networks.adapter_targets import (
     LORA_NAME,
     UNET_FULL,
     UNET_TARGETS,
-    VAE_TARGETS,
     VAE_TIME,
     AdapterSet,
     adapter_shapes,
@@ -26,29 +25,6 @@ from tadsr.networks.adapter_targets import (
     targets_of,
 )
 from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
-
-__all__ = [
-    "DEFAULT_ALPHA",
-    "DEFAULT_RANK",
-    "UNET_TARGETS",
-    "VAE_TARGETS",
-    "AdapterSet",
-    "WeightChange",
-    "adapter_parameters",
-    "adapter_shapes",
-    "attach_adapters",
-    "attach_new_adapters",
-    "check_adapters",
-    "detach_adapters",
-    "extract_adapters",
-    "fuse_adapters",
-    "has_adapters",
-    "merge_adapters",
-    "merged_weight",
-    "plain_state_dict",
-    "target_modules",
-    "weight_changes",
-]
 
 
 def check_adapters(

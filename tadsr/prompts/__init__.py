@@ -9,15 +9,3 @@ from tadsr.prompts.choice import (
     show_to_tagger,
 )
 from tadsr.prompts.embeddings import Prompts, TextEmbeddings, embed_texts
-
-__all__ = [
-    "PROMPT_STYLES",
-    "PromptStyle",
-    "Prompts",
-    "TextEmbeddings",
-    "check_taggable",
-    "choose_prompts",
-    "describe_images",
-    "embed_texts",
-    "show_to_tagger",
-]

@@ -12,7 +12,8 @@ import torch
 from tadsr.checkpoints import save_adapters, save_native
 from tadsr.checkpoints.checkpoint import Checkpoint
 from tadsr.config import torch_dtype
-from tadsr.networks.adapters import DEFAULT_ALPHA, extract_adapters, has_adapters
+from tadsr.networks.adapter_targets import DEFAULT_ALPHA
+from tadsr.networks.adapters import extract_adapters, has_adapters
 from tadsr.training.recipe import config_to_mapping
 from tadsr.training.training_config import TrainingConfig
 from tadsr.version import __version__

@@ -4,7 +4,7 @@ import torch
 from tadsr.checkpoints import load_adapters, save_adapters
 from tadsr.checkpoints.adapter_files import NATIVE_FORMAT
 from tadsr.errors import CheckpointError
-from tadsr.networks.adapters import AdapterSet
+from tadsr.networks.adapter_targets import AdapterSet
 
 
 @pytest.mark.parametrize("name", ["adapters.safetensors", "tadsr.pkl"])

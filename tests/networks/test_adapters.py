@@ -6,10 +6,9 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
+from tadsr.networks.adapter_targets import AdapterSet, adapter_shapes, target_modules
 from tadsr.networks.adapters import (
-    AdapterSet,
     adapter_parameters,
-    adapter_shapes,
     attach_adapters,
     attach_new_adapters,
     detach_adapters,
@@ -18,7 +17,6 @@ from tadsr.networks.adapters import (
     has_adapters,
     merge_adapters,
     plain_state_dict,
-    target_modules,
 )
 from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
 

@@ -5,16 +5,3 @@ from tadsr.training.data.batch import Batch, upsample_lq
 from tadsr.training.data.data_config import DataConfig, RestoredConfig
 from tadsr.training.data.opening import TrainingData, explain_worker_failure, open_data
 from tadsr.training.data.restorer import Restorer, load_restorer
-
-__all__ = [
-    "Batch",
-    "DataConfig",
-    "RestoredConfig",
-    "Restorer",
-    "TrainingData",
-    "explain_worker_failure",
-    "find_photos",
-    "load_restorer",
-    "open_data",
-    "upsample_lq",
-]

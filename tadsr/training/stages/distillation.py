@@ -12,12 +12,8 @@ from torch import Tensor, nn
 
 from tadsr.checkpoints.checkpoint import Checkpoint
 from tadsr.measure.perceptual import PerceptualDistance, make_perceptual
-from tadsr.networks.adapters import (
-    DEFAULT_ALPHA,
-    DEFAULT_RANK,
-    attach_new_adapters,
-    plain_state_dict,
-)
+from tadsr.networks.adapter_targets import DEFAULT_ALPHA, DEFAULT_RANK
+from tadsr.networks.adapters import attach_new_adapters, plain_state_dict
 from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL, neutralize_time_layers
 from tadsr.training.adversarial import PatchDiscriminator, discriminator_loss, generator_loss
 from tadsr.training.data import Batch
