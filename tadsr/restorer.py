@@ -25,13 +25,7 @@ from tadsr.images import (
     takes_bytes,
     write_strips,
 )
-from tadsr.onestep import (
-    TileSpec,
-    batch_pixels,
-    group_timesteps,
-    read_generators,
-    same_size_ranges,
-)
+from tadsr.onestep import TileSpec, batch_pixels, group_timesteps, read_generators, same_size_ranges
 from tadsr.onestep.banded import Strip
 from tadsr.onestep.conditions import Conditions
 from tadsr.onestep.seamless import margins_of, upscale_seamless

@@ -18,13 +18,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import ModelInfo, RepoSibling
 
-from tadsr.checkpoints.hub_files import (
-    RemoteFile,
-    Snapshot,
-    may_pass,
-    retry,
-    status_of,
-)
+from tadsr.checkpoints.hub_files import RemoteFile, Snapshot, may_pass, retry, status_of
 from tadsr.checkpoints.json_files import user_path
 from tadsr.checkpoints.layout import (
     BASE_MODEL_MIRRORS,

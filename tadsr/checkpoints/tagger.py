@@ -174,10 +174,7 @@ class _Files:
 
 
 def _find_files(
-    source: str | Path,
-    adapter: str | Path | None,
-    lists: str | Path | None,
-    hub: Mapping[str, Any],
+    source: str | Path, adapter: str | Path | None, lists: str | Path | None, hub: Mapping[str, Any]
 ) -> _Files:
     location = locate(source)
     folder = location.folder

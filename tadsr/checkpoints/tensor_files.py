@@ -208,11 +208,7 @@ def load_strict(
 
 
 def check_names(
-    found: Mapping[str, torch.Size],
-    expected: Mapping[str, torch.Size],
-    place: str,
-    *,
-    tried: str,
+    found: Mapping[str, torch.Size], expected: Mapping[str, torch.Size], place: str, *, tried: str
 ) -> None:
     """Check that a file has exactly the expected tensors."""
     problems = {

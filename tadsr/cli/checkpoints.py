@@ -78,8 +78,7 @@ def convert(
         Literal["native", "official"], typer.Option("--to", help="Format to write.")
     ] = "native",
     dtype: Annotated[
-        Precision | None,
-        typer.Option("--dtype", help="Precision to write; as stored if left out."),
+        Precision | None, typer.Option("--dtype", help="Precision to write; as stored if left out.")
     ] = None,
     keep_adapters: Annotated[
         bool, typer.Option("--keep-adapters", help="Keep adapters apart in the native format.")

@@ -82,8 +82,7 @@ def demo(
             return ModelRequest(name, dtype=dtype, timestep=0).load(place)
 
         page = build(
-            Models(model or ["tadsr-tiny"], load),
-            DemoLimits(upload_bytes, max_pixels * 1_000_000),
+            Models(model or ["tadsr-tiny"], load), DemoLimits(upload_bytes, max_pixels * 1_000_000)
         )
         page.launch(
             server_name=host,

@@ -180,11 +180,7 @@ def evaluate(
                     **common,
                 )
         typer.echo(format_table(result))
-        writers = (
-            (csv, write_csv),
-            (json, write_json),
-            (plot, draw_plot),
-        )
+        writers = ((csv, write_csv), (json, write_json), (plot, draw_plot))
         for path, write in writers:
             if path is not None:
                 write(result, path)

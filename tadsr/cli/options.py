@@ -82,9 +82,7 @@ MaxMemoryOption = Annotated[
 MaxPixelsOption = Annotated[
     str | None,
     typer.Option(
-        "--max-pixels",
-        metavar="N",
-        help="Largest input in pixels, such as 500M; 179M by default.",
+        "--max-pixels", metavar="N", help="Largest input in pixels, such as 500M; 179M by default."
     ),
 ]
 DeviceOption = Annotated[

@@ -11,13 +11,7 @@ from pathlib import Path
 
 from tadsr.cli.reporting import UsageError, as_usage_errors
 from tadsr.errors import ImageWriteError
-from tadsr.folders.jobs import (
-    Draft,
-    Job,
-    check_targets,
-    draft_folder,
-    name_targets,
-)
+from tadsr.folders.jobs import Draft, Job, check_targets, draft_folder, name_targets
 from tadsr.folders.own_results import is_result_of, leave_out_results, untagged
 from tadsr.image_files import INPUT_SUFFIXES
 

@@ -52,8 +52,7 @@ def train(
         int | None, typer.Option("--seed", metavar="N", help="Seed of everything random.")
     ] = None,
     perceptual: Annotated[
-        str | None,
-        typer.Option("--perceptual", help="lpips, dists, squeezenet:FILE or none."),
+        str | None, typer.Option("--perceptual", help="lpips, dists, squeezenet:FILE or none.")
     ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help=_SET_HELP)

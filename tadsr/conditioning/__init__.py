@@ -2,8 +2,4 @@
 
 from tadsr.conditioning.field import TimestepField, read_conditions, run_at
 from tadsr.conditioning.numbers import read_timesteps
-from tadsr.conditioning.timestep_map import (
-    TimestepLike,
-    TimestepMap,
-    largest_timestep,
-)
+from tadsr.conditioning.timestep_map import TimestepLike, TimestepMap, largest_timestep

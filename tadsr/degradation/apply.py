@@ -11,12 +11,7 @@ from torch import Tensor
 
 from tadsr.degradation import kernels
 from tadsr.degradation.jpeg import compress_jpeg, compress_webp
-from tadsr.degradation.sample import (
-    DegradationParams,
-    KernelParams,
-    NoiseParams,
-    StageParams,
-)
+from tadsr.degradation.sample import DegradationParams, KernelParams, NoiseParams, StageParams
 
 LUMA_BT601 = (0.299, 0.587, 0.114)
 FFT_FROM_PX = 11

@@ -170,10 +170,7 @@ def run_files(
 
 
 def _restore_batch(
-    pipe: TADSRPipeline,
-    batch: Sequence[Item],
-    request: FileRequest,
-    progress_of: ProgressOf | None,
+    pipe: TADSRPipeline, batch: Sequence[Item], request: FileRequest, progress_of: ProgressOf | None
 ) -> list[Any]:
     """Return each image's result, or what was raised."""
     if len(batch) > 1:

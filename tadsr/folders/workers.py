@@ -40,11 +40,7 @@ Load = Callable[[str], "TADSRPipeline"]
 
 
 def run_on_devices(
-    jobs: Sequence[Job],
-    request: FileRequest,
-    load: Load,
-    devices: Sequence[str],
-    report: Report,
+    jobs: Sequence[Job], request: FileRequest, load: Load, devices: Sequence[str], report: Report
 ) -> Pace:
     """Upscale files on several devices at once.
 

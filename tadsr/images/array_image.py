@@ -148,13 +148,7 @@ def read_tiff(path: Path, max_pixels: int | None) -> tuple[np.ndarray, Image.Exi
         if (
             not is_known
             or page.dtype is None
-            or page.dtype.kind + str(page.bitspersample)
-            not in (
-                "u16",
-                "f16",
-                "f32",
-                "f64",
-            )
+            or page.dtype.kind + str(page.bitspersample) not in ("u16", "f16", "f32", "f64")
         ):
             raise ImageReadError(
                 f"{path}: a TIFF must hold grey or RGB of 8 or 16 bit, or float in [0, 1], got "

@@ -17,10 +17,7 @@ _LUMA_BT601 = (0.299, 0.587, 0.114)
 
 
 def encode_image(
-    rgb: Tensor,
-    alpha: Tensor | None,
-    like: DecodedImage,
-    output_type: OutputType | None = None,
+    rgb: Tensor, alpha: Tensor | None, like: DecodedImage, output_type: OutputType | None = None
 ) -> ImageLike:
     """Turn tensors back into the kind of image that was decoded.
 

@@ -172,11 +172,7 @@ def write_image(
     if quality is not None and not 1 <= quality <= 100:
         raise ValueError(f"quality must be from 1 to 100, got {quality}")
     check_writable(
-        path,
-        overwrite=overwrite,
-        format=format,
-        has_alpha=is_see_through(image),
-        size=image.size,
+        path, overwrite=overwrite, format=format, has_alpha=is_see_through(image), size=image.size
     )
     format = _file_format(Path(path), format)
     if is_lossless and format not in LOSSLESS_FORMATS:

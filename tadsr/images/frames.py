@@ -15,13 +15,7 @@ from PIL import Image
 
 from tadsr.config import MAX_PIXELS
 from tadsr.errors import ImageReadError, ImageWriteError
-from tadsr.images.decoding import (
-    decode_image,
-    lay_over,
-    mark_as_made,
-    strip_metadata,
-    unreadable,
-)
+from tadsr.images.decoding import decode_image, lay_over, mark_as_made, strip_metadata, unreadable
 from tadsr.images.encoding import encode_image
 from tadsr.images.files import check_writable, open_whole, save_options, to_palette
 from tadsr.images.limits import BOMBS, check_size, pillow_opens, too_large

@@ -14,13 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from tadsr.config import MAX_PIXELS
 from tadsr.errors import ImageReadError, ImageReadWarning
 from tadsr.image_files import RAW_SUFFIXES
-from tadsr.images.array_image import (
-    ArrayImage,
-    check_unit,
-    pixel_bytes,
-    read_16bit,
-    read_tiff,
-)
+from tadsr.images.array_image import ArrayImage, check_unit, pixel_bytes, read_16bit, read_tiff
 from tadsr.images.color_space import HDR, profile_of_code_points
 from tadsr.images.containers import find_nclx, open_png
 from tadsr.images.decoding import unreadable

@@ -31,7 +31,7 @@ VAE_TARGETS: dict[str, re.Pattern[str]] = {
     "default_encoder": re.compile(
         r"quant_conv|encoder\.(.+\.)?(conv1|conv2|conv_in|conv_shortcut|conv|conv_out"
         r"|to_[qkv]|to_out\.0)"
-    ),
+    )
 }
 # Weights that are trained in full and travel with the adapters.
 UNET_FULL = re.compile(r"conv_in\.(base_layer\.)?(weight|bias)")

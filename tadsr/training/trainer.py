@@ -56,11 +56,9 @@ class Trainer:
     of prediction, and that the output folder is not another run's.
 
     Args:
-        config: The run.
-        perceptual: A perceptual distance to use in place of the one that the stage's
-            configuration names.
-        restorer: A restoration network to use in place of `data.restored.network`; RGB in [0, 1]
-            (B, 3, h, w) to (B, 3, scale·h, scale·w).
+        perceptual: In place of the distance that the stage's configuration names.
+        restorer: A network in place of `data.restored.network`, from (B, 3, h, w) to
+            (B, 3, scale·h, scale·w), RGB in [0, 1].
 
     Raises:
         ValueError: A value does not fit the model or the data, or there is nothing to train on.

@@ -102,11 +102,7 @@ def vsd_loss(
 
 
 def diffusion_loss(
-    predict: PredictNoise,
-    latents: Tensor,
-    noise: Tensor,
-    timesteps: Tensor,
-    alphas_cumprod: Tensor,
+    predict: PredictNoise, latents: Tensor, noise: Tensor, timesteps: Tensor, alphas_cumprod: Tensor
 ) -> Tensor:
     """Return the noise-prediction error of a diffusion model on some latents.
 

@@ -18,12 +18,7 @@ from tadsr.image_files import find_images as find_photos
 from tadsr.training.data.batch import Sample
 from tadsr.training.data.captions import find_captions
 from tadsr.training.data.data_config import DataConfig
-from tadsr.training.data.photos import (
-    UnusablePhotoError,
-    make_sample,
-    photo_size,
-    read_photo,
-)
+from tadsr.training.data.photos import UnusablePhotoError, make_sample, photo_size, read_photo
 from tadsr.training.interruption import leave_signals_to_the_parent
 
 MAX_SUBSTITUTIONS = 100
