@@ -132,7 +132,11 @@ def reader(prepared, tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(folder)
     call = inspect.unwrap(TADSRPipeline.__call__)
     monkeypatch.setitem(call.__kwdefaults__, "process_size", 0)
-    monkeypatch.setattr(UpscaleSettings.__init__, "__defaults__", (4.0, "adain", 0, "auto"))
+    init = UpscaleSettings.__init__
+    own = tuple(
+        0 if value == UpscaleSettings.process_size else value for value in init.__defaults__
+    )
+    monkeypatch.setattr(init, "__defaults__", own)
     return folder
 
 
