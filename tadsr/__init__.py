@@ -23,6 +23,7 @@ _EXPORTS = {
     "TimeAwareAutoencoderKL": "tadsr.networks.time_aware_vae",
     "TimestepMap": "tadsr.conditioning",
     "TrainingError": "tadsr.errors",
+    "UpscaleSettings": "tadsr.config",
     "read_frames": "tadsr.images",
     "read_image": "tadsr.images",
     "upscale_folder": "tadsr.folders.upscale",
@@ -45,6 +46,7 @@ __all__ = [
     "TimeAwareAutoencoderKL",
     "TimestepMap",
     "TrainingError",
+    "UpscaleSettings",
     "__version__",
     "read_frames",
     "read_image",
@@ -55,6 +57,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from tadsr.conditioning import TimestepMap
+    from tadsr.config import UpscaleSettings
     from tadsr.errors import (
         CheckpointError,
         DataError,
