@@ -49,6 +49,16 @@ def knob_breaks(report: dict) -> list[str]:
     return broken
 
 
+def distances_over_bicubic(reports: list[dict]) -> dict[int, float]:
+    """Return the mean over reports of a timestep's distance relative to bicubic's."""
+    ratios: dict[int, list[float]] = {}
+    for report in reports:
+        bicubic = float(values(report, "bicubic", "squeezenet").mean())
+        for timestep, distance in means(report, "squeezenet").items():
+            ratios.setdefault(timestep, []).append(distance / bicubic)
+    return {t: float(np.mean(found)) for t, found in ratios.items() if len(found) == len(reports)}
+
+
 def bars_of_pairs(name: str, report: dict, other: str) -> list[tuple[str, bool, str]]:
     """Return a set's bars: what is asked, whether it holds, what it came to."""
     distance, detail = means(report, "squeezenet"), means(report, "detail")
@@ -109,6 +119,11 @@ def main() -> None:
     parser.add_argument("--other", default="RealESRGAN_x4plus", help="the network's name in them")
     args = parser.parse_args()
     bars = []
+    pairs = [json.loads(p.read_text(encoding="utf-8")) for p in (args.realsr, args.degraded) if p]
+    if pairs:
+        ratios = distances_over_bicubic(pairs)
+        print("distance over bicubic's:", ", ".join(f"{t}: {r:.3f}" for t, r in ratios.items()))
+        print(f"default timestep: {min(ratios, key=ratios.get)}")
     for name in FAITHFUL_PSNR:
         if path := getattr(args, name):
             bars += bars_of_pairs(name, json.loads(path.read_text(encoding="utf-8")), args.other)
