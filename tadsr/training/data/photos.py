@@ -24,6 +24,8 @@ from tadsr.training.data.batch import Sample
 from tadsr.training.data.data_config import DataConfig
 
 _UNKNOWN_PX = (10**6, 10**6)
+_OTHER_LIBRARIES = (".tif", ".tiff", ".heic", ".heif", ".hif", ".jxl")
+"""What Pillow may not open, but `read_image` does."""
 
 
 def read_photo(path: Path) -> np.ndarray:
@@ -41,7 +43,7 @@ def photo_size(path: Path) -> tuple[int, int] | None:
             warnings.simplefilter("ignore")  # of huge images, which are not decoded here
             return image.size
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
-        return _UNKNOWN_PX if path.suffix.lower() in (".tif", ".tiff") else None
+        return _UNKNOWN_PX if path.suffix.lower() in _OTHER_LIBRARIES else None
 
 
 class UnusablePhotoError(ValueError):
