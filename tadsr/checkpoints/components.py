@@ -169,6 +169,11 @@ def load_tokenizer(
         if int(longest) < 1:
             raise ValueError(f"model_max_length must be at least 1, got {longest}")
         tokenizer.model_max_length = int(longest)
+        largest, known = max(tokenizer.get_vocab().values()), text_encoder.config.vocab_size
+        if largest >= known:
+            raise ValueError(
+                f"its tokens must be 0..{known - 1}, which the text encoder knows, got {largest}"
+            )
         return tokenizer
     except Exception as error:  # transformers raises many types for broken files
         raise CheckpointError(f"{place} makes no tokenizer: {error}") from error

@@ -42,6 +42,10 @@ MAX_LAYER_PX = 4 * CANVAS_PX
 MAX_LAYERS = 8
 """Most layers of a painting; the page sends one."""
 
+KEPT_PRIMITIVES = 128
+"""Operations of a size of picture that oneDNN and PyTorch each keep on a CPU; their own limit is
+1024, over 200 MB."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -132,6 +136,8 @@ class Models:
     """The models that the demo offers, each loaded when it is first asked for."""
 
     def __init__(self, names: Sequence[str], load: Callable[[str], TADSRPipeline]) -> None:
+        for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+            os.environ.setdefault(name, str(KEPT_PRIMITIVES))
         self.names = tuple(names)
         self._load = load
         self._loaded: dict[str, TADSRPipeline] = {}

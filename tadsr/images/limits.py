@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ PIXEL_BYTES = 4
 MAX_FRAMES = 4
 """Pixels of an animation, of which one frame is in memory, over those of a picture."""
 _lifting = threading.RLock()
+_lifted_from: list[int | None] = []
+"""Pillow's own limit, while it is lifted."""
 
 
 @contextmanager
@@ -36,11 +39,28 @@ def pillow_opens(max_pixels: int | None) -> Iterator[None]:
         return
     with _lifting:  # a second reader would take the larger limit for Pillow's own
         own = Image.MAX_IMAGE_PIXELS
+        _lifted_from.append(own)
         Image.MAX_IMAGE_PIXELS = None if own is None else max(own, max_pixels)
         try:
             yield
         finally:
             Image.MAX_IMAGE_PIXELS = own
+            _lifted_from.pop()
+
+
+def _renew_lock() -> None:
+    """Free a forked process of the lock and the limit that a thread of its parent had."""
+    global _lifting
+    if _lifting.acquire(blocking=False):  # free, or the forking thread's own
+        _lifting.release()
+        return
+    _lifting = threading.RLock()
+    Image.MAX_IMAGE_PIXELS = _lifted_from[0]
+    _lifted_from.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 def check_size(

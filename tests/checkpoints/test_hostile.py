@@ -45,6 +45,8 @@ def edit_json(path, **changes):
         ("text_encoder/config.json", {"hidden_act": "owner/kernel"}),
         ("text_encoder/config.json", {"architectures": {"CLIPTextModel": 5}, "hidden_size": "x"}),
         ("tokenizer/tokenizer_config.json", {"model_max_length": 0}),
+        ("tokenizer/tokenizer_config.json", {"pad_token": "<beyond>"}),
+        ("tokenizer/vocab.json", {"!": 10**6}),
         ("tokenizer/tokenizer_config.json", {"model_max_length": "long"}),
         ("tokenizer/tokenizer_config.json", {"model_max_length": math.nan}),
     ],

@@ -302,6 +302,21 @@ def test_a_file_of_another_size_in_the_cache_is_fetched_again(native, hub):
         assert (folder / name).read_bytes() == repository.files[name]
 
 
+def test_the_doctor_finds_damage_that_leaves_a_files_size(native, hub):
+    from tadsr.doctor.findings import verify_model
+
+    hub.repositories["owner/name"] = repository_of(native)
+    folder = download("owner/name")
+    assert verify_model("owner/name").is_right
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.resolve().write_bytes(data)
+    found = verify_model("owner/name")
+    assert found.is_right is False
+    assert weights.name in found.detail
+
+
 def test_too_little_room_is_said_first(native, hub):
     repository = hub.repositories["owner/name"] = repository_of(native)
     repository.sizes["unet/diffusion_pytorch_model.safetensors"] = 10**18

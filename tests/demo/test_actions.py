@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 
 from tadsr import TADSRPipeline, TimestepMap
 from tadsr.demo.actions import (
+    KEPT_PRIMITIVES,
     PREVIEW_PX,
     Choices,
     DemoLimits,
@@ -212,3 +214,11 @@ def test_visitors_choose_among_the_models_that_are_offered(pipe, golden_dir):
 def test_limits_are_above_zero(name):
     with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
         DemoLimits(**{name: 0})
+
+
+def test_a_service_bounds_what_is_kept_of_every_size(monkeypatch):
+    names = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+    monkeypatch.setenv(names[0], "7")
+    monkeypatch.delenv(names[1], raising=False)
+    Models(["tadsr-tiny"], lambda name: None)
+    assert [os.environ[name] for name in names] == ["7", str(KEPT_PRIMITIVES)]
