@@ -93,7 +93,10 @@ class TrainingData:
         try:
             yield from iterator
         finally:
-            del iterator, loader
+            # At once, not with the last traceback that holds the iterator: until then torch's
+            # handler of ending children raises the death of a worker wherever the process is.
+            if workers:
+                iterator._shutdown_workers()
 
 
 def explain_worker_failure(error: Exception) -> Exception:
