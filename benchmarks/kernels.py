@@ -76,24 +76,23 @@ class Case:
 
 
 def activations(channels: int, side: int) -> Callable[[str, torch.dtype], tuple[Tensor, ...]]:
-    """Return what draws x, a second x and four values per channel."""
+    """Return what draws x, a second x and two values per channel."""
 
     def make(device: str, dtype: torch.dtype) -> tuple[Tensor, ...]:
         shape = (1, channels, side, side)
         pair = (torch.randn(shape, device=device, dtype=dtype) for _ in range(2))
         pair = (x.contiguous(memory_format=torch.channels_last) for x in pair)
-        return *pair, *torch.randn(4, channels, device=device, dtype=dtype)
+        return *pair, *torch.randn(2, channels, device=device, dtype=dtype)
 
     return make
 
 
-def normalize(x: Tensor, _: Tensor, weight, bias, scale, shift, *, backend=None) -> Tensor:
-    """Call GroupNorm + modulation + SiLU."""
-    values = {"scale": scale, "shift": shift, "backend": backend}
-    return group_norm_silu(x, NUM_GROUPS, weight, bias, EPS, **values)
+def normalize(x: Tensor, _: Tensor, weight, bias, *, backend=None) -> Tensor:
+    """Call GroupNorm + SiLU."""
+    return group_norm_silu(x, NUM_GROUPS, weight, bias, EPS, backend=backend)
 
 
-def normalize_other_way(x: Tensor, _: Tensor, weight, bias, scale, shift) -> Tensor:
+def normalize_other_way(x: Tensor, _: Tensor, weight, bias) -> Tensor:
     """Take the way for large groups for a small one, and the other way round."""
     from tadsr.kernels.gpu import group_norm
     from tadsr.kernels.gpu.launch import next_power_of_2, run_launches
@@ -102,7 +101,7 @@ def normalize_other_way(x: Tensor, _: Tensor, weight, bias, scale, shift) -> Ten
     elements = next_power_of_2(x.shape[2] * x.shape[3]) * group_size
     is_small = elements <= group_norm.WHOLE_GROUP_ELEMENTS
     result, launches = group_norm.plan_group_norm_silu(
-        x, NUM_GROUPS, weight, bias, EPS, scale, shift, True, None, None,
+        x, NUM_GROUPS, weight, bias, EPS, True, None, None,
         whole_group_elements=0 if is_small else elements,
     )  # fmt: skip
     run_launches(launches, x.device)

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from tadsr.kernels.backends import Backend, library, run_fastest, uses_triton
-from tadsr.kernels.group_norm import check_num_groups, reference_statistics
+from tadsr.kernels.gpu.launch import choose_chunks
+from tadsr.kernels.group_norm import check_num_groups, reference_moments, reference_statistics
 from tadsr.kernels.per_channel import check_activations, check_per_channel, over_positions
 
 
@@ -28,8 +29,10 @@ def add_with_statistics(
         backend: "triton" or "reference"; None takes Triton where it can run.
 
     Returns:
-        The sum, like `x`, in `torch.channels_last` from the kernel, and mean and biased variance
-        of each group of it, (B, num_groups, 2), float32.
+        The sum, like `x`, in `torch.channels_last` from the kernel, and its statistics, float32:
+        mean and biased variance of each group, (B, num_groups, 2); or where `group_norm_silu` had
+        better merge them, mean and sum of squared deviations of each channel over chunks of equal
+        length but for the last, (2, B, chunks, C).
 
     Raises:
         TypeError: `x` is not a float tensor.
@@ -43,23 +46,28 @@ def add_with_statistics(
         )
     check_num_groups(num_groups, x.shape[1])
     check_per_channel("channel_bias", channel_bias, *x.shape[:2])
-    tensors, arguments = (x, residual, channel_bias), (x, residual, channel_bias, num_groups)
+    chunks, is_merged_on_use = choose_chunks(x)
+    num_chunks = chunks if is_merged_on_use else 0
+    tensors = (x, residual, channel_bias)
+    arguments = (*tensors, num_groups, num_chunks)
     return run_fastest(torch.ops.tadsr.add_with_statistics, reference, tensors, arguments, backend)
 
 
 def reference(
-    x: Tensor, residual: Tensor, channel_bias: Tensor | None, num_groups: int
+    x: Tensor, residual: Tensor, channel_bias: Tensor | None, num_groups: int, num_chunks: int
 ) -> tuple[Tensor, Tensor]:
     """Compute `add_with_statistics` with torch's own operations."""
     if channel_bias is not None:
         x = x + over_positions(channel_bias).to(x.dtype)
     total = x + residual
+    if num_chunks:
+        return total, reference_moments(total, num_chunks)
     return total, reference_statistics(total, num_groups)
 
 
 library.define(
-    "add_with_statistics(Tensor x, Tensor residual, Tensor? channel_bias, int num_groups) "
-    "-> (Tensor, Tensor)"
+    "add_with_statistics(Tensor x, Tensor residual, Tensor? channel_bias, int num_groups, "
+    "int num_chunks) -> (Tensor, Tensor)"
 )
 
 
@@ -74,6 +82,10 @@ def _run(x: Tensor, *arguments: object) -> tuple[Tensor, Tensor]:
 
 
 @torch.library.register_fake("tadsr::add_with_statistics", lib=library)
-def _fake(x: Tensor, residual: Tensor, channel_bias: Tensor | None, num_groups: int):
-    statistics = x.new_empty((x.shape[0], num_groups, 2), dtype=torch.float32)
+def _fake(
+    x: Tensor, residual: Tensor, channel_bias: Tensor | None, num_groups: int, num_chunks: int
+) -> tuple[Tensor, Tensor]:
+    batch, channels = x.shape[:2]
+    shape = (2, batch, num_chunks, channels) if num_chunks else (batch, num_groups, 2)
+    statistics = x.new_empty(shape, dtype=torch.float32)
     return torch.empty_like(x, memory_format=torch.channels_last), statistics

@@ -1,4 +1,4 @@
-"""GroupNorm with everything around it in a ResNet block: bias before, modulation and SiLU after."""
+"""GroupNorm with what is around it in a ResNet block: a bias before and SiLU after."""
 
 from __future__ import annotations
 
@@ -17,17 +17,15 @@ def group_norm_silu(
     bias: Tensor | None,
     eps: float,
     *,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
     silu: bool = True,
     channel_bias: Tensor | None = None,
     statistics: Tensor | None = None,
     backend: Backend | None = None,
 ) -> Tensor:
-    """Normalize groups of channels, modulate and activate.
+    """Normalize groups of channels and activate.
 
-    y = SiLU(GroupNorm(x + channel_bias)·(1 + scale) + shift), with statistics in float32. Values
-    "per channel" are (C,), (1, C) or (B, C), of any float dtype.
+    y = SiLU(GroupNorm(x + channel_bias)), with statistics in float32. Values "per channel" are
+    (C,), (1, C) or (B, C), of any float dtype; a modulation by time is folded into weight and bias.
 
     Args:
         x: Activations, (B, C, H, W), fastest in `torch.channels_last`.
@@ -35,14 +33,12 @@ def group_norm_silu(
         weight: Factor per channel after the normalization; None for 1.
         bias: Offset per channel after the normalization; None for 0.
         eps: Added to the variance.
-        scale: Modulation's factor minus 1, per channel or per position (B, C, H, W); None for 0.
-            A kernel exists per channel only.
-        shift: Modulation's offset, likewise.
         silu: Whether SiLU ends it.
         channel_bias: Added to `x` first, per channel, such as the preceding convolution's bias;
             None for 0.
         statistics: Mean and biased variance of each group of x + channel_bias,
-            (B, num_groups, 2), float32, as `add_with_statistics` returns them; None computes them.
+            (B, num_groups, 2), float32; or what `add_with_statistics` returns with `x`; None
+            computes them.
         backend: "triton" or "reference"; None takes Triton where it can run.
 
     Returns:
@@ -59,25 +55,17 @@ def group_norm_silu(
     check_num_groups(num_groups, channels)
     for name, values in (("weight", weight), ("bias", bias), ("channel_bias", channel_bias)):
         check_per_channel(name, values, batch, channels)
-    reasons = []
-    for name, values in (("scale", scale), ("shift", shift)):
-        if values is not None and values.ndim == 4:
-            reasons = ["scale or shift are per position"]
-            if values.shape != x.shape:
-                raise ValueError(
-                    f"{name} must have x's shape {tuple(x.shape)} or be per channel, "
-                    f"got {tuple(values.shape)}"
-                )
-        else:
-            check_per_channel(name, values, batch, channels)
-    if statistics is not None and statistics.shape != (batch, num_groups, 2):
-        raise ValueError(
-            f"statistics must be {(batch, num_groups, 2)}, got {tuple(statistics.shape)}"
-        )
-    tensors = (x, weight, bias, scale, shift, channel_bias, statistics)
-    arguments = (x, num_groups, weight, bias, eps, scale, shift, silu, channel_bias, statistics)
+    if statistics is not None:
+        merged, parts = (batch, num_groups, 2), (2, batch, *statistics.shape[2:3], channels)
+        if statistics.shape not in (merged, parts):
+            raise ValueError(
+                f"statistics must be {merged} or (2, {batch}, chunks, {channels}), "
+                f"got {tuple(statistics.shape)}"
+            )
+    tensors = (x, weight, bias, channel_bias, statistics)
+    arguments = (x, num_groups, weight, bias, eps, silu, channel_bias, statistics)
     kernel = torch.ops.tadsr.group_norm_silu
-    return run_fastest(kernel, reference, tensors, arguments, backend, reasons)
+    return run_fastest(kernel, reference, tensors, arguments, backend)
 
 
 def reference(
@@ -86,13 +74,13 @@ def reference(
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
     silu: bool = True,
     channel_bias: Tensor | None = None,
     statistics: Tensor | None = None,
 ) -> Tensor:
     """Compute `group_norm_silu` with torch's own operations, in x's dtype as torch does."""
+    if statistics is not None and statistics.ndim == 4:
+        statistics = merge_moments(statistics, num_groups, x.shape[2] * x.shape[3], channel_bias)
     if channel_bias is not None:
         x = x + over_positions(channel_bias).to(x.dtype)
     is_shared = all(values is None or values.ndim == 1 for values in (weight, bias))
@@ -105,10 +93,6 @@ def reference(
             y = y * over_positions(weight).to(x.dtype)
         if bias is not None:
             y = y + over_positions(bias).to(x.dtype)
-    if scale is not None:
-        y = y * (1 + over_positions(scale).to(x.dtype))
-    if shift is not None:
-        y = y + over_positions(shift).to(x.dtype)
     return F.silu(y) if silu else y
 
 
@@ -116,6 +100,43 @@ def reference_statistics(x: Tensor, num_groups: int) -> Tensor:
     """Return mean and biased variance of each group, (B, num_groups, 2), float32."""
     variance, mean = torch.var_mean(x.float().reshape(x.shape[0], num_groups, -1), -1, correction=0)
     return torch.stack([mean, variance], dim=-1)
+
+
+def reference_moments(x: Tensor, num_chunks: int) -> Tensor:
+    """Return mean and sum of squared deviations per channel and chunk, (2, B, chunks, C)."""
+    values = x.float().flatten(2)
+    chunk = -(-values.shape[2] // num_chunks)
+    values = F.pad(values, (0, num_chunks * chunk - values.shape[2])).unflatten(2, (-1, chunk))
+    counts = _counts(x.shape[2] * x.shape[3], num_chunks, x.device)
+    mean = values.sum(-1) / counts
+    is_inside = torch.arange(chunk, device=x.device) < counts[:, None]
+    deviation = ((values - mean[..., None]).square() * is_inside).sum(-1)
+    return torch.stack([mean, deviation]).transpose(2, 3).contiguous()
+
+
+def merge_moments(
+    moments: Tensor, num_groups: int, positions: int, channel_bias: Tensor | None = None
+) -> Tensor:
+    """Merge `reference_moments` to mean and biased variance of groups, (B, num_groups, 2)."""
+    mean, deviation = moments.float()
+    if channel_bias is not None:
+        mean = mean + channel_bias.reshape(-1, 1, channel_bias.shape[-1])
+    counts = _counts(positions, mean.shape[1], mean.device)[:, None]
+    total = positions * (mean.shape[2] // num_groups)
+
+    def in_groups(values: Tensor) -> Tensor:
+        return values.unflatten(2, (num_groups, -1)).sum((1, 3)) / total
+
+    center = in_groups(counts * mean)
+    between = mean - center.repeat_interleave(mean.shape[2] // num_groups, dim=1)[:, None]
+    variance = in_groups(deviation + counts * between.square())
+    return torch.stack([center, variance], dim=-1)
+
+
+def _counts(positions: int, num_chunks: int, device: torch.device) -> Tensor:
+    chunk = -(-positions // num_chunks)
+    starts = chunk * torch.arange(num_chunks, device=device)
+    return (positions - starts).clamp(max=chunk).float()
 
 
 def check_num_groups(num_groups: int, channels: int) -> None:
@@ -138,7 +159,7 @@ def _normalize(x: Tensor, num_groups: int, eps: float, statistics: Tensor | None
 
 library.define(
     "group_norm_silu(Tensor x, int num_groups, Tensor? weight, Tensor? bias, float eps, "
-    "Tensor? scale, Tensor? shift, bool silu, Tensor? channel_bias, Tensor? statistics) -> Tensor"
+    "bool silu, Tensor? channel_bias, Tensor? statistics) -> Tensor"
 )
 
 

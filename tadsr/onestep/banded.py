@@ -300,14 +300,14 @@ class BandedStages:
         restored = self.bands.storage.allocate((batch, 3, *run.size), dtype)
         restored.begin(with_statistics=False)
         moments = tuple(ChannelStatistics(batch, 3, run.device) for _ in range(2))
-        is_finite = _YES if self.bands.is_plan else torch.ones_like(pred_x0[0, 0, 0, 0]).bool()
+        largest = torch.zeros((), device="cpu" if self.bands.is_plan else run.device)
 
         def emit(start: int, rows: Tensor) -> None:
             stop = min(start + rows.shape[2], height)
             if stop <= start:
                 return
             rows = rows[:, :, : stop - start, : run.size[1]]
-            is_finite.logical_and_(checked(rows).is_finite)
+            torch.maximum(largest, checked(rows).largest, out=largest)
             rows = rows.clamp(-1, 1)
             restored.write(start, rows)
             if run.settings.color_fix == "adain":
@@ -318,16 +318,16 @@ class BandedStages:
         with self._brought(vae):
             z = pred_x0.to(dtype) / vae.config.scaling_factor
             walk.decode(BandedLayers(self.bands, emit=emit), vae, z)
-        if not self.bands.is_plan and not is_finite:
+        if not self.bands.is_plan and not largest < torch.inf:
             restored.free()
-        return Checked(_Restored(restored, moments), is_finite)
+        return Checked(_Restored(restored, moments), largest)
 
     def _checked(self, values: Tensor) -> Checked:
-        return Checked(values, _YES) if self.bands.is_plan else checked(values)
+        return Checked(values, _NOTHING) if self.bands.is_plan else checked(values)
 
     def _brought(self, network: nn.Module) -> AbstractContextManager[None]:
         """Bring a network's offloaded weights, as only a call of the network itself would."""
         return nullcontext() if self.bands.is_plan else weights_in_place(network)
 
 
-_YES = torch.tensor(True)
+_NOTHING = torch.zeros(())

@@ -49,7 +49,7 @@ class Activation:
     Args:
         values: (B, C, H, W).
         bias: Still to be added to `values` per channel, by whoever reads them next; None for 0.
-        statistics: Mean and variance of each group of `values`, (B, groups, 2), if they are known.
+        statistics: Of `values`, as `add_with_statistics` returns them, if they are known.
     """
 
     values: Tensor
@@ -68,6 +68,7 @@ class FusedLayers:
         self.choice = FastestChoice()
         self._transposed: dict[nn.Module, Tensor] = {}
         self._summed_biases: dict[nn.Module, Tensor] = {}
+        self._joined_biases: dict[tuple[int, int], tuple[Tensor | None, ...]] = {}
         self._joined: dict[nn.Module, tuple[Tensor, Tensor | None]] = {}
         self._lowered: dict[Tensor, Tensor] = {}
         self._scratch: dict[torch.dtype, Tensor] = {}
@@ -84,15 +85,15 @@ class FusedLayers:
 
     def start(self, conv: nn.Conv2d, x: Tensor) -> Activation:
         """Convolve a network's input."""
-        return self.convolve(conv, self.laid_out(x), settled=True)
+        return self.convolve(conv, self.laid_out(x))
 
     def pointwise(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
         """Convolve latents by a 1×1 kernel."""
-        return self.start(conv, x).values
+        return self.convolve(conv, self.laid_out(x), settled=True).values
 
     def end(self, norm: nn.GroupNorm | None, conv: nn.Conv2d, x: Activation) -> Tensor:
         """Normalise, activate and convolve to a network's output."""
-        h = x.values if norm is None else self.normalize(norm, x, dtype=x.values.dtype)
+        h = self._settled(x) if norm is None else self.normalize(norm, x, dtype=x.values.dtype)
         return self.convolve(conv, h, settled=True).values
 
     def size(self, x: Activation) -> tuple[int, int]:
@@ -105,7 +106,18 @@ class FusedLayers:
 
     def join(self, x: Activation, kept: Activation) -> Activation:
         """Put two activations side by side in their channels."""
-        return Activation(torch.cat([x.values, kept.values], dim=1))
+        values = torch.cat([x.values, kept.values], dim=1)
+        if x.bias is None and kept.bias is None:
+            return Activation(values)
+        key = (id(x.bias), id(kept.bias))
+        if key not in self._joined_biases:
+            # With what the key names, so that it stays theirs.
+            parts = [
+                v.new_zeros(v.shape[1]) if bias is None else bias
+                for v, bias in ((x.values, x.bias), (kept.values, kept.bias))
+            ]
+            self._joined_biases[key] = torch.cat(parts), x.bias, kept.bias
+        return Activation(values, self._joined_biases[key][0])
 
     def laid_out(self, x: Tensor) -> Tensor:
         """Bring an input into the plan's memory layout."""
@@ -148,7 +160,9 @@ class FusedLayers:
         weight, bias = affine or (norm.weight, norm.bias)
         if self.plan.fused_kernels:
             statistics = x.statistics
-            if statistics is not None and statistics.shape[1] != norm.num_groups:
+            # Those of groups fit no other number of groups, those of channels do.
+            is_of_groups = statistics is not None and statistics.ndim == 3
+            if is_of_groups and statistics.shape[1] != norm.num_groups:
                 statistics = None
             return group_norm_silu(
                 *(x.values, norm.num_groups, weight, bias, norm.eps),
@@ -190,27 +204,28 @@ class FusedLayers:
         affine = condition if len(condition) == 2 else None
         h = self.normalize(block.norm2, h, affine=affine, in_place=True)
         h = self.convolve(block.conv2, h)
-        residual = x.values
-        if block.conv_shortcut is not None:
-            shortcut = self.convolve(block.conv_shortcut, self._low(residual))
-            residual = shortcut.values.to(residual.dtype)
-            if shortcut.bias is not None:
-                h = Activation(h.values, self._summed_bias(block))
-        return self.add(h, residual, block.norm2.num_groups)
+        residual, shortcut = x, block.conv_shortcut
+        if shortcut is not None:
+            residual = self.convolve(shortcut, self._low(x.values))
+        if residual.bias is not None or (shortcut is not None and x.bias is not None):
+            h = Activation(h.values, self._summed_bias(block, x.bias))
+        return self.add(h, residual.values.to(x.values.dtype), block.norm2.num_groups)
 
     def downsample(self, layer: Downsample2D, x: Activation) -> Activation:
         """Halve the sides by a convolution of stride 2."""
-        x = x.values
+        x = self._settled(x)
         if layer.padding == 0:
             # The autoencoder's way: zeros after the last row and column only.
             x = F.pad(x, (0, 1, 0, 1))
-        out = self.convolve(layer.conv, self._low(x), settled=True)
-        return Activation(out.values.to(x.dtype))
+        out = self.convolve(layer.conv, self._low(x))
+        return Activation(out.values.to(x.dtype), out.bias)
 
     def upsample(self, layer: Upsample2D, x: Activation, size: tuple[int, int]) -> Activation:
         """Enlarge by two (nearest) to a size, then convolve; one transposed convolution is both."""
-        conv, dtype, x = layer.conv, x.values.dtype, self._low(x.values)
-        bias = None if conv.bias is None else conv.bias.to(x.dtype)
+        conv, dtype, x = layer.conv, x.values.dtype, self._low(self._settled(x))
+        bias, later = None, conv.bias
+        if conv.bias is not None and not self.plan.fused_kernels:
+            bias, later = conv.bias.to(x.dtype), None
 
         def transposed() -> Tensor:
             weight = self._transposed_weight(conv, x.dtype)
@@ -222,11 +237,11 @@ class FusedLayers:
 
         if tuple(size) != (2 * x.shape[2], 2 * x.shape[3]) or self.plan.upsampling == "enlarged":
             # An odd side's last row has no partner: its convolution sees zeros below instead.
-            return Activation(enlarged())
+            return Activation(enlarged(), later)
         if self.plan.upsampling == "transposed" or x.device.type != "cuda":
-            return Activation(transposed())
+            return Activation(transposed(), later)
         candidates = {"transposed": transposed, "enlarged": enlarged}
-        return Activation(self.choice.run((conv, x.shape), candidates))
+        return Activation(self.choice.run((conv, x.shape), candidates), later)
 
     def transform(self, layer: Transformer2DModel, x: Activation) -> Activation:
         """Run a transformer over the positions of a map, with its residual."""
@@ -240,14 +255,14 @@ class FusedLayers:
         else:
             tokens = self._project(layer.proj_out, self._low(tokens))
             out = Activation(self.laid_out(_to_map(tokens, x)))
-        return self.add(out, x.values, layer.norm.num_groups)
+        return self.add(out, self._settled(x), layer.norm.num_groups)
 
     def attend(self, layer: Attention, x: Activation) -> Activation:
         """Run an autoencoder's attention with its normalisation and residual."""
         tokens = _to_tokens(self.normalize(layer.group_norm, x, silu=False))
         out = self._attend(layer, tokens)
         out = Activation(self.laid_out(_to_map(out, x)))
-        return self.add(out, x.values, layer.group_norm.num_groups)
+        return self.add(out, self._settled(x), layer.group_norm.num_groups)
 
     def _transformer_block(self, block: BasicTransformerBlock, tokens: Tensor) -> Tensor:
         tokens = _sum(self._attend(block.attn1, self._low(block.norm1(tokens))), tokens)
@@ -352,11 +367,22 @@ class FusedLayers:
             self._transposed[conv] = self.laid_out(transposed_weight(conv.weight)).to(dtype)
         return self._transposed[conv]
 
-    def _summed_bias(self, block: ResnetBlock2D) -> Tensor:
-        """Return the bias of a block's last convolution and its shortcut together."""
+    def _settled(self, x: Activation) -> Tensor:
+        """Return values with their bias."""
+        return x.values if x.bias is None else x.values + x.bias.to(x.values.dtype)[:, None, None]
+
+    def _summed_bias(self, block: ResnetBlock2D, given: Tensor | None) -> Tensor:
+        """Return all biases of a block's sum: its last convolution's, and the residual's."""
         if block not in self._summed_biases:
-            both = (block.conv2.bias.float(), block.conv_shortcut.bias.float())
-            self._summed_biases[block] = torch.add(*both)
+            total = block.conv2.bias.float()
+            shortcut = block.conv_shortcut
+            if shortcut is not None:
+                total = total + (0 if shortcut.bias is None else shortcut.bias.float())
+                if given is not None:  # as it goes through a 1×1 convolution
+                    total = total + shortcut.weight.float().flatten(1) @ given.float()
+            elif given is not None:
+                total = total + given.float()
+            self._summed_biases[block] = total
         return self._summed_biases[block]
 
 

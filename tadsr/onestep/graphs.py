@@ -50,7 +50,7 @@ class Graph:
             with _measured_convolutions(self._inputs[0].dtype):
                 with torch.cuda.stream(stream):
                     for _ in range(_WARM_UPS):
-                        expected, is_finite = stage(*arguments)
+                        expected, largest = stage(*arguments)
                 current.wait_stream(stream)
                 # Other threads may go on using the GPU, as one that copies results does.
                 mode = "thread_local"
@@ -60,7 +60,7 @@ class Graph:
             # Recording that fails leaves its own stream behind.
             torch.cuda.set_stream(current)
         self._graph.replay()
-        if is_finite and not relative_error(self._outputs[0], expected) < MAX_ERROR:
+        if largest < torch.inf and not relative_error(self._outputs[0], expected) < MAX_ERROR:
             raise RuntimeError("its first replay differs from what was recorded")
 
     def run(self, inputs: Sequence[Tensor], conditions: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -73,8 +73,8 @@ class Graph:
                 self._current[index] = given
         self._graph.replay()
         # Copies: another graph of the pool may compute where this one left its result.
-        result, is_finite = self._outputs
-        return result.clone(), is_finite.clone()
+        result, largest = self._outputs
+        return result.clone(), largest.clone()
 
 
 class GraphCache:

@@ -1,7 +1,7 @@
 """The three networks of one step as three stages, run in one of three ways.
 
-A stage's result comes with a flag on its device that tells whether all of it is finite; nobody
-waits for it here.
+A stage's result comes with its largest magnitude on its device, which tells whether all of it is
+finite; nobody waits for it here.
 """
 
 from __future__ import annotations
@@ -30,14 +30,15 @@ class Checked(NamedTuple):
     """A stage's result."""
 
     values: Tensor
-    is_finite: Tensor
-    """Whether all values are, (), bool, on their device."""
+    largest: Tensor
+    """Largest magnitude, (), float32, on their device; not below infinity unless all are finite."""
 
 
 def checked(values: Tensor) -> Checked:
-    """Check a result without waiting for it."""
-    # One pass over the memory: the largest magnitude is NaN where one value is.
-    return Checked(values, torch.linalg.vector_norm(values, torch.inf) < torch.inf)
+    """Measure a result without waiting for it."""
+    # One kernel and one pass over the memory: the largest is NaN where one value is.
+    largest = torch.linalg.vector_norm(values, torch.inf, dtype=torch.float32)
+    return Checked(values, largest)
 
 
 class EagerStages:
@@ -144,7 +145,7 @@ class FusedStages:
             prompt = self.prompts.split(flat_prompt, latents.shape[0])
             residual = predict(self.layers.at(time, prompt), self.unet, latents.to(dtype))
             alpha = alpha.view(-1, 1, 1, 1)
-            return checked(subtract_residual(latents.float(), residual, alpha))
+            return checked(subtract_residual(latents, residual, alpha))
 
         conditions = (self.unet_time.of(timesteps), self.prompts.of(prompts))
         return self._run("predict_x0", stage, latents, conditions)

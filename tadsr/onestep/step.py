@@ -181,8 +181,8 @@ class OneStepEngine:
 
     def decode(self, pred_x0: Tensor) -> Tensor:
         """Decode scaled latents to images (B, 3, H, W), clamped to [-1, 1]."""
-        image, is_finite = self.stages.decode(pred_x0)
-        if not is_finite:
+        image, largest = self.stages.decode(pred_x0)
+        if not largest < torch.inf:
             raise not_finite(self.unet.dtype)
         return image.clamp(-1, 1)
 
@@ -193,7 +193,7 @@ class OneStepEngine:
         prompts: Tensor | Prompts,
         *,
         generator: torch.Generator | None = None,
-        finish: Callable[[Tensor], Tensor] = lambda image: image,
+        finish: Callable[[Tensor], Tensor] = lambda image: image.clamp(-1, 1),
     ) -> Tensor:
         """Restore LQ images in one step.
 
@@ -203,18 +203,12 @@ class OneStepEngine:
             lq: (B, 3, H, W), in [-1, 1]; H and W multiples of the autoencoder's factor.
             prompts: Embeddings (B, L, D), or what they are known by as well.
             generator: Samples the posterior; None takes its mean.
-            finish: What follows on the device with the images in [-1, 1]; it is launched before
-                the check for overflow waits for the device.
+            finish: What follows on the device with the images, which may exceed [-1, 1]; it is
+                launched before the check for overflow waits for the device. Clamps by default.
         """
         timesteps, prompts = as_numbers(timesteps), as_prompts(prompts)
-        return self.take(
-            self._settled(lq, timesteps, prompts),
-            lq,
-            timesteps,
-            prompts,
-            generator,
-            lambda image: finish(image.clamp(-1, 1)),
-        )
+        stages = self._settled(lq, timesteps, prompts)
+        return self.take(stages, lq, timesteps, prompts, generator, finish)
 
     def take(
         self,
@@ -231,7 +225,7 @@ class OneStepEngine:
             generator: Samples the posterior; None takes its mean.
         """
         ways = [stages] * len(_STAGE_NAMES)
-        inputs, flags = [lq, None, None], [None, None, None]
+        inputs, largest = [lq, None, None], [None, None, None]
         state = None if generator is None else generator.get_state()
         widened: set[int] = set()
         index = 0
@@ -239,17 +233,18 @@ class OneStepEngine:
             if index == 0:
                 if state is not None:
                     generator.set_state(state)  # the same noise when this is done again
-                moments, flags[0] = ways[0].encode(inputs[0], timesteps)
+                moments, largest[0] = ways[0].encode(inputs[0], timesteps)
                 inputs[1] = self._latents(moments, generator)
             elif index == 1:
-                inputs[2], flags[1] = ways[1].predict_x0(inputs[1], timesteps, prompts)
+                inputs[2], largest[1] = ways[1].predict_x0(inputs[1], timesteps, prompts)
             else:
-                image, flags[2] = ways[2].decode(inputs[2])
+                image, largest[2] = ways[2].decode(inputs[2])
                 result = finish(image)
             index += 1
             if index < len(ways) and not stages.checks_each:
                 continue
-            found = torch.stack(flags[:index]).tolist()  # waits for the device
+            # Waits for the device; NaN is not below infinity.
+            found = [x < torch.inf for x in torch.stack(largest[:index]).tolist()]
             if not all(found):
                 # The first network that overflowed and those after it run once more.
                 index = found.index(False)

@@ -119,7 +119,8 @@ def upscale_whole(
     reference, fix_color = enlarged[:, :3], COLOR_FIXES[settings.color_fix]
     if settings.color_fix == "adain" and enlarged.shape[1] == 4:
         ends_in_bytes, fix_color = False, partial(fix_color, weights=enlarged[:, 3:])
-    lq = pad_reflect(reference, -size[0] % multiple, -size[1] % multiple) * 2 - 1
+    lq = pad_reflect(reference, -size[0] % multiple, -size[1] % multiple)
+    lq = torch.rsub(lq, -1, alpha=-2)  # 2·lq - 1, in one kernel
 
     def finish(restored: Tensor) -> Tensor:
         restored = restored[..., : size[0], : size[1]]
@@ -127,7 +128,7 @@ def upscale_whole(
             to_bytes = _COLOR_FIXES_TO_BYTES[settings.color_fix]
             pixels = to_bytes(restored, lq[..., : size[0], : size[1]])
             return _begin_to_copy(pixels).permute(0, 3, 1, 2)
-        restored = restored.float() / 2 + 0.5
+        restored = restored.float().clamp(-1, 1) / 2 + 0.5
         fixed = fix_color(restored, reference).clamp(0, 1)
         return resize_bicubic(fixed, output_size).clamp(0, 1)
 

@@ -23,6 +23,7 @@ from tadsr.kernels.gpu.add_with_statistics import plan_add_with_statistics  # no
 from tadsr.kernels.gpu.geglu import plan_geglu  # noqa: E402
 from tadsr.kernels.gpu.group_norm import plan_group_norm_silu  # noqa: E402
 from tadsr.kernels.gpu.images import plan_adain, plan_to_uint8_nhwc, plan_wavelet  # noqa: E402
+from tadsr.kernels.gpu.launch import choose_chunks  # noqa: E402
 from tadsr.networks.walk import decode, encode, predict  # noqa: E402
 from tadsr.onestep.plan import EnginePlan  # noqa: E402
 from tadsr.onestep.stages import FusedStages  # noqa: E402
@@ -66,16 +67,17 @@ def activations(channels, side, dtype=torch.float16, batch=1):
 def group_norm_launches(channels, side, dtype=torch.float16, batch=1, is_modulated=True):
     x = activations(channels, side, dtype, batch)
     shared, sample = tensor(channels, dtype=dtype), tensor(batch, channels, dtype=dtype)
-    modulation = (sample, sample) if is_modulated else (None, None)
+    affine = sample if is_modulated else shared
     bias = sample if is_modulated else None
-    arguments = (x, GROUPS, shared, shared, 1e-6, *modulation, True, bias, None)
+    arguments = (x, GROUPS, affine, affine, 1e-6, True, bias, None)
     return plan_group_norm_silu(*arguments)[1]
 
 
 def add_launches(channels, side, dtype=torch.float16, batch=1, is_biased=True):
     x = activations(channels, side, dtype, batch)
     bias = tensor(channels, dtype=dtype) if is_biased else None
-    return plan_add_with_statistics(x, x, bias, GROUPS)[2]
+    chunks, is_merged_on_use = choose_chunks(x)
+    return plan_add_with_statistics(x, x, bias, GROUPS, chunks if is_merged_on_use else 0)[2]
 
 
 def image_launches(side, dtype=torch.float16, batch=1):
@@ -95,7 +97,8 @@ def geglu_launches(width, dtype=torch.float16):
 def one_of_each_kernel():
     launches = [
         *add_launches(320, 64),
-        *group_norm_launches(320, 64)[1:],
+        *group_norm_launches(128, 512),
+        *group_norm_launches(320, 64),
         *group_norm_launches(1280, 16),
         *geglu_launches(1280),
         *image_launches(512),
@@ -202,11 +205,11 @@ def test_every_signature_compiles(capability, tmp_path):
 def test_extreme_shapes_compile(tmp_path):
     # Arguments that are 1 become constants, those beyond 2^31 are 64-bit.
     x = activations(2, 1)
-    arguments = (x, 2, None, None, 1e-6, None, None, True, None, None)
+    arguments = (x, 2, None, None, 1e-6, True, None, None)
     launches = [
         *plan_group_norm_silu(*arguments, whole_group_elements=0)[1],
         *plan_group_norm_silu(*arguments)[1],
-        *plan_add_with_statistics(x, x, None, 1)[2],
+        *plan_add_with_statistics(x, x, None, 1, 0)[2],
         *plan_geglu(tensor(1, 2))[1],
         *group_norm_launches(6400, 8),
     ]
@@ -297,5 +300,7 @@ def test_small_and_large_groups_take_their_own_way():
     assert names == ["whole_group_kernel"]
     names = [launch.kernel.__name__ for launch in group_norm_launches(128, 512)]
     assert names == ["measure_kernel", "merge_kernel", "apply_kernel"]
+    names = [launch.kernel.__name__ for launch in group_norm_launches(320, 64)]
+    assert names == ["measure_kernel", "apply_kernel"]
     # One image must fill the chip.
     assert group_norm_launches(128, 512)[0].grid[0] >= 400

@@ -23,6 +23,7 @@ from tadsr.kernels import (
     wavelet_color_fix_uint8,
 )
 from tadsr.kernels.backends import unsupported_reasons
+from tadsr.kernels.group_norm import merge_moments, reference_moments, reference_statistics
 
 
 @pytest.fixture(autouse=True)
@@ -38,34 +39,19 @@ def test_a_resnet_block_is_made_of_these_operations(conditioning):
     )
     x, temb = torch.randn(2, 32, 6, 5), torch.randn(2, 16)
     time = block.time_emb_proj(F.silu(temb))
-    scale, shift = time.chunk(2, dim=1) if conditioning == "scale_shift" else (None, None)
-    bias1 = block.conv1.bias + (time if scale is None else 0)
-
     norm1, norm2 = block.norm1, block.norm2
+    affine, bias1 = (norm2.weight, norm2.bias), block.conv1.bias
+    if conditioning == "scale_shift":
+        scale, shift = time.chunk(2, dim=1)
+        affine = norm2.weight * (1 + scale), norm2.bias * (1 + scale) + shift
+    else:
+        bias1 = bias1 + time
     h = group_norm_silu(x, 8, norm1.weight, norm1.bias, norm1.eps)
     h = F.conv2d(h, block.conv1.weight, padding=1)
-    h = group_norm_silu(
-        h, 8, norm2.weight, norm2.bias, norm2.eps, scale=scale, shift=shift, channel_bias=bias1
-    )
+    h = group_norm_silu(h, 8, *affine, norm2.eps, channel_bias=bias1)
     h = F.conv2d(h, block.conv2.weight, padding=1)
     h, _ = add_with_statistics(h, x, channel_bias=block.conv2.bias, num_groups=8)
     torch.testing.assert_close(h, block(x, temb), atol=1e-5, rtol=1e-5)
-
-
-def test_modulation_is_per_channel_or_per_position():
-    x, scale, shift = torch.randn(2, 8, 3, 4), torch.randn(2, 8), torch.randn(2, 8)
-    expected = group_norm_silu(x, 2, None, None, 1e-5, scale=scale, shift=shift)
-    scale, shift = (values[..., None, None].expand_as(x) for values in (scale, shift))
-    result = group_norm_silu(x, 2, None, None, 1e-5, scale=scale, shift=shift)
-    torch.testing.assert_close(result, expected)
-
-
-def test_affines_per_sample_can_hold_the_modulation():
-    x, weight, bias = torch.randn(2, 8, 3, 4), torch.randn(8), torch.randn(8)
-    scale, shift = torch.randn(2, 8), torch.randn(2, 8)
-    expected = group_norm_silu(x, 2, weight, bias, 1e-5, scale=scale, shift=shift)
-    folded = (weight * (1 + scale), bias * (1 + scale) + shift)
-    torch.testing.assert_close(group_norm_silu(x, 2, *folded, 1e-5), expected)
 
 
 @given(
@@ -81,6 +67,17 @@ def test_statistics_of_the_residual_add_are_the_group_norms(batch, groups, size,
     variance, mean = torch.var_mean(values, dim=-1, correction=0, keepdim=True)
     expected = F.silu(((values - mean) / (variance + 1e-3).sqrt()).reshape_as(total))
     torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-4)
+
+
+@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 6), st.integers(1, 7))
+def test_moments_of_chunks_merge_to_the_groups(batch, groups, height, num_chunks):
+    x = 50 + torch.randn(batch, 2 * groups, height, 5)
+    chunk = -(-5 * height // num_chunks)
+    moments = reference_moments(x, -(-5 * height // chunk))
+    bias = torch.randn(batch, 2 * groups)
+    merged = merge_moments(moments, groups, 5 * height, bias)
+    expected = reference_statistics(x + bias[..., None, None], groups)
+    torch.testing.assert_close(merged, expected, atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()
@@ -111,10 +108,11 @@ def test_bytes_are_those_of_the_librarys_way_to_a_file(fix, bytes_of, size):
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
-        ("group_norm_silu", ("x", 2, "c", None, 1e-6, "bc", "bc", True, "c", None)),
-        ("group_norm_silu", ("x", 2, "bc", "bc", 1e-6, None, None, False, None, "statistics")),
-        ("add_with_statistics", ("x", "x2", None, 2)),
-        ("add_with_statistics", ("x", "x2", "bc", 4)),
+        ("group_norm_silu", ("x", 2, "c", None, 1e-6, True, "c", None)),
+        ("group_norm_silu", ("x", 2, "bc", "bc", 1e-6, False, None, "statistics")),
+        ("group_norm_silu", ("x", 2, "bc", "bc", 1e-6, False, "c", "moments")),
+        ("add_with_statistics", ("x", "x2", None, 2, 0)),
+        ("add_with_statistics", ("x", "x2", "bc", 4, 3)),
         ("geglu", ("x",)),
         ("to_uint8_nhwc", ("rgb",)),
         ("adain_color_fix_uint8", ("rgb", "rgb2")),
@@ -128,6 +126,7 @@ def test_registered_operations_keep_their_promises(name, arguments):
         "c": torch.randn(8),
         "bc": torch.randn(2, 8),
         "statistics": torch.rand(2, 2, 2),
+        "moments": torch.rand(2, 2, 3, 8),
         "rgb": torch.rand(2, 3, 4, 5),
         "rgb2": torch.rand(2, 3, 4, 5),
     }
@@ -137,18 +136,17 @@ def test_registered_operations_keep_their_promises(name, arguments):
 
 def test_gradients_pass_through_the_references():
     x = torch.randn(1, 4, 3, 3, dtype=torch.float64, requires_grad=True)
-    scale = torch.randn(1, 4, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(1, 4, dtype=torch.float64, requires_grad=True)
     torch.autograd.gradcheck(
-        lambda x, scale: group_norm_silu(x, 2, None, None, 1e-3, scale=scale), (x, scale)
+        lambda x, weight: group_norm_silu(x, 2, weight, None, 1e-3), (x, weight)
     )
 
 
 def test_a_chosen_kernel_says_why_it_cannot_run():
     x = torch.randn(1, 4, 3, 3, dtype=torch.float64, requires_grad=True)
-    maps = torch.zeros_like(x)
     with pytest.raises(ValueError, match="must be able to run") as caught:
-        group_norm_silu(x, 2, None, None, 1e-5, scale=maps, shift=maps, backend="triton")
-    for reason in ("per position", "float64", "gradients"):
+        group_norm_silu(x, 2, None, None, 1e-5, backend="triton")
+    for reason in ("float64", "gradients"):
         assert reason in str(caught.value)
 
 
@@ -165,11 +163,6 @@ def test_a_tensor_on_the_cpu_takes_the_reference():
         (lambda x: group_norm_silu(x[0], 2, None, None, 1e-5), ValueError, "B, C, H, W"),
         (lambda x: group_norm_silu(x, 3, None, None, 1e-5), ValueError, "divide the 8"),
         (lambda x: group_norm_silu(x, 2, x[0], None, 1e-5), ValueError, "weight"),
-        (
-            lambda x: group_norm_silu(x, 2, None, None, 1e-5, scale=x[:, :, 1:]),
-            ValueError,
-            "scale",
-        ),
         (
             lambda x: group_norm_silu(x, 2, None, None, 1e-5, statistics=x),
             ValueError,

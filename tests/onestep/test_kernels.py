@@ -17,7 +17,7 @@ from .conftest import build_networks, make_inputs, relative_error
 IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 pytestmark = [] if IS_INTERPRETED else pytest.mark.gpu
 DEVICE = "cpu" if IS_INTERPRETED else "cuda"
-KERNELS = {f"{name}_kernel" for name in ("whole_group", "measure", "merge", "apply", "geglu")}
+KERNELS = {f"{name}_kernel" for name in ("whole_group", "measure", "apply", "geglu")}
 ENDS = {"adain": "adain_kernel", "wavelet": "wavelet_level_kernel", "none": "to_uint8_kernel"}
 
 

@@ -3,25 +3,31 @@
 import torch
 from torch import Tensor
 
-from tadsr.kernels.gpu.launch import Launch, run_launches
-from tadsr.kernels.gpu.statistics import plan_statistics
+from tadsr.kernels.gpu.launch import Launch, choose_chunks, run_launches
+from tadsr.kernels.gpu.statistics import plan_merge, plan_moments
 
 
 def add_with_statistics(
-    x: Tensor, residual: Tensor, channel_bias: Tensor | None, num_groups: int
+    x: Tensor, residual: Tensor, channel_bias: Tensor | None, num_groups: int, num_chunks: int
 ) -> tuple[Tensor, Tensor]:
     """Compute `tadsr.kernels.add_with_statistics`."""
-    total, statistics, launches = plan_add_with_statistics(x, residual, channel_bias, num_groups)
+    total, statistics, launches = plan_add_with_statistics(
+        x, residual, channel_bias, num_groups, num_chunks
+    )
     run_launches(launches, x.device)
     return total, statistics
 
 
 def plan_add_with_statistics(
-    x: Tensor, residual: Tensor, channel_bias: Tensor | None, num_groups: int
+    x: Tensor, residual: Tensor, channel_bias: Tensor | None, num_groups: int, num_chunks: int
 ) -> tuple[Tensor, Tensor, list[Launch]]:
     """Return sum and statistics, still empty, and the launches that fill them."""
     x = x.contiguous(memory_format=torch.channels_last)
     residual = residual.contiguous(memory_format=torch.channels_last)
     total = torch.empty_like(x, memory_format=torch.channels_last)
-    statistics, launches = plan_statistics(x, num_groups, channel_bias, residual, total)
-    return total, statistics, launches
+    chunks = num_chunks or choose_chunks(x)[0]
+    moments, measure = plan_moments(x, chunks, channel_bias, residual, total)
+    if num_chunks:
+        return total, moments, [measure]
+    statistics, merge = plan_merge(moments, num_groups, x.shape[2] * x.shape[3])
+    return total, statistics, [measure, merge]

@@ -1,4 +1,4 @@
-"""GroupNorm, modulation and SiLU: one program per group if small, else split over positions."""
+"""GroupNorm and SiLU: one program per group if small, else split over positions."""
 
 from typing import Any
 
@@ -8,15 +8,17 @@ import triton.language as tl
 from torch import Tensor
 
 from tadsr.kernels.gpu.launch import (
+    MERGED_ELEMENTS,
     SIZES,
     Launch,
     ceil_divide,
+    choose_chunks,
     choose_tile,
     next_power_of_2,
     per_channel,
     run_launches,
 )
-from tadsr.kernels.gpu.statistics import plan_statistics
+from tadsr.kernels.gpu.statistics import merge_for_channels, plan_merge, plan_moments
 
 WHOLE_GROUP_ELEMENTS = 16384
 """Largest group, padded to powers of two, that one program keeps in its registers."""
@@ -39,28 +41,6 @@ def load_channels(values, stride, sample, channel, mask, neutral):
 
 
 @triton.jit
-def load_affine(
-    weight,
-    weight_stride,
-    bias,
-    bias_stride,
-    scale,
-    scale_stride,
-    shift,
-    shift_stride,
-    sample,
-    channel,
-    mask,
-):
-    """Fold the affine and the modulation: (n·w + b)·(1 + scale) + shift = n·factor + offset."""
-    factor = load_channels(weight, weight_stride, sample, channel, mask, 1.0)
-    offset = load_channels(bias, bias_stride, sample, channel, mask, 0.0)
-    modulation = 1.0 + load_channels(scale, scale_stride, sample, channel, mask, 0.0)
-    added = load_channels(shift, shift_stride, sample, channel, mask, 0.0)
-    return factor * modulation, offset * modulation + added
-
-
-@triton.jit
 def activate(y, SILU: tl.constexpr):
     """Apply SiLU, or nothing."""
     if SILU:
@@ -73,19 +53,20 @@ def apply_kernel(
     x,
     y,
     statistics,
+    means,
+    deviations,
     channel_bias,
     channel_bias_stride,
     weight,
     weight_stride,
     bias,
     bias_stride,
-    scale,
-    scale_stride,
-    shift,
-    shift_stride,
     positions,
     channels,
     num_groups,
+    chunk_positions,
+    num_chunks,
+    group_elements,
     eps,
     num_channel_blocks,
     GROUP_SIZE: tl.constexpr,
@@ -93,20 +74,29 @@ def apply_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
     NUM_BLOCKS: tl.constexpr,
+    PADDED_GROUP: tl.constexpr,
+    BLOCK_GROUPS: tl.constexpr,
+    BLOCK_CHUNKS: tl.constexpr,
 ):
-    """Normalize by known statistics."""
+    """Normalize by known statistics, or by the moments of chunks, which are merged first."""
     first = (tl.program_id(0) // num_channel_blocks) * (BLOCK_ROWS * NUM_BLOCKS)
     block = tl.program_id(0) % num_channel_blocks
     sample = tl.program_id(1).to(tl.int64)
     channel = block * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     is_channel = channel < channels
-    at = statistics + (sample * num_groups + channel // GROUP_SIZE) * 2
-    mean = tl.load(at, mask=is_channel, other=0.0)
-    variance = tl.load(at + 1, mask=is_channel, other=1.0)
-    factor, offset = load_affine(
-        weight, weight_stride, bias, bias_stride, scale, scale_stride, shift, shift_stride,
-        sample, channel, is_channel,
-    )  # fmt: skip
+    if statistics is not None:
+        at = statistics + (sample * num_groups + channel // GROUP_SIZE) * 2
+        mean = tl.load(at, mask=is_channel, other=0.0)
+        variance = tl.load(at + 1, mask=is_channel, other=1.0)
+    else:
+        mean, variance = merge_for_channels(
+            means, deviations, channel_bias, channel_bias_stride, positions, channels,
+            chunk_positions, num_chunks, group_elements, sample, channel,
+            block * BLOCK_CHANNELS // GROUP_SIZE,
+            GROUP_SIZE, PADDED_GROUP, BLOCK_GROUPS, BLOCK_CHUNKS,
+        )  # fmt: skip
+    factor = load_channels(weight, weight_stride, sample, channel, is_channel, 1.0)
+    offset = load_channels(bias, bias_stride, sample, channel, is_channel, 0.0)
     factor = (factor / tl.sqrt(variance + eps))[None, :]
     offset = offset[None, :]
     added = load_channels(channel_bias, channel_bias_stride, sample, channel, is_channel, 0.0)
@@ -132,10 +122,6 @@ def whole_group_kernel(
     weight_stride,
     bias,
     bias_stride,
-    scale,
-    scale_stride,
-    shift,
-    shift_stride,
     positions,
     channels,
     eps,
@@ -159,10 +145,8 @@ def whole_group_kernel(
     mean = tl.sum(tl.sum(value, axis=1), axis=0) / group_elements
     value = tl.where(mask, value - mean, 0.0)
     variance = tl.sum(tl.sum(value * value, axis=1), axis=0) / group_elements
-    factor, offset = load_affine(
-        weight, weight_stride, bias, bias_stride, scale, scale_stride, shift, shift_stride,
-        sample, channel, is_channel,
-    )  # fmt: skip
+    factor = load_channels(weight, weight_stride, sample, channel, is_channel, 1.0)
+    offset = load_channels(bias, bias_stride, sample, channel, is_channel, 0.0)
     factor = factor / tl.sqrt(variance + eps)
     value = activate(value * factor[None, :] + offset[None, :], SILU)
     tl.store(y + at, value.to(y.dtype.element_ty), mask=mask)
@@ -174,15 +158,13 @@ def group_norm_silu(
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
-    scale: Tensor | None,
-    shift: Tensor | None,
     silu: bool,
     channel_bias: Tensor | None,
     statistics: Tensor | None,
 ) -> Tensor:
-    """Compute `tadsr.kernels.group_norm_silu`, modulated per channel."""
+    """Compute `tadsr.kernels.group_norm_silu`."""
     y, launches = plan_group_norm_silu(
-        x, num_groups, weight, bias, eps, scale, shift, silu, channel_bias, statistics
+        x, num_groups, weight, bias, eps, silu, channel_bias, statistics
     )
     run_launches(launches, x.device)
     return y
@@ -194,8 +176,6 @@ def plan_group_norm_silu(
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
-    scale: Tensor | None,
-    shift: Tensor | None,
     silu: bool,
     channel_bias: Tensor | None,
     statistics: Tensor | None,
@@ -213,8 +193,6 @@ def plan_group_norm_silu(
         **per_channel("channel_bias", channel_bias),
         **per_channel("weight", weight),
         **per_channel("bias", bias),
-        **per_channel("scale", scale),
-        **per_channel("shift", shift),
         "positions": positions,
         "channels": channels,
         "eps": eps,
@@ -231,18 +209,46 @@ def plan_group_norm_silu(
         num_warps = min(16, max(1, rows * block_channels // 1024))
         arguments = shared | blocks | {"group_elements": elements}
         return y, [Launch(whole_group_kernel, (num_groups, batch), arguments, num_warps)]
-    launches = []
+    launches, moments, chunks = [], None, 1
     if statistics is None:
-        statistics, launches = plan_statistics(x, num_groups, channel_bias)
+        chunks, on_use = choose_chunks(x)
+        statistics, measure = plan_moments(x, chunks)
+        launches.append(measure)
+        if not on_use:
+            statistics, merge = plan_merge(
+                statistics, num_groups, positions, channel_bias=channel_bias
+            )
+            launches.append(merge)
     rows, block_channels = choose_tile(channels, APPLIED_ELEMENTS)
+    merging = {"PADDED_GROUP": 1, "BLOCK_GROUPS": 1, "BLOCK_CHUNKS": 1}
+    if statistics.ndim == 4:
+        moments, statistics, chunks = statistics, None, statistics.shape[2]
+        merging = _plan_merging(group_size, block_channels)
     channel_blocks = ceil_divide(channels, block_channels)
     grid = (ceil_divide(positions, rows * APPLIED_BLOCKS) * channel_blocks, batch)
     arguments = shared | {
-        "statistics": statistics.float().contiguous(),
+        "statistics": None if statistics is None else statistics.float().contiguous(),
+        "means": None if moments is None else moments[0],
+        "deviations": None if moments is None else moments[1],
         "num_groups": num_groups,
+        "chunk_positions": ceil_divide(positions, chunks),
+        "num_chunks": chunks,
+        "group_elements": float(positions * group_size),
         "num_channel_blocks": channel_blocks,
         "BLOCK_ROWS": rows,
         "BLOCK_CHANNELS": block_channels,
         "NUM_BLOCKS": APPLIED_BLOCKS,
+        **merging,
     }
     return y, [*launches, Launch(apply_kernel, grid, arguments)]
+
+
+def _plan_merging(group_size: int, block_channels: int) -> dict[str, int]:
+    """Return the sides of a block of chunks, of the groups that a block of channels touches."""
+    padded = next_power_of_2(group_size)
+    if block_channels % group_size == 0:
+        groups = block_channels // group_size
+    else:
+        groups = next_power_of_2((block_channels - 2) // group_size + 2)
+    chunks = max(1, MERGED_ELEMENTS // (padded * groups))
+    return {"PADDED_GROUP": padded, "BLOCK_GROUPS": groups, "BLOCK_CHUNKS": chunks}

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tadsr.kernels.color import VARIANCE_FLOOR
 from tadsr.kernels.gpu.launch import (
+    PROGRAMS_PER_PROCESSOR,
     SIZES,
     Launch,
     ceil_divide,
@@ -16,12 +17,7 @@ from tadsr.kernels.gpu.launch import (
     next_power_of_2,
     run_launches,
 )
-from tadsr.kernels.gpu.statistics import (
-    PROGRAMS_PER_PROCESSOR,
-    plan_merge,
-    store_chunk,
-    welford,
-)
+from tadsr.kernels.gpu.statistics import plan_merge, store_chunk, welford
 
 VALUES_AT_ONCE = 512
 """Values of one row of pixels that a program converts at a time."""
@@ -256,13 +252,13 @@ def plan_adain(image: Tensor, reference: Tensor) -> tuple[Tensor, list[Launch]]:
     wanted = PROGRAMS_PER_PROCESSOR * count_processors(image.device)
     chunk_rows = ceil_divide(height, max(1, wanted // batch))
     chunks = ceil_divide(height, chunk_rows)
-    means, deviations = image.new_empty((2, batch, chunks, 2 * channels), dtype=torch.float32)
+    moments = image.new_empty((2, batch, chunks, 2 * channels), dtype=torch.float32)
     launches = []
     for first_column, x in ((0, image), (channels, reference)):
         arguments = {
             **_strided("image", x),
-            "means": means,
-            "deviations": deviations,
+            "means": moments[0],
+            "deviations": moments[1],
             "height": height,
             "width": width,
             "chunk_rows": chunk_rows,
@@ -274,7 +270,7 @@ def plan_adain(image: Tensor, reference: Tensor) -> tuple[Tensor, list[Launch]]:
         }
         launches.append(Launch(color_moments_kernel, (chunks, batch), arguments))
     positions = height * width
-    statistics, merge = plan_merge(means, deviations, 2 * channels, positions, chunk_rows * width)
+    statistics, merge = plan_merge(moments, 2 * channels, positions, chunk_rows * width)
     blocks = _blocks(width * channels)
     arguments = {
         **_strided("image", image),

@@ -15,10 +15,21 @@ ASSUMED_PROCESSORS = 108
 MAX_BLOCK_CHANNELS = 128
 """Channels that a block covers at most: 256 bytes of half precision, whole lines of memory."""
 
+MEASURED_ELEMENTS = 4096
+"""Elements of a block: 16 for each thread of 8 warps."""
+PROGRAMS_PER_PROCESSOR = 4
+MERGED_ELEMENTS = 2048
+"""Elements of a block of chunks."""
+MAX_MERGED_ON_USE = 4096
+"""Chunks times channels of a block that are merged by whoever reads them: more would be read anew
+by too many programs."""
+MAX_POSITIONS_ON_USE = 128 * 128
+"""Positions of such activations: those of larger ones merge in a launch of its own."""
+
 SIZES = (
     *("positions", "num_groups", "num_chunks", "chunk_positions", "num_channel_blocks"),
     *("num_blocks", "rows", "width", "height", "chunk_rows", "distance_px"),
-    *(f"{name}_stride" for name in ("weight", "bias", "scale", "shift", "channel_bias")),
+    *(f"{name}_stride" for name in ("weight", "bias", "channel_bias")),
     *(f"{name}stride_{side}" for name in ("", "reference_") for side in "bchw"),
 )
 """Arguments that Triton must not compile a variant of a kernel for: they follow the image's size,
@@ -83,6 +94,27 @@ def choose_tile(channels: int, elements: int) -> tuple[int, int]:
         even = next_power_of_2(channels)
     block_channels = min(even, MAX_BLOCK_CHANNELS)
     return max(1, elements // block_channels), block_channels
+
+
+def choose_chunks(x: Tensor) -> tuple[int, bool]:
+    """Choose in how many chunks of positions activations (B, C, H, W) are measured.
+
+    Returns:
+        The chunks, of ⌈H·W / chunks⌉ positions, and whether they are merged by who reads them.
+    """
+    batch, channels, height, width = x.shape
+    positions, processors = height * width, count_processors(x.device)
+    rows, block_channels = choose_tile(channels, MEASURED_ELEMENTS)
+    channel_blocks = ceil_divide(channels, block_channels)
+    wanted = ceil_divide(PROGRAMS_PER_PROCESSOR * processors, channel_blocks * batch)
+    chunks = min(wanted, ceil_divide(positions, rows))
+    most = MAX_MERGED_ON_USE // block_channels
+    # Fewer chunks must still occupy the chip.
+    is_enough = chunks <= most or 2 * most * channel_blocks * batch >= processors
+    on_use = positions <= MAX_POSITIONS_ON_USE and is_enough
+    if on_use:
+        chunks = min(chunks, most)
+    return ceil_divide(positions, ceil_divide(positions, chunks)), on_use
 
 
 def per_channel(name: str, values: Tensor | None) -> dict[str, Any]:

@@ -10,19 +10,15 @@ import triton.language as tl
 from torch import Tensor
 
 from tadsr.kernels.gpu.launch import (
+    MEASURED_ELEMENTS,
+    MERGED_ELEMENTS,
     SIZES,
     Launch,
     ceil_divide,
     choose_tile,
-    count_processors,
     next_power_of_2,
     per_channel,
 )
-
-MEASURED_ELEMENTS = 4096
-"""Elements of a block: 16 for each thread of 8 warps."""
-PROGRAMS_PER_PROCESSOR = 4
-MERGED_ELEMENTS = 2048
 
 
 @triton.jit
@@ -98,6 +94,58 @@ def measure_kernel(
     store_chunk(mean, deviation, count, means, deviations, at, is_channel)
 
 
+@triton.jit
+def merge_for_channels(
+    means,
+    deviations,
+    channel_bias,
+    channel_bias_stride,
+    positions,
+    channels,
+    chunk_positions,
+    num_chunks,
+    group_elements,
+    sample,
+    channel,
+    first_group,
+    GROUP_SIZE: tl.constexpr,
+    PADDED_GROUP: tl.constexpr,
+    BLOCK_GROUPS: tl.constexpr,
+    BLOCK_CHUNKS: tl.constexpr,
+):
+    """Merge chunks to mean and variance of the group of each of a block's channels."""
+    index = tl.arange(0, BLOCK_GROUPS)
+    lane = tl.arange(0, PADDED_GROUP)
+    member = (first_group + index)[:, None] * GROUP_SIZE + lane[None, :]
+    is_member = (lane < GROUP_SIZE)[None, :] & (member < channels)
+    bias = tl.zeros([BLOCK_GROUPS, PADDED_GROUP], tl.float32)
+    if channel_bias is not None:
+        bias_at = channel_bias + sample * channel_bias_stride + member
+        bias = tl.load(bias_at, mask=is_member, other=0.0).to(tl.float32)
+    # Sums about the first chunk's mean lose nothing where the mean is much larger than the spread.
+    start = sample * num_chunks * channels
+    center = tl.load(means + start + member, mask=is_member, other=0.0) + bias
+    center = tl.sum(center, axis=1) / GROUP_SIZE
+    first = tl.zeros([BLOCK_CHUNKS, BLOCK_GROUPS, PADDED_GROUP], tl.float32)
+    second = tl.zeros([BLOCK_CHUNKS, BLOCK_GROUPS, PADDED_GROUP], tl.float32)
+    for chunk_start in range(0, num_chunks, BLOCK_CHUNKS):
+        chunk = chunk_start + tl.arange(0, BLOCK_CHUNKS)
+        mask = (chunk < num_chunks)[:, None, None] & is_member[None, :, :]
+        count = tl.minimum(chunk_positions, positions - chunk * chunk_positions).to(tl.float32)
+        count = count[:, None, None]
+        at = start + chunk[:, None, None] * channels + member[None, :, :]
+        mean = tl.load(means + at, mask=mask, other=0.0) + (bias - center[:, None])[None, :, :]
+        within = tl.load(deviations + at, mask=mask, other=0.0)
+        first += tl.where(mask, count * mean, 0.0)
+        second += tl.where(mask, within + count * mean * mean, 0.0)
+    offset = tl.sum(tl.sum(first, axis=2), axis=0) / group_elements
+    square = tl.sum(tl.sum(second, axis=2), axis=0) / group_elements
+    variances = tl.maximum(square - offset * offset, 0.0)
+    is_own = (channel // GROUP_SIZE - first_group)[None, :] == index[:, None]
+    mean = tl.sum(tl.where(is_own, (center + offset)[:, None], 0.0), axis=0)
+    return mean, tl.sum(tl.where(is_own, variances[:, None], 0.0), axis=0)
+
+
 @triton.jit(do_not_specialize=SIZES)
 def merge_kernel(
     means,
@@ -150,75 +198,63 @@ def merge_kernel(
     tl.store(result + 1, variance)
 
 
-def plan_statistics(
+def plan_moments(
     x: Tensor,
-    num_groups: int,
-    channel_bias: Tensor | None,
+    num_chunks: int,
+    channel_bias: Tensor | None = None,
     residual: Tensor | None = None,
     total: Tensor | None = None,
-) -> tuple[Tensor, list[Launch]]:
-    """Plan the statistics of x + channel_bias, and of + residual where one is given.
+) -> tuple[Tensor, Launch]:
+    """Plan the moments of x, or of x + channel_bias + residual where one is given.
 
     Args:
         x: Activations (B, C, H, W) in NHWC memory.
-        num_groups: Groups of channels.
-        channel_bias: (C,), (1, C), (B, C) or None.
+        num_chunks: Chunks of positions, as `choose_chunks` returns them.
+        channel_bias: (C,), (1, C), (B, C) or None; only beside a residual.
         residual: Like `x`, or None.
         total: Receives the sum with the residual.
 
     Returns:
-        Mean and biased variance, (B, num_groups, 2), float32, and the launches that fill them.
+        Mean and sum of squared deviations, (2, B, num_chunks, C), float32, and the launch that
+        fills them.
     """
     batch, channels, height, width = x.shape
     positions = height * width
     rows, block_channels = choose_tile(channels, MEASURED_ELEMENTS)
     channel_blocks = ceil_divide(channels, block_channels)
-    wanted = PROGRAMS_PER_PROCESSOR * count_processors(x.device)
-    chunks = min(ceil_divide(wanted, channel_blocks * batch), ceil_divide(positions, rows))
-    chunk_positions = rows * ceil_divide(positions, rows * chunks)
-    chunks = ceil_divide(positions, chunk_positions)
-    means, deviations = x.new_empty((2, batch, chunks, channels), dtype=torch.float32)
-    # Without a residual the bias only moves the means, which costs nothing when merging.
-    if residual is None:
-        bias_when_measuring, bias_when_merging = None, channel_bias
-    else:
-        bias_when_measuring, bias_when_merging = channel_bias, None
-    measure = Launch(
+    moments = x.new_empty((2, batch, num_chunks, channels), dtype=torch.float32)
+    return moments, Launch(
         measure_kernel,
-        (chunks * channel_blocks, batch),
+        (num_chunks * channel_blocks, batch),
         {
             "x": x,
             "residual": residual,
             "total": total,
-            **per_channel("channel_bias", bias_when_measuring),
-            "means": means,
-            "deviations": deviations,
+            **per_channel("channel_bias", channel_bias),
+            "means": moments[0],
+            "deviations": moments[1],
             "positions": positions,
             "channels": channels,
-            "chunk_positions": chunk_positions,
-            "num_chunks": chunks,
+            "chunk_positions": ceil_divide(positions, num_chunks),
+            "num_chunks": num_chunks,
             "num_channel_blocks": channel_blocks,
             "BLOCK_ROWS": rows,
             "BLOCK_CHANNELS": block_channels,
         },
         num_warps=8,
     )
-    statistics, merge = plan_merge(
-        means, deviations, num_groups, positions, chunk_positions, bias_when_merging
-    )
-    return statistics, [measure, merge]
 
 
 def plan_merge(
-    means: Tensor,
-    deviations: Tensor,
+    moments: Tensor,
     num_groups: int,
     positions: int,
-    chunk_positions: int,
+    chunk_positions: int | None = None,
     channel_bias: Tensor | None = None,
 ) -> tuple[Tensor, Launch]:
-    """Plan the merging of chunks, (B, chunks, C) each, to (B, num_groups, 2)."""
-    batch, chunks, channels = means.shape
+    """Plan the merging of moments, (2, B, chunks, C), to mean and variance, (B, num_groups, 2)."""
+    means, deviations = moments
+    _, batch, chunks, channels = moments.shape
     group_size = channels // num_groups
     block_channels = next_power_of_2(group_size)
     block_chunks = max(1, MERGED_ELEMENTS // block_channels)
@@ -233,7 +269,7 @@ def plan_merge(
             "statistics": statistics,
             "positions": positions,
             "channels": channels,
-            "chunk_positions": chunk_positions,
+            "chunk_positions": chunk_positions or ceil_divide(positions, chunks),
             "num_chunks": chunks,
             "group_elements": float(positions * group_size),
             "GROUP_SIZE": group_size,
