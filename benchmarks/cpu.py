@@ -1,0 +1,226 @@
+"""Ways to run the networks on a CPU, side by side: ours, plain torch, ONNX Runtime, OpenVINO.
+
+    python benchmarks/cpu.py --out benchmarks/results/cpu.json
+    python benchmarks/cpu.py --ways fused realesrgan --realesrgan realesrgan_x4plus.safetensors
+
+Each way runs in a process of its own and takes the one step on the same image: encoder, step and
+decoder, without reading, colour fix and writing. `onnxruntime` and `openvino` are wanted for their
+ways only. The CPU's seconds count all threads, so that they stand also where others use the cores.
+`bf16` is left out where the processor has no instructions for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from machine import describe_machine
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tadsr import TADSRPipeline
+from tadsr.onestep import EnginePlan
+from tadsr.onestep.precision import cpu_instructions
+
+WAYS = (
+    "eager",
+    "fused",
+    "bf16",
+    "compile",
+    "onnxruntime",
+    "openvino",
+    "openvino-f32",
+    "realesrgan",
+)
+SIZES = ((512, 512), (1024, 1536))
+TIMESTEP = 500
+MULTIPLY_SIDE, MULTIPLY_CHANNELS = 128, 256
+Run = Callable[[], np.ndarray]
+
+
+def make_lq(height: int, width: int) -> Tensor:
+    """Return smooth colours with noise, (1, 3, H, W), in [-1, 1]."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(1, 3, height // 64, width // 64, generator=generator)
+    smooth = F.interpolate(coarse, size=(height, width), mode="bicubic", antialias=True)
+    noise = 0.05 * torch.randn(smooth.shape, generator=generator)
+    return (smooth + noise).clamp(0, 1) * 2 - 1
+
+
+def open_way(way: str, folder: Path, lq: Tensor, realesrgan: Path | None) -> Run:
+    """Return what takes the step on an image."""
+    if way == "realesrgan":
+        return _realesrgan(realesrgan, lq)
+    if way in ("onnxruntime", "openvino", "openvino-f32"):
+        return _graphs(way, folder, lq)
+    pipe = TADSRPipeline.from_pretrained("tadsr-tiny")
+    engine = EnginePlan(multiplied=torch.bfloat16) if way == "bf16" else way
+    pipe.set_engine(engine)
+    embeds = pipe.encode_prompt([""])
+    return lambda: pipe.restore(lq, [TIMESTEP], embeds).numpy()
+
+
+def _graphs(way: str, folder: Path, lq: Tensor) -> Run:
+    stages = {name: _graph(way, folder / f"{name}.onnx") for name in ("encoder", "unet", "decoder")}
+    image, prompt = lq.numpy(), np.load(folder / "empty_prompt.npy")
+    timestep = np.array([TIMESTEP], np.int64)
+
+    def run() -> np.ndarray:
+        latents = stages["encoder"]({"lq": image, "timestep": timestep})
+        inputs = {"latents": latents, "timestep": timestep, "prompt_embeds": prompt}
+        return stages["decoder"]({"latents": stages["unet"](inputs)})
+
+    return run
+
+
+def _graph(way: str, path: Path) -> Callable[[dict[str, np.ndarray]], np.ndarray]:
+    if way == "onnxruntime":
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
+        return lambda inputs: session.run(None, inputs)[0]
+    import openvino
+
+    config = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    if way == "openvino-f32":
+        config["INFERENCE_PRECISION_HINT"] = "f32"
+    model = openvino.Core().compile_model(str(path), "CPU", config)
+    return lambda inputs: model(inputs)[0]
+
+
+def _realesrgan(path: Path, lq: Tensor) -> Run:
+    from safetensors.torch import load_file
+
+    weights = {
+        name: value.float().contiguous(memory_format=torch.channels_last)
+        if value.ndim == 4
+        else value.float()
+        for name, value in load_file(path).items()
+    }
+    small = F.interpolate(lq / 2 + 0.5, scale_factor=0.25, mode="area")
+    small = small.contiguous(memory_format=torch.channels_last)
+
+    def conv(name: str, x: Tensor, slope: float = 1.0) -> Tensor:
+        out = F.conv2d(x, weights[f"{name}.weight"], weights[f"{name}.bias"], padding=1)
+        return out if slope == 1 else F.leaky_relu(out, slope)
+
+    def dense(name: str, x: Tensor) -> Tensor:
+        parts = [x]
+        for number in range(1, 5):
+            parts.append(conv(f"{name}.conv{number}", torch.cat(parts, 1), 0.2))
+        return x + 0.2 * conv(f"{name}.conv5", torch.cat(parts, 1))
+
+    @torch.no_grad()
+    def run() -> np.ndarray:
+        first = x = conv("conv_first", small)
+        for block in range(23):
+            inside = x
+            for number in range(1, 4):
+                inside = dense(f"body.{block}.rdb{number}", inside)
+            x = x + 0.2 * inside
+        x = first + conv("conv_body", x)
+        for name in ("conv_up1", "conv_up2"):
+            x = conv(name, F.interpolate(x, scale_factor=2, mode="nearest"), 0.2)
+        return conv("conv_last", conv("conv_hr", x, 0.2)).numpy()
+
+    return run
+
+
+def multiply_rate() -> float:
+    """Return the fastest GFLOP a CPU second that a convolution of torch was seen to reach."""
+    x = torch.ones(1, MULTIPLY_CHANNELS, MULTIPLY_SIDE, MULTIPLY_SIDE)
+    weight = torch.ones(MULTIPLY_CHANNELS, MULTIPLY_CHANNELS, 3, 3)
+    x, weight = (t.contiguous(memory_format=torch.channels_last) for t in (x, weight))
+    seconds = []
+    for _ in range(4):
+        begin = time.process_time()
+        F.conv2d(x, weight, padding=1)
+        seconds.append(time.process_time() - begin)
+    return 2 * 9 * MULTIPLY_CHANNELS**2 * MULTIPLY_SIDE**2 / min(seconds) / 1e9
+
+
+def work(options: argparse.Namespace) -> None:
+    """Measure one way in this process and print it as JSON."""
+    rows = []
+    for height, width in options.sizes:
+        lq = make_lq(height, width)
+        run = open_way(options.way, options.folder, lq, options.realesrgan)
+        begin = time.process_time()
+        result = run()
+        row: dict[str, Any] = {"size": [width, height], "first_cpu_s": time.process_time() - begin}
+        cpu, clock = [], []
+        for _ in range(options.repeats):
+            before = time.process_time(), time.perf_counter()
+            result = run()
+            cpu.append(time.process_time() - before[0])
+            clock.append(time.perf_counter() - before[1])
+        row |= {"cpu_s": min(cpu), "clock_s": statistics.median(clock)}
+        truth = options.folder / f"eager_{height}.npy"
+        if options.way == "eager":
+            np.save(truth, result)
+        elif truth.exists() and options.way != "realesrgan":
+            mse = float(np.mean((result.clip(-1, 1) - np.load(truth)) ** 2))
+            row["psnr_db"] = 10 * math.log10(4 / max(mse, 1e-20))
+        rows.append(row)
+    print(json.dumps(rows))
+
+
+def main() -> None:
+    """Run the ways one after the other."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, help="JSON file for the results")
+    default = [way for way in WAYS if way not in ("compile", "realesrgan")]
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=default)
+    parser.add_argument("--realesrgan", type=Path, help="weights of RealESRGAN_x4plus")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[512, 1024], help="heights in px")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    options.sizes = [size for size in SIZES if size[0] in options.sizes]
+    if options.way:
+        work(options)
+        return
+    report: dict[str, Any] = {"machine": describe_machine(), "threads": torch.get_num_threads()}
+    report |= {"gflop_per_cpu_s": multiply_rate(), "ways": {}}
+    heights = [str(height) for height, _ in options.sizes]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "graphs"
+        if any(way[0] == "o" for way in options.ways):
+            from tadsr.onnx_export import export_onnx
+
+            export_onnx(TADSRPipeline.from_pretrained("tadsr-tiny"), folder)
+        folder.mkdir(exist_ok=True)
+        for way in sorted(options.ways, key=WAYS.index):
+            if way == "bf16" and not cpu_instructions():
+                report["ways"][way] = "left out: the processor has no instructions for bfloat16"
+                continue
+            command = [sys.executable, __file__, "--way", way, "--folder", str(folder)]
+            command += ["--sizes", *heights, "--repeats", str(options.repeats)]
+            command += ["--realesrgan", str(options.realesrgan)] if options.realesrgan else []
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            last = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()[-1]
+            report["ways"][way] = json.loads(last) if done.returncode == 0 else f"failed: {last}"
+            print(way, report["ways"][way], flush=True)
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
