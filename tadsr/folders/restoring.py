@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from tadsr.conditioning import TimestepLike
     from tadsr.images import Animation, ArrayImage
-    from tadsr.pipeline import TADSRPipeline
+    from tadsr.restorer import Restorer
 
     SourceImage: TypeAlias = Image.Image | ArrayImage | Animation
 _LEAST_BYTES_PER_PIXEL = 12
@@ -196,7 +196,7 @@ def note_about(job: Job, request: FileRequest) -> str:
 
 
 def restore(
-    pipe: TADSRPipeline,
+    pipe: Restorer,
     image: SourceImage,
     job: Job,
     request: FileRequest,
@@ -243,12 +243,12 @@ def _shrink(image: Image.Image | ArrayImage, size: tuple[int, int]) -> Image.Ima
     return resize_image(image, size)
 
 
-def batches_at_once(pipe: TADSRPipeline) -> int:
+def batches_at_once(pipe: Restorer) -> int:
     """Return how many batches are under way at once: a GPU computes one while others are coded."""
     return 2 if pipe.device.type == "cuda" else 1
 
 
-def images_at_once(pipe: TADSRPipeline, image: SourceImage, request: FileRequest) -> int:
+def images_at_once(pipe: Restorer, image: SourceImage, request: FileRequest) -> int:
     """Return how many images like this one `restore_together` takes, at least 1."""
     width, height = request.output_size(image)
     if num_frames(image) > 1 or request.seed is not None or height * width > STREAMED_PIXELS:
@@ -257,7 +257,7 @@ def images_at_once(pipe: TADSRPipeline, image: SourceImage, request: FileRequest
 
 
 def restore_together(
-    pipe: TADSRPipeline, images: Sequence[SourceImage], request: FileRequest
+    pipe: Restorer, images: Sequence[SourceImage], request: FileRequest
 ) -> list[Image.Image | ArrayImage]:
     """Restore images of one size in one go."""
     timestep = request.timestep
@@ -270,7 +270,7 @@ def restore_together(
 
 
 def _restore_frames(
-    pipe: TADSRPipeline,
+    pipe: Restorer,
     animation: Animation,
     job: Job,
     request: FileRequest,

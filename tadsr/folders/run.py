@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from tadsr.images import ArrayImage
-    from tadsr.pipeline import TADSRPipeline
+    from tadsr.restorer import Restorer
 
 FAILURES = (TADSRError, ValueError, TypeError, OSError, RuntimeError, MemoryError)
 """What one image may fail with while the others go on; torch raises RuntimeError where memory
@@ -101,7 +101,7 @@ class Pace:
 def run_files(
     jobs: Iterable[Job],
     request: FileRequest,
-    load: Callable[[], TADSRPipeline],
+    load: Callable[[], Restorer],
     report: Report,
     progress_of: ProgressOf | None = None,
     pace: Pace | None = None,
@@ -170,7 +170,7 @@ def run_files(
 
 
 def _restore_batch(
-    pipe: TADSRPipeline, batch: Sequence[Item], request: FileRequest, progress_of: ProgressOf | None
+    pipe: Restorer, batch: Sequence[Item], request: FileRequest, progress_of: ProgressOf | None
 ) -> list[Any]:
     """Return each image's result, or what was raised."""
     if len(batch) > 1:

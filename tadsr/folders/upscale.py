@@ -73,10 +73,7 @@ def upscale_folder(
 
 
 def load_pipeline(model: str, device: str) -> TADSRPipeline:
-    """Load a model onto a device, in float16 on CUDA and float32 elsewhere."""
-    import torch
-
+    """Load a model onto a device, in the precision that is best there."""
     from tadsr.pipeline import TADSRPipeline
 
-    dtype = torch.float16 if str(device).startswith("cuda") else torch.float32
-    return TADSRPipeline.from_pretrained(model, torch_dtype=dtype).to(device)
+    return TADSRPipeline.from_pretrained(model, torch_dtype="auto").to(device)

@@ -23,7 +23,7 @@ from tadsr.folders.run import Pace, Report, run_files
 from tadsr.whole_file import remove_abandoned
 
 if TYPE_CHECKING:
-    from tadsr.pipeline import TADSRPipeline
+    from tadsr.restorer import Restorer
 
 _JOBS_AHEAD = 3
 """One computed, one read, one to come."""
@@ -35,7 +35,7 @@ _END_SECONDS = 20
 _LOADED = "loaded"
 _TERMINATED = 128 + signal.SIGTERM
 
-Load = Callable[[str], "TADSRPipeline"]
+Load = Callable[[str], "Restorer"]
 """Gives the pipeline on a device; can be pickled."""
 
 
@@ -195,7 +195,7 @@ def _work(
     elif str(device).startswith("cuda"):
         torch.cuda.set_device(device)
 
-    def load_and_say_so() -> TADSRPipeline:
+    def load_and_say_so() -> Restorer:
         pipe = load(device)
         connection.send(_LOADED)
         return pipe

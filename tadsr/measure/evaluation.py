@@ -22,7 +22,7 @@ from tadsr.measure.metrics import Metric, default_metrics, describe_size, make_m
 from tadsr.measure.pairing import match_images
 from tadsr.measure.perceptual import SqueezeNetDistance
 from tadsr.measure.pictures import read_rgb8
-from tadsr.pipeline import TADSRPipeline
+from tadsr.restorer import Restorer
 from tadsr.version import __version__
 
 BASELINE = "bicubic"
@@ -144,7 +144,7 @@ def evaluate_pairs(
 
 
 def evaluate_model(
-    pipe: TADSRPipeline,
+    pipe: Restorer,
     lq: str | Path,
     hq: str | Path | None = None,
     *,
