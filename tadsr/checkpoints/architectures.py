@@ -107,6 +107,12 @@ def check_sizes(
                     f"{path} must fit its weights, whose longest side is {largest}, but has "
                     f"{key} = {str(value)[:80]}; download or copy it again"
                 )
+    factor = kept.get("scaling_factor", 1)
+    if isinstance(factor, bool) or not isinstance(factor, int | float) or factor <= 0:
+        raise CheckpointError(
+            f"{path} must have a scaling_factor above 0, got {str(factor)[:80]}; download or copy "
+            "it again"
+        )
     num_blocks = len(kept["block_out_channels"]) if _is_list(kept, "block_out_channels") else 1
     for key in _LAYER_KEYS:
         counts = list(_numbers(kept.get(key)))

@@ -169,6 +169,8 @@ def load_tokenizer(
         if int(longest) < 1:
             raise ValueError(f"model_max_length must be at least 1, got {longest}")
         tokenizer.model_max_length = int(longest)
+        if tokenizer.pad_token_id is None:
+            raise ValueError("it must name a padding token, got none")
         largest, known = max(tokenizer.get_vocab().values()), text_encoder.config.vocab_size
         if largest >= known:
             raise ValueError(

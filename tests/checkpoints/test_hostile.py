@@ -47,6 +47,8 @@ def edit_json(path, **changes):
         ("tokenizer/tokenizer_config.json", {"model_max_length": 0}),
         ("tokenizer/tokenizer_config.json", {"pad_token": "<beyond>"}),
         ("tokenizer/vocab.json", {"!": 10**6}),
+        ("tokenizer/tokenizer_config.json", {"pad_token": None}),
+        ("time_vae/config.json", {"scaling_factor": []}),
         ("tokenizer/tokenizer_config.json", {"model_max_length": "long"}),
         ("tokenizer/tokenizer_config.json", {"model_max_length": math.nan}),
     ],
