@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tadsr import TADSRPipeline
-from tadsr.onestep import banded_layers, walk
+from tadsr.networks import walk
+from tadsr.onestep import banded_layers
 from tadsr.onestep.activations import ComputedActivation
 from tadsr.onestep.banded_layers import Bands
 from tadsr.onestep.banded_walk import BandedLayers
