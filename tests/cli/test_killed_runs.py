@@ -27,17 +27,17 @@ from .test_folders import FAST, PACKAGE_PARENT, load, write_photos
 
 KILLER = """
 import os, signal
-from tadsr import TADSRPipeline
+from tadsr.restorer import Restorer
 from tadsr.cli import main
 
-upscale = TADSRPipeline.__call__
+upscale = Restorer.__call__
 
 def upscale_or_die(self, image, *arguments, **options):
     if image.size == (3, 3):
         os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does where memory runs out
     return upscale(self, image, *arguments, **options)
 
-TADSRPipeline.__call__ = upscale_or_die
+Restorer.__call__ = upscale_or_die
 main()
 """
 
