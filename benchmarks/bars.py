@@ -126,7 +126,13 @@ def main() -> None:
         print(f"default timestep: {min(ratios, key=ratios.get)}")
     for name in FAITHFUL_PSNR:
         if path := getattr(args, name):
-            bars += bars_of_pairs(name, json.loads(path.read_text(encoding="utf-8")), args.other)
+            report = json.loads(path.read_text(encoding="utf-8"))
+            if not any(row["name"] == args.other for row in report["rows"]):
+                parser.error(
+                    f"{path} must have a row of {args.other}, but has none; give its results to "
+                    "benchmarks/quality.py by --other, or name another by --other here"
+                )
+            bars += bars_of_pairs(name, report, args.other)
     if args.jpeg:
         report = json.loads(args.jpeg.read_text(encoding="utf-8"))
         grid = report["grid_excess_db"][JPEG_GRID_PX]
