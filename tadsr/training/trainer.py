@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tadsr.config import torch_dtype
 from tadsr.errors import DataError, Terminated, TrainingError
 from tadsr.measure.perceptual import PerceptualDistance
+from tadsr.onestep.memory import is_out_of_memory
 from tadsr.training.acceleration import make_accelerator
 from tadsr.training.average import WeightAverage
 from tadsr.training.data import Batch, Restorer, TrainingData, explain_worker_failure, open_data
@@ -128,19 +129,17 @@ class Trainer:
                     if self.config.trackers:
                         self.accelerator.end_training()
                 return self._export()
-        except torch.OutOfMemoryError as error:
-            raise TrainingError(
-                f"step {self.step + 1} does not fit the device's memory: {error}. Take, the "
-                "cheapest first: gradient_checkpointing, precision bf16, batch_size 1 with "
-                "more gradient_accumulation_steps, a smaller data.crop_px"
-            ) from error
-        except (DataError, RuntimeError, OSError, EOFError) as error:
-            # A loader tells of workers that have died wherever the run is at that moment, which
-            # may be the clean-up after an earlier sign of it.
+        except (DataError, MemoryError, RuntimeError, OSError, EOFError) as error:
+            # A loader tells of workers that have died wherever the run is at that moment.
             explained = explain_worker_failure(error)
-            if explained is error:
-                raise
-            raise explained from error
+            if explained is error and is_out_of_memory(error):
+                explained = TrainingError(
+                    f"step {self.step + 1} does not fit the memory: {error}. Start a new run with, "
+                    "the cheapest first: gradient_checkpointing, precision bf16, batch_size 1 with "
+                    "more gradient_accumulation_steps, a smaller data.crop_px; or free memory, and "
+                    "the same run goes on from its last checkpoint"
+                )
+            raise explained from error.__cause__ if explained is error else error
 
     def export(self) -> Path:
         """Write the trained pipeline with a model card, and adapters in the published format.

@@ -578,6 +578,26 @@ def test_a_full_disk_keeps_the_checkpoint_before(networks, photos, tmp_path):
     Trainer(dataclasses.replace(config, steps=4)).train()
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_memory_that_runs_out_is_said_and_the_run_goes_on(error, networks, photos, tmp_path):
+    stage = AutoencoderConfig(perceptual="lpips", perceptual_weight=1.0)
+    config = make_config(networks, photos, tmp_path / "run", stage)
+    calls = []
+
+    def full(pred, target):
+        calls.append(1)
+        if len(calls) == 3:
+            raise error
+        return mse_per_sample(pred, target)
+
+    with pytest.raises(TrainingError, match=r"step 3 does .*: gradient_checkpointing, precision"):
+        Trainer(config, perceptual=full).train()
+    saved = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
+    assert saved == ["step_00000002"]
+    Trainer(config, perceptual=full).train()
+    assert [line["step"] for line in read_log(tmp_path / "run")] == [1, 2, 3]
+
+
 def test_two_runs_do_not_share_a_folder(networks, photos, tmp_path):
     stage = AutoencoderConfig(perceptual="none", perceptual_weight=0)
     config = make_config(networks, photos, tmp_path / "run", stage)
