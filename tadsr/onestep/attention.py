@@ -1,4 +1,4 @@
-"""Self-attention in windows, where positions look around them, or to all others in blocks."""
+"""Self-attention in windows, where positions look around them, or to all others piece by piece."""
 
 from __future__ import annotations
 
@@ -9,6 +9,12 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from tadsr.onestep.plan import FastestChoice
+
+SCORE_BYTES = 2**28
+"""Scores of wide heads that exist at once, in float32."""
 
 
 @dataclass(frozen=True)
@@ -104,3 +110,52 @@ def attend_to_blocks(
         total = total * faded + weights.sum(-1, keepdim=True)
         out = out * faded + weights @ value.float()
     return (out / total).to(query.dtype)
+
+
+def attend_with_wide_heads(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, choice: FastestChoice
+) -> Tensor:
+    """Attend in the faster way that a GPU has for heads too wide for flash attention."""
+    candidates: dict[str, Callable[[], Tensor]] = {
+        "memory-efficient": lambda: _attend_memory_efficiently(query, key, value, scale),
+        "in chunks": lambda: attend_in_chunks(query, key, value, scale),
+    }
+    if query.dtype == torch.float32:
+        del candidates["memory-efficient"]
+    return choice.run(("attention", query.shape), candidates)
+
+
+def attend_in_chunks(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """Attend with scores in float32 that exist for some of the queries at a time.
+
+    Args:
+        query: (B, heads, N, D).
+        key: (B, heads, L, D).
+        value: (B, heads, L, D).
+
+    Returns:
+        (B, heads, N, D).
+    """
+    batch, heads, length, _ = query.shape
+    query, key, value = (x.flatten(0, 1) for x in (query, key, value))
+    rows = max(1, SCORE_BYTES // (4 * batch * heads * key.shape[1]))
+    out = torch.empty_like(query)
+    for start in range(0, length, rows):
+        scores = _scores(query[:, start : start + rows], key).mul_(scale)
+        torch.bmm(scores.softmax(-1).to(value.dtype), value, out=out[:, start : start + rows])
+    return out.unflatten(0, (batch, heads))
+
+
+def _scores(query: Tensor, key: Tensor) -> Tensor:
+    """Multiply to float32: large scores of half precision have no fine steps left."""
+    if query.device.type == "cuda" and query.dtype != torch.float32 and _BMM_TO_FLOAT32:
+        return torch.bmm(query, key.mT, out_dtype=torch.float32)
+    return torch.bmm(query.float(), key.mT.float())
+
+
+_BMM_TO_FLOAT32 = "dtype" in torch.ops.aten.bmm.overloads()
+
+
+def _attend_memory_efficiently(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH], set_priority=True):
+        return F.scaled_dot_product_attention(query, key, value, scale=scale)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tadsr.kernels import add_with_statistics, geglu, group_norm_silu
 from tadsr.module_kinds import is_kind
+from tadsr.onestep.attention import attend_with_wide_heads
 from tadsr.onestep.normalization import group_norm_silu_in_pieces
 from tadsr.onestep.plan import EnginePlan, FastestChoice
 from tadsr.onestep.upsampling import transposed_weight
@@ -32,8 +33,6 @@ MAX_FUSED_HEAD = 256
 MIN_CONVOLVED_TOKENS = 256
 """Fewer tokens than this are multiplied as a matrix also on a CPU: a convolution would take longer
 to bring the weights into its order."""
-SCORE_BYTES = 2**28
-"""Scores of wide heads that exist at once, in float32."""
 
 TimeConditions = Mapping[nn.Module, tuple[Tensor, ...]]
 """What a timestep means to a ResNet block, per channel, (C,) or (B, C): for time that is added, the
@@ -277,7 +276,7 @@ class FusedLayers:
             for x in self._project_to_attend(layer, tokens)
         )
         if query.shape[-1] > MAX_FUSED_HEAD and query.device.type == "cuda":
-            out = self._attend_with_wide_heads(query, key, value, layer.scale)
+            out = attend_with_wide_heads(query, key, value, layer.scale, self.choice)
         else:
             with self._attention_backends():
                 out = F.scaled_dot_product_attention(query, key, value, scale=layer.scale)
@@ -300,17 +299,6 @@ class FusedLayers:
         with self._attention_backends(without=SDPBackend.CUDNN_ATTENTION):
             out = F.scaled_dot_product_attention(query, key, value, scale=layer.scale)
         return self._project(layer.to_out[0], out.transpose(1, 2).flatten(2))
-
-    def _attend_with_wide_heads(
-        self, query: Tensor, key: Tensor, value: Tensor, scale: float
-    ) -> Tensor:
-        candidates: dict[str, Callable[[], Tensor]] = {
-            "memory-efficient": lambda: _attend_memory_efficiently(query, key, value, scale),
-            "in chunks": lambda: attend_in_chunks(query, key, value, scale),
-        }
-        if query.dtype == torch.float32:
-            del candidates["memory-efficient"]
-        return self.choice.run(("attention", query.shape), candidates)
 
     def _normalizes_in_pieces(self, x: Tensor) -> bool:
         return (
@@ -384,42 +372,6 @@ class FusedLayers:
                 total = total + given.float()
             self._summed_biases[block] = total
         return self._summed_biases[block]
-
-
-def attend_in_chunks(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """Attend with scores in float32 that exist for some of the queries at a time.
-
-    Args:
-        query: (B, heads, N, D).
-        key: (B, heads, L, D).
-        value: (B, heads, L, D).
-
-    Returns:
-        (B, heads, N, D).
-    """
-    batch, heads, length, _ = query.shape
-    query, key, value = (x.flatten(0, 1) for x in (query, key, value))
-    rows = max(1, SCORE_BYTES // (4 * batch * heads * key.shape[1]))
-    out = torch.empty_like(query)
-    for start in range(0, length, rows):
-        scores = _scores(query[:, start : start + rows], key).mul_(scale)
-        torch.bmm(scores.softmax(-1).to(value.dtype), value, out=out[:, start : start + rows])
-    return out.unflatten(0, (batch, heads))
-
-
-def _scores(query: Tensor, key: Tensor) -> Tensor:
-    """Multiply to float32: large scores of half precision have no fine steps left."""
-    if query.device.type == "cuda" and query.dtype != torch.float32 and _BMM_TO_FLOAT32:
-        return torch.bmm(query, key.mT, out_dtype=torch.float32)
-    return torch.bmm(query.float(), key.mT.float())
-
-
-_BMM_TO_FLOAT32 = "dtype" in torch.ops.aten.bmm.overloads()
-
-
-def _attend_memory_efficiently(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH], set_priority=True):
-        return F.scaled_dot_product_attention(query, key, value, scale=scale)
 
 
 def project(layer: nn.Linear | nn.Conv2d, tokens: Tensor, weight: Tensor | None = None) -> Tensor:
