@@ -42,14 +42,21 @@ class RawPhoto(NamedTuple):
     """What errors call it."""
 
 
+class Share(NamedTuple):
+    """Which part of a stream a process reads; over all of them every photograph once an epoch."""
+
+    rank: int = 0
+    num_processes: int = 1
+
+
 class PhotoStream(Protocol):
     """A source that can only be read from its beginning."""
 
     description: str
     """What it is, in a few words."""
 
-    def read(self, seed: int, epoch: int) -> Iterator[RawPhoto]:
-        """Yield every photograph once, in an order that seed and epoch decide."""
+    def read(self, seed: int, epoch: int, share: Share) -> Iterator[RawPhoto]:
+        """Yield a share's photographs once, in an order that seed and epoch decide."""
 
 
 class HubStream:
@@ -85,10 +92,14 @@ class HubStream:
         self.dataset = dataset.cast_column(config.image_column, image)
         self.description = f"the data set {path.name if path.is_dir() else config.source}"
 
-    def read(self, seed: int, epoch: int) -> Iterator[RawPhoto]:
-        """Yield every photograph once, in an order that seed and epoch decide."""
+    def read(self, seed: int, epoch: int, share: Share) -> Iterator[RawPhoto]:
+        """Yield a share's photographs once, in an order that seed and epoch decide."""
         config = self.config
         shuffled = self.dataset.shuffle(seed=_mix(seed, epoch), buffer_size=config.shuffle_buffer)
+        if share.num_processes > 1:
+            # Whole files where their number is a multiple, else one photograph in so many.
+            split = importlib.import_module("datasets.distributed").split_dataset_by_node
+            shuffled = split(shuffled, *share)
         for number, row in enumerate(shuffled):
             image = row[config.image_column]
             encoded = image.get("bytes")
@@ -118,10 +129,21 @@ class ShardStream:
             )
         self.description = f"{len(self.shards)} shards of {path.name}"
 
-    def read(self, seed: int, epoch: int) -> Iterator[RawPhoto]:
-        """Yield every photograph once, in an order that seed and epoch decide."""
+    def read(self, seed: int, epoch: int, share: Share) -> Iterator[RawPhoto]:
+        """Yield a share's photographs once, in an order that seed and epoch decide."""
         rng = np.random.default_rng([seed, epoch])
         shards = [self.shards[i] for i in rng.permutation(len(self.shards))]
+        rank, count = share
+        # Whole shards, as many for each; of those that are left over one photograph in so many.
+        split = len(shards) - len(shards) % count
+        own, common = self._parse(shards[:split][rank::count]), self._parse(shards[split:])
+        mine = itertools.chain(own, itertools.islice(common, rank, None, count))
+        return shuffle_buffered(mine, self.config.shuffle_buffer, rng)
+
+    def _parse(self, shards: list[str]) -> Iterator[RawPhoto]:
+        suffix = self.config.caption_column or _CAPTION_SUFFIX
+        if not shards:
+            return
         dataset = self.webdataset.WebDataset(
             shards,
             shardshuffle=False,
@@ -129,10 +151,6 @@ class ShardStream:
             workersplitter=_keep_all,
             handler=self.webdataset.warn_and_continue,
         )
-        return shuffle_buffered(self._parse(dataset), self.config.shuffle_buffer, rng)
-
-    def _parse(self, dataset: Iterable[dict]) -> Iterator[RawPhoto]:
-        suffix = self.config.caption_column or _CAPTION_SUFFIX
         for row in dataset:
             images = [k for k in row if f".{k.rpartition('.')[2].lower()}" in IMAGE_SUFFIXES]
             if not images:
@@ -149,8 +167,8 @@ class ShardStream:
 class StreamedData:
     """Samples of a stream, made by threads while the network computes.
 
-    Sample i is made of the first usable photograph at or after the stream's i-th. Each process
-    reads the whole stream and makes its share; resuming reads, but does not decode, what was used.
+    Each process reads a share of its own; its n-th sample is made of the first usable photograph at
+    or after the share's n-th. Resuming reads, but does not decode, what was used.
     """
 
     def __init__(self, source: PhotoStream, config: DataConfig, seed: int) -> None:
@@ -173,35 +191,34 @@ class StreamedData:
         pin_memory: bool = False,
     ) -> Generator[Batch, None, None]:
         """Yield batches without end, as `TrainingData.batches` does."""
-        windows = _look_ahead(self._endless(), _LOOK_AHEAD)
-        numbered = itertools.islice(enumerate(windows), first_sample, None)
-        # Process r takes batch r of each round of batches.
-        mine = (
-            pair
-            for pair in numbered
-            if (pair[0] - first_sample) // batch_size % num_processes == rank
-        )
+        windows = _look_ahead(self._endless(Share(rank, num_processes)), _LOOK_AHEAD)
+        mine = itertools.islice(windows, first_sample // num_processes, None)
+        # Process r makes batch r of each round of batches.
+        rounds = itertools.count(first_sample + rank * batch_size, num_processes * batch_size)
+        indices = (start + i for start in rounds for i in range(batch_size))
         pending: deque[Future[Sample]] = deque()
         with ThreadPoolExecutor(max(1, self.config.num_workers)) as pool:
             try:
                 while True:
                     while len(pending) < batch_size * _BATCHES_AHEAD:
-                        index, window = next(mine)
-                        pending.append(pool.submit(self._make, index, window))
+                        pending.append(pool.submit(self._make, next(indices), next(mine)))
                     batch = collate([pending.popleft().result() for _ in range(batch_size)])
                     yield batch.pin_memory() if pin_memory else batch
             finally:
                 for future in pending:
                     future.cancel()
 
-    def _endless(self) -> Iterator[RawPhoto]:
+    def _endless(self, share: Share) -> Iterator[RawPhoto]:
         for epoch in itertools.count():
             is_empty = True
-            for photo in self.source.read(self.seed, epoch):
+            for photo in self.source.read(self.seed, epoch, share):
                 is_empty = False
                 yield photo
             if is_empty:
-                raise DataError(f"{self.description} must hold photographs, but gave none")
+                raise DataError(
+                    f"{self.description} must hold photographs for each of {share.num_processes} "
+                    f"processes, but gave number {share.rank} none"
+                )
 
     def _make(self, index: int, window: tuple[RawPhoto, ...]) -> Sample:
         """Make sample `index` of the first usable photograph of a window."""
@@ -259,7 +276,7 @@ def _mix(seed: int, epoch: int) -> int:
 
 
 def _keep_all(sources: Iterable[Item]) -> Iterable[Item]:
-    """Leave shards to every process and worker; the batches are shared out instead."""
+    """Leave the shards of a share together."""
     return sources
 
 

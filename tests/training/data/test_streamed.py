@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tadsr.errors import DataError
 from tadsr.training.data import DataConfig, find_photos, open_data
-from tadsr.training.data.streamed import shuffle_buffered
+from tadsr.training.data.streamed import Share, shuffle_buffered
 
 CROP_PX = 32
 NUM_PHOTOS = 8
@@ -99,17 +99,42 @@ def test_the_order_is_the_seeds_and_differs_between_epochs(config):
     assert prompts[:NUM_PHOTOS] != prompts[NUM_PHOTOS:]
 
 
-def test_resuming_and_sharing_change_nothing(config):
-    unbroken = take(open_data(config, seed=0), 6)
-    resumed = take(open_data(config, seed=0), 3, first_sample=6)
+@pytest.mark.parametrize("place", [{}, {"rank": 1, "num_processes": 2}])
+def test_resuming_changes_nothing(place, config):
+    unbroken = take(open_data(config, seed=0), 6, **place)
+    first = 6 * place.get("num_processes", 1)
+    resumed = take(open_data(config, seed=0), 3, first_sample=first, **place)
     for a, b in zip(unbroken[3:], resumed, strict=True):
         assert a.hq.equal(b.hq)
         assert a.lq.equal(b.lq)
         assert a.indices.equal(b.indices)
-    for rank in (0, 1):
-        share = take(open_data(config, seed=0), 6, batch_size=1, rank=rank, num_processes=2)
-        for step, batch in enumerate(share):
-            assert batch.hq[0].equal(unbroken[step].hq[rank])
+        assert a.names == b.names
+
+
+@pytest.mark.parametrize("num_processes", [2, 3])
+def test_processes_share_an_epoch(num_processes, config):
+    data = open_data(config, seed=0)
+    shares = [
+        {photo.caption for photo in data.source.read(0, 0, Share(rank, num_processes))}
+        for rank in range(num_processes)
+    ]
+    assert sum(map(len, shares)) == NUM_PHOTOS
+    assert set.union(*shares) == {f"caption {i}" for i in range(NUM_PHOTOS)}
+    batches = [
+        take(data, 2, rank=rank, num_processes=num_processes) for rank in range(num_processes)
+    ]
+    order = [i for step in zip(*batches, strict=True) for b in step for i in b.indices.tolist()]
+    assert order == list(range(4 * num_processes))
+
+
+def test_a_process_opens_its_own_shards_alone(shards):
+    source = open_data(shards, seed=0).source
+    for epoch in range(2):
+        opened = [
+            {photo.name.split("/")[0] for photo in source.read(0, epoch, Share(rank, 2))}
+            for rank in (0, 1)
+        ]
+        assert sorted(opened, key=str) == [{"part-0.tar"}, {"part-1.tar"}]
 
 
 def test_a_folder_of_images_is_a_data_set(photos):
