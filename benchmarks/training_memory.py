@@ -172,7 +172,7 @@ def main() -> None:
     """Count the recipes' settings and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 3])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 3, 6])
     options = parser.parse_args()
     rows = []
     for batch in options.batches:
