@@ -26,7 +26,7 @@ def choose_device(name: str) -> torch.device:
     import torch
 
     if name == "auto":
-        # Not mps: torch has no antialiased bicubic resize there.
+        # Not mps, which has not been tested on a real machine.
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
     num_found = {

@@ -57,7 +57,9 @@ def resize_bicubic_rows(x: Tensor, size: tuple[int, int], start: int, stop: int)
     weights = _cubic((positions - centers[:, None]) / stretch)
     weights /= weights.sum(1, keepdim=True)
     rows = _interpolate(x[..., first:last, :], (last - first, size[1]))
-    return torch.matmul(weights.to(rows), rows).to(x.dtype)
+    # The type first: Apple's GPUs have no float64.
+    weights = weights.to(rows.dtype).to(rows.device)
+    return torch.matmul(weights, rows).to(x.dtype)
 
 
 def _interpolate(x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -298,6 +298,8 @@ class PretendDevice(TorchDispatchMode):
             raise TypeError(
                 "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't"
             )
+        if name == "_upsample_bicubic2d_aa":  # as torch before 2.7
+            raise NotImplementedError(f"{name} is not implemented for the MPS device")
 
     def _on_host(self, func: Any, name: str, args: tuple, kwargs: dict[str, Any]) -> Any:
         if name == "is_pinned":

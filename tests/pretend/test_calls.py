@@ -9,10 +9,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from tadsr import TADSRPipeline, TileSpec
 from tadsr.errors import TADSRWarning
+from tadsr.images import resize_bicubic, resize_bicubic_rows
 
 from .conftest import Machine
 from .tensors import PretendDevice
@@ -168,11 +170,25 @@ OTHERS = {
 
 @pytest.mark.parametrize("name", ["two prompts", "map", "wavelet", "bands, two"])
 @pytest.mark.parametrize("kind", OTHERS)
-def test_other_devices_and_types(kind, name, run, request):
-    if kind == "MPS" and name.startswith("bands"):
-        reason = "bands keep statistics in float64, which MPS does not have"
-        request.applymarker(pytest.mark.xfail(raises=TypeError, reason=reason))
+def test_other_devices_and_types(kind, name, run):
     run(*OTHERS[kind][:2], name, OTHERS[kind][2])
+
+
+def test_apples_gpus_need_no_float64_and_no_antialiased_bicubic(pretend):
+    image = floats(1, 3, 9, 7)
+    expected = resize_bicubic(image, (20, 5))
+    with pretend(OTHERS["MPS"][0]):
+        x = image.to("mps")
+        with pytest.raises(TypeError, match="float64"):
+            x.double()
+        with pytest.raises(TypeError, match="float64"):
+            torch.zeros(2, dtype=torch.float64, device="mps")
+        with pytest.raises(NotImplementedError, match="bicubic"):
+            F.interpolate(x, (20, 5), mode="bicubic", antialias=True)
+        rows = [resize_bicubic_rows(x, (20, 5), *part) for part in ((0, 7), (7, 20))]
+        for found in (resize_bicubic(x, (20, 5)), torch.cat(rows, dim=2)):
+            assert found.device.type == "mps"
+            torch.testing.assert_close(found.cpu(), expected, atol=1e-5, rtol=0)
 
 
 def test_the_second_gpu_is_as_good_as_the_first(pretend, small, wanted):
