@@ -95,6 +95,7 @@ class StripCanvas:
             self._image.pixels[start : start + strip.height] = strip.pixels
         elif isinstance(strip, np.ndarray):
             if self._image is None:
+                # Not the strip, also of all rows: it may be in pinned memory.
                 self._image = np.empty((height, width, *strip.shape[2:]), strip.dtype)
             self._image[start : start + len(strip)] = strip
         else:

@@ -94,8 +94,7 @@ class CompiledStages(EagerStages):
     def decode(self, pred_x0: Tensor) -> Checked:
         """Decode scaled latents to images (B, 3, H, W), not clamped."""
         z = pred_x0.to(self.vae.dtype) / self.vae.config.scaling_factor
-        # A copy: compiled graphs give out the same memory again.
-        return checked(self._decoder(self.vae.post_quant_conv(z)).clone())
+        return checked(self._decoder(self.vae.post_quant_conv(z)))
 
 
 class FusedStages:
@@ -176,7 +175,9 @@ class FusedStages:
 
 
 def _compiled(module: nn.Module) -> nn.Module:
-    is_cuda = next(module.parameters()).device.type == "cuda"
-    # Inductor's own CUDA graphs belong to the thread that recorded them, and fail in any other.
-    mode = "max-autotune-no-cudagraphs" if is_cuda else "default"
-    return torch.compile(module, mode=mode, dynamic=False)
+    if next(module.parameters()).device.type != "cuda":
+        return torch.compile(module, dynamic=False)
+    # As mode="max-autotune-no-cudagraphs", which leaves graphs to TORCHINDUCTOR_CUDAGRAPHS: they
+    # belong to the thread that recorded them, and fail in any other.
+    tuning = {"max_autotune": True, "coordinate_descent_tuning": True}
+    return torch.compile(module, options={**tuning, "triton.cudagraphs": False}, dynamic=False)

@@ -50,8 +50,7 @@ def upscale(
             if not is_out_of_memory(error) or not (is_cut or conditions.batch > 1):
                 raise
         else:
-            # Arrays must not go on holding pinned memory.
-            yield 0, result.clone() if result.is_pinned() else result
+            yield 0, result
             if progress is not None:
                 progress(1.0)
             return

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from threading import Event
 
 import pytest
 import torch
@@ -179,6 +181,29 @@ def test_a_shape_that_cannot_be_recorded_is_run_as_it_is_with_one_warning(monkey
     cache.clear()
     assert not cache.graphs
     assert cache._pool is None
+
+
+def test_two_pipelines_record_one_after_the_other():
+    has_begun, has_met = Event(), Event()
+    are_alone = []
+
+    def record(stage, inputs, conditions):
+        if not has_begun.is_set():
+            has_begun.set()
+            are_alone.append(not has_met.wait(0.1))
+        else:
+            has_met.set()
+        return Recording(stage, inputs, conditions)
+
+    Recording.made = []
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(run_sizes, GraphCache(3, 1, record), [1, 1])
+        assert has_begun.wait(10)
+        second = pool.submit(run_sizes, GraphCache(3, 1, record), [2, 2])
+        first.result(), second.result()
+    assert are_alone == [True]
+    assert has_met.is_set()
+    assert Recording.made == [1, 2]
 
 
 def test_a_plan_is_checked_and_fits_the_device():

@@ -103,7 +103,8 @@ class PretendDevice(TorchDispatchMode):
         self.num_replays = 0
         self.live_bytes = self._sweep_at = 0
         self._live: dict[int, tuple[StorageWeakRef, int]] = {}
-        self._pinned: dict[int, StorageWeakRef] = {}
+        self.pinned: dict[int, StorageWeakRef] = {}
+        """Pinned memory by its address."""
         self._on_their_way: list[tuple[Tensor, Tensor]] = []
         self.forget()
 
@@ -312,11 +313,11 @@ class PretendDevice(TorchDispatchMode):
 
     def _pin(self, host: Tensor) -> Tensor:
         storage = host.untyped_storage()
-        self._pinned[storage.data_ptr()] = StorageWeakRef(storage)
+        self.pinned[storage.data_ptr()] = StorageWeakRef(storage)
         return host
 
     def _is_pinned(self, host: Tensor) -> bool:
-        known = self._pinned.get(host.untyped_storage().data_ptr())
+        known = self.pinned.get(host.untyped_storage().data_ptr())
         return known is not None and not known.expired()
 
     def _copied_to_host(self, source: PretendTensor, kwargs: dict[str, Any]) -> Tensor:

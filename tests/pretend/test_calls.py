@@ -151,6 +151,17 @@ def test_a_modern_gpu_in_half_precision(name, run):
     run(Machine(), torch.float32 if "generator" in name else torch.float16, name, 4)
 
 
+def test_results_do_not_keep_pinned_memory(pretend, small):
+    array = np.asarray(picture())
+    with pretend() as device:
+        pipe = small().to("cuda", torch.float16)
+        for image in (array, [array, array], picture()):
+            device.pinned.clear()
+            result = pipe(image, process_size=0)
+            assert device.pinned
+            assert [s for s in device.pinned.values() if not s.expired()] == [], type(result)
+
+
 @pytest.mark.parametrize("name", ["one", "list", "two prompts", "grey"])
 def test_no_activation_changes_its_layout(name, run):
     run(Machine(), torch.float16, name, 4)  # brings the weights into theirs
@@ -189,6 +200,19 @@ def test_apples_gpus_need_no_float64_and_no_antialiased_bicubic(pretend):
         for found in (resize_bicubic(x, (20, 5)), torch.cat(rows, dim=2)):
             assert found.device.type == "mps"
             torch.testing.assert_close(found.cpu(), expected, atol=1e-5, rtol=0)
+
+
+def test_compiled_networks_record_no_graphs_which_other_threads_could_not_replay(
+    pretend, small, monkeypatch
+):
+    monkeypatch.setattr(torch._inductor.config.triton, "cudagraphs", True)  # as by its environment
+    with pretend(), torch.no_grad():
+        pipe = small().to("cuda", torch.float16)
+        pipe.set_engine("compile")
+        stages = pipe.engine.stages
+        for network in (stages._encoder, stages._unet, stages._decoder):
+            assert network.dynamo_ctx.compiler_config["max_autotune"]
+            assert not network.dynamo_ctx.compiler_config["triton.cudagraphs"]
 
 
 def test_the_second_gpu_is_as_good_as_the_first(pretend, small, wanted):
