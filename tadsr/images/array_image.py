@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,15 @@ from PIL import Image
 from tadsr.errors import ImageReadError
 from tadsr.images.containers import open_png
 from tadsr.images.limits import PIXEL_BYTES, check_size
-from tadsr.images.metadata import turn_upright
+from tadsr.images.metadata import find_orientation
 
 _DTYPES = (np.dtype(np.uint16), np.dtype(np.float32))
 _ORIENTATION_TAG = 274
 _XMP_TAG = 700
 _MIN_IS_WHITE = 0
+_PILLOW_BYTES = 4  # of a pixel of several bands, whatever its mode
+_STRIP_PIXELS = 2**20
+_BACK_FROM = {6: 8, 8: 6}
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,11 +77,14 @@ class ArrayImage:
 
 
 def pixel_bytes(image: Image.Image) -> int:
-    """Return how many bytes `read_16bit` needs for a pixel of an opened file, at least 4."""
+    """Return what a pixel of an opened file takes while it is read, at least `PIXEL_BYTES`."""
     arguments = image.tile[0].args if image.tile else ""
     rawmode = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
     layout, wide, _ = str(rawmode).partition(";16")
-    return max(PIXEL_BYTES, 2 * len(layout) if wide else 0)
+    if not wide or len(layout) < 3:
+        return PIXEL_BYTES
+    channels = len(layout) + ("transparency" in image.info)
+    return 2 * _PILLOW_BYTES + 2 * channels  # `read_16bit` decodes twice
 
 
 def read_16bit(image: Image.Image) -> np.ndarray | None:
@@ -103,22 +109,29 @@ def read_16bit(image: Image.Image) -> np.ndarray | None:
         return None
     if layout == "LA":  # four bytes a pixel: both of grey, both of alpha
         image.tile = _with_rawmode(image, "RGBA")
-        both = np.asarray(turn_upright(image)).astype(np.uint16)  # [H, W, 4]
-        return both[..., ::2] << 8 | both[..., 1::2]
+        pixels, stored = _upright_like(image, 2)
+        for rows, both in _arrays(image):
+            stored[rows] = both[..., 1::2]
+            stored[rows] |= both[..., ::2].astype(np.uint16) << 8
+        return pixels
     is_big = order == "B" or (order == "N" and sys.byteorder == "big")
     is_premultiplied, layout = layout == "RGBa", layout.upper()
+    channels, key = len(image.getbands()), image.info.get("transparency")
+    has_key = channels == 3 and isinstance(key, tuple)
     with Image.open(open_png(Path(image.filename))[0]) as again:
         again.tile = _with_rawmode(again, f"{layout};16{'L' if is_big else 'B'}")
-        low = np.asarray(turn_upright(again))
-    del again  # its pixels, which `low` is a copy of
+        pixels, stored = _upright_like(again, channels + has_key)
+        for rows, low in _arrays(again):
+            stored[rows, :, :channels] = low
+    del again  # its pixels
     image.tile = _with_rawmode(image, f"{layout};16{'B' if is_big else 'L'}")
-    pixels = np.asarray(turn_upright(image)).astype(np.uint16)
-    pixels <<= 8
-    pixels |= low
-    if is_premultiplied:
-        pixels = _unpremultiplied(pixels)
-    key = image.info.get("transparency")
-    return _with_key(pixels, key) if isinstance(key, tuple) else pixels
+    for rows, high in _arrays(image):
+        stored[rows, :, :channels] |= high.astype(np.uint16) << 8
+        if is_premultiplied:
+            stored[rows] = _unpremultiplied(stored[rows])
+        elif has_key:
+            stored[rows, :, 3] = _opaque_beside(key, stored[rows, :, :3])
+    return pixels
 
 
 def read_tiff(path: Path, max_pixels: int | None) -> tuple[np.ndarray, Image.Exif, dict[str, Any]]:
@@ -143,7 +156,7 @@ def read_tiff(path: Path, max_pixels: int | None) -> tuple[np.ndarray, Image.Exi
             )
         itemsize = 1 if page.dtype is None else page.dtype.itemsize
         size = itemsize * samples
-        check_size(path, width, height, max_pixels, pixel_bytes=max(size, PIXEL_BYTES))
+        check_size(path, width, height, max_pixels, pixel_bytes=max(2 * size, PIXEL_BYTES))
         is_known = page.photometric in (_MIN_IS_WHITE, 1, 2) and 1 <= samples <= 4
         if (
             not is_known
@@ -169,13 +182,14 @@ def read_tiff(path: Path, max_pixels: int | None) -> tuple[np.ndarray, Image.Exi
         for tag in (0x8769, 0x8825):  # read while the file is open
             exif.get_ifd(tag)
     if pixels.dtype.kind == "f":
-        pixels = check_unit(pixels.astype(np.float32), path)
+        pixels = check_unit(pixels.astype(np.float32, copy=False), path)
     else:
-        pixels = pixels.astype(np.uint16)
+        pixels = pixels.astype(np.uint16, copy=False)
     if is_inverted:
         pixels = (1 if pixels.dtype.kind == "f" else 65535) - pixels
     if is_premultiplied and pixels.shape[2] in (2, 4):
-        pixels = _unpremultiplied(pixels)
+        for rows in _row_slices(height, width):
+            pixels[rows] = _unpremultiplied(pixels[rows])
     return np.ascontiguousarray(_turned(pixels, orientation)), exif, info
 
 
@@ -202,13 +216,55 @@ def _keyed_gray(image: Image.Image) -> np.ndarray | None:
     key = image.info.get("transparency")
     if not image.mode.startswith("I;16") or not isinstance(key, int):
         return None
-    pixels = np.asarray(turn_upright(image)).astype(np.uint16)
-    return _with_key(pixels[..., None], (key,))
+    pixels, stored = _upright_like(image, 2)
+    for rows, gray in _arrays(image):
+        stored[rows, :, 0] = gray
+        stored[rows, :, 1] = _opaque_beside((key,), stored[rows, :, :1])
+    return pixels
 
 
-def _with_key(pixels: np.ndarray, key: tuple[int, ...]) -> np.ndarray:
-    opaque = (pixels != np.asarray(key, np.uint16)).any(-1, keepdims=True)
-    return np.concatenate([pixels, opaque.astype(np.uint16) * np.uint16(65535)], axis=-1)
+def _opaque_beside(key: tuple[int, ...], colors: np.ndarray) -> np.ndarray:
+    """Return alpha (rows, W): 0 where the colours are the key, 65535 elsewhere."""
+    is_key = [colors[..., channel] == value for channel, value in enumerate(key)]
+    return np.where(np.logical_and.reduce(is_key), 0, 65535)
+
+
+def read_float(image: Image.Image) -> np.ndarray:
+    """Return an opened image of mode F as upright pixels (H, W, 1), float32."""
+    pixels, stored = _upright_like(image, 1, np.float32)
+    for rows, gray in _arrays(image):
+        stored[rows, :, 0] = gray
+    return pixels
+
+
+def _upright_like(
+    image: Image.Image, channels: int, dtype: type = np.uint16
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return room for an image's pixels, upright, and a view of it that lies as the image does."""
+    image.load()  # where its orientation may stand
+    orientation = find_orientation(image)
+    width, height = image.size
+    blank = np.broadcast_to(np.zeros(1, dtype), (height, width, channels))
+    pixels = np.empty(_turned(blank, orientation).shape, dtype)
+    return pixels, _turned(pixels, _BACK_FROM.get(orientation, orientation))
+
+
+def strips(image: Image.Image) -> Iterator[tuple[slice, Image.Image]]:
+    """Yield an image's rows some at a time, to be converted without three copies of them all."""
+    image.load()  # where its size may change
+    for rows in _row_slices(image.height, image.width):
+        yield rows, image.crop((0, rows.start, image.width, rows.stop))
+
+
+def _arrays(image: Image.Image) -> Iterator[tuple[slice, np.ndarray]]:
+    for rows, strip in strips(image):
+        yield rows, np.asarray(strip)
+
+
+def _row_slices(height: int, width: int) -> Iterator[slice]:
+    step = max(1, _STRIP_PIXELS // width)
+    for top in range(0, height, step):
+        yield slice(top, min(top + step, height))
 
 
 def _unpremultiplied(pixels: np.ndarray) -> np.ndarray:

@@ -15,9 +15,9 @@ import numpy as np
 from PIL import Image, PngImagePlugin, features
 
 from tadsr.errors import ImageWriteError, install
-from tadsr.images.array_image import ArrayImage
+from tadsr.images.array_image import ArrayImage, strips
 from tadsr.images.color_space import to_srgb
-from tadsr.images.decoding import decode_image, icc_space, unit_planes
+from tadsr.images.decoding import INTEGER_WHITE, decode_image, icc_space, unit_planes
 from tadsr.images.encoding import encode_image
 from tadsr.images.metadata import exif_with_dpi, find_orientation, iptc_resource, kept_metadata
 from tadsr.images.plugins import knows_jxl
@@ -320,8 +320,13 @@ def is_see_through(image: Image.Image | ArrayImage) -> bool:
     if not image.has_transparency_data:
         return False
     if isinstance(image, ArrayImage):
-        return decode_image(image).alpha.min().item() < 1
-    return image.convert("RGBA").getchannel("A").getextrema()[0] < 255
+        return image.pixels[..., -1].min() < INTEGER_WHITE.get(image.pixels.dtype, 1)
+    if image.mode in ("LA", "RGBA"):
+        return image.getchannel("A").getextrema()[0] < 255
+    # A palette or one value that is transparent: all at once it would be four times as large.
+    return any(
+        strip.convert("RGBA").getchannel("A").getextrema()[0] < 255 for _, strip in strips(image)
+    )
 
 
 def save_options(

@@ -17,8 +17,21 @@ from tadsr.config import MAX_PIXELS
 from tadsr.errors import ImageReadError, ImageWriteError
 from tadsr.images.decoding import decode_image, lay_over, mark_as_made, strip_metadata, unreadable
 from tadsr.images.encoding import encode_image
-from tadsr.images.files import check_writable, open_whole, save_options, to_palette
-from tadsr.images.limits import BOMBS, check_size, pillow_opens, too_large
+from tadsr.images.files import (
+    check_writable,
+    is_see_through,
+    open_whole,
+    save_options,
+    to_palette,
+)
+from tadsr.images.limits import (
+    BOMBS,
+    FRAME_PIXEL_BYTES,
+    PIXEL_BYTES,
+    check_size,
+    pillow_opens,
+    too_large,
+)
 from tadsr.images.metadata import (
     COLOR_KEYS,
     find_metadata,
@@ -78,7 +91,8 @@ class Animation:
                     with pillow_opens(self.max_pixels):  # not while others work on the frame
                         image.seek(index)
                         frame = image.convert("RGBA" if self.has_transparency_data else "RGB")
-                    frame = turn_upright(frame, self.orientation)
+                    if self.orientation != 1:
+                        frame = turn_upright(frame, self.orientation)
                     frame.info = dict(self.info)
                     yield frame if self.background is None else lay_over(frame, self.background)
         except ImageReadError:
@@ -146,13 +160,13 @@ def read_frames(path: str | os.PathLike[str], *, max_pixels: int | None = MAX_PI
             durations, has_alpha = [], False
             colors = {key: image.info[key] for key in COLOR_KEYS if key in image.info}
             indices = _frame_indices(image)
-            check_size(path, *image.size, max_pixels, num_frames=len(indices))
+            cost = FRAME_PIXEL_BYTES if len(indices) > 1 else PIXEL_BYTES
+            check_size(path, *image.size, max_pixels, pixel_bytes=cost, num_frames=len(indices))
             for index in indices:
                 image.seek(index)
                 image.load()
                 durations.append(float(image.info.get("duration") or 0))
-                if not has_alpha and image.has_transparency_data:
-                    has_alpha = image.convert("RGBA").getchannel("A").getextrema()[0] < 255
+                has_alpha = has_alpha or is_see_through(image)
             loop = image.info.get("loop")
             if image.format == "GIF":
                 # It counts repetitions, and says nothing for none.

@@ -16,9 +16,11 @@ from tadsr.errors import ImageReadError, ImageTooLargeError
 BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 """What Pillow says to a file above its limit."""
 _WAY_OUT = "if you trust the file, pass a larger max_pixels (tadsr upscale --max-pixels)"
-PIXEL_BYTES = 4
-"""What a pixel of 8-bit colours takes in memory, with alpha or without."""
-MAX_FRAMES = 4
+PIXEL_BYTES = 8
+"""What a pixel of 8-bit colours takes while it is read: Pillow's four bytes, and a copy."""
+FRAME_PIXEL_BYTES = 16
+"""The same of an animation: also what Pillow keeps of the last frame and the one it draws."""
+MAX_FRAMES = 2
 """Pixels of an animation, of which one frame is in memory, over those of a picture."""
 _lifting = threading.RLock()
 _lifted_from: list[int | None] = []
@@ -82,8 +84,9 @@ def check_size(
         )
     if max_pixels is not None and width * height * pixel_bytes > max_pixels * PIXEL_BYTES:
         raise ImageTooLargeError(
-            f"{path}: must have at most {max_pixels * PIXEL_BYTES // pixel_bytes} pixels of "
-            f"{pixel_bytes} bytes, got {width}×{height} = {width * height}; {_WAY_OUT}"
+            f"{path}: must have at most {max_pixels * PIXEL_BYTES // pixel_bytes} pixels, which "
+            f"take {pixel_bytes} bytes each to read, got {width}×{height} = {width * height}; "
+            f"{_WAY_OUT}"
         )
     if max_pixels is not None and width * height * num_frames > max_pixels * MAX_FRAMES:
         raise ImageTooLargeError(

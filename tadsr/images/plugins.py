@@ -20,7 +20,7 @@ _JXL_CODESTREAM, _JXL_CONTAINER = b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"
 _JXL_RATIOS = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
 _JXL_SIDE_BITS = (9, 13, 18, 30)
 _SRGB_CURVE = (2.4, 12.92)
-_RAW_PIXEL_BYTES = 6
+_RAW_PIXEL_BYTES = 12
 _FLIPS_ON_THE_SIDE = (5, 6)
 
 

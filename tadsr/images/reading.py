@@ -14,7 +14,14 @@ from PIL import Image, UnidentifiedImageError
 from tadsr.config import MAX_PIXELS
 from tadsr.errors import ImageReadError, ImageReadWarning
 from tadsr.image_files import RAW_SUFFIXES
-from tadsr.images.array_image import ArrayImage, check_unit, pixel_bytes, read_16bit, read_tiff
+from tadsr.images.array_image import (
+    ArrayImage,
+    check_unit,
+    pixel_bytes,
+    read_16bit,
+    read_float,
+    read_tiff,
+)
 from tadsr.images.color_space import HDR, profile_of_code_points
 from tadsr.images.containers import find_nclx, open_png
 from tadsr.images.decoding import unreadable
@@ -228,7 +235,7 @@ def _read(image: Image.Image, path: Path) -> Image.Image | ArrayImage:
     pixels = read_16bit(image)
     image.load()
     if is_tiff and image.mode == "F":
-        pixels = check_unit(np.asarray(image, np.float32)[..., None], path)
+        pixels = check_unit(read_float(image), path)
     if pixels is not None:
         return _array_image(pixels, read_exif(image), find_metadata(image))
     plain = image.copy()  # a plain image, which needs the closed file no more

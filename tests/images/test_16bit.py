@@ -1,5 +1,6 @@
 import itertools
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -406,8 +407,26 @@ def test_scale_4_of_a_16_bit_image_is_the_float_result_rounded(pipe):
     np.testing.assert_allclose(result.pixels, expected, atol=0.51)
 
 
+@pytest.mark.parametrize("channels", [2, 3, 4])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_reading_takes_little_more_than_the_pixels(channels, orientation, tmp_path, monkeypatch):
+    monkeypatch.setattr("tadsr.images.array_image._STRIP_PIXELS", 2**12)
+    pixels = _noise16(240, 320, channels)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    _write_png(tmp_path / "a.png", pixels, chunks=[(b"eXIf", exif.tobytes()[6:])])
+    tracemalloc.start()
+    try:
+        found = read_image(tmp_path / "a.png")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(found.pixels, TURNS[orientation](pixels))
+    assert peak < 1.5 * pixels.nbytes
+
+
 def test_wide_pixels_count_as_several(tmp_path):
     write_image(ArrayImage(np.zeros((10, 20, 3), np.uint16)), tmp_path / "a.png")
-    with pytest.raises(ImageTooLargeError, match="at most 199 pixels of 6 bytes"):
-        read_image(tmp_path / "a.png", max_pixels=299)
-    assert read_image(tmp_path / "a.png", max_pixels=300).width == 20
+    with pytest.raises(ImageTooLargeError, match="at most 199 pixels, which take 14 bytes each"):
+        read_image(tmp_path / "a.png", max_pixels=349)
+    assert read_image(tmp_path / "a.png", max_pixels=350).width == 20

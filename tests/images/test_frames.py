@@ -10,7 +10,9 @@ from tadsr.images import (
     Animation,
     count_frames,
     find_losses,
+    is_see_through,
     read_frames,
+    read_image,
     write_frames,
     write_image,
 )
@@ -281,5 +283,21 @@ def test_frames_are_limited_together(tmp_path):
     frames = [Image.new("RGB", (20, 10), (i, 0, 0)) for i in range(10)]
     write_frames(frames, tmp_path / "a.gif", durations_ms=[20] * 10)
     with pytest.raises(ImageTooLargeError, match="10 × 20×10"):
-        read_frames(tmp_path / "a.gif", max_pixels=499)
-    assert len(read_frames(tmp_path / "a.gif", max_pixels=500)) == 10
+        read_frames(tmp_path / "a.gif", max_pixels=999)
+    assert len(read_frames(tmp_path / "a.gif", max_pixels=1000)) == 10
+    write_frames(frames[:2], tmp_path / "b.gif", durations_ms=[20] * 2)
+    with pytest.raises(ImageTooLargeError, match="at most 199 pixels, which take 16 bytes each"):
+        read_frames(tmp_path / "b.gif", max_pixels=399)
+    assert len(read_frames(tmp_path / "b.gif", max_pixels=400)) == 2
+
+
+@pytest.mark.parametrize("mode", ["P", "RGB", "L"])
+def test_one_transparent_pixel_below_is_found(mode, tmp_path, monkeypatch):
+    monkeypatch.setattr("tadsr.images.array_image._STRIP_PIXELS", 20)
+    image = Image.new(mode, (10, 7), 1 if mode != "RGB" else (1, 1, 1))
+    if mode == "P":
+        image.putpalette(bytes(range(9)))
+    for value, is_there in ((1, False), (2, True)):
+        image.putpixel((9, 6), value if mode != "RGB" else (value,) * 3)
+        image.save(tmp_path / "a.png", transparency=2 if mode != "RGB" else (2, 2, 2))
+        assert is_see_through(read_image(tmp_path / "a.png")) is is_there
