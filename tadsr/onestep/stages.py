@@ -31,13 +31,14 @@ class Checked(NamedTuple):
 
     values: Tensor
     largest: Tensor
-    """Largest magnitude, (), float32, on their device; not below infinity unless all are finite."""
+    """Largest magnitude, (), at least float32; not below infinity unless all are finite."""
 
 
 def checked(values: Tensor) -> Checked:
     """Measure a result without waiting for it."""
     # One kernel and one pass over the memory: the largest is NaN where one value is.
-    largest = torch.linalg.vector_norm(values, torch.inf, dtype=torch.float32)
+    wide = torch.promote_types(values.dtype, torch.float32)
+    largest = torch.linalg.vector_norm(values, torch.inf, dtype=wide)
     return Checked(values, largest)
 
 
