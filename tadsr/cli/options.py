@@ -17,6 +17,23 @@ from tadsr.config import MAX_PIXELS, ColorFix, Seamless, TargetSize
 if TYPE_CHECKING:
     from tadsr.tile_spec import TileSpec
 
+TimestepOption = Annotated[
+    int | None,
+    typer.Option(
+        "--timestep",
+        "-t",
+        metavar="0..999",
+        help="Small is faithful, large is vivid.  [default: the model's own]",
+    ),
+]
+FormatOption = Annotated[
+    Literal["same", "png", "jpg", "webp", "tiff", "avif", "bmp", "gif", "jxl"] | None,
+    typer.Option(
+        "--format",
+        "-f",
+        help="Format of outputs that are not named; same: the input's; png by default.",
+    ),
+]
 ScaleOption = Annotated[
     float,
     typer.Option(
@@ -87,6 +104,10 @@ MaxPixelsOption = Annotated[
 ]
 DeviceOption = Annotated[
     str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, 1 for cuda:1, or mps.")
+]
+DevicesOption = Annotated[
+    str | None,
+    typer.Option("--devices", metavar="A,B", help="Use several, such as 0,1 for two CUDA devices."),
 ]
 DtypeOption = Annotated[
     DtypeName,

@@ -1,4 +1,4 @@
-"""Decide which file goes where before anything is read: paths only, no pixels."""
+"""Decide which file goes where before anything is read, and say so: no pixels."""
 
 from __future__ import annotations
 
@@ -8,12 +8,18 @@ from dataclasses import replace
 from difflib import get_close_matches
 from glob import glob
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
 
 from tadsr.cli.reporting import UsageError, as_usage_errors
-from tadsr.errors import ImageWriteError
+from tadsr.errors import ImageWriteError, TADSRError
 from tadsr.folders.jobs import Draft, Job, check_targets, draft_folder, name_targets
 from tadsr.folders.own_results import is_result_of, leave_out_results, untagged
 from tadsr.image_files import INPUT_SUFFIXES
+
+if TYPE_CHECKING:
+    from tadsr.folders.restoring import FileRequest
 
 FORMAT_SUFFIXES = {
     "png": (".png", ".apng"),
@@ -206,3 +212,30 @@ def _draft(
         for draft in found:
             drafts.setdefault(draft.source.absolute(), draft)
     return list(drafts.values())
+
+
+def check_lossless(jobs: Sequence[Job], is_lossless: bool) -> None:
+    """Raise UsageError if results are wanted lossless in a format that loses."""
+    for job in jobs:
+        if is_lossless and job.target.suffix.lower() in (".jpg", ".jpeg", ".avif", ".gif"):
+            raise UsageError(f"--lossless must be for PNG, WebP, TIFF or BMP, got {job.target}")
+
+
+def say_plan(jobs: Sequence[Job], request: FileRequest) -> None:
+    """Say what a run would make, without its model."""
+    from tadsr.folders.restoring import choose_target
+    from tadsr.images import read_facts
+
+    for job in jobs:
+        try:
+            if job.error:
+                raise TADSRError(job.error)
+            facts = read_facts(job.source, max_pixels=request.max_pixels)
+            job = choose_target(job, request)
+        except TADSRError as error:
+            typer.echo(f"would fail: {error}")
+            continue
+        width, height = request.output_size_of(facts.size)
+        is_there = os.path.lexists(job.target) and not request.overwrite
+        reason = "exists, would be skipped" if is_there else f"{width}×{height}"
+        typer.echo(f"{job.source} -> {job.target} ({reason})")

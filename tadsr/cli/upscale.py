@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,8 +18,10 @@ from tadsr.cli.options import (
     AdapterOption,
     ColorFixOption,
     DeviceOption,
+    DevicesOption,
     DtypeOption,
     EngineOption,
+    FormatOption,
     HeightOption,
     LongSideOption,
     LoraOption,
@@ -29,11 +31,13 @@ from tadsr.cli.options import (
     ProcessSizeOption,
     PromptOption,
     PromptStyleOption,
+    QuietOption,
     ScaleOption,
     SeamlessOption,
     ShortSideOption,
     TaggerOption,
     TileOption,
+    TimestepOption,
     WidthOption,
     parse_color,
     parse_lora,
@@ -41,7 +45,13 @@ from tadsr.cli.options import (
     parse_size,
     parse_tiling,
 )
-from tadsr.cli.plan import FORMAT_SUFFIXES, check_places, plan_jobs
+from tadsr.cli.plan import (
+    FORMAT_SUFFIXES,
+    check_lossless,
+    check_places,
+    plan_jobs,
+    say_plan,
+)
 from tadsr.cli.progress import ImageProgress
 from tadsr.cli.reporting import (
     DebugOption,
@@ -54,6 +64,7 @@ from tadsr.cli.reporting import (
     silence_libraries,
 )
 from tadsr.cli.streams import standard_streams
+from tadsr.cli.tally import Tally, print_tally
 from tadsr.cli.timestep_maps import (
     TimestepMapOption,
     TimestepRangeOption,
@@ -61,7 +72,7 @@ from tadsr.cli.timestep_maps import (
     read_timestep_map,
 )
 from tadsr.config import UpscaleSettings
-from tadsr.errors import ImageReadWarning, TADSRError
+from tadsr.errors import ImageReadWarning
 from tadsr.folders.jobs import Job
 from tadsr.folders.manifest import fingerprint
 from tadsr.folders.restoring import FileRequest
@@ -70,7 +81,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
     from tadsr.folders.outcome import Outcome
-    from tadsr.folders.run import Pace, Report
+    from tadsr.folders.run import Report
     from tadsr.folders.workers import Load
     from tadsr.pipeline import TADSRPipeline
 
@@ -101,8 +112,6 @@ output folder. Files that fail are reported at the end, after all others are don
 APNG, WebP or GIF, depending on the output's name.
 """
 
-Format = Literal["same", "png", "jpg", "webp", "tiff", "avif", "bmp", "gif", "jxl"]
-
 
 @dataclass(frozen=True)
 class _Talk:
@@ -114,18 +123,6 @@ class _Talk:
     debug: bool
 
 
-@dataclass
-class _Tally:
-    """What became of the images."""
-
-    num_written: int = 0
-    num_skipped: int = 0
-    failures: list[str] = field(default_factory=list)
-    pace: Pace | None = None
-    megapixels: float = 0.0
-    """Of the results that were written, all frames counted."""
-
-
 def upscale(
     paths: Annotated[
         list[str], typer.Argument(metavar="IN", help="Image files or folders; the last may be OUT.")
@@ -134,15 +131,7 @@ def upscale(
         str | None,
         typer.Option("--output", "-o", metavar="OUT", help="File or folder to write to."),
     ] = None,
-    timestep: Annotated[
-        int | None,
-        typer.Option(
-            "--timestep",
-            "-t",
-            metavar="0..999",
-            help="Small is faithful, large is vivid.  [default: the model's own]",
-        ),
-    ] = None,
+    timestep: TimestepOption = None,
     timestep_map: TimestepMapOption = None,
     timestep_range: TimestepRangeOption = None,
     scale: ScaleOption = 4,
@@ -166,25 +155,13 @@ def upscale(
     adapter: AdapterOption = None,
     lora: LoraOption = None,
     device: DeviceOption = "auto",
-    devices: Annotated[
-        str | None,
-        typer.Option(
-            "--devices", metavar="A,B", help="Use several, such as 0,1 for two CUDA devices."
-        ),
-    ] = None,
+    devices: DevicesOption = None,
     dtype: DtypeOption = "auto",
     engine: EngineOption = "auto",
     tile: TileOption = "auto",
     max_memory: MaxMemoryOption = None,
     max_pixels: MaxPixelsOption = None,
-    format: Annotated[
-        Format | None,
-        typer.Option(
-            "--format",
-            "-f",
-            help="Format of outputs that are not named; same: the input's; png by default.",
-        ),
-    ] = None,
+    format: FormatOption = None,
     quality: Annotated[
         int | None,
         typer.Option(
@@ -231,7 +208,7 @@ def upscale(
             "--lock/--no-lock", help="Whether to keep other runs out of the output folder."
         ),
     ] = True,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    quiet: QuietOption = False,
     verbose: VerboseOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -287,9 +264,9 @@ def upscale(
         tag = size_tag or None
         options = {"scale": scale, "own_tag": tag, "tag": suffix, "say": say}
         jobs = check_places(plan_jobs(inputs, place, format=format, **options))
-        _check_lossless(jobs, lossless)
+        check_lossless(jobs, lossless)
         if dry_run:
-            _say_plan(jobs, request)
+            say_plan(jobs, request)
             return
         _set_warnings(debug, quiet)
         wanted = ModelRequest(
@@ -320,35 +297,9 @@ def upscale(
         # Standard output is the picture's.
         talk = _Talk(f"loading {model}", quiet or is_streamed, verbose, debug)
         tally = _upscale_all(jobs, request, described, wanted.load, choose, talk, is_locked)
-        _report(tally, len(jobs), quiet or is_streamed)
+        print_tally(tally, len(jobs), quiet or is_streamed)
         if tally.failures:
             raise typer.Exit(1)
-
-
-def _check_lossless(jobs: Sequence[Job], is_lossless: bool) -> None:
-    for job in jobs:
-        if is_lossless and job.target.suffix.lower() in (".jpg", ".jpeg", ".avif", ".gif"):
-            raise UsageError(f"--lossless must be for PNG, WebP, TIFF or BMP, got {job.target}")
-
-
-def _say_plan(jobs: Sequence[Job], request: FileRequest) -> None:
-    """Say what a run would make, without its model."""
-    from tadsr.folders.restoring import choose_target
-    from tadsr.images import read_facts
-
-    for job in jobs:
-        try:
-            if job.error:
-                raise TADSRError(job.error)
-            facts = read_facts(job.source, max_pixels=request.max_pixels)
-            job = choose_target(job, request)
-        except TADSRError as error:
-            typer.echo(f"would fail: {error}")
-            continue
-        width, height = request.output_size_of(facts.size)
-        is_there = os.path.lexists(job.target) and not request.overwrite
-        reason = "exists, would be skipped" if is_there else f"{width}×{height}"
-        typer.echo(f"{job.source} -> {job.target} ({reason})")
 
 
 def _upscale_all(
@@ -359,14 +310,14 @@ def _upscale_all(
     choose: Callable[[], list[str]],
     talk: _Talk,
     is_locked: bool,
-) -> _Tally:
+) -> Tally:
     from tqdm import tqdm
 
     from tadsr.folders.resume import upscale_files
     from tadsr.folders.run import run_files
 
     quiet, debug = talk.quiet, talk.debug
-    tally, progress = _Tally(), ImageProgress(quiet)
+    tally, progress = Tally(), ImageProgress(quiet)
     # None: a bar on a terminal only.
     hidden = True if quiet or len(jobs) == 1 else None
 
@@ -443,23 +394,3 @@ def _say(bar: tqdm, message: str, quiet: bool, *, err: bool = False) -> None:
     if not quiet:
         with bar.external_write_mode():
             typer.echo(message, err=err)
-
-
-def _report(tally: _Tally, num_jobs: int, quiet: bool) -> None:
-    if num_jobs == 1:
-        for failure in tally.failures:
-            typer.echo(f"Error: {failure}", err=True)
-        return
-    if tally.failures:
-        typer.echo(f"Error: {len(tally.failures)} of {num_jobs} images failed:", err=True)
-        for failure in tally.failures:
-            typer.echo(f"  {failure}", err=True)
-    if not quiet:
-        counts = f"{tally.num_written} written, {tally.num_skipped} skipped"
-        typer.echo(f"{counts}, {len(tally.failures)} failed")
-        if tally.pace is not None and tally.num_written > 1:
-            rate = tally.pace.seconds / tally.megapixels
-            typer.echo(
-                f"{tally.megapixels:.3g} megapixels, {rate:.2g} s per megapixel; "
-                f"{tally.pace.described()}"
-            )
