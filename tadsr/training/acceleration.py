@@ -35,8 +35,14 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
         "project_dir": config.output,
         "kwargs_handlers": [DistributedDataParallelKwargs(find_unused_parameters=skips_decoder)],
     }
-    if config.precision == "fp16" and (config.device == "cpu" or not torch.cuda.is_available()):
-        raise ValueError("precision fp16 needs a GPU; take bf16 or fp32 on the CPU")
+    if config.device == "cpu" or not torch.cuda.is_available():
+        if config.precision == "fp16":
+            raise ValueError("precision fp16 needs a GPU; take bf16 or fp32 on the CPU")
+        if config.compile:
+            # With torch 2.13.0, gradients through the decoder came out as 0, without an error.
+            raise ValueError(
+                "compile needs a GPU: inductor loses gradients on the CPU; leave it off"
+            )
     torch.backends.cuda.matmul.allow_tf32 = config.tf32
     torch.backends.cudnn.allow_tf32 = config.tf32
     try:

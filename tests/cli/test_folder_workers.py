@@ -66,6 +66,7 @@ def test_a_killed_worker_loses_nothing(model_dir, tmp_path, monkeypatch):
 
 
 KILLER = """
+import os
 import sys
 
 from tadsr import TADSRPipeline

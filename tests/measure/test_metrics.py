@@ -155,7 +155,7 @@ def test_a_metric_of_pyiqa_without_pyiqa_says_what_to_install(monkeypatch):
 
 def test_missing_scikit_image_is_named_before_anything_is_measured(monkeypatch):
     monkeypatch.setitem(sys.modules, "skimage.metrics", None)
-    with pytest.raises(TADSRError, match=r'pip install "tadsr\[eval\]"'):
+    with pytest.raises(TADSRError, match=r"pip install 'tadsr\[eval\]'"):
         make_metric("ssim_y")
     assert make_metric("detail").measure(picture(), None) > 0
 

@@ -147,5 +147,5 @@ def test_what_cannot_be_plotted_is_refused(metrics, path, message):
 
 def test_missing_matplotlib_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(TADSRError, match=r'pip install "tadsr\[eval\]"'):
+    with pytest.raises(TADSRError, match=r"pip install 'tadsr\[eval\]'"):
         check_plot([PSNR, DETAIL], "a.png")

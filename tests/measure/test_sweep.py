@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-import tadsr.pipeline
+import tadsr.restorer
 from tadsr import TADSRPipeline
 from tadsr.measure.metrics import make_metric
 from tadsr.measure.sweep import TimestepSweep
@@ -36,7 +36,7 @@ def test_a_sweep_gives_what_calls_give(pipe, image, tiling, monkeypatch):
         together.append(timesteps)
         return [timesteps[:2], timesteps[2:]]
 
-    monkeypatch.setattr(tadsr.pipeline, "group_timesteps", in_twos)
+    monkeypatch.setattr(tadsr.restorer, "group_timesteps", in_twos)
     seen = []
     found = pipe.sweep(image, (900, 1, 500), progress=seen.append, **options)
     assert together == [[900, 1, 500]]

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from multiprocessing.context import ForkServerContext
@@ -75,8 +76,16 @@ def train(recipe: Path, output: Path, changes: dict, environment: dict) -> None:
     Trainer(load_recipe(recipe, changes | {"output": str(output)})).train()
 
 
-def train_apart(recipe: Path, output: Path) -> None:
+def train_until_killed(recipe: Path, output: Path) -> None:
     os.setsid()  # so that its worker can be killed with it
+    log = output / "log.jsonl"
+
+    def kill() -> None:
+        while not log.is_file() or len(log.read_text().splitlines()) < 4:
+            time.sleep(0.01)
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=kill, daemon=True).start()
     train(recipe, output, {}, {})
 
 
@@ -86,15 +95,11 @@ def read_losses(output):
 
 
 def test_a_killed_run_repeats_the_uninterrupted_one_to_the_bit(recipe, processes, tmp_path):
-    killed = processes.Process(target=train_apart, args=(recipe, tmp_path / "killed"))
+    killed = processes.Process(target=train_until_killed, args=(recipe, tmp_path / "killed"))
     killed.start()
     train(recipe, tmp_path / "whole", {}, {})
-    log = tmp_path / "killed" / "log.jsonl"
-    while not log.is_file() or len(log.read_text().splitlines()) < 4:
-        assert killed.is_alive(), "the run ended before it could be killed"
-        time.sleep(0.02)
-    os.killpg(killed.pid, signal.SIGKILL)
     killed.join()
+    assert killed.exitcode == -signal.SIGKILL
     assert not (tmp_path / "killed" / "model").exists()
     train(recipe, tmp_path / "killed", {}, {})
 

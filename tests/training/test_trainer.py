@@ -698,6 +698,8 @@ def test_what_cannot_work_is_refused_before_the_first_step(
         )
     with pytest.raises(ValueError, match="fp16 needs a GPU"):
         build(networks, AutoencoderConfig(), precision="fp16")
+    with pytest.raises(ValueError, match="compile needs a GPU"):
+        build(networks, AutoencoderConfig(), compile=True)
     with pytest.raises(TADSRError, match="pip install wandb"):
         build(networks, AutoencoderConfig(), trackers=("wandb",))
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
