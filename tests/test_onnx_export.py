@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
-from typer.testing import CliRunner
 
 from tadsr import TADSRError, TADSRPipeline, onnx_export
-from tadsr.cli import app
 from tadsr.errors import CheckpointError
 from tadsr.onnx_export import export_onnx
 
@@ -49,10 +50,19 @@ def pipe(model):
 
 @pytest.fixture(scope="module")
 def exported(model, tmp_path_factory):
-    """Once for all tests, from the shell: an export of tadsr-tiny takes a minute."""
+    """Once for all tests, from the shell: an export of tadsr-tiny takes a minute.
+
+    In a process of its own: after all other tests torch.export failed in theirs.
+    """
     folder = tmp_path_factory.mktemp("onnx") / "model"
-    result = CliRunner().invoke(app, ["export", "onnx", model, str(folder)])
-    assert result.exit_code == 0, result.output
+    result = subprocess.run(
+        [sys.executable, "-m", "tadsr", "export", "onnx", model, folder],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
     assert result.stdout.startswith(f"{model} -> {folder} (onnx, ")
     return Exported(folder)
 
