@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 _Group: TypeAlias = tuple[list[DecodedImage], Conditions]
 """Images of one size and what the step on them is taken at, or one image for several of these."""
+_PLAIN = UpscaleSettings()
 
 
 class Restorer(OneStepPipeline):
@@ -142,8 +143,8 @@ class Restorer(OneStepPipeline):
                 result is that of the whole.
             seamless: "x", "y" or "both" for a texture that repeats to its right, below it, or
                 both, so that the result does; None for a photo.
-            settings: `scale`, `color_fix`, `process_size`, `tiling` and `seamless` in one, in
-                place of these.
+            settings: `scale`, `color_fix`, `process_size`, `tiling` and `seamless` in one; these
+                must then be left out.
             generator: Samples the encoder's posterior, one for all images or one per image; None
                 takes its mean, so that the same input gives the same output.
             output_type: "pil", "np" (bytes, where diffusers gives floats; 16 bit if the image is)
@@ -156,14 +157,21 @@ class Restorer(OneStepPipeline):
             a list; grey stays grey, alpha is carried, the ICC profile is kept.
 
         Raises:
-            TypeError: An argument is of the wrong type.
+            TypeError: An argument is of the wrong type, or given in `settings` as well.
             ValueError: An argument is out of range, or the numbers of images, timesteps, prompts
                 and generators differ.
             TADSRError: The result is not finite at the model's precision.
 
         Source: TADSR (arXiv 2508.16557), one-step inference.
         """
-        settings = settings or UpscaleSettings(scale, color_fix, process_size, tiling, seamless)
+        settings = _one_of(
+            settings,
+            scale=scale,
+            color_fix=color_fix,
+            process_size=process_size,
+            tiling=tiling,
+            seamless=seamless,
+        )
         is_list = isinstance(image, list | tuple)
         is_batch = isinstance(image, Tensor) and image.ndim == 4
         images = list(image) if is_list or is_batch else [image]
@@ -208,7 +216,7 @@ class Restorer(OneStepPipeline):
             ValueError: An argument is out of range, or there is no timestep.
             TADSRError: The result is not finite at the model's precision.
         """
-        settings = settings or UpscaleSettings(**options)
+        settings = _one_of(settings, **options)
         decoded = decode_image(image)
         device = self._execution_device
         whole = read_timesteps(list(timesteps), len(timesteps), self._last_timestep)
@@ -256,7 +264,7 @@ class Restorer(OneStepPipeline):
             TADSRError: The result is not finite, or the file cannot be written; an existing one
                 is left as it was.
         """
-        settings = settings or UpscaleSettings(**options)
+        settings = _one_of(settings, **options)
         check_streamable(path)
         decoded = decode_image(image)
         size = settings.output_size(*decoded.rgb.shape[-2:])
@@ -364,3 +372,17 @@ class Restorer(OneStepPipeline):
             if strip is None:
                 return
             yield strip
+
+
+def _one_of(settings: UpscaleSettings | None, **options: Any) -> UpscaleSettings:
+    """Return the settings of a call, given as a whole or one by one."""
+    made = UpscaleSettings(**options)
+    if settings is None:
+        return made
+    beside = [name for name, value in vars(made).items() if value != vars(_PLAIN)[name]]
+    if beside:
+        raise TypeError(
+            f"settings must hold {', '.join(beside)}, which came beside it; change them in it by "
+            "dataclasses.replace"
+        )
+    return settings

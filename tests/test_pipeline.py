@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import tadsr
-from tadsr import TADSRError, TADSRPipeline, TimeAwareAutoencoderKL
+from tadsr import TADSRError, TADSRPipeline, TimeAwareAutoencoderKL, UpscaleSettings
 from tadsr.images import ArrayImage, resize_bicubic
 from tadsr.networks.prompt_embeddings import PromptEmbeddings
 from tadsr.onestep import OneStepEngine, TileSpec
@@ -416,6 +416,18 @@ def test_a_prompts_embedding_is_kept(prompt, golden_pipeline):
     again = golden_pipeline.encode_prompt([prompt, prompt])
     assert again.shape[0] == 2
     assert again.data_ptr() == first.data_ptr()
+
+
+def test_settings_stand_alone(pipe):
+    settings = UpscaleSettings(2, "none", 0)
+    expected = pipe(photo(), 300, scale=2, color_fix="none", process_size=0)
+    np.testing.assert_array_equal(pipe(photo(), 300, settings=settings), expected)
+    with pytest.raises(TypeError, match="settings must hold scale, tiling"):
+        pipe(photo(), settings=settings, scale=3, tiling=None)
+    with pytest.raises(TypeError, match="guidance_scale"):
+        pipe.sweep(photo(), settings=settings, guidance_scale=2)
+    with pytest.raises(TypeError, match="settings must hold seamless"):
+        pipe.upscale_to_file(photo(), "x.png", settings=settings, seamless="x")
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from tadsr.checkpoints.detect import check_source
-from tadsr.cli.devices import choose_device
-from tadsr.cli.model_request import ModelRequest
+from tadsr.cli.hosting import hosted_models
 from tadsr.cli.options import (
     DeviceOption,
     DtypeOption,
@@ -27,9 +25,6 @@ from tadsr.cli.reporting import (
     silence_libraries,
 )
 from tadsr.errors import install
-
-if TYPE_CHECKING:
-    from tadsr.restorer import Restorer
 
 DEMO_HELP = f"""Try models in the browser (needs {install("demo")}).
 
@@ -69,21 +64,13 @@ def demo(
             import gradio  # noqa: F401
         except ImportError as error:
             raise UsageError(f"the demo needs gradio; {install('demo')}") from error
-        for name in model or ():
-            check_source(name)
-        place = choose_device(device)
+        silence_libraries(debug)
+        models = hosted_models(model, device, dtype)
 
-        from tadsr.demo.actions import DemoLimits, Models
+        from tadsr.demo.actions import DemoLimits
         from tadsr.demo.page import build
 
-        silence_libraries(debug)
-
-        def load(name: str) -> Restorer:
-            return ModelRequest(name, dtype=dtype, timestep=0).load(place)
-
-        page = build(
-            Models(model or ["tadsr-tiny"], load), DemoLimits(upload_bytes, max_pixels * 1_000_000)
-        )
+        page = build(models, DemoLimits(upload_bytes, max_pixels * 1_000_000))
         page.launch(
             server_name=host,
             server_port=port or None,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from tadsr.checkpoints.detect import check_source
+from tadsr.config import Precision
 
 if TYPE_CHECKING:
     import torch
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from tadsr.prompts import PromptStyle
     from tadsr.restorer import Restorer
 
-DtypeName = Literal["auto", "fp32", "fp16", "bf16"]
+DtypeName = Literal["auto", Precision]
 
 
 @dataclass(frozen=True)

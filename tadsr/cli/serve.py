@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import suppress
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from tadsr.checkpoints.detect import check_source
-from tadsr.cli.devices import choose_device
-from tadsr.cli.model_request import ModelRequest
+from tadsr.cli.hosting import hosted_models
 from tadsr.cli.options import (
     DeviceOption,
     DtypeOption,
@@ -30,9 +28,6 @@ from tadsr.cli.reporting import (
     silence_libraries,
 )
 from tadsr.errors import install
-
-if TYPE_CHECKING:
-    from tadsr.restorer import Restorer
 
 SERVE_HELP = f"""Answer photos with pictures over HTTP (needs {install("serve")}).
 
@@ -80,20 +75,13 @@ def serve(
             import uvicorn
         except ImportError as error:
             raise UsageError(f"{error}; {install('serve')}") from error
-        for name in model or ():
-            check_source(name)
-        place = choose_device(device)
+        silence_libraries(debug)
+        models = hosted_models(model, device, dtype)
         listener = _listen(host, port)
 
-        from tadsr.demo.actions import DemoLimits, Models
+        from tadsr.demo.actions import DemoLimits
         from tadsr.demo.service import Service
 
-        silence_libraries(debug)
-
-        def load(name: str) -> Restorer:
-            return ModelRequest(name, dtype=dtype, timestep=0).load(place)
-
-        models = Models(model or ["tadsr-tiny"], load)
         models.get(models.names[0])  # before anyone waits for it
         service = Service(models, DemoLimits(upload_bytes, max_pixels * 1_000_000), max_waiting)
         port = listener.getsockname()[1]

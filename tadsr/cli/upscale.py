@@ -83,7 +83,7 @@ if TYPE_CHECKING:
     from tadsr.folders.outcome import Outcome
     from tadsr.folders.run import Report
     from tadsr.folders.workers import Load
-    from tadsr.pipeline import TADSRPipeline
+    from tadsr.restorer import Restorer
 
 UPSCALE_HELP = """Enlarge and restore images.
 
@@ -321,7 +321,7 @@ def _upscale_all(
     # None: a bar on a terminal only.
     hidden = True if quiet or len(jobs) == 1 else None
 
-    def load_here(device: str) -> TADSRPipeline:
+    def load_here(device: str) -> Restorer:
         pipe = load(device)
         progress.close()
         if not quiet:
@@ -379,7 +379,7 @@ def _upscale_all(
     return tally
 
 
-def _load_in_worker(load: Load, debug: bool, quiet: bool, device: str) -> TADSRPipeline:
+def _load_in_worker(load: Load, debug: bool, quiet: bool, device: str) -> Restorer:
     _set_warnings(debug, quiet)
     return load(device)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -29,9 +29,11 @@ from tadsr.images import ArrayImage, ImageLike, read_image, write_image
 from tadsr.images.limits import BOMBS
 from tadsr.measure.pictures import to_rgb8
 from tadsr.measure.sweep import TimestepSweep
-from tadsr.pipeline import TADSRPipeline
 from tadsr.progress import Progress
 from tadsr.tile_spec import TileSpec
+
+if TYPE_CHECKING:
+    from tadsr.restorer import Restorer
 
 PREVIEW_PX = 2048
 """Longer side of what the browser is shown; the file keeps every pixel."""
@@ -45,7 +47,6 @@ MAX_LAYERS = 8
 KEPT_PRIMITIVES = 128
 """Operations of a size of picture that oneDNN and PyTorch each keep on a CPU; their own limit is
 1024, over 200 MB."""
-
 _log = logging.getLogger(__name__)
 
 
@@ -135,15 +136,15 @@ class Uploads:
 class Models:
     """The models that the demo offers, each loaded when it is first asked for."""
 
-    def __init__(self, names: Sequence[str], load: Callable[[str], TADSRPipeline]) -> None:
+    def __init__(self, names: Sequence[str], load: Callable[[str], Restorer]) -> None:
         for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
             os.environ.setdefault(name, str(KEPT_PRIMITIVES))
         self.names = tuple(names)
         self._load = load
-        self._loaded: dict[str, TADSRPipeline] = {}
+        self._loaded: dict[str, Restorer] = {}
         self._lock = Lock()
 
-    def get(self, name: str) -> TADSRPipeline:
+    def get(self, name: str) -> Restorer:
         """Return a model's pipeline."""
         if name not in self.names:
             raise ValueError(f"the model must be one of {', '.join(self.names)}, got {name!r}")
@@ -164,13 +165,13 @@ def sentence_for(error: Exception) -> str:
     return "something went wrong; the server's log says what"
 
 
-def reads_text(pipe: TADSRPipeline) -> bool:
+def reads_text(pipe: Restorer) -> bool:
     """Tell whether a model takes any prompt, or only those it was saved with."""
     return pipe.text_encoder is not None
 
 
 def restore(
-    pipe: TADSRPipeline,
+    pipe: Restorer,
     photo: Path | None,
     choices: Choices,
     folder: Path,
@@ -201,7 +202,7 @@ def restore(
 
 
 def draw_sweep(
-    pipe: TADSRPipeline,
+    pipe: Restorer,
     photo: Path | None,
     choices: Choices,
     timesteps: Sequence[int],

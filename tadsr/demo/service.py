@@ -159,7 +159,7 @@ class Service:
         raise self._refusal(422, f"the form must have a photo as {PHOTO_FIELDS[0]}; got none")
 
     def _admit(self, photo: UploadFile, values: Mapping[str, Any]) -> Callable[[Progress], bytes]:
-        """Check a request and return what computes it; it counts as waiting from here on."""
+        """Check a request and return what computes it."""
         try:
             choices = _choices(values)
             name = values.get("model") or self.models.names[0]

@@ -19,9 +19,13 @@ from tadsr.images.metadata import upright_metadata
 _JXL_CODESTREAM, _JXL_CONTAINER = b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"
 _JXL_RATIOS = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
 _JXL_SIDE_BITS = (9, 13, 18, 30)
+"""From the size header of ISO/IEC 18181-1."""
 _SRGB_CURVE = (2.4, 12.92)
+"""Exponent and slope near black, as LibRaw takes them."""
 _RAW_PIXEL_BYTES = 12
+"""What a pixel takes while it is developed: the sensor's values, and 16 bit of three colours."""
 _FLIPS_ON_THE_SIDE = (5, 6)
+"""LibRaw's names of a quarter turn."""
 
 
 def is_jxl(head: bytes) -> bool:

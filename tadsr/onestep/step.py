@@ -58,6 +58,9 @@ class OneStepEngine:
     """Runs the networks of one step.
 
     Args:
+        vae: Time-aware autoencoder.
+        unet: One-step student.
+        alphas_cumprod: ᾱ, (T,).
         choice: "fused", "eager", "compile", or "auto" for "fused" where it is faster and can run;
             an `EnginePlan` is "fused" with these switches.
         mixes: Whether a CPU multiplies float32 weights in bfloat16 where that is faster.

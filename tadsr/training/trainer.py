@@ -115,6 +115,7 @@ class Trainer:
         Raises:
             TrainingError: The loss is not finite or explodes (the state before that step is
                 saved), memory or the disk is full, or another process trains in the folder.
+            DataError: The samples cannot be made, or a process that prepares them has died.
             KeyboardInterrupt: Ctrl-C or SIGTERM came; the state is saved.
         """
         try:
@@ -132,14 +133,16 @@ class Trainer:
         except (DataError, MemoryError, RuntimeError, OSError, EOFError) as error:
             # A loader tells of workers that have died wherever the run is at that moment.
             explained = explain_worker_failure(error)
-            if explained is error and is_out_of_memory(error):
+            if explained is error:
+                if not is_out_of_memory(error):
+                    raise
                 explained = TrainingError(
                     f"step {self.step + 1} does not fit the memory: {error}. Start a new run with, "
                     "the cheapest first: gradient_checkpointing, precision bf16, batch_size 1 with "
                     "more gradient_accumulation_steps, a smaller data.crop_px; or free memory, and "
                     "the same run goes on from its last checkpoint"
                 )
-            raise explained from error.__cause__ if explained is error else error
+            raise explained from error
 
     def export(self) -> Path:
         """Write the trained pipeline with a model card, and adapters in the published format.

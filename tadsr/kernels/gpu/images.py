@@ -22,8 +22,6 @@ from tadsr.kernels.gpu.statistics import plan_merge, store_chunk, welford
 VALUES_AT_ONCE = 512
 """Values of one row of pixels that a program converts at a time."""
 RGB = 3
-PADDED_RGB = 4
-"""Blocks are powers of two."""
 
 
 @triton.jit

@@ -1,0 +1,29 @@
+"""The models that `tadsr demo` and `tadsr serve` offer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from tadsr.checkpoints.detect import check_source
+from tadsr.cli.devices import choose_device
+from tadsr.cli.model_request import DtypeName, ModelRequest
+
+if TYPE_CHECKING:
+    from tadsr.demo.actions import Models
+    from tadsr.restorer import Restorer
+
+BUILT_IN = "tadsr-tiny"
+
+
+def hosted_models(names: Sequence[str] | None, device: str, dtype: DtypeName) -> Models:
+    """Check models and a device, and return the models, each loaded when it is first asked for."""
+    for name in names or ():
+        check_source(name)
+    place = choose_device(device)
+    from tadsr.demo.actions import Models  # and with it torch
+
+    def load(name: str) -> Restorer:
+        return ModelRequest(name, dtype=dtype, timestep=0).load(place)
+
+    return Models(names or [BUILT_IN], load)
