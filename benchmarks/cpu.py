@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tadsr import TADSRPipeline
 from tadsr.onestep import EnginePlan
-from tadsr.onestep.precision import cpu_instructions
+from tadsr.onestep.products import cpu_instructions
 
 WAYS = (
     "eager",

@@ -8,7 +8,7 @@ from tadsr.cli.model_request import DtypeName, ModelRequest
 from tadsr.cli.reporting import as_usage_errors, format_bytes
 from tadsr.config import torch_dtype
 from tadsr.onestep.memory import used_bytes
-from tadsr.onestep.precision import choose_precision
+from tadsr.onestep.products import choose_products
 from tadsr.onestep.support import unknown_blocks, wrapped_modules
 from tadsr.quick import open_quickly
 from tadsr.restorer import Restorer
@@ -65,7 +65,7 @@ def describe(pipe: Restorer, *, reasons: bool = False) -> str:
     lines = [
         line,
         f"  device: {device}{missing}, {torch.get_num_threads()} threads of torch on the CPU",
-        f"  precision: {dtype}{inside}; {choose_precision(device, pipe.unet.dtype).reason}",
+        f"  precision: {dtype}{inside}; {choose_products(device, pipe.unet.dtype).reason}",
     ]
     against = unknown_blocks(pipe.vae, pipe.unet) + wrapped_modules(pipe.vae, pipe.unet)
     is_fused = name == "fused"

@@ -16,7 +16,7 @@ from tadsr.errors import TADSRError
 from tadsr.kernels.backends import unsupported_reasons
 from tadsr.machine import describe_device, versions
 from tadsr.onestep import choose_plan
-from tadsr.onestep.precision import choose_precision
+from tadsr.onestep.products import choose_products
 
 SUMS = "SHA256SUMS"
 """A model's own list of hashes, as `sha256sum` writes it."""
@@ -80,7 +80,7 @@ class Report:
 def examine(source: str, device: torch.device, dtype: torch.dtype) -> Report:
     """Collect everything that needs no computing."""
     memory = psutil.virtual_memory()
-    multiplied, reason = choose_precision(device, dtype)
+    multiplied, reason = choose_products(device, dtype)
     about = describe_device(device)
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)

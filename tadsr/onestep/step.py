@@ -15,7 +15,7 @@ from tadsr.errors import TADSRWarning, not_finite
 from tadsr.kernels.backends import failure_on
 from tadsr.module_watch import ModuleWatch
 from tadsr.onestep.plan import EngineName, EnginePlan, choose_plan
-from tadsr.onestep.precision import choose_precision
+from tadsr.onestep.products import choose_products
 from tadsr.onestep.selfcheck import is_distrusted, is_eager_fastest, is_settled, settle
 from tadsr.onestep.stages import Checked, CompiledStages, EagerStages, FusedStages
 from tadsr.onestep.support import unknown_blocks, wrapped_modules
@@ -329,8 +329,8 @@ class OneStepEngine:
             if plan is None and self.choice == "fused":
                 plan = EnginePlan(channels_last=False)
             if plan is not None and self.mixes:
-                precision = choose_precision(self.unet.device, self.unet.dtype)
-                plan = replace(plan, multiplied=precision.multiplied)
+                products = choose_products(self.unet.device, self.unet.dtype)
+                plan = replace(plan, multiplied=products.multiplied)
         if plan is None:
             return None
         networks = (self.vae, self.unet)

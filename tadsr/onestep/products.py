@@ -21,7 +21,7 @@ _CHANNELS, _SIDE = 64, 128
 _REPETITIONS = 5
 
 
-class Precision(NamedTuple):
+class Products(NamedTuple):
     """The type in which the fused engine multiplies."""
 
     multiplied: torch.dtype | None
@@ -41,22 +41,22 @@ def cpu_instructions() -> frozenset[str]:
     return frozenset(flag for flag, name in names.items() if getattr(torch.cpu, name, bool)())
 
 
-def choose_precision(device: torch.device, dtype: torch.dtype) -> Precision:
+def choose_products(device: torch.device, dtype: torch.dtype) -> Products:
     """Choose for weights of a type on a device, by a measurement at first use.
 
     What was measured is remembered until processor, threads, torch or this package change.
     """
     if device.type != "cpu" or dtype != torch.float32:
-        return Precision(None, f"weights of {str(dtype).removeprefix('torch.')} on {device.type}")
+        return Products(None, f"weights of {str(dtype).removeprefix('torch.')} on {device.type}")
     if not cpu_instructions():
-        return Precision(None, "the processor has no instructions for bfloat16")
+        return Products(None, "the processor has no instructions for bfloat16")
     key = fingerprint(device, torch.bfloat16)
     share = recall("bfloat16", key)
     if not isinstance(share, float):
         share = measured_share()
         remember("bfloat16", key, share)
     reason = f"a convolution in bfloat16 takes {share:.2f} of float32's time"
-    return Precision(torch.bfloat16 if share < MAX_SHARE else None, reason)
+    return Products(torch.bfloat16 if share < MAX_SHARE else None, reason)
 
 
 @torch.no_grad()

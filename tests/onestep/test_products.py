@@ -10,7 +10,7 @@ import torch
 from tadsr import TADSRPipeline
 from tadsr.machine import fingerprint, remember
 from tadsr.onestep import EnginePlan, OneStepEngine, precision
-from tadsr.onestep.precision import choose_precision
+from tadsr.onestep.products import choose_products
 from tadsr.quick import open_quickly
 
 from .conftest import build_networks, make_inputs
@@ -60,8 +60,8 @@ def test_auto_is_what_was_measured(flags, share, expected, monkeypatch, tmp_path
     monkeypatch.setenv("TADSR_CACHE", str(tmp_path))
     monkeypatch.setattr(precision, "cpu_instructions", lambda: frozenset(flags))
     remember("bfloat16", fingerprint(CPU, torch.bfloat16), share)
-    assert choose_precision(CPU, torch.float32).multiplied == expected
-    assert choose_precision(CPU, torch.float16).multiplied is None
+    assert choose_products(CPU, torch.float32).multiplied == expected
+    assert choose_products(CPU, torch.float16).multiplied is None
     pipe = TADSRPipeline.from_pretrained(model_dir, torch_dtype="auto")
     with torch.no_grad():
         assert pipe.unet.dtype == torch.float32
@@ -77,6 +77,6 @@ def test_what_is_measured_first_is_remembered(monkeypatch, tmp_path):
     monkeypatch.setattr(precision, "cpu_instructions", lambda: frozenset({"avx512_bf16"}))
     monkeypatch.setattr(precision, "_REPETITIONS", 1)
     monkeypatch.setattr(precision, "_SIDE", 8)
-    first = choose_precision(CPU, torch.float32)
+    first = choose_products(CPU, torch.float32)
     assert "takes" in first.reason
-    assert choose_precision(CPU, torch.float32) == first
+    assert choose_products(CPU, torch.float32) == first
