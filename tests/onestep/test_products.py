@@ -9,7 +9,7 @@ import torch
 
 from tadsr import TADSRPipeline
 from tadsr.machine import fingerprint, remember
-from tadsr.onestep import EnginePlan, OneStepEngine, precision
+from tadsr.onestep import EnginePlan, OneStepEngine, products
 from tadsr.onestep.products import choose_products
 from tadsr.quick import open_quickly
 
@@ -58,7 +58,7 @@ def test_the_embedded_model_keeps_50_db():
 )
 def test_auto_is_what_was_measured(flags, share, expected, monkeypatch, tmp_path, model_dir):
     monkeypatch.setenv("TADSR_CACHE", str(tmp_path))
-    monkeypatch.setattr(precision, "cpu_instructions", lambda: frozenset(flags))
+    monkeypatch.setattr(products, "cpu_instructions", lambda: frozenset(flags))
     remember("bfloat16", fingerprint(CPU, torch.bfloat16), share)
     assert choose_products(CPU, torch.float32).multiplied == expected
     assert choose_products(CPU, torch.float16).multiplied is None
@@ -74,9 +74,9 @@ def test_auto_is_what_was_measured(flags, share, expected, monkeypatch, tmp_path
 
 def test_what_is_measured_first_is_remembered(monkeypatch, tmp_path):
     monkeypatch.setenv("TADSR_CACHE", str(tmp_path))
-    monkeypatch.setattr(precision, "cpu_instructions", lambda: frozenset({"avx512_bf16"}))
-    monkeypatch.setattr(precision, "_REPETITIONS", 1)
-    monkeypatch.setattr(precision, "_SIDE", 8)
+    monkeypatch.setattr(products, "cpu_instructions", lambda: frozenset({"avx512_bf16"}))
+    monkeypatch.setattr(products, "_REPETITIONS", 1)
+    monkeypatch.setattr(products, "_SIDE", 8)
     first = choose_products(CPU, torch.float32)
     assert "takes" in first.reason
     assert choose_products(CPU, torch.float32) == first
