@@ -28,7 +28,7 @@ from PIL import Image
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from tadsr import TADSRPipeline
+from tadsr import TADSRPipeline, restorer
 from tadsr.cli import app
 from tadsr.config import UpscaleSettings
 from tadsr.images import ArrayImage, read_frames, read_image, write_frames, write_image
@@ -137,6 +137,7 @@ def reader(prepared, tmp_path, monkeypatch) -> Path:
         0 if value == UpscaleSettings.process_size else value for value in init.__defaults__
     )
     monkeypatch.setattr(init, "__defaults__", own)
+    monkeypatch.setattr(restorer, "_PLAIN", UpscaleSettings())
     return folder
 
 

@@ -133,7 +133,7 @@ class Service:
                 raise self._refusal(422, f"{name} must be one of {', '.join(VALUES)}")
         compute = self._admit(photo, values)
         if "text/event-stream" in request.headers.get("accept", ""):
-            return StreamingResponse(self._events(compute), media_type="text/event-stream")
+            return self._stream(compute)
         return Response(await self._answer(request, compute), media_type="image/png")
 
     async def _edit(self, request: Request) -> Response:
@@ -191,24 +191,30 @@ class Service:
     async def _answer(self, request: Request, compute: Callable[[Progress], bytes]) -> bytes:
         """Compute a photo, unless its client goes meanwhile."""
         gone = Event()
-        task = asyncio.ensure_future(self._run(compute, gone))
+        task = self._start(compute, gone)
         while not (await asyncio.wait({task}, timeout=LOOKING_SECONDS))[0]:
             if await request.is_disconnected():
                 gone.set()
         return task.result()
 
-    async def _run(
+    def _start(
         self,
         compute: Callable[[Progress], bytes],
         gone: Event,
         progress: Progress = lambda share: None,
+    ) -> asyncio.Task[bytes]:
+        # Counted before the loop answers anyone else, so that no more wait than may.
+        self._counts.waiting += 1
+        return asyncio.ensure_future(self._run(compute, gone, progress))
+
+    async def _run(
+        self, compute: Callable[[Progress], bytes], gone: Event, progress: Progress
     ) -> bytes:
         def tell(share: float) -> None:
             if gone.is_set() or self._is_stopping.is_set():
                 raise _CancelledError
             progress(share)
 
-        self._counts.waiting += 1
         try:
             loop = asyncio.get_running_loop()
             png = await loop.run_in_executor(self._worker, compute, tell)
@@ -225,8 +231,8 @@ class Service:
         self._counts.done += 1
         return png
 
-    async def _events(self, compute: Callable[[Progress], bytes]) -> AsyncIterator[str]:
-        """Yield server-sent events: progress, then the result or an error."""
+    def _stream(self, compute: Callable[[Progress], bytes]) -> StreamingResponse:
+        """Answer with server-sent events: progress, then the result or an error."""
         loop, shares, gone = asyncio.get_running_loop(), asyncio.Queue(), Event()
 
         def tell(share: float) -> None:
@@ -237,17 +243,20 @@ class Service:
                 task.exception()  # asyncio would log one that nobody asked for
             shares.put_nowait(None)
 
-        task = asyncio.ensure_future(self._run(compute, gone, tell))
-        task.add_done_callback(end)
-        try:
-            while (share := await shares.get()) is not None:
-                yield _event("progress", {"share": round(share, 4)})
+        async def events() -> AsyncIterator[str]:
             try:
-                yield _event("result", {"b64_json": base64.b64encode(task.result()).decode()})
-            except HTTPException as error:
-                yield _event("error", {"error": error.detail, "status": error.status_code})
-        finally:
-            gone.set()
+                while (share := await shares.get()) is not None:
+                    yield _event("progress", {"share": round(share, 4)})
+                try:
+                    yield _event("result", {"b64_json": base64.b64encode(task.result()).decode()})
+                except HTTPException as error:
+                    yield _event("error", {"error": error.detail, "status": error.status_code})
+            finally:
+                gone.set()
+
+        task = self._start(compute, gone, tell)
+        task.add_done_callback(end)
+        return StreamingResponse(events(), media_type="text/event-stream")
 
     def _refusal(self, status: int, message: str, retry_s: int | None = None) -> HTTPException:
         self._counts.refused += 1

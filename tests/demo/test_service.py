@@ -32,8 +32,18 @@ def pipe():
 
 
 @pytest.fixture(scope="module")
-def address(pipe):
-    models = Models(["tiny"], lambda name: pipe)
+def released():
+    """Say when the model "held" is loaded."""
+    return threading.Event()
+
+
+@pytest.fixture(scope="module")
+def address(pipe, released):
+    def load(name):
+        assert name == "tiny" or released.wait(100)
+        return pipe
+
+    models = Models(["tiny", "held"], load)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         config = uvicorn.Config(Service(models, LIMITS, max_waiting=2).app(), log_level="error")
@@ -153,15 +163,23 @@ def test_a_photo_whose_client_has_gone_is_not_computed(address, photo):
         time.sleep(0.1)
 
 
-def test_the_queue_is_bounded_and_counted(address, photo):
+def test_the_queue_is_bounded_and_counted(address, photo, released):
+    def count(name):
+        return int(get(f"{address}/metrics").split(f"\ntadsr_{name} ")[1].split()[0])
+
+    before, url = count("refused_total"), f"{address}/api/upscale?timestep=1&model=held"
     with ThreadPoolExecutor(8) as clients:
-        url = f"{address}/api/upscale?timestep=1"
-        statuses = list(clients.map(lambda _: post(url, photo)[0], range(8)))
-    assert set(statuses) == {200, 503}
-    assert json.loads(get(f"{address}/health"))["status"] == "ok"
-    metrics = get(f"{address}/metrics")
-    assert "tadsr_waiting 0\n" in metrics
-    assert int(metrics.split("\ntadsr_refused_total ")[1].split()[0]) >= statuses.count(503)
+        accepts = ["*/*", "text/event-stream"] * 4
+        answers = clients.map(lambda accept: post(url, photo, accept=accept)[0], accepts)
+        deadline = time.monotonic() + 100
+        while count("refused_total") < before + 6:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert count("waiting") == 2
+        assert json.loads(get(f"{address}/health"))["status"] == "ok"
+        released.set()
+        assert sorted(answers) == [200] * 2 + [503] * 6
+    assert count("waiting") == 0
 
 
 def test_a_port_that_is_taken_is_an_error_before_the_model_is_loaded():
