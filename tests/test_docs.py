@@ -9,11 +9,10 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
-import os
 import re
+import runpy
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -143,8 +142,9 @@ def reader(prepared, tmp_path, monkeypatch) -> Path:
 
 def run_command(words: list[str]) -> None:
     if words[0] == "python":
-        script = [sys.executable, ROOT / words[1], *words[2:]]
-        subprocess.run(script, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", words[1:])
+            runpy.run_path(str(ROOT / words[1]), run_name="__main__")
         return
     assert words[0] == "tadsr", f"only tadsr and python are run, not {words}; mark the block"
     is_sized = words[1] in ("upscale", "sweep", "evaluate") and words[-1] != "--help"

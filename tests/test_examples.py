@@ -131,5 +131,5 @@ def test_a_folder_is_upscaled_and_goes_on(model_dir, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert (printed.count("written"), printed.count("skipped ")) == (1, 1)
     (photos / "c.png").write_bytes(b"no image")
-    run("upscale_folder", *arguments, "--devices", "cpu", "cpu")
+    run("upscale_folder", *arguments, "--devices", "cpu")
     assert capsys.readouterr().out.endswith("1 of 3 failed\n")
