@@ -39,17 +39,6 @@ def test_importing_tadsr_loads_nothing_heavy():
     assert not {"torch", "triton", "diffusers", "transformers", "PIL", "numpy"} & set(loaded)
 
 
-def test_the_pipeline_needs_neither_torchvision_nor_training():
-    code = (
-        "import sys, tadsr; tadsr.TADSRPipeline.from_pretrained('tadsr-tiny'); print(*sys.modules)"
-    )
-    loaded = _run_python(code).split()
-    assert "tadsr.pipeline" in loaded
-    assert not [m for m in loaded if m.startswith(("torchvision", "cv2", "tadsr.training"))]
-    # Nor the tagger, unless it is asked for.
-    assert not [m for m in loaded if ".swin." in m or m.endswith(".tagger")]
-
-
 def test_importing_the_kernels_loads_no_triton():
     loaded = _run_python("import sys, tadsr.kernels; print(*sys.modules)").split()
     assert "tadsr.kernels" in loaded

@@ -348,24 +348,28 @@ held.wait()
 child = os.fork()
 if child == 0:
     os._exit(0 if np.abs(pipe(image, process_size=0).astype(int) - expected).max() <= 1 else 1)
-sys.stdout.write(str(os.waitpid(child, 0)[1]))
-sys.stdout.flush()
+print(os.waitpid(child, 0)[1], *sys.modules, flush=True)
 os._exit(0)
 """
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-def test_a_forked_process_waits_for_no_thread_of_its_parent():
+def test_a_forked_process_waits_for_no_thread_and_a_pipeline_needs_no_torchvision():
     environment = {**os.environ, "PYTHONPATH": str(Path(tadsr.__file__).parents[1])}
     command = [sys.executable, "-W", "ignore", "-c", FORK]
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as done:
         try:
-            assert done.communicate(timeout=240)[0] == "0"
+            code, *loaded = done.communicate(timeout=240)[0].split()
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(done.pid, signal.SIGKILL)
+    assert code == "0"
+    assert "tadsr.pipeline" in loaded
+    assert not [m for m in loaded if m.startswith(("torchvision", "cv2", "tadsr.training"))]
+    # Nor the tagger, unless it is asked for.
+    assert not [m for m in loaded if ".swin." in m or m.endswith(".tagger")]
 
 
 def test_threads_share_a_pipeline(pipe):

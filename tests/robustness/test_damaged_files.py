@@ -9,11 +9,14 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 import tadsr
 
 SCRIPT = Path(__file__).with_name("damaged_files.py")
 SEED = 0
-SHARE = 0.6
+QUICK, LONG = 100, 6000
+"""The long run begins with the cases of the quick one."""
 _MOST_FAILURES = 10
 
 
@@ -39,8 +42,9 @@ def run_cases(model: Path, folder: Path, seed: int, count: int) -> list[dict[str
     return found
 
 
-def test_damaged_files_are_upscaled_or_refused(num_cases, model_dir, tmp_path):
-    cases = run_cases(model_dir, tmp_path, SEED, num_cases(SHARE))
+@pytest.mark.parametrize("count", [QUICK, pytest.param(LONG, marks=pytest.mark.slow)])
+def test_damaged_files_are_upscaled_or_refused(count, model_dir, tmp_path):
+    cases = run_cases(model_dir, tmp_path, SEED, count)
     failures = [case for case in cases if case["wrong"]]
     report = "\n\n".join(f"case {case['number']}: {case['wrong']}" for case in failures)
     assert not failures, (
@@ -48,6 +52,6 @@ def test_damaged_files_are_upscaled_or_refused(num_cases, model_dir, tmp_path):
         f"--folder EMPTY --seed {SEED} --first NUMBER` runs a case again"
     )
     counts = Counter(case["became"] for case in cases)
-    assert len(cases) == num_cases(SHARE)
+    assert len(cases) == count
     # Neither the one nor the other alone would show anything.
     assert min(counts["upscaled"], counts["ImageReadError"]) > len(cases) / 20, counts
