@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import signal
@@ -79,6 +80,21 @@ def unmerged_pipeline():
     return TADSRPipeline.from_pretrained(
         GOLDEN / "base", adapter=GOLDEN / "tadsr.pkl", merge_adapters=False
     )
+
+
+@pytest.fixture(scope="module")
+def unenlarged() -> Iterator[None]:
+    """Restore small photos at their own size where nothing else is said, which takes no seconds."""
+    from tadsr import TADSRPipeline, restorer
+    from tadsr.config import UpscaleSettings
+
+    init = UpscaleSettings.__init__
+    sizes = tuple(0 if v == UpscaleSettings.process_size else v for v in init.__defaults__)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(inspect.unwrap(TADSRPipeline.__call__).__kwdefaults__, "process_size", 0)
+        patch.setattr(init, "__defaults__", sizes)
+        patch.setattr(restorer, "_PLAIN", UpscaleSettings())
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -27,9 +27,8 @@ from PIL import Image
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from tadsr import TADSRPipeline, restorer
+from tadsr import TADSRPipeline
 from tadsr.cli import app
-from tadsr.config import UpscaleSettings
 from tadsr.images import ArrayImage, read_frames, read_image, write_frames, write_image
 
 ROOT = Path(__file__).parent.parent
@@ -124,19 +123,11 @@ def prepared(tmp_path_factory, golden_dir) -> Path:
 
 
 @pytest.fixture
-def reader(prepared, tmp_path, monkeypatch) -> Path:
+def reader(prepared, unenlarged, tmp_path, monkeypatch) -> Path:
     """A reader's folder, where small photos are not enlarged before they are restored."""
     folder = tmp_path / "reader"
     shutil.copytree(prepared, folder)
     monkeypatch.chdir(folder)
-    call = inspect.unwrap(TADSRPipeline.__call__)
-    monkeypatch.setitem(call.__kwdefaults__, "process_size", 0)
-    init = UpscaleSettings.__init__
-    own = tuple(
-        0 if value == UpscaleSettings.process_size else value for value in init.__defaults__
-    )
-    monkeypatch.setattr(init, "__defaults__", own)
-    monkeypatch.setattr(restorer, "_PLAIN", UpscaleSettings())
     return folder
 
 

@@ -27,6 +27,8 @@ from tadsr.demo.actions import (
 from tadsr.errors import CheckpointError, ImageReadError, ImageWriteError, TADSRError
 from tadsr.images import ArrayImage, read_image, write_image
 
+pytestmark = pytest.mark.usefixtures("unenlarged")
+
 
 @pytest.fixture(scope="module")
 def pipe():
