@@ -19,6 +19,8 @@ from tadsr.kernels import (
 from tadsr.kernels.group_norm import merge_moments
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+IN_EVERY_TYPE = ("odd_channels", (3, 7, 84), (7, 11))
+"""Cases of which no type is left to the slow run."""
 # |kernel − truth| ≤ 2·|torch in the same dtype − truth| + margin
 MARGIN = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 1e-3}
 FACTOR = 2
@@ -56,6 +58,19 @@ OPTIONS = {
     "folded": {"weight": "per_sample", "bias": "per_sample", "channel_bias": "per_sample"},
     "no_affine": {"weight": None, "bias": None},
 }
+
+
+def in_types(cases):
+    """Cases by types; in others than float16 most of them are slow."""
+    return [
+        pytest.param(
+            *(case, dtype),
+            marks=[pytest.mark.slow] * (dtype != torch.float16 and case not in IN_EVERY_TYPE),
+            id=f"{case}-{dtype}",
+        )
+        for case in cases
+        for dtype in DTYPES
+    ]
 
 
 def assert_parity(kernel, torch_result, truth):
@@ -99,16 +114,14 @@ def check_group_norm(x, num_groups, arguments):
     assert_parity(kernel, in_dtype, truth)
 
 
-@pytest.mark.parametrize("name", SHAPES)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("name", "dtype"), in_types(SHAPES))
 def test_group_norm_of_small_groups(name, dtype, device):
     shape = SHAPES[name]
     x = random_activations(shape, dtype, device)
     check_group_norm(x, shape[2], random_arguments(shape, {}, device))
 
 
-@pytest.mark.parametrize("name", SPLIT_SHAPES)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("name", "dtype"), in_types(SPLIT_SHAPES))
 def test_group_norm_split_over_positions(name, dtype, device, monkeypatch):
     shape = SPLIT_SHAPES[name]
     if name == "batch":  # as larger activations are, by three launches
@@ -139,8 +152,9 @@ def test_group_norm_takes_any_layout(device):
     check_group_norm(x[:, :, 1:, ::2], 2, arguments)
 
 
-@pytest.mark.parametrize("name", ["minimal", "odd_channels", "groups_of_30", "large_mean"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("name", "dtype"), in_types(["minimal", "odd_channels", "groups_of_30", "large_mean"])
+)
 @pytest.mark.parametrize("is_biased", [False, True])
 def test_residual_add_measures_its_sum(name, dtype, is_biased, device):
     shape = SHAPES[name]
@@ -183,8 +197,9 @@ def test_group_norm_from_the_statistics_of_the_residual_add(
     assert_parity(kernel, in_dtype, truth)
 
 
-@pytest.mark.parametrize("shape", [(1, 2), (3, 7, 84), (2, 5, 640), (1, 33, 258)], ids=str)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "dtype"), in_types([(1, 2), (3, 7, 84), (2, 5, 640), (1, 33, 258)])
+)
 def test_geglu(shape, dtype, device):
     x = (3 * torch.randn(shape, device=device)).to(dtype)
     truth = geglu(x.double(), backend="reference")
@@ -200,8 +215,7 @@ def images(height, width, device, batch=2, dtype=torch.float32):
 SIZES = [(1, 1), (1, 5), (6, 1), (7, 11)]
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("size", "dtype"), in_types(SIZES))
 def test_bytes_are_the_references_in_every_layout(size, dtype, device):
     image, _ = images(*size, device, dtype=dtype)
     cropped = torch.nn.functional.pad(image, (1, 2, 3, 1))[:, :, 3:-1, 1:-2]

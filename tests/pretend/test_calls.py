@@ -179,7 +179,13 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("name", ["two prompts", "map", "wavelet", "bands, two"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("two prompts", "bands, two"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("map", "wavelet")),
+    ],
+)
 @pytest.mark.parametrize("kind", OTHERS)
 def test_other_devices_and_types(kind, name, run):
     run(*OTHERS[kind][:2], name, OTHERS[kind][2])
