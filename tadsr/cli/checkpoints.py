@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from tadsr.checkpoints.detect import check_source
-from tadsr.cli.options import AdapterOption
+from tadsr.cli import options
 from tadsr.cli.reporting import (
-    DebugOption,
     format_bytes,
     format_count,
     readable_errors,
@@ -51,9 +50,9 @@ SourceArgument = Annotated[
 
 def info(
     source: SourceArgument,
-    adapter: AdapterOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    debug: DebugOption = False,
+    adapter: options.AdapterOption = None,
+    as_json: options.JsonOption = False,
+    debug: options.DebugOption = False,
 ) -> None:
     """Run `tadsr info`."""
     with readable_errors(debug):
@@ -73,7 +72,7 @@ def info(
 def convert(
     source: SourceArgument,
     out: Annotated[str, typer.Argument(metavar="OUT", help="Folder to write.")],
-    adapter: AdapterOption = None,
+    adapter: options.AdapterOption = None,
     to: Annotated[
         Literal["native", "official"], typer.Option("--to", help="Format to write.")
     ] = "native",
@@ -83,10 +82,8 @@ def convert(
     keep_adapters: Annotated[
         bool, typer.Option("--keep-adapters", help="Keep adapters apart in the native format.")
     ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a folder that exists.")
-    ] = False,
-    debug: DebugOption = False,
+    overwrite: options.OverwriteFolderOption = False,
+    debug: options.DebugOption = False,
 ) -> None:
     """Run `tadsr convert`."""
     with readable_errors(debug):

@@ -7,10 +7,9 @@ from typing import Annotated
 
 import typer
 
-from tadsr.cli.options import BorderOption, OverwriteOption, PanelWidthOption, SheetOption
+from tadsr.cli import options
 from tadsr.cli.plan import check_place
 from tadsr.cli.reporting import (
-    DebugOption,
     as_usage_errors,
     check_range,
     readable_errors,
@@ -39,11 +38,11 @@ def compare(
     a: Annotated[Path, typer.Argument(metavar="A", help="A picture.")],
     b: Annotated[Path, typer.Argument(metavar="B", help="Another of the same size.")],
     hq: Annotated[Path | None, typer.Argument(metavar="HQ", help="The original of both.")] = None,
-    output: SheetOption = None,
-    border: BorderOption = 4,
-    width: PanelWidthOption = 320,
-    overwrite: OverwriteOption = False,
-    debug: DebugOption = False,
+    output: options.SheetOption = None,
+    border: options.BorderOption = 4,
+    width: options.PanelWidthOption = 320,
+    overwrite: options.OverwriteOption = False,
+    debug: options.DebugOption = False,
 ) -> None:
     """Run `tadsr compare`."""
     check_range("--border", border, 0, 10_000, "papers leave out as many px as the scale")

@@ -9,10 +9,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from tadsr.cli.options import OverwriteOption, QuietOption
+from tadsr.cli import options
 from tadsr.cli.plan import plan_jobs
 from tadsr.cli.reporting import (
-    DebugOption,
     UsageError,
     check_range,
     readable_errors,
@@ -62,9 +61,9 @@ def degrade(
             "--format", "-f", help="Format of the outputs; jpg and webp lose a little more."
         ),
     ] = "png",
-    overwrite: OverwriteOption = False,
-    quiet: QuietOption = False,
-    debug: DebugOption = False,
+    overwrite: options.OverwriteOption = False,
+    quiet: options.QuietOption = False,
+    debug: options.DebugOption = False,
 ) -> None:
     """Run `tadsr degrade`."""
     check_range("--scale", scale, 1, 64, "4 is what TADSR restores")

@@ -6,17 +6,9 @@ from typing import Annotated
 
 import typer
 
+from tadsr.cli import options
 from tadsr.cli.hosting import hosted_models
-from tadsr.cli.options import (
-    DeviceOption,
-    DtypeOption,
-    HostOption,
-    MaxResultOption,
-    MaxUploadOption,
-    ModelsOption,
-)
 from tadsr.cli.reporting import (
-    DebugOption,
     UsageError,
     as_usage_errors,
     check_range,
@@ -42,17 +34,17 @@ Examples:
 
 
 def demo(
-    model: ModelsOption = None,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
-    host: HostOption = "127.0.0.1",
+    model: options.ModelsOption = None,
+    device: options.DeviceOption = "auto",
+    dtype: options.DtypeOption = "auto",
+    host: options.HostOption = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", metavar="N", help="0: any that is free.")] = 7860,
-    max_upload: MaxUploadOption = "50MB",
-    max_pixels: MaxResultOption = 64,
+    max_upload: options.MaxUploadOption = "50MB",
+    max_pixels: options.MaxResultOption = 64,
     open_browser: Annotated[
         bool, typer.Option("--open/--no-open", help="Whether to open the page.")
     ] = False,
-    debug: DebugOption = False,
+    debug: options.DebugOption = False,
 ) -> None:
     """Run `tadsr demo`."""
     check_range("--port", port, 0, 65535, "7860 is gradio's")

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tadsr.cli import options
 from tadsr.cli.devices import check_device_name, choose_device
-from tadsr.cli.options import DeviceOption, DtypeOption, JsonOption, ModelOption
-from tadsr.cli.reporting import DebugOption, format_bytes, readable_errors, silence_libraries
+from tadsr.cli.reporting import format_bytes, readable_errors, silence_libraries
 
 if TYPE_CHECKING:
     from tadsr.doctor import Finding, Report
@@ -29,17 +29,17 @@ _SIGNS = {True: "ok", False: "WRONG", None: "-"}
 
 
 def doctor(
-    model: ModelOption = "tadsr-tiny",
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
+    model: options.ModelOption = "tadsr-tiny",
+    device: options.DeviceOption = "auto",
+    dtype: options.DtypeOption = "auto",
     is_checking: Annotated[
         bool, typer.Option("--check", help="Compare kernels and engines with their references.")
     ] = False,
     is_timing: Annotated[
         bool, typer.Option("--speed", help="Time the engines at 512 x 512 px.")
     ] = False,
-    as_json: JsonOption = False,
-    debug: DebugOption = False,
+    as_json: options.JsonOption = False,
+    debug: options.DebugOption = False,
 ) -> None:
     """Run `tadsr doctor`; the exit code is 1 if something is wrong."""
     with readable_errors(debug):

@@ -9,21 +9,11 @@ from typing import Annotated
 
 import typer
 
+from tadsr.cli import options
 from tadsr.cli.devices import check_device_name, choose_device
 from tadsr.cli.model_request import ModelRequest
-from tadsr.cli.options import (
-    AdapterOption,
-    BorderOption,
-    ColorFixOption,
-    DeviceOption,
-    DtypeOption,
-    ModelOption,
-    ProcessSizeOption,
-    QuietOption,
-)
 from tadsr.cli.plan import check_place
 from tadsr.cli.reporting import (
-    DebugOption,
     UsageError,
     as_usage_errors,
     check_range,
@@ -89,16 +79,16 @@ def evaluate(
         Path | None,
         typer.Option("--perceptual", metavar="FILE", help="SqueezeNet weights; adds its distance."),
     ] = None,
-    border: BorderOption = 4,
+    border: options.BorderOption = 4,
     scale: Annotated[
         float, typer.Option("--scale", "-s", metavar="X", help="Scale for --lq without --hq.")
     ] = 4,
-    color_fix: ColorFixOption = "adain",
-    process_size: ProcessSizeOption = 512,
-    model: ModelOption = "tadsr-tiny",
-    adapter: AdapterOption = None,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
+    color_fix: options.ColorFixOption = "adain",
+    process_size: options.ProcessSizeOption = 512,
+    model: options.ModelOption = "tadsr-tiny",
+    adapter: options.AdapterOption = None,
+    device: options.DeviceOption = "auto",
+    dtype: options.DtypeOption = "auto",
     csv: Annotated[
         Path | None, typer.Option("--csv", metavar="FILE", help="Write all figures as CSV.")
     ] = None,
@@ -123,8 +113,8 @@ def evaluate(
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="Skip images that a folder lacks.")
     ] = False,
-    quiet: QuietOption = False,
-    debug: DebugOption = False,
+    quiet: options.QuietOption = False,
+    debug: options.DebugOption = False,
 ) -> None:
     """Run `tadsr evaluate`."""
     with as_usage_errors():

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from tadsr.checkpoints.detect import check_source
+from tadsr.cli import options
 from tadsr.cli.checkpoints import SourceArgument
-from tadsr.cli.options import AdapterOption
-from tadsr.cli.reporting import DebugOption, format_bytes, readable_errors, silence_libraries
+from tadsr.cli.reporting import format_bytes, readable_errors, silence_libraries
 from tadsr.cli.suggestions import SuggestingCommand, SuggestingGroup
 from tadsr.errors import install
 
@@ -44,11 +44,9 @@ def _root() -> None:
 def onnx(
     source: SourceArgument,
     out: Annotated[str, typer.Argument(metavar="OUT", help="Folder to write.")],
-    adapter: AdapterOption = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a folder that exists.")
-    ] = False,
-    debug: DebugOption = False,
+    adapter: options.AdapterOption = None,
+    overwrite: options.OverwriteFolderOption = False,
+    debug: options.DebugOption = False,
 ) -> None:
     """Run `tadsr export onnx`."""
     with readable_errors(debug):

@@ -121,6 +121,13 @@ OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace exis
 OverwriteFolderOption = Annotated[
     bool, typer.Option("--overwrite", help="Replace an existing folder.")
 ]
+DebugOption = Annotated[
+    bool, typer.Option("--debug", help="Show tracebacks and the libraries' own warnings.")
+]
+VerboseOption = Annotated[
+    bool,
+    typer.Option("--verbose", "-v", help="Explain the choice of device, precision and engine."),
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 BorderOption = Annotated[

@@ -13,7 +13,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated
 
 import typer
 
@@ -25,14 +24,6 @@ READABLE_ERRORS = (TADSRError, ValueError, TypeError, OSError)
 _ECHO_SECONDS = 1
 """A supervisor and its group may send one SIGTERM each, of which the second must not end what the
 first has begun to tidy up."""
-
-DebugOption = Annotated[
-    bool, typer.Option("--debug", help="Show tracebacks and the libraries' own warnings.")
-]
-VerboseOption = Annotated[
-    bool,
-    typer.Option("--verbose", "-v", help="Explain the choice of device, precision and engine."),
-]
 
 
 class UsageError(typer.BadParameter):

@@ -9,17 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
+from tadsr.cli import options
 from tadsr.cli.hosting import hosted_models
-from tadsr.cli.options import (
-    DeviceOption,
-    DtypeOption,
-    HostOption,
-    MaxResultOption,
-    MaxUploadOption,
-    ModelsOption,
-)
 from tadsr.cli.reporting import (
-    DebugOption,
     UsageError,
     as_usage_errors,
     check_range,
@@ -50,17 +42,17 @@ Examples:
 
 
 def serve(
-    model: ModelsOption = None,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
-    host: HostOption = "127.0.0.1",
+    model: options.ModelsOption = None,
+    device: options.DeviceOption = "auto",
+    dtype: options.DtypeOption = "auto",
+    host: options.HostOption = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", metavar="N", help="0: any that is free.")] = 7000,
-    max_upload: MaxUploadOption = "50MB",
-    max_pixels: MaxResultOption = 64,
+    max_upload: options.MaxUploadOption = "50MB",
+    max_pixels: options.MaxResultOption = 64,
     max_waiting: Annotated[
         int, typer.Option("--max-waiting", metavar="N", help="Photos that are computed or wait.")
     ] = 8,
-    debug: DebugOption = False,
+    debug: options.DebugOption = False,
 ) -> None:
     """Run `tadsr serve`."""
     check_range("--port", port, 0, 65535, "7000 is what rembg takes")

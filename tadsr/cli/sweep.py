@@ -7,31 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tadsr.cli import options
 from tadsr.cli.devices import choose_device
 from tadsr.cli.model_request import ModelRequest
-from tadsr.cli.options import (
-    AdapterOption,
-    ColorFixOption,
-    DeviceOption,
-    DtypeOption,
-    EngineOption,
-    MaxMemoryOption,
-    ModelOption,
-    OverwriteOption,
-    PanelWidthOption,
-    ProcessSizeOption,
-    PromptOption,
-    PromptStyleOption,
-    ScaleOption,
-    SheetOption,
-    TaggerOption,
-    TileOption,
-    parse_tiling,
-)
 from tadsr.cli.plan import check_place
 from tadsr.cli.progress import ImageProgress
 from tadsr.cli.reporting import (
-    DebugOption,
     UsageError,
     as_usage_errors,
     check_range,
@@ -64,7 +45,7 @@ Examples:
 
 def sweep(
     photo: Annotated[Path, typer.Argument(metavar="IN", help="The photo.")],
-    output: SheetOption = None,
+    output: options.SheetOption = None,
     timesteps: Annotated[
         str, typer.Option("--timesteps", "-t", metavar="T,T,...", help="Timesteps, 0..999 each.")
     ] = "1,100,300,500,700,900",
@@ -79,26 +60,26 @@ def sweep(
         Path | None,
         typer.Option("--plot", metavar="FILE", help="Where to draw the curve, as png, svg or pdf."),
     ] = None,
-    width: PanelWidthOption = 320,
-    scale: ScaleOption = 4,
-    prompt: PromptOption = None,
-    tagger: TaggerOption = None,
-    prompt_style: PromptStyleOption = "published",
-    color_fix: ColorFixOption = "adain",
-    process_size: ProcessSizeOption = 512,
-    model: ModelOption = "tadsr-tiny",
-    adapter: AdapterOption = None,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
-    engine: EngineOption = "auto",
-    tile: TileOption = "auto",
-    max_memory: MaxMemoryOption = None,
-    overwrite: OverwriteOption = False,
-    debug: DebugOption = False,
+    width: options.PanelWidthOption = 320,
+    scale: options.ScaleOption = 4,
+    prompt: options.PromptOption = None,
+    tagger: options.TaggerOption = None,
+    prompt_style: options.PromptStyleOption = "published",
+    color_fix: options.ColorFixOption = "adain",
+    process_size: options.ProcessSizeOption = 512,
+    model: options.ModelOption = "tadsr-tiny",
+    adapter: options.AdapterOption = None,
+    device: options.DeviceOption = "auto",
+    dtype: options.DtypeOption = "auto",
+    engine: options.EngineOption = "auto",
+    tile: options.TileOption = "auto",
+    max_memory: options.MaxMemoryOption = None,
+    overwrite: options.OverwriteOption = False,
+    debug: options.DebugOption = False,
 ) -> None:
     """Run `tadsr sweep`."""
     with as_usage_errors():
-        tiling = parse_tiling(tile, max_memory)
+        tiling = options.parse_tiling(tile, max_memory)
         settings = UpscaleSettings(scale, color_fix, process_size, tiling)
         values = _parse_numbers("--timesteps", timesteps)
         corner = None if crop is None else _parse_numbers("--crop", crop, count=4)

@@ -7,17 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
+from tadsr.cli import options
 from tadsr.cli.devices import check_device_name, choose_device
-from tadsr.cli.options import (
-    DeviceOption,
-    MaxPixelsOption,
-    OverwriteFolderOption,
-    OverwriteOption,
-    QuietOption,
-    parse_max_pixels,
-)
 from tadsr.cli.reporting import (
-    DebugOption,
     UsageError,
     as_usage_errors,
     check_range,
@@ -70,8 +62,8 @@ def convert_tagger(
     lists: ListsOption = None,
     plain: PlainOption = False,
     dtype: Annotated[Precision, typer.Option("--dtype", help="Precision to write.")] = "fp32",
-    overwrite: OverwriteFolderOption = False,
-    debug: DebugOption = False,
+    overwrite: options.OverwriteFolderOption = False,
+    debug: options.DebugOption = False,
 ) -> None:
     """Run `tadsr convert-tagger`."""
     with readable_errors(debug):
@@ -110,17 +102,17 @@ def tag(
     ] = "enlarged",
     lists: ListsOption = None,
     batch: Annotated[int, typer.Option("--batch", metavar="N", help="Images at once.")] = 8,
-    device: DeviceOption = "auto",
-    max_pixels: MaxPixelsOption = None,
-    overwrite: OverwriteOption = False,
-    quiet: QuietOption = False,
-    debug: DebugOption = False,
+    device: options.DeviceOption = "auto",
+    max_pixels: options.MaxPixelsOption = None,
+    overwrite: options.OverwriteOption = False,
+    quiet: options.QuietOption = False,
+    debug: options.DebugOption = False,
 ) -> None:
     """Run `tadsr tag`."""
     check_device_name(device)
     check_range("--batch", batch, 1, 10_000, "how many fit depends on the tagger and the memory")
     with as_usage_errors():
-        limit = parse_max_pixels(max_pixels)
+        limit = options.parse_max_pixels(max_pixels)
     with readable_errors(debug), interrupted_by_sigterm():
         from tqdm import tqdm
 
@@ -128,15 +120,15 @@ def tag(
         from tadsr.folders.tagging import plan_tags, show_image, tag_images
 
         silence_libraries(debug, quiet)
-        options = {"view": view, "lists": lists, "device": choose_device(device)}
-        options |= {"adapter": None} if plain else {}
+        about = {"view": view, "lists": lists, "device": choose_device(device)}
+        about |= {"adapter": None} if plain else {}
         if not Path(source).is_dir():
             if out is not None:
                 raise UsageError(
                     "OUTPUT is the file for a folder's images; one image's are printed"
                 )
             image = show_image(source, limit)
-            typer.echo(open_tagger(tagger, **options)(image))
+            typer.echo(open_tagger(tagger, **about)(image))
             return
         # Of a folder the name only: where it lies may change.
         described = Path(tagger).resolve().name if Path(tagger).is_dir() else tagger
@@ -148,7 +140,7 @@ def tag(
             unit="image",
             disable=True if quiet else None,  # None: a bar on a terminal only
         ) as bar:
-            describe = open_tagger(tagger, **options) if plan.wanted else str
+            describe = open_tagger(tagger, **about) if plan.wanted else str
             tally = tag_images(
                 plan, describe, batch_images=batch, max_pixels=limit, progress=bar.update
             )

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from tadsr.cli.reporting import DebugOption, UsageError, readable_errors, silence_libraries
+from tadsr.cli import options
+from tadsr.cli.reporting import UsageError, readable_errors, silence_libraries
 from tadsr.errors import ImageReadWarning
 
 TRAIN_HELP = """Train a model; an interrupted run in the same output folder goes on where it was.
@@ -57,7 +58,7 @@ def train(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help=_SET_HELP)
     ] = None,
-    debug: DebugOption = False,
+    debug: options.DebugOption = False,
 ) -> None:
     """Run `tadsr train`."""
     overrides: dict[str, Any] = {

@@ -12,39 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tadsr.cli import options
 from tadsr.cli.devices import parse_devices
 from tadsr.cli.model_request import ModelRequest
-from tadsr.cli.options import (
-    AdapterOption,
-    ColorFixOption,
-    DeviceOption,
-    DevicesOption,
-    DtypeOption,
-    EngineOption,
-    FormatOption,
-    HeightOption,
-    LongSideOption,
-    LoraOption,
-    MaxMemoryOption,
-    MaxPixelsOption,
-    ModelOption,
-    ProcessSizeOption,
-    PromptOption,
-    PromptStyleOption,
-    QuietOption,
-    ScaleOption,
-    SeamlessOption,
-    ShortSideOption,
-    TaggerOption,
-    TileOption,
-    TimestepOption,
-    WidthOption,
-    parse_color,
-    parse_lora,
-    parse_max_pixels,
-    parse_size,
-    parse_tiling,
-)
 from tadsr.cli.plan import (
     FORMAT_SUFFIXES,
     check_lossless,
@@ -54,9 +24,7 @@ from tadsr.cli.plan import (
 )
 from tadsr.cli.progress import ImageProgress
 from tadsr.cli.reporting import (
-    DebugOption,
     UsageError,
-    VerboseOption,
     as_usage_errors,
     check_range,
     interrupted_by_sigterm,
@@ -114,10 +82,14 @@ APNG, WebP or GIF, depending on the output's name.
 
 
 @dataclass(frozen=True)
-class _Talk:
-    """How much is said."""
+class _Run:
+    """Everything about a run but its images."""
 
-    loading: str
+    request: FileRequest
+    described: dict[str, Any]
+    wanted: ModelRequest
+    choose_devices: Callable[[], list[str]]
+    is_locked: bool
     quiet: bool
     verbose: bool
     debug: bool
@@ -131,37 +103,37 @@ def upscale(
         str | None,
         typer.Option("--output", "-o", metavar="OUT", help="File or folder to write to."),
     ] = None,
-    timestep: TimestepOption = None,
+    timestep: options.TimestepOption = None,
     timestep_map: TimestepMapOption = None,
     timestep_range: TimestepRangeOption = None,
-    scale: ScaleOption = 4,
-    width: WidthOption = None,
-    height: HeightOption = None,
-    long_side: LongSideOption = None,
-    short_side: ShortSideOption = None,
-    prompt: PromptOption = None,
-    tagger: TaggerOption = None,
-    prompt_style: PromptStyleOption = "published",
-    color_fix: ColorFixOption = "adain",
-    process_size: ProcessSizeOption = 512,
-    seamless: SeamlessOption = None,
+    scale: options.ScaleOption = 4,
+    width: options.WidthOption = None,
+    height: options.HeightOption = None,
+    long_side: options.LongSideOption = None,
+    short_side: options.ShortSideOption = None,
+    prompt: options.PromptOption = None,
+    tagger: options.TaggerOption = None,
+    prompt_style: options.PromptStyleOption = "published",
+    color_fix: options.ColorFixOption = "adain",
+    process_size: options.ProcessSizeOption = 512,
+    seamless: options.SeamlessOption = None,
     seed: Annotated[
         int | None,
         typer.Option(
             "--seed", metavar="N", help="Sample at random instead of taking the likeliest result."
         ),
     ] = None,
-    model: ModelOption = "tadsr-tiny",
-    adapter: AdapterOption = None,
-    lora: LoraOption = None,
-    device: DeviceOption = "auto",
-    devices: DevicesOption = None,
-    dtype: DtypeOption = "auto",
-    engine: EngineOption = "auto",
-    tile: TileOption = "auto",
-    max_memory: MaxMemoryOption = None,
-    max_pixels: MaxPixelsOption = None,
-    format: FormatOption = None,
+    model: options.ModelOption = "tadsr-tiny",
+    adapter: options.AdapterOption = None,
+    lora: options.LoraOption = None,
+    device: options.DeviceOption = "auto",
+    devices: options.DevicesOption = None,
+    dtype: options.DtypeOption = "auto",
+    engine: options.EngineOption = "auto",
+    tile: options.TileOption = "auto",
+    max_memory: options.MaxMemoryOption = None,
+    max_pixels: options.MaxPixelsOption = None,
+    format: options.FormatOption = None,
     quality: Annotated[
         int | None,
         typer.Option(
@@ -193,9 +165,7 @@ def upscale(
             help="Put transparent pictures on a colour: white, #204060.",
         ),
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace outputs that exist.")
-    ] = False,
+    overwrite: options.OverwriteOption = False,
     strip: Annotated[
         bool,
         typer.Option(
@@ -208,18 +178,18 @@ def upscale(
             "--lock/--no-lock", help="Whether to keep other runs out of the output folder."
         ),
     ] = True,
-    quiet: QuietOption = False,
-    verbose: VerboseOption = False,
-    debug: DebugOption = False,
+    quiet: options.QuietOption = False,
+    verbose: options.VerboseOption = False,
+    debug: options.DebugOption = False,
 ) -> None:
     """Run `tadsr upscale`."""
     with as_usage_errors():
-        tiling = parse_tiling(tile, max_memory)
+        tiling = options.parse_tiling(tile, max_memory)
         settings = UpscaleSettings(scale, color_fix, process_size, tiling, seamless)
-        limit = parse_max_pixels(max_pixels)
-        size, size_tag = parse_size(width, height, long_side, short_side)
-        loras = tuple(parse_lora(text) for text in lora or ())
-        color = None if background is None else parse_color(background)
+        limit = options.parse_max_pixels(max_pixels)
+        size, size_tag = options.parse_size(width, height, long_side, short_side)
+        loras = tuple(options.parse_lora(text) for text in lora or ())
+        color = None if background is None else options.parse_color(background)
     if suffix is not None and set(suffix) & set("/\\\0"):
         raise UsageError(f"--suffix must be part of a file's name, got {suffix!r}")
     check_range("--timestep", timestep, 0, 999, "small is faithful, large is vivid")
@@ -261,9 +231,8 @@ def upscale(
             map_digest = fingerprint(timestep_map)[1]
         say = partial(typer.echo, err=True) if not quiet else lambda line: None
         is_streamed = place != output
-        tag = size_tag or None
-        options = {"scale": scale, "own_tag": tag, "tag": suffix, "say": say}
-        jobs = check_places(plan_jobs(inputs, place, format=format, **options))
+        naming = {"scale": scale, "own_tag": size_tag or None, "tag": suffix, "say": say}
+        jobs = check_places(plan_jobs(inputs, place, format=format, **naming))
         check_lossless(jobs, lossless)
         if dry_run:
             say_plan(jobs, request)
@@ -280,10 +249,10 @@ def upscale(
             engine=engine,
             loras=loras,
         )
-        choose = partial(parse_devices, devices or device)
+        choose_devices = partial(parse_devices, devices or device)
         if overwrite or not all(os.path.lexists(job.target) for job in jobs):
             wanted.check()
-            choose()
+            choose_devices()
         described = {"model": model, "adapter": adapter, "dtype": dtype, "tagger": tagger}
         described |= {
             "prompt_style": prompt_style,
@@ -294,48 +263,40 @@ def upscale(
             described["loras"] = [
                 [fingerprint(Path(file))[1], strength] for file, strength in loras
             ]
-        # Standard output is the picture's.
-        talk = _Talk(f"loading {model}", quiet or is_streamed, verbose, debug)
-        tally = _upscale_all(jobs, request, described, wanted.load, choose, talk, is_locked)
-        print_tally(tally, len(jobs), quiet or is_streamed)
+        quiet = quiet or is_streamed  # standard output is the picture's
+        run = _Run(request, described, wanted, choose_devices, is_locked, quiet, verbose, debug)
+        tally = _upscale_all(jobs, run)
+        print_tally(tally, len(jobs), quiet)
         if tally.failures:
             raise typer.Exit(1)
 
 
-def _upscale_all(
-    jobs: Sequence[Job],
-    request: FileRequest,
-    described: dict[str, Any],
-    load: Load,
-    choose: Callable[[], list[str]],
-    talk: _Talk,
-    is_locked: bool,
-) -> Tally:
+def _upscale_all(jobs: Sequence[Job], run: _Run) -> Tally:
     from tqdm import tqdm
 
     from tadsr.folders.resume import upscale_files
     from tadsr.folders.run import run_files
 
-    quiet, debug = talk.quiet, talk.debug
+    request, quiet, debug = run.request, run.quiet, run.debug
     tally, progress = Tally(), ImageProgress(quiet)
     # None: a bar on a terminal only.
     hidden = True if quiet or len(jobs) == 1 else None
 
     def load_here(device: str) -> Restorer:
-        pipe = load(device)
+        pipe = run.wanted.load(device)
         progress.close()
         if not quiet:
             from tadsr.cli.model import describe, memory_remark
 
-            _say(bar, describe(pipe, reasons=talk.verbose), quiet, err=True)
+            _say(bar, describe(pipe, reasons=run.verbose), quiet, err=True)
             remark = memory_remark(pipe, request.settings.tiling)
             if remark is not None:
                 _say(bar, remark, quiet, err=True)
         return pipe
 
-    def run(todo: list[Job], report: Report) -> None:
-        progress.wait_for(talk.loading)
-        devices = choose()
+    def work(todo: list[Job], report: Report) -> None:
+        progress.wait_for(f"loading {run.wanted.source}")
+        devices = run.choose_devices()
         if len(devices) == 1:
             here = partial(load_here, devices[0])
             tally.pace = run_files(todo, request, here, report, progress.of)
@@ -344,7 +305,7 @@ def _upscale_all(
 
             progress.close()
             _say(bar, f"on {', '.join(devices)}", quiet, err=True)
-            in_worker = partial(_load_in_worker, load, debug, quiet)
+            in_worker = partial(_load_in_worker, run.wanted.load, debug, quiet)
             tally.pace = run_on_devices(todo, request, in_worker, devices, report)
 
     with tqdm(total=len(jobs), unit="image", disable=hidden) as bar, progress:
@@ -375,7 +336,7 @@ def _upscale_all(
                 line = f"{job.source} -> {job.target} ({size}, {rate})"
                 _say(bar, line, quiet or not bar.disable)
 
-        upscale_files(jobs, request, described, run, report, is_locked=is_locked)
+        upscale_files(jobs, request, run.described, work, report, is_locked=run.is_locked)
     return tally
 
 
