@@ -61,7 +61,17 @@ def test_a_recipe_is_trained_with_options_over_it(tadsr, files):
     assert config["stage"]["blur"] is False
     assert config["seed"] == 7
     assert config["optimizer"]["learning_rate"] == 1e-4
-    tadsr("upscale", "photos/0.png", "sharp.png", "--model", "runs/mine/model", "--scale", 2)
+    tadsr(
+        "upscale",
+        "photos/0.png",
+        "sharp.png",
+        "--model",
+        "runs/mine/model",
+        "--scale",
+        2,
+        "--process-size",
+        0,
+    )
     with Image.open("sharp.png") as image:
         assert image.size == (80, 96)
 

@@ -241,7 +241,7 @@ def test_a_result_that_is_not_finite_is_reported(upscale, photo, model_dir, tmp_
 
 
 def test_pieces_and_a_memory_limit_change_nothing_that_is_seen(upscale, photo):
-    path = photo("photo.png", size=(96, 80))
+    path = photo("photo.png", size=(48, 40))
     upscale(path, "whole.png", "--tile", "off")
     upscale(path, "pieces.png", "--max-memory", "10MB")
     upscale(path, "wide.png", "--tile", 128)

@@ -54,7 +54,8 @@ def test_every_command_says_it_as_a_plain_line(upscale, tadsr, photo, model_dir)
     photo("b.png")
     line = "Warning: a.tif holds 2 pages, of which the first is read; split it for the others\n"
     assert tadsr("compare", "a.tif", "a.tif", "--border", 0, code=2).stderr.startswith(line)
-    assert tadsr("sweep", "a.tif", "-t", 1, "-s", 1, "-m", model_dir).stderr == line
+    options = ("-t", 1, "-s", 1, "-m", model_dir, "--process-size", 0)
+    assert tadsr("sweep", "a.tif", *options).stderr == line
     scan_of_map = [Image.new("L", (6, 5), level) for level in (3, 9)]
     scan_of_map[0].save("a.tif", save_all=True, append_images=scan_of_map[1:])
     assert upscale("b.png", "--timestep-map", "a.tif").stderr.startswith(line)
