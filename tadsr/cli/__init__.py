@@ -5,6 +5,8 @@ Nothing here imports torch until a command runs, so that help and version answer
 
 from __future__ import annotations
 
+import atexit
+import gc
 import io
 import sys
 from typing import Annotated
@@ -97,4 +99,11 @@ def main() -> None:
 
     `tadsr upscale` exits with 143 after SIGTERM.
     """
+    atexit.register(_keep_garbage)
     app(prog_name="tadsr")
+
+
+def _keep_garbage() -> None:
+    """Leave objects to the end of the process: to look through torch's takes most of a second."""
+    if "triton" not in sys.modules:  # whose binding prints what it takes for leaks
+        gc.freeze()

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import importlib.util
 import re
-from typing import TYPE_CHECKING
+import runpy
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tadsr.cli.reporting import UsageError
 
@@ -23,8 +28,9 @@ def choose_device(name: str) -> torch.device:
     """Return the device of a name, which must exist on this machine."""
     check_device_name(name)
     name = f"cuda:{name}" if name.isdecimal() else name
-    import torch
-
+    if name.startswith("cuda") and "torch" not in sys.modules:
+        _check_build(name)
+    torch = _import_torch()
     if name == "auto":
         # Not mps, which has not been tested on a real machine.
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -35,11 +41,21 @@ def choose_device(name: str) -> torch.device:
         "mps": int(torch.backends.mps.is_available()),
     }[device.type]
     if (device.index or 0) >= num_found:
-        reason = f"found {num_found} of that kind"
-        if device.type == "cuda" and torch.version.cuda is None and torch.version.hip is None:
-            reason = f"torch {torch.__version__} is a build without it"
-        raise UsageError(f"--device {name} must exist, but {reason}; use --device cpu or auto")
+        raise _missing(name, f"found {num_found} of that kind")
     return device
+
+
+def _missing(name: str, reason: str) -> UsageError:
+    return UsageError(f"--device {name} must exist, but {reason}; use --device cpu or auto")
+
+
+def _check_build(name: str) -> None:
+    """Check that torch is built for CUDA, without the seconds that importing it takes."""
+    spec = importlib.util.find_spec("torch")
+    file = Path(spec.origin).with_name("version.py")
+    known = runpy.run_path(str(file)) if file.exists() else {}
+    if known and known.get("cuda") is known.get("hip") is None:
+        raise _missing(name, f"torch {known['__version__']} is a build without it")
 
 
 def parse_devices(names: str) -> list[str]:
@@ -48,3 +64,15 @@ def parse_devices(names: str) -> list[str]:
     if not all(parts):
         raise UsageError(f"--devices must be names with commas between, such as 0,1, got {names!r}")
     return [str(choose_device(part)) for part in parts]
+
+
+def _import_torch() -> Any:
+    """Import torch without looking for garbage among the objects that its import makes."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        import torch
+    finally:
+        if was_enabled:
+            gc.enable()
+    return torch

@@ -11,10 +11,9 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, ImageCms
 from torch import Tensor
 
-from tadsr.errors import ImageReadError
 from tadsr.images.array_image import ArrayImage
 from tadsr.images.metadata import (
     COLOR_KEYS,
@@ -25,6 +24,7 @@ from tadsr.images.metadata import (
     tidy_exif,
     turn_upright,
 )
+from tadsr.images.reading import unreadable
 from tadsr.images.visible import is_colorless, spread_colors
 
 ImageLike: TypeAlias = Image.Image | ArrayImage | np.ndarray | Tensor
@@ -355,12 +355,3 @@ def _split_alpha(planes: Tensor) -> tuple[Tensor, Tensor | None]:
     alpha = planes[-1:].clone() if has_alpha else None
     colors = planes[:-1] if has_alpha else planes
     return colors.repeat(3 // colors.shape[0], 1, 1), alpha
-
-
-def unreadable(name: object, error: Exception) -> ImageReadError:
-    """Put what Pillow raised into one sentence about the file."""
-    if isinstance(error, UnidentifiedImageError):
-        return ImageReadError(f"{name}: must be an image, but is none that Pillow knows")
-    if isinstance(error, PermissionError):
-        return ImageReadError(f"{name}: must be readable, but permission is denied")
-    return ImageReadError(f"{name}: cannot be read as an image ({error}); get an intact copy")

@@ -15,7 +15,7 @@ from PIL import Image
 
 from tadsr.config import MAX_PIXELS
 from tadsr.errors import ImageReadError, ImageWriteError
-from tadsr.images.decoding import decode_image, lay_over, mark_as_made, strip_metadata, unreadable
+from tadsr.images.decoding import decode_image, lay_over, mark_as_made, strip_metadata
 from tadsr.images.encoding import encode_image
 from tadsr.images.files import (
     check_writable,
@@ -43,7 +43,7 @@ from tadsr.images.metadata import (
     upright_size,
 )
 from tadsr.images.png import PngWriter
-from tadsr.images.reading import ANIMATED_FORMATS, check_readable, open_image
+from tadsr.images.reading import ANIMATED_FORMATS, check_readable, open_image, unreadable
 
 _RESTORE_BACKGROUND = 2
 

@@ -24,7 +24,6 @@ from tadsr.images.array_image import (
 )
 from tadsr.images.color_space import HDR, profile_of_code_points
 from tadsr.images.containers import find_nclx, open_png
-from tadsr.images.decoding import unreadable
 from tadsr.images.limits import BOMBS, check_size, pillow_opens, too_large
 from tadsr.images.metadata import (
     find_metadata,
@@ -274,3 +273,12 @@ def _open_heif(path: Path, head: bytes, max_pixels: int | None) -> Image.Image:
             f"{path}: this build of Pillow cannot read AVIF, which pip's can: pip install -U pillow"
         )
     return _with_colors(open_heif(path, max_pixels), path)
+
+
+def unreadable(name: object, error: Exception) -> ImageReadError:
+    """Put what Pillow raised into one sentence about the file."""
+    if isinstance(error, UnidentifiedImageError):
+        return ImageReadError(f"{name}: must be an image, but is none that Pillow knows")
+    if isinstance(error, PermissionError):
+        return ImageReadError(f"{name}: must be readable, but permission is denied")
+    return ImageReadError(f"{name}: cannot be read as an image ({error}); get an intact copy")

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 import tadsr as package
 
@@ -18,6 +19,7 @@ ENVIRONMENT = {
     "PYTHONIOENCODING": "utf-8",
     "OMP_NUM_THREADS": "1",
 }
+BEFORE_CUDA = {"diffusers"} if torch.version.cuda or torch.version.hip else {"torch"}
 
 
 def run(*args: object, cwd=None) -> subprocess.CompletedProcess:
@@ -36,9 +38,9 @@ def run(*args: object, cwd=None) -> subprocess.CompletedProcess:
         (["upscal"], {"torch", "PIL"}, 2),
         (["upscale", "photo.jpg", "-m", "tadsr-tny"], {"torch"}, 1),
         (["upscale", "photo.jpg", "--adapter", "missing.pkl"], {"torch"}, 1),
-        (["upscale", "photo.jpg", "-o", "photo.jpg.png"], {"torch"}, 0),  # exists
+        (["upscale", "photo.jpg", "photo.jpg.png"], {"torch"}, 0),  # exists
         (["upscale", "photo.jpg", "--device", "gpu"], {"torch"}, 2),
-        (["upscale", "photo.jpg", "--device", "cuda:99"], {"diffusers"}, 2),
+        (["upscale", "photo.jpg", "--device", "cuda:99"], BEFORE_CUDA, 2),
         (["sweep", "photo.jpg", "-m", "tadsr-tny"], {"torch"}, 1),
         (["evaluate", "--lq", ".", "-m", "tadsr-tny"], {"torch"}, 1),
         (["info", "tadsr-tny"], {"torch"}, 1),
@@ -46,7 +48,7 @@ def run(*args: object, cwd=None) -> subprocess.CompletedProcess:
 )
 def test_cheap_answers_come_before_heavy_imports(tmp_path, photo, args, heavy, code):
     photo("photo.jpg")
-    photo("photo.jpg.png")
+    photo("photo.jpg.png", (24, 20))  # as a result of it
     program = (
         "import sys\n"
         "from tadsr.cli import main\n"
