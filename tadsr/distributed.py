@@ -44,20 +44,14 @@ def upscale_folder_on_ray(
     Both folders, and the model's if it is one, must have the same path on every machine, as on a
     shared file system. Uses the cluster that `ray.init` connected to, or starts one on this
     machine. A killed worker is started again and its image redone; a killed run goes on when it
-    is run again.
+    is run again. What is not listed here is as for `upscale_folder`.
 
     Args:
-        source: Folder with images, at any depth.
-        target: Folder of the results, of the same tree; also holds the manifest.
-        model: As in `TADSRPipeline.from_pretrained`.
-        request: What is done to every image.
-        suffix: Of the results.
         num_workers: Actors, each with a pipeline of its own.
         gpus_per_worker: GPUs that an actor holds; above 0 it works on CUDA in float16, at 0 on
             the CPU.
         cpus_per_worker: CPU cores that an actor holds and computes with.
         load: Gives the pipeline on a device, "cuda" or "cpu", in place of `model`; picklable.
-        report: Told each outcome as it comes.
 
     Returns:
         The outcome of every image; one that failed is among them.

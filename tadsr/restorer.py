@@ -199,14 +199,12 @@ class Restorer(OneStepPipeline):
     ) -> list[Any]:
         """Restore one image at several timesteps; what does not depend on them is done once.
 
+        What is not listed here is as for a call.
+
         Args:
-            image: As for a call, but one image.
-            timesteps: At least one; as for a call.
-            prompt: As for a call.
-            settings: As for a call.
-            output_type: As for a call.
-            progress: As for a call.
-            **options: `scale`, `color_fix`, `process_size`, `tiling` and `seamless`, as for a call.
+            image: One image.
+            timesteps: At least one.
+            **options: `scale`, `color_fix`, `process_size`, `tiling` and `seamless`.
 
         Returns:
             An image per timestep, as a call with it gives.
@@ -245,18 +243,14 @@ class Restorer(OneStepPipeline):
     ) -> None:
         """Restore and enlarge one image into a file that is written strip by strip.
 
-        For results that are larger than memory; small ones work as well.
+        For results that are larger than memory; small ones work as well. What is not listed here
+        is as for a call.
 
         Args:
-            image: As for a call, but one image.
+            image: One image.
             path: PNG or TIFF, by its suffix; 16 bit if the image is.
-            timestep: As for a call.
-            prompt: As for a call.
-            settings: As for a call.
-            generator: As for a call.
             overwrite: Whether an existing file may be replaced.
-            progress: As for a call.
-            **options: `scale`, `color_fix`, `process_size`, `tiling` and `seamless`, as for a call.
+            **options: `scale`, `color_fix`, `process_size`, `tiling` and `seamless`.
 
         Raises:
             TypeError: An argument is of the wrong type.

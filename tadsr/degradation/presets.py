@@ -6,21 +6,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, get_args
 
 KernelKind = Literal[
     "iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso"
 ]
 """Families of blur kernels; the sinc kernel is drawn apart."""
 
-KERNEL_KINDS: tuple[KernelKind, ...] = (
-    "iso",
-    "aniso",
-    "generalized_iso",
-    "generalized_aniso",
-    "plateau_iso",
-    "plateau_aniso",
-)
+KERNEL_KINDS: tuple[KernelKind, ...] = get_args(KernelKind)
 
 Range = tuple[float, float]
 """Smallest and largest value, drawn uniformly."""

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import operator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -24,7 +24,7 @@ ResizeMode = Literal["area", "bilinear", "bicubic"]
 Codec = Literal["jpeg", "webp"]
 """Lossy formats."""
 
-RESIZE_MODES: tuple[ResizeMode, ...] = ("area", "bilinear", "bicubic")
+RESIZE_MODES: tuple[ResizeMode, ...] = get_args(ResizeMode)
 SMALL_SINC_PX = 13
 """Sinc kernels smaller than this get a cut-off of at least π/3, others of at least π/5."""
 

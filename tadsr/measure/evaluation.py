@@ -174,9 +174,6 @@ def evaluate_model(
         scale: Output size over input size where there is no `hq`, whose sizes say it otherwise.
         save: Folder for the results, one folder inside it per row; existing files are replaced.
         model_name: What the settings call the model.
-        allow_missing: Whether pictures that a folder lacks are left out of all rows.
-        strip_suffix: What names end with in some folders; see `match_images`.
-        show_progress: Whether a bar is shown on a terminal.
 
     Returns:
         A row of the originals, if a metric measures them by themselves, one of bicubic, one per
