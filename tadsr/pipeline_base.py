@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from tadsr.conditioning import TimestepField, read_timesteps, run_at
-from tadsr.onestep import EngineName, EnginePlan, NetworkLock, OneStepEngine
+from tadsr.locks import NetworkLock
+from tadsr.onestep import EngineName, EnginePlan, OneStepEngine
 from tadsr.prompts import Prompts, PromptStyle, TextEmbeddings, embed_texts
 
 PAPER_TIMESTEP = 500

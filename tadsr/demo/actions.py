@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
@@ -27,6 +26,7 @@ from tadsr.errors import (
 from tadsr.image_files import INPUT_SUFFIXES
 from tadsr.images import ArrayImage, ImageLike, read_image, write_image
 from tadsr.images.limits import BOMBS
+from tadsr.locks import Lock
 from tadsr.measure.pictures import to_rgb8
 from tadsr.measure.sweep import TimestepSweep
 from tadsr.progress import Progress

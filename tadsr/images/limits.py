@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +10,7 @@ from PIL import Image
 
 from tadsr.config import MAX_PIXELS
 from tadsr.errors import ImageReadError, ImageTooLargeError
+from tadsr.locks import Lock
 
 BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 """What Pillow says to a file above its limit."""
@@ -22,9 +21,22 @@ FRAME_PIXEL_BYTES = 16
 """The same of an animation: also what Pillow keeps of the last frame and the one it draws."""
 MAX_FRAMES = 2
 """Pixels of an animation, of which one frame is in memory, over those of a picture."""
-_lifting = threading.RLock()
-_lifted_from: list[int | None] = []
-"""Pillow's own limit, while it is lifted."""
+
+
+class _LiftingLock(Lock):
+    """Held while Pillow's own limit is lifted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lifted_from: list[int | None] = []
+
+    def was_held(self) -> None:
+        if self.lifted_from:
+            Image.MAX_IMAGE_PIXELS = self.lifted_from[0]
+            self.lifted_from.clear()
+
+
+_lifting = _LiftingLock()
 
 
 @contextmanager
@@ -41,28 +53,13 @@ def pillow_opens(max_pixels: int | None) -> Iterator[None]:
         return
     with _lifting:  # a second reader would take the larger limit for Pillow's own
         own = Image.MAX_IMAGE_PIXELS
-        _lifted_from.append(own)
+        _lifting.lifted_from.append(own)
         Image.MAX_IMAGE_PIXELS = None if own is None else max(own, max_pixels)
         try:
             yield
         finally:
             Image.MAX_IMAGE_PIXELS = own
-            _lifted_from.pop()
-
-
-def _renew_lock() -> None:
-    """Free a forked process of the lock and the limit that a thread of its parent had."""
-    global _lifting
-    if _lifting.acquire(blocking=False):  # free, or the forking thread's own
-        _lifting.release()
-        return
-    _lifting = threading.RLock()
-    Image.MAX_IMAGE_PIXELS = _lifted_from[0]
-    _lifted_from.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
+            _lifting.lifted_from.pop()
 
 
 def check_size(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-import threading
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tadsr.errors import TADSRWarning
+from tadsr.locks import Lock
 
 Backend = Literal["triton", "reference"]
 """An implementation by name."""
@@ -28,7 +28,7 @@ SWITCH = "TADSR_KERNELS"
 _MAX_REASON = 200
 _failures: dict[torch.device, str | None] = {}
 """Why kernels do not run on a device, None where they do; found when they are first wanted."""
-_probing = threading.Lock()
+_probing = Lock()
 
 library = torch.library.Library("tadsr", "FRAGMENT")
 """Where the operations are registered, as `torch.ops.tadsr.<name>`."""

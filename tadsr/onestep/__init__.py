@@ -11,7 +11,6 @@ from tadsr.lazily import lazy_names
 _ORIGINS = {
     "EngineName": "tadsr.onestep.plan",
     "EnginePlan": "tadsr.onestep.plan",
-    "NetworkLock": "tadsr.onestep.lock",
     "OneStepEngine": "tadsr.onestep.step",
     "TileSpec": "tadsr.tile_spec",
     "batch_pixels": "tadsr.onestep.batches",

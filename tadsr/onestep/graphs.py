@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tadsr.errors import TADSRWarning
+from tadsr.locks import Lock
 from tadsr.onestep.agreement import MAX_ERROR, relative_error
 from tadsr.onestep.memory import available_bytes
 
@@ -22,7 +22,7 @@ _WARM_UPS = 3
 _FREE_SHARE = 0.25
 """Part of a device's memory that must be free for a graph to be recorded."""
 _MAX_COUNTED_SHAPES = 1024
-_recording = threading.Lock()
+_recording = Lock()
 """One at a time in a process: a recording fails where another thread's allocates."""
 _STALE_AFTER = 4
 """A graph makes room for another when so many runs for each kept graph went by without it."""

@@ -3,7 +3,6 @@ import signal
 import struct
 import subprocess
 import sys
-import threading
 import zlib
 from contextlib import suppress
 
@@ -470,27 +469,3 @@ def test_alpha_that_is_opaque_everywhere_is_no_obstacle(mode, suffix, tmp_path):
     with Image.open(tmp_path / f"a{suffix}") as found:
         assert found.mode == "RGB" if mode != "LA" else found.mode in ("L", "RGB")
         assert np.abs(np.asarray(found.convert("RGB")).astype(int) - 90).max() <= 2
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-def test_a_forked_process_waits_for_no_thread_that_reads_a_large_file():
-    from tadsr.images import limits
-
-    own, held, release = Image.MAX_IMAGE_PIXELS, threading.Event(), threading.Event()
-
-    def hold():
-        with limits.pillow_opens(2**40):
-            held.set()
-            release.wait()
-
-    thread = threading.Thread(target=hold)
-    thread.start()
-    held.wait()
-    child = os.fork()
-    if child == 0:
-        is_free = limits._lifting.acquire(timeout=20)
-        os._exit(0 if is_free and own == Image.MAX_IMAGE_PIXELS else 1)
-    status = os.waitpid(child, 0)[1]
-    release.set()
-    thread.join()
-    assert status == 0
