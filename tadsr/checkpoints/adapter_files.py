@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,11 @@ def load_adapters(path: str | Path) -> AdapterSet:
         rank = getattr(adapters, part)
         if not isinstance(rank, int) or rank < 1:
             raise CheckpointError(f"{path} must give {part} as an integer from 1, got {rank!r}")
+    if type(adapters.alpha) not in (int, float) or not 0 < adapters.alpha < math.inf:
+        raise CheckpointError(f"{path} must give a finite alpha, got {str(adapters.alpha)[:80]}")
+    for _, name, tensor in _all_tensors(adapters):
+        if not tensor.is_floating_point():
+            raise CheckpointError(f"{path} must hold floats, but {name} is {tensor.dtype}")
     return adapters
 
 
@@ -116,7 +122,7 @@ def _load_native(path: Path) -> AdapterSet:
     try:
         ranks = {key: int(metadata[key]) for key in _PICKLE_RANKS}
         alpha = json.loads(metadata["alpha"])
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} must state ranks and alpha: {error!r}") from error
     return AdapterSet(**parts, **ranks, alpha=alpha)
 
@@ -140,10 +146,12 @@ def _load_official(path: Path) -> AdapterSet:
         alpha=DEFAULT_ALPHA,
     )
     for key, (attribute, adapter) in _PICKLE_MODULES.items():
-        listed, found = set(data[key]), set(getattr(adapters, attribute).get(adapter, ()))
-        if listed != found:
+        listed, found = data[key], getattr(adapters, attribute).get(adapter, [])
+        if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+            raise CheckpointError(f"{path} must list modules under {key!r}, got other values")
+        if set(listed) != set(found):
             raise CheckpointError(
                 f"{path} must hold matrices for exactly the modules in {key!r}; they differ in "
-                f"{sorted(map(str, listed ^ found))[:5]}"
+                f"{sorted(set(listed) ^ set(found))[:5]}"
             )
     return adapters

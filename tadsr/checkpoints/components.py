@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import tempfile
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +13,7 @@ import torch
 from torch import nn
 
 from tadsr.checkpoints.architectures import build_model
-from tadsr.checkpoints.json_files import read_json
+from tadsr.checkpoints.json_files import read_json, read_small
 from tadsr.checkpoints.layout import Component, Format, choose_weight_file
 from tadsr.checkpoints.tensor_files import Change, TensorReader, load_strict
 from tadsr.errors import CheckpointError
@@ -21,6 +24,12 @@ if TYPE_CHECKING:
 
 MAX_TIMESTEPS = 10_000
 """Most timesteps of a noise schedule; Stable Diffusion has 1000."""
+_TOKENIZER_KEYS = (
+    *("model_max_length", "pad_token", "bos_token", "eos_token", "unk_token", "do_lower_case"),
+    *("errors", "add_prefix_space", "added_tokens_decoder", "additional_special_tokens"),
+    "clean_up_tokenization_spaces",
+)
+"""What is read of a tokenizer's configuration."""
 _BETA_KEYS = ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps")
 
 
@@ -112,9 +121,8 @@ def clip_common_name(name: str) -> str | None:
     return None if name == "embeddings.position_ids" else name
 
 
-def load_scheduler(folder: Path, component: Component) -> DDPMScheduler:
-    """Read the betas of a scheduler, whatever its class: one step needs no sampler."""
-    path = folder / component.folder / component.config
+def read_scheduler(path: Path) -> dict[str, Any]:
+    """Read what a noise schedule is made of, and check it before anything is made."""
     config = read_json(path)
     prediction = config.get("prediction_type", "epsilon")
     if prediction != "epsilon":
@@ -130,15 +138,18 @@ def load_scheduler(folder: Path, component: Component) -> DDPMScheduler:
         raise CheckpointError(
             f"{path} must have num_train_timesteps in 1..{MAX_TIMESTEPS}, got {str(count)[:80]}"
         )
+    return {key: config.get(key) for key in (*_BETA_KEYS, "trained_betas")}
+
+
+def load_scheduler(folder: Path, component: Component) -> DDPMScheduler:
+    """Read the betas of a scheduler, whatever its class: one step needs no sampler."""
+    path = folder / component.folder / component.config
+    config = read_scheduler(path)
     from diffusers import DDPMScheduler  # seconds, of which a model that runs at once has no need
 
     try:
-        scheduler = DDPMScheduler(
-            **{key: config[key] for key in _BETA_KEYS},
-            trained_betas=config.get("trained_betas"),
-            prediction_type="epsilon",
-            clip_sample=False,
-        )
+        scheduler = DDPMScheduler(**config, prediction_type="epsilon", clip_sample=False)
+        count = config["num_train_timesteps"]
         is_schedule = scheduler.betas.shape == (count,)
         is_schedule &= bool(((scheduler.betas > 0) & (scheduler.betas < 1)).all())
     except Exception as error:  # diffusers raises several types for odd values
@@ -153,7 +164,7 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """Load the tokenizer as its files say, padding token included."""
     place = folder / component.folder
-    read_json(place / component.config)  # a clear error before transformers' own
+    config = read_json(place / component.config)
     if not (place / "tokenizer.json").is_file() and not (place / "vocab.json").is_file():
         raise CheckpointError(
             f"{place} must hold vocab.json and merges.txt, or tokenizer.json; it has none"
@@ -161,9 +172,16 @@ def load_tokenizer(
     from transformers import CLIPTokenizer  # the same
 
     try:
-        with warnings.catch_warnings():
+        # A copy of what may be read: a configuration can name any other file.
+        with tempfile.TemporaryDirectory() as copy, warnings.catch_warnings():
+            for name in component.other_files:
+                if os.path.lexists(place / name):
+                    Path(copy, name).write_bytes(read_small(place / name))
+            kept = {key: config[key] for key in _TOKENIZER_KEYS if key in config}
+            Path(copy, component.config).write_text(json.dumps(kept), encoding="utf-8")
             warnings.simplefilter("ignore", FutureWarning)  # old files, nothing a user can do
-            tokenizer = CLIPTokenizer.from_pretrained(str(place), local_files_only=True)
+            tokenizer = CLIPTokenizer.from_pretrained(copy, local_files_only=True)
+        tokenizer.name_or_path = str(place)
         # Files may state no length, or one that nothing has room for.
         longest = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
         if int(longest) < 1:

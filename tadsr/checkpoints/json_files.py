@@ -11,8 +11,8 @@ from tadsr.errors import CheckpointError
 
 AGAIN = "download or copy it again"
 """What to do about a damaged file, for errors."""
-MAX_JSON_BYTES = 2**26
-"""Longest configuration or index that is read."""
+MAX_SMALL_BYTES = 2**26
+"""Longest configuration, index or vocabulary that is read."""
 
 
 def check_file(path: Path) -> None:
@@ -31,13 +31,18 @@ def user_path(path: str | Path) -> Path:
         raise CheckpointError(f"{path} must be a path, but {error}") from error
 
 
+def read_small(path: Path) -> bytes:
+    """Read a file that is no weights."""
+    check_file(path)
+    if path.stat().st_size > MAX_SMALL_BYTES:
+        raise CheckpointError(f"{path} must have at most {MAX_SMALL_BYTES / 1e6:g} MB")
+    return path.read_bytes()
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object."""
-    check_file(path)
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise CheckpointError(f"{path} must be JSON of at most {MAX_JSON_BYTES / 1e6:g} MB")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_small(path).decode())
     except (OSError, ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
         raise CheckpointError(f"{path} must be JSON, but cannot be read: {error}") from error
     if not isinstance(data, dict):

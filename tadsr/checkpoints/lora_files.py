@@ -29,6 +29,8 @@ _SIDE = re.compile(
 # Diffusers' names until 0.21: attn1.processor.to_q_lora.down, and text encoders' linear layers.
 _OLD_ATTENTION = re.compile(r"(?:\.processor)?\.to_(q|k|v|out)_lora(?=\.)")
 _OLD_LINEAR = ".lora_linear_layer."
+# The names are patterns; one from elsewhere may take for ever, unless it repeats next to nothing.
+_PATTERN = re.compile(r"\^?[\w.\\]*(\.\*[\w.\\]*){0,2}\$?")
 _PARTS = ("unet", "text_encoder")
 
 
@@ -64,7 +66,7 @@ def read_lora(
             unknown.append(f"{part}.{module} {found} for {tuple(shapes[part][module][1])}")
         else:
             a, b = entry.sides["A"], entry.sides["B"]
-            scaling = _scaling(settings.get(part, {}), module, entry.alpha, len(a))
+            scaling = _scaling(path, settings.get(part, {}), module, entry.alpha, len(a))
             products[part].append(LoraProduct(shapes[part][module][0], a, b, scaling))
     if not entries and not unknown:
         raise CheckpointError(f"{path} must be a LoRA for this model, but holds no LoRA")
@@ -125,7 +127,9 @@ def _collect(
         module = match["module"] if match else name.removesuffix(".alpha").removesuffix(".lora")
         place = _place(module, flat)
         entry = entries.setdefault(place, _Entry())
-        if match is None:
+        if match is None and tensor.numel() != 1:
+            unknown.append(f"{name} {tuple(tensor.shape)}")
+        elif match is None:
             entry.alpha = float(tensor)
         else:
             side = match["peft"] or {"down": "A", "up": "B"}[match["way"]]
@@ -161,7 +165,7 @@ def _fits(sides: Mapping[str, Tensor], shape: Any) -> bool:
     a, b = sides["A"], sides["B"]
     return (
         min(a.ndim, b.ndim, len(shape)) >= 2
-        and len(a) == b.flatten(1).shape[1]
+        and 0 < len(a) == b.flatten(1).shape[1]
         and len(b) == shape[0]
         and math.prod(a.shape[1:]) == math.prod(shape[1:])
     )
@@ -172,7 +176,7 @@ def _settings(path: Path, metadata: Mapping[str, str]) -> dict[str, dict[str, An
     if _DIFFUSERS_METADATA in metadata:
         try:
             stated = dict(json.loads(metadata[_DIFFUSERS_METADATA]))
-        except ValueError as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise CheckpointError(f"{path} has damaged metadata: {error}") from error
         return {part: dict(_under(stated, part)) for part in _PARTS}
     config = path.with_name(_PEFT_CONFIG)
@@ -187,12 +191,18 @@ def _under(stated: Mapping[str, Any], part: str) -> Iterator[tuple[str, Any]]:
             yield name.removeprefix(f"{part}."), value
 
 
-def _scaling(settings: Mapping[str, Any], module: str, alpha: float | None, rank: int) -> float:
+def _scaling(
+    path: Path, settings: Mapping[str, Any], module: str, alpha: float | None, rank: int
+) -> float:
     """Return alpha over rank; 1 where a file does not say."""
     if settings.get("use_dora"):
         raise CheckpointError("a LoRA must be without DoRA, whose sizes need the base's norms")
     if alpha is None:
         patterns = settings.get("alpha_pattern") or {}
+        if not isinstance(patterns, dict) or not all(map(_PATTERN.fullmatch, patterns)):
+            raise CheckpointError(f"{path} must have modules' names under alpha_pattern")
         fitting = [v for k, v in patterns.items() if re.fullmatch(rf"(.*\.)?({k})", module)]
         alpha = fitting[0] if fitting else settings.get("lora_alpha", rank)
-    return float(alpha) / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+    if type(alpha) not in (int, float) or not math.isfinite(alpha):
+        raise CheckpointError(f"{path} must have a number as alpha, got {str(alpha)[:80]}")
+    return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)

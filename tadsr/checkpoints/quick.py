@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tadsr.checkpoints.architectures import check_sizes
-from tadsr.checkpoints.components import has_component, open_weights
+from tadsr.checkpoints.components import has_component, open_weights, read_scheduler
 from tadsr.checkpoints.detect import (
     detect_format,
     find_adapter,
@@ -63,9 +63,9 @@ def _load(folder: Path, present: dict[str, Any], dtype: torch.dtype) -> BareChec
     configs = {name: read_json(path) for name, path in paths.items()}
     if any(c.get("_class_name") not in (None, present[n].class_name) for n, c in configs.items()):
         return None
-    scheduler = configs["scheduler"]
-    is_plain = scheduler.get("prediction_type", "epsilon") == "epsilon"
-    if not is_plain or not has_known_blocks(configs["unet"], configs["vae"]):
+    scheduler = read_scheduler(paths["scheduler"])
+    trained_betas = scheduler.pop("trained_betas")
+    if trained_betas is not None or not has_known_blocks(configs["unet"], configs["vae"]):
         return None
     parts: dict[str, Any] = {}
     for name in ("vae", "unet", "prompt_embeddings"):
@@ -77,9 +77,6 @@ def _load(folder: Path, present: dict[str, Any], dtype: torch.dtype) -> BareChec
         else:
             model = build_bare(name, config, shapes)
         parts[name] = load_strict(model, reader, dtype=dtype)
-    alphas_cumprod = make_alphas_cumprod(
-        *(scheduler["beta_start"], scheduler["beta_end"], scheduler["beta_schedule"]),
-        scheduler["num_train_timesteps"],
-    )
+    alphas_cumprod = make_alphas_cumprod(**scheduler)
     metadata = read_metadata(folder, NATIVE)
     return BareCheckpoint(**parts, alphas_cumprod=alphas_cumprod, metadata=metadata)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from tadsr.errors import CheckpointError
 NUM_NAMES_SHOWN = 5
 # Pages of a mapped file stay resident until the mapping goes; reopening this often bounds them.
 _REOPEN_BYTES = 128 * 2**20
+_MAX_OBJECTS_BYTES = 4 * 2**20
+"""Most that a torch file may say about its tensors; objects take fifty times that in memory."""
 _SAFETENSORS_DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -46,6 +49,8 @@ def read_pickle(path: Path) -> Any:
     is_zip = head.startswith(b"PK")
     if not is_zip and not head.startswith(b"\x80"):
         raise CheckpointError(f"{path} must be a torch file, but {_describe(head)}; {AGAIN}")
+    if is_zip:
+        _check_zip(path)
     try:
         # Only the zip layout can be mapped.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
@@ -57,8 +62,26 @@ def read_pickle(path: Path) -> Any:
                 "could do anything on this machine; get the weights as .safetensors"
             ) from error
         raise CheckpointError(f"{path} is damaged: {reason.splitlines()[0]}; {AGAIN}") from error
-    except (RuntimeError, EOFError, ValueError, OSError, KeyError, IndexError) as error:
+    except Exception as error:  # whatever the data makes torch stumble over
         raise CheckpointError(f"{path} is damaged: {_first_line(error)}; {AGAIN}") from error
+
+
+def _check_zip(path: Path) -> None:
+    """Raise CheckpointError for a small file that would be large in memory."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except Exception:  # torch says what is damaged
+        return
+    for entry in entries:
+        is_objects = entry.filename.endswith(".pkl")
+        if entry.compress_type != zipfile.ZIP_STORED or (
+            is_objects and entry.file_size > _MAX_OBJECTS_BYTES
+        ):
+            raise CheckpointError(
+                f"{path} must hold tensors as torch saves them, but its part {entry.filename[:80]} "
+                f"is compressed or has {entry.file_size} bytes; get the weights as .safetensors"
+            )
 
 
 def check_tensors(state: Any, place: object) -> None:

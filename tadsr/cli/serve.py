@@ -81,15 +81,15 @@ def serve(
 
         class Server(uvicorn.Server):
             def handle_exit(self, *signal: Any) -> None:
-                service.stop()
+                if service.stop():  # the photo's thread cannot be ended otherwise
+                    service.discard_photos()
+                    os._exit(130)
                 typer.echo("Stopping after a photo in work; Ctrl-C again: at once.", err=True)
                 super().handle_exit(*signal)
 
         server = Server(uvicorn.Config(service.app(), log_level="warning", server_header=False))
         with suppress(KeyboardInterrupt):  # uvicorn raises it once all is closed
             server.run(sockets=[listener])
-        if server.force_exit:
-            os._exit(130)  # the photo's thread cannot be ended otherwise
 
 
 def _listen(host: str, port: int) -> socket.socket:

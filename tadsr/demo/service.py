@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import shutil
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -96,10 +97,17 @@ class Service:
         # One thread: a second photo would take the first one's memory and slow both.
         self._worker = ThreadPoolExecutor(1, "tadsr-serve")
         self._is_stopping = Event()
+        self._folder = tempfile.TemporaryDirectory(prefix="tadsr-serve-")
 
-    def stop(self) -> None:
-        """Cancel what waits, and what is computed in pieces."""
+    def stop(self) -> bool:
+        """Cancel what waits, and what is computed in pieces; tell whether that was asked before."""
+        was_asked = self._is_stopping.is_set()
         self._is_stopping.set()
+        return was_asked
+
+    def discard_photos(self) -> None:
+        """Remove clients' photos and results, also of one that is computed."""
+        shutil.rmtree(self._folder.name, ignore_errors=True)
 
     def app(self) -> Starlette:
         """Return the ASGI application."""
@@ -175,7 +183,7 @@ class Service:
         self, photo: UploadFile, model: str, choices: Choices, progress: Progress
     ) -> bytes:
         progress(0)
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(dir=self._folder.name) as folder:
             # Of a client's name only the kind of file is taken; without one its bytes tell.
             suffix = Path(photo.filename or "").suffix.lower()[:8] or ".png"
             path = Path(folder) / f"photo{suffix}"

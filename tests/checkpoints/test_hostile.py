@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import math
 import os
+import resource
 import time
+import zipfile
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from tadsr.checkpoints import inspect_checkpoint, load_adapters, load_checkpoint
+from tadsr.checkpoints.adapter_files import save_adapters
 from tadsr.checkpoints.tensor_files import TensorReader
 from tadsr.errors import CheckpointError
 
@@ -146,10 +151,66 @@ def test_pickles_must_hold_plain_tensors(golden_adapter, tmp_path, state):
         load_adapters(tmp_path / "tadsr.pkl")
 
 
+@pytest.mark.parametrize(
+    "objects",
+    [
+        b"ctorch._utils\n_rebuild_tensor_v2\n(K\0tR",  # arguments that torch cannot take
+        b"]" * 5_000_000,  # lists of 56 bytes each
+        b"X\x05\0\0\0\xff",
+    ],
+    ids=["arguments", "objects", "text"],
+)
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_pickles_that_torch_stumbles_over_are_refused(tmp_path, objects, method):
+    path = tmp_path / "tadsr.pkl"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02" + objects + b".")
+        archive.writestr("archive/version", b"3\n")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CheckpointError, match=r"tadsr\.pkl (is damaged|must hold tensors as)"):
+        load_adapters(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
+
+
+@pytest.mark.parametrize("alpha", ["[" * 10**5, "NaN", '"8"', "[8]", "-8", "true", None])
+def test_adapters_state_a_number_as_alpha(apart, tmp_path, alpha):
+    path = tmp_path / "adapters.safetensors"
+    save_adapters(apart.adapters, path)
+    with safe_open(path, "pt") as file:
+        metadata = {**file.metadata(), "alpha": alpha}
+    save_file(load_file(path), path, {k: v for k, v in metadata.items() if v is not None})
+    with pytest.raises(CheckpointError, match="alpha"):
+        load_adapters(path)
+
+
+@pytest.mark.parametrize("change", [{"unet_lora_encoder_modules": m} for m in (None, 5, [["a"]])])
+def test_published_adapters_list_modules_by_name(golden_adapter, tmp_path, change):
+    torch.save(torch.load(golden_adapter, weights_only=True) | change, tmp_path / "tadsr.pkl")
+    with pytest.raises(CheckpointError, match="unet_lora_encoder_modules"):
+        load_adapters(tmp_path / "tadsr.pkl")
+
+
+def test_a_tokenizer_reads_files_of_its_own_folder_only(official, tmp_path):
+    place = official / "tokenizer"
+    vocab = json.loads((place / "vocab.json").read_text())
+    elsewhere = tmp_path / "elsewhere.json"
+    elsewhere.write_text(json.dumps(dict(zip(vocab, reversed(vocab.values()), strict=True))))
+    foreign = dict.fromkeys(
+        ("vocab_file", "tokenizer_file", "added_tokens_file", "chat_template"), str(elsewhere)
+    )
+    edit_json(
+        place / "tokenizer_config.json", **foreign, auto_map={"AutoTokenizer": ["a--b.C", None]}
+    )
+    tokenizer = load_checkpoint(official).tokenizer
+    assert tokenizer.get_vocab() == vocab
+    assert "elsewhere" not in str(tokenizer.init_kwargs)
+    os.mkfifo(place / "added_tokens.json")
+    with pytest.raises(CheckpointError, match="pipe"):
+        load_checkpoint(official)
+
+
 def test_whole_numbers_are_no_weights(official):
     path = official / "unet" / "diffusion_pytorch_model"
-    from safetensors.torch import load_file, save_file
-
     tensors = {n: t.to(torch.int32) for n, t in load_file(f"{path}.safetensors").items()}
     save_file(tensors, f"{path}.safetensors")
     with pytest.raises(CheckpointError, match="must hold floats"):

@@ -154,6 +154,7 @@ def test_adapters_kept_apart_stay_apart(golden_dir, pipe, tmp_path):
             r"unet\.conv_out \[\(2, 3, 3, 3\), \(4, 2, 1, 1\)\] for",
         ),
         (lambda t: t.clear(), "holds no LoRA"),
+        (lambda t: t.update({"unet.conv_out.alpha": torch.zeros(2)}), r"unet\.conv_out\.alpha"),
     ],
 )
 def test_what_does_not_fit_is_refused_and_changes_nothing(pipe, tmp_path, change, message):
@@ -166,6 +167,25 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(pipe, tmp_path, change
     with pytest.raises(CheckpointError, match=message):
         pipe.merge_lora(path)
     assert torch.equal(unet_output(pipe.unet), before)
+
+
+def test_settings_are_numbers_and_patterns_that_end(pipe, tmp_path):
+    path = tmp_path / "adapter_model.safetensors"
+    out, *inside = pipe.unet.conv_out.weight.shape
+    sides = {"A": torch.zeros(2, *inside), "B": torch.zeros(out, 2, 1, 1)}
+    for text in (
+        *('{"lora_alpha": NaN}', '{"lora_alpha": "2"}', '{"lora_alpha": [2]}'),
+        *('{"alpha_pattern": ["to_q"]}', '{"alpha_pattern": {"(.|conv_out|.)+x": 2}}'),
+    ):
+        save_file({f"conv_out.lora_{side}.weight": t for side, t in sides.items()}, path)
+        (tmp_path / "adapter_config.json").write_text(text)
+        with pytest.raises(CheckpointError, match="alpha"):
+            pipe.merge_lora(tmp_path)
+    for text in ("[" * 10**5, "[1]", "5"):
+        tensors = {f"unet.conv_out.lora_{side}.weight": t for side, t in sides.items()}
+        save_file(tensors, path, {"lora_adapter_metadata": text})
+        with pytest.raises(CheckpointError, match="damaged metadata"):
+            pipe.merge_lora(tmp_path)
 
 
 def test_a_text_encoders_part_needs_a_text_encoder(tmp_path):

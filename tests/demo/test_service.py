@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -180,6 +181,15 @@ def test_the_queue_is_bounded_and_counted(address, photo, released):
         released.set()
         assert sorted(answers) == [200] * 2 + [503] * 6
     assert count("waiting") == 0
+
+
+def test_to_be_told_to_stop_twice_leaves_no_photo():
+    service = Service(Models(["tiny"], str), LIMITS)
+    folder = Path(service._folder.name)
+    (folder / "photo.png").touch()
+    assert [service.stop(), service.stop()] == [False, True]
+    service.discard_photos()
+    assert not folder.exists()
 
 
 def test_a_port_that_is_taken_is_an_error_before_the_model_is_loaded():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -115,3 +116,14 @@ def test_the_embedded_model_loads_bare_and_odd_folders_do_not(golden_dir, model_
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(file.read_bytes()[: -8 if file.suffix == ".safetensors" else None])
     assert load_bare(tmp_path, torch.float32) is None
+
+
+@pytest.mark.parametrize(
+    "change", [{"num_train_timesteps": 10**9}, {"trained_betas": [0.1] * 1000}, {"beta_end": None}]
+)
+def test_schedules_are_left_to_the_full_way_unless_they_are_plain(model_dir, tmp_path, change):
+    model = shutil.copytree(model_dir, tmp_path / "model")
+    path = model / "scheduler" / "scheduler_config.json"
+    assert load_bare(model, torch.float32) is not None
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert load_bare(model, torch.float32) is None
