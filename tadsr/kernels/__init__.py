@@ -10,6 +10,7 @@ from tadsr.kernels.backends import Backend
 from tadsr.kernels.color import adain_color_fix_uint8, wavelet_color_fix_uint8
 from tadsr.kernels.geglu import geglu
 from tadsr.kernels.group_norm import group_norm_silu
+from tadsr.kernels.row_moments import row_moments
 from tadsr.kernels.to_uint8 import to_uint8_nhwc
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "add_with_statistics",
     "geglu",
     "group_norm_silu",
+    "row_moments",
     "to_uint8_nhwc",
     "wavelet_color_fix_uint8",
 ]

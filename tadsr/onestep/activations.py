@@ -34,6 +34,10 @@ class Activation(ABC):
     def read(self, start: int, stop: int) -> Tensor:
         """Return rows as a new channels_last tensor (B, C, stop − start, W) on the device."""
 
+    def view(self, start: int, stop: int) -> Tensor:
+        """Return rows as `read` does, but not to be changed, and maybe without a copy."""
+        return self.read(start, stop)
+
     def give_up(self, stop: int) -> None:  # noqa: B027 - nothing to do where nothing is held
         """Give the memory of the rows before `stop` back; they are not read any more."""
 
@@ -73,7 +77,7 @@ class JoinedActivation(Activation):
 
     def read(self, start: int, stop: int) -> Tensor:
         """Return rows of all parts."""
-        return torch.cat([part.read(start, stop) for part in self.parts], dim=1)
+        return torch.cat([part.view(start, stop) for part in self.parts], dim=1)
 
     def give_up(self, stop: int) -> None:
         """Give rows of all parts back."""
@@ -94,25 +98,36 @@ class StoredActivation(Activation):
 
     Args:
         shape: (B, C, H, W).
+        uses_kernels: As for `ChannelStatistics`.
     """
 
-    def __init__(self, shape: Shape, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, shape: Shape, dtype: torch.dtype, device: torch.device, *, uses_kernels: bool = False
+    ) -> None:
         super().__init__(shape, dtype)
         self._device = device
+        self._uses_kernels = uses_kernels
 
     @abstractmethod
     def _write(self, start: int, rows: Tensor) -> None: ...
 
-    def in_place(self) -> Tensor | None:
-        """Return all rows as they lie on the device, (B, C, H, W); None where they do not."""
+    def in_place(self, start: int, stop: int) -> Tensor | None:
+        """Return rows as they lie on the device, as `read` returns them; None where they do not."""
         return None
+
+    def view(self, start: int, stop: int) -> Tensor:
+        """Return rows without a copy where they lie ready."""
+        rows = self.in_place(start, stop)
+        return self.read(start, stop) if rows is None else rows
 
     def begin(self, *, with_statistics: bool) -> None:
         """Start a new content, from row 0 on."""
         batch, channels = self.shape[:2]
         self.statistics = None
         if with_statistics:
-            self.statistics = ChannelStatistics(batch, channels, self._device)
+            self.statistics = ChannelStatistics(
+                batch, channels, self._device, uses_kernels=self._uses_kernels
+            )
 
     def write(self, start: int, rows: Tensor) -> None:
         """Replace the rows from `start` on by a tensor (B, C, rows, W) on the device."""

@@ -13,6 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tadsr.onestep.plan import FastestChoice
 
+MAX_FUSED_HEAD = 256
+"""Widest head that flash and cuDNN attention take."""
 SCORE_BYTES = 2**28
 """Scores of wide heads that exist at once, in float32."""
 
@@ -125,20 +127,23 @@ def attend_with_wide_heads(
     return choice.run(("attention", query.shape), candidates)
 
 
-def attend_in_chunks(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+def attend_in_chunks(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, score_bytes: int = SCORE_BYTES
+) -> Tensor:
     """Attend with scores in float32 that exist for some of the queries at a time.
 
     Args:
         query: (B, heads, N, D).
         key: (B, heads, L, D).
         value: (B, heads, L, D).
+        score_bytes: Of the scores that exist at a time.
 
     Returns:
         (B, heads, N, D).
     """
     batch, heads, length, _ = query.shape
     query, key, value = (x.flatten(0, 1) for x in (query, key, value))
-    rows = max(1, SCORE_BYTES // (4 * batch * heads * key.shape[1]))
+    rows = max(1, score_bytes // (4 * batch * heads * key.shape[1]))
     out = torch.empty_like(query)
     for start in range(0, length, rows):
         scores = _scores(query[:, start : start + rows], key).mul_(scale)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tadsr.color import match_moments, wavelet_color_fix, wavelet_reach_px
-from tadsr.conditioning import run_at
+from tadsr.conditioning import TimestepField, run_at
 from tadsr.config import UpscaleSettings
 from tadsr.errors import TADSRError, TADSRWarning
 from tadsr.images import pad_reflect, reflect_index, resize_bicubic_rows
@@ -23,6 +23,7 @@ from tadsr.onestep.banded_walk import BandedLayers
 from tadsr.onestep.conditions import Conditions
 from tadsr.onestep.memory import available_bytes, is_out_of_memory, used_bytes
 from tadsr.onestep.offloading import weights_in_place
+from tadsr.onestep.selfcheck import CROP_PX
 from tadsr.onestep.stages import Checked, checked
 from tadsr.onestep.statistics import ChannelStatistics
 from tadsr.onestep.step import OneStepEngine
@@ -147,13 +148,15 @@ class _Run:
             if self.progress is not None:
                 self.progress(min(1.0, done / total))  # what is done again goes beyond
 
+        uses_kernels = self._trusts_kernels()
         while True:
             done = 0
-
             limit = min(enough, self._buffer_bytes(spec, band_bytes))
             host = min(enough, int(_SHARE_OF_AVAILABLE * available_bytes(torch.device("cpu"))))
             try:
-                storage = BandStorage(self.device, device_bytes=limit, host_bytes=host)
+                storage = BandStorage(
+                    self.device, device_bytes=limit, host_bytes=host, uses_kernels=uses_kernels
+                )
                 return self.compute(Bands(storage, band_bytes, tick), attention_px)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
@@ -175,6 +178,16 @@ class _Run:
             spec = replace(spec, max_memory=max(1, (limit + used_bytes(self.device)) // 2))
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
+
+    def _trusts_kernels(self) -> bool:
+        if self.device.type != "cuda":
+            return False
+        given = self.conditions
+        side = min(CROP_PX, *self.padded)
+        crop = self.padded_rows(0, side)[:1, :, :, :side].to(self.engine.vae.dtype)
+        timesteps = given.timesteps
+        timesteps = timesteps.knots[0] if isinstance(timesteps, TimestepField) else timesteps
+        return self.engine.trusts_kernels(crop, timesteps[:1], given.prompts[:1])
 
     def strips(self, restored: Sequence[_Restored]) -> Iterator[Strip]:
         """Apply the colour fix, and mix by maps."""

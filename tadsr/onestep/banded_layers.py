@@ -6,13 +6,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tadsr.module_kinds import is_kind
 from tadsr.onestep.activations import Activation, StoredActivation
-from tadsr.onestep.attention import attend_to_blocks
+from tadsr.onestep.attention import (
+    MAX_FUSED_HEAD,
+    SCORE_BYTES,
+    attend_in_chunks,
+    attend_to_blocks,
+)
 from tadsr.onestep.offloading import weights_in_place
 from tadsr.onestep.storage import BandStorage, PlannedStorage
 
@@ -20,8 +24,8 @@ if TYPE_CHECKING:
     from diffusers.models.attention_processor import Attention
     from diffusers.models.resnet import ResnetBlock2D
 
-Affine = tuple[Tensor, Tensor]
-"""Factor and offset per channel, each (B, C, 1, 1), float32."""
+Norm = Callable[[Tensor, bool], Tensor]
+"""A normalisation of rows, and whether SiLU follows."""
 
 _WORKING_COPIES = 3
 """Copies of a band that are alive at once in a layer: input, activated input, output."""
@@ -35,12 +39,12 @@ class Source:
 
     Args:
         activation: Where rows come from.
-        affine: Normalisation as factor and offset, followed by SiLU; None for neither.
+        norm: Normalisation, followed by SiLU; None for neither.
         enlarged: (H, W) after nearest enlargement by two; None for none.
     """
 
     activation: Activation
-    affine: Affine | None = None
+    norm: Norm | None = None
     enlarged: tuple[int, int] | None = None
 
     @property
@@ -49,20 +53,15 @@ class Source:
         return (*self.activation.shape[:2], *(self.enlarged or self.activation.shape[2:]))
 
     def read(self, start: int, stop: int) -> Tensor:
-        """Return rows (B, C, stop − start, W), which may be changed in place."""
+        """Return rows (B, C, stop − start, W), not to be changed."""
         if self.enlarged is not None:
             return self._read_enlarged(start, stop)
-        rows = self.activation.read(start, stop)
-        if self.affine is None:
-            return rows
-        factor, offset = self.affine
-        # In float32 where the weights are halves, as GroupNorm itself computes.
-        normalized = torch.addcmul(offset, rows.float(), factor)
-        return F.silu(normalized.to(rows.dtype), inplace=True)
+        rows = self.activation.view(start, stop)
+        return rows if self.norm is None else self.norm(rows, True)
 
     def _read_enlarged(self, start: int, stop: int) -> Tensor:
         first = start // 2
-        rows = self.activation.read(first, (stop - 1) // 2 + 1)
+        rows = self.activation.view(first, (stop - 1) // 2 + 1)
         rows = F.interpolate(rows, scale_factor=2.0, mode="nearest")
         return rows[:, :, start - 2 * first : stop - 2 * first, : self.enlarged[1]]
 
@@ -113,17 +112,8 @@ class Bands:
         shift: Tensor | None = None,
     ) -> Source:
         """Return an activation as a layer reads it behind a GroupNorm and SiLU."""
-        return Source(x, self.affine(norm, x, scale, shift))
-
-    def affine(
-        self,
-        norm: nn.GroupNorm,
-        x: Activation,
-        scale: Tensor | None = None,
-        shift: Tensor | None = None,
-    ) -> Affine | None:
-        """Return a GroupNorm as factor and offset; a plan looks at no weights."""
-        return None if self.is_plan else x.statistics.affine(norm, scale, shift)
+        # A plan looks at no weights.
+        return Source(x, None if self.is_plan else x.statistics.norm(norm, scale, shift))
 
     def report(self, multiplications: int) -> None:
         """Report work done."""
@@ -154,6 +144,8 @@ class Bands:
         if not self.is_plan:
             with weights_in_place(base):
                 weight, offset = _merged_weight(conv), base.bias
+            if bias is not None and batch == 1:
+                offset, bias = bias[0] if offset is None else offset + bias[0], None
         conv = base
         kernel, stride = conv.kernel_size[0], conv.stride[0]
         before, after = (0, 1) if pad_end else (conv.padding[0], conv.padding[0])
@@ -183,7 +175,7 @@ class Bands:
             if residual is not None:
                 out += residual.read(start, stop)
             if shortcut is not None:
-                shortcut[1].write(start, shortcut[0](source.activation.read(start, stop)))
+                shortcut[1].write(start, shortcut[0](source.activation.view(start, stop)))
             if consume:
                 source.give_up(max(0, stop * stride - before))
             if emit is None:
@@ -240,16 +232,14 @@ class Bands:
     def attend_globally(self, attention: Attention, x: StoredActivation) -> StoredActivation:
         """Run an autoencoder's attention with its normalisation and residual, in place."""
         batch, channels, height, width = x.shape
-        affine = self.affine(attention.group_norm, x)
+        norm = self.normalized(attention.group_norm, x).norm
         shape = (batch, attention.inner_kv_dim, height, width)
         keys, values = (self.storage.allocate(shape, x.dtype, in_one_piece=True) for _ in range(2))
         keys.begin(with_statistics=False)
         values.begin(with_statistics=False)
 
         def normalized(start: int, stop: int) -> Tensor:
-            rows = x.read(start, stop)
-            rows = torch.addcmul(affine[1], rows.float(), affine[0]).to(rows.dtype)
-            return rows.flatten(2).transpose(1, 2)  # [B, rows·W, C]
+            return norm(x.view(start, stop), False).flatten(2).transpose(1, 2)  # [B, rows·W, C]
 
         row_bytes = batch * channels * width * x.dtype.itemsize
         row_work = batch * width * channels * channels
@@ -258,14 +248,20 @@ class Bands:
             for part, layer in ((keys, attention.to_k), (values, attention.to_v)):
                 part.write(start, layer(tokens).transpose(1, 2).unflatten(2, (stop - start, width)))
 
-        whole = (keys.in_place(), values.in_place())
-        is_whole = batch == 1 and all(found is not None for found in whole)
+        whole = [part.in_place(0, height) for part in (keys, values)]
+        is_whole = all(found is not None for found in whole)
+        # Fused kernels take no heads as wide as these, and torch would keep all scores at once.
+        is_wide = channels > attention.heads * MAX_FUSED_HEAD
+        in_chunks = is_whole and is_wide and self.storage.device.type != "cpu"
         key_rows = height if is_whole else max(1, _KEYS_AT_ONCE // width)
 
         def heads_of(*maps: Tensor) -> list[Tensor]:
             return [_split_heads(m.flatten(2).transpose(1, 2), attention.heads) for m in maps]
 
         def attend(query: Tensor) -> Tensor:
+            if in_chunks:
+                most = min(SCORE_BYTES, self.band_bytes)
+                return attend_in_chunks(query, *heads_of(*whole), attention.scale, most)
             if is_whole:
                 return F.scaled_dot_product_attention(
                     query, *heads_of(*whole), scale=attention.scale
@@ -277,12 +273,14 @@ class Bands:
         x.begin(with_statistics=True)
         # Scores of a band may exist as a whole, where no fused attention takes these widths.
         score_bytes = batch * attention.heads * width * key_rows * width * 4
+        if in_chunks:
+            score_bytes = 0
         row_work = 2 * batch * width * channels * (channels + height * width)
         for start, stop in self.split(height, max(row_bytes, score_bytes), row_work):
             out = attend(_split_heads(attention.to_q(normalized(start, stop)), attention.heads))
             out = attention.to_out[0](out.transpose(1, 2).flatten(2))
             out = out.transpose(1, 2).unflatten(2, (stop - start, width))
-            kept = x.read(start, stop)
+            kept = x.view(start, stop)
             out = out / attention.rescale_output_factor
             if attention.residual_connection:
                 out += kept / attention.rescale_output_factor

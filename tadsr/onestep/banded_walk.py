@@ -125,23 +125,21 @@ class BandedLayers:
         """Run a transformer with its residual, in place."""
         bands = self.bands
         batch, channels, height, width = x.shape
-        affine = bands.affine(transformer.norm, x)
+        norm = bands.normalized(transformer.norm, x).norm
         inner = transformer.proj_in.weight.shape[0]
         tokens = bands.storage.allocate((batch, inner, height, width), x.dtype)
         row_bytes = batch * max(channels, inner) * width * x.dtype.itemsize
         row_work = batch * channels * width * inner
         tokens.begin(with_statistics=False)
         for start, stop in bands.split(height, row_bytes, row_work):
-            rows = x.read(start, stop)
-            rows = torch.addcmul(affine[1], rows.float(), affine[0]).to(rows.dtype)
+            rows = norm(x.view(start, stop), False)
             tokens.write(start, _project(transformer.proj_in, rows))
         for block in transformer.transformer_blocks:
             self._attend(block, tokens)
         x.begin(with_statistics=True)
         for start, stop in bands.split(height, row_bytes, row_work):
-            rows = x.read(start, stop)
-            rows += _project(transformer.proj_out, tokens.read(start, stop))
-            x.write(start, rows)
+            rows = _project(transformer.proj_out, tokens.view(start, stop))
+            x.write(start, rows.add_(x.view(start, stop)))
         tokens.free()
         return x
 
@@ -158,7 +156,7 @@ class BandedLayers:
         row_bytes = batch * channels * width * tokens.dtype.itemsize
         row_work = batch * width * channels * channels
         for start, stop in bands.split(height, 3 * row_bytes, 3 * row_work):
-            normed = block.norm1(_to_tokens(tokens.read(start, stop)))
+            normed = block.norm1(_to_tokens(tokens.view(start, stop)))
             for part, layer in zip(
                 parts, (attention.to_q, attention.to_k, attention.to_v), strict=True
             ):
@@ -170,8 +168,8 @@ class BandedLayers:
         else:
             queries, keys, values = parts
             results = attend_in_windows(
-                queries.read,
-                lambda start, stop: (keys.read(start, stop), values.read(start, stop)),
+                queries.view,
+                lambda start, stop: (keys.view(start, stop), values.view(start, stop)),
                 rows,
                 columns,
                 heads=attention.heads,
@@ -180,7 +178,7 @@ class BandedLayers:
         for first, attended in results:
             # What a window serves can be many rows of a wide image.
             for start, stop in bands.split(attended.shape[2], _FEED_FORWARD * row_bytes, row_work):
-                x = _to_tokens(tokens.read(first + start, first + stop))
+                x = _to_tokens(tokens.view(first + start, first + stop))
                 x = attention.to_out[0](_to_tokens(attended[:, :, start:stop])) + x
                 if block.attn2 is not None:
                     x = block.attn2(block.norm2(x), encoder_hidden_states=self.prompt_embeds) + x

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tadsr.kernels import add_with_statistics, geglu, group_norm_silu
 from tadsr.module_kinds import is_kind
-from tadsr.onestep.attention import attend_with_wide_heads
+from tadsr.onestep.attention import MAX_FUSED_HEAD, attend_with_wide_heads
 from tadsr.onestep.normalization import group_norm_silu_in_pieces
 from tadsr.onestep.plan import EnginePlan, FastestChoice
 from tadsr.onestep.upsampling import transposed_weight
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from diffusers.models.transformers.transformer_2d import Transformer2DModel
     from diffusers.models.upsampling import Upsample2D
 
-MAX_FUSED_HEAD = 256
-"""Widest head that flash and cuDNN attention take."""
 MIN_CONVOLVED_TOKENS = 256
 """Fewer tokens than this are multiplied as a matrix also on a CPU: a convolution would take longer
 to bring the weights into its order."""

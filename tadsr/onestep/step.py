@@ -274,6 +274,11 @@ class OneStepEngine:
                 f"layers, since {reason}; tiling=None never does"
             )
 
+    def trusts_kernels(self, lq: Tensor, timesteps: Sequence[int], prompts: Prompts) -> bool:
+        """Whether kernels compute, compared on an image first where they are new to this GPU."""
+        plan = getattr(self._settled(lq, timesteps, prompts), "plan", None)
+        return plan is not None and plan.fused_kernels
+
     def _settled(self, lq: Tensor, timesteps: Sequence[int], prompts: Prompts) -> Stages:
         """Return the stages, compared with plain modules where they are new to this GPU."""
         stages = self.stages

@@ -23,6 +23,8 @@ _ALIGNMENT_BYTES = 64
 _PART_BYTES = 2**25
 """What an activation asks for at once: small beside large activations, of which parts may then lie
 anywhere and be given back early; large beside a band, which seldom lies in two."""
+_DEVICE_PART_BYTES = 2**28
+"""The same on an accelerator, whose bands are larger."""
 
 
 class _PartedActivation(StoredActivation):
@@ -31,7 +33,7 @@ class _PartedActivation(StoredActivation):
     def __init__(
         self, storage: BandStorage, shape: Shape, dtype: torch.dtype, part_bytes: int
     ) -> None:
-        super().__init__(shape, dtype, storage.device)
+        super().__init__(shape, dtype, storage.device, uses_kernels=storage.uses_kernels)
         self._storage = storage
         batch, channels, _, width = shape
         self._row_shape = (batch, width, channels)
@@ -56,12 +58,18 @@ class _PartedActivation(StoredActivation):
             part_rows = rows[first - start : last - start]
             self._parts[number].write(first - number * self._rows_per_part, part_rows)
 
-    def in_place(self) -> Tensor | None:
-        part = self._parts.get(0)
-        is_here = isinstance(part, _MemoryPart) and self._rows_per_part >= self.shape[2]
-        if not is_here or part.rows.device.type != self._storage.device.type:
+    def in_place(self, start: int, stop: int) -> Tensor | None:
+        number, last = start // self._rows_per_part, (stop - 1) // self._rows_per_part
+        part = self._parts.get(number)
+        is_memory = number == last and isinstance(part, _MemoryPart)
+        if not is_memory or part.rows.device.type != self._storage.device.type:
             return None
-        return _as_map(part.rows)
+        batch, width, channels = self._row_shape
+        if batch != 1:  # rows of several images alternate, which is no layout that layers take
+            return None
+        first = number * self._rows_per_part
+        rows = part.rows[start - first : stop - first].view(1, stop - start, width, channels)
+        return rows.permute(0, 3, 1, 2)
 
     def give_up(self, stop: int) -> None:
         for number in [n for n in self._parts if (n + 1) * self._rows_per_part <= stop]:
@@ -229,6 +237,7 @@ class BandStorage:
         host_bytes: Bytes to keep in pinned host memory beside an accelerator; None for no limit.
             On the CPU there is no such place.
         folder: Folder of temporary files; None for the system's.
+        uses_kernels: Whether a GPU's kernels measure and normalise what is stored.
     """
 
     def __init__(
@@ -238,8 +247,10 @@ class BandStorage:
         device_bytes: int | None = None,
         host_bytes: int | None = None,
         folder: str | None = None,
+        uses_kernels: bool = False,
     ) -> None:
         self.device = device
+        self.uses_kernels = uses_kernels
         self.spilled_bytes = 0
         if device.type == "cpu":
             room = available_bytes(device) if device_bytes is None else device_bytes
@@ -257,7 +268,9 @@ class BandStorage:
         Args:
             shape: (B, C, H, W).
         """
-        part_bytes = count_bytes(shape, dtype) if in_one_piece else _PART_BYTES
+        part_bytes = _PART_BYTES if self.device.type == "cpu" else _DEVICE_PART_BYTES
+        if in_one_piece:
+            part_bytes = count_bytes(shape, dtype)
         return _PartedActivation(self, shape, dtype, part_bytes)
 
     def take(self, shape: Shape, dtype: torch.dtype) -> _MemoryPart | _FilePart:
@@ -313,11 +326,6 @@ class PlannedStorage(BandStorage):
 def count_bytes(shape: Shape, dtype: torch.dtype) -> int:
     """Return the bytes of an activation."""
     return dtype.itemsize * math.prod(shape)
-
-
-def _as_map(rows: Tensor) -> Tensor:
-    """Return stored rows (rows, B, W, C) as (B, C, rows, W)."""
-    return rows.permute(1, 3, 0, 2)
 
 
 def _bytes_of(rows: Tensor) -> memoryview:

@@ -13,6 +13,7 @@ from tadsr.kernels import (
     add_with_statistics,
     geglu,
     group_norm_silu,
+    row_moments,
     to_uint8_nhwc,
     wavelet_color_fix_uint8,
 )
@@ -178,6 +179,16 @@ def test_residual_add_measures_its_sum(name, dtype, is_biased, device):
     torch.testing.assert_close(statistics[..., 1].double(), variance, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["odd_channels", "large_mean"])
+@pytest.mark.parametrize("backend", ["triton", "reference"])
+def test_moments_of_rows(name, backend, device):
+    x = random_activations(SHAPES[name], torch.float16, device)
+    found = row_moments(x, backend=backend).double()
+    variance, mean = torch.var_mean(x.double(), dim=3, correction=0)
+    expected = torch.stack([mean, variance * x.shape[3]]).transpose(2, 3)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("shape", [(2, 20, 2, 7, 5, 3), (2, 80, 1, 17, 9, 3)], ids=str)
 @pytest.mark.parametrize("is_merged_on_use", [True, False])
 def test_group_norm_from_the_statistics_of_the_residual_add(
@@ -263,6 +274,7 @@ def test_registered_operations_keep_their_promises(device):
     calls = {
         "group_norm_silu": (x, 2, channels, None, 1e-6, True, channels, None),
         "add_with_statistics": (x, x.clone(), channels, 2, 1),
+        "row_moments": (x,),
         "geglu": (x.contiguous().reshape(-1, 70),),
         "to_uint8_nhwc": (image,),
         "adain_color_fix_uint8": (image, reference),

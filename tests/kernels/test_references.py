@@ -113,6 +113,7 @@ def test_bytes_are_those_of_the_librarys_way_to_a_file(fix, bytes_of, size):
         ("group_norm_silu", ("x", 2, "bc", "bc", 1e-6, False, "c", "moments")),
         ("add_with_statistics", ("x", "x2", None, 2, 0)),
         ("add_with_statistics", ("x", "x2", "bc", 4, 3)),
+        ("row_moments", ("x",)),
         ("geglu", ("x",)),
         ("to_uint8_nhwc", ("rgb",)),
         ("adain_color_fix_uint8", ("rgb", "rgb2")),

@@ -94,6 +94,7 @@ class Triton:
                 if tensors[key].is_floating_point():
                     tensors[key].inner.nan_to_num_()
         self.device.launches[f"triton {name}"] += 1
+        self.device.count_bytes(*(x.inner for x in tensors.values()))
 
     def operation(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Run one of the package's operations as on the device, with the reference's values."""

@@ -111,6 +111,10 @@ class PretendDevice(TorchDispatchMode):
     def forget(self) -> None:
         """Start counting anew."""
         self.launches: Counter[str] = Counter()
+        self.moved_bytes = 0
+        """What launches read and write."""
+        self.pageable: list[str] = []
+        """Copies from memory of the host that is not pinned, for which it waits."""
         self.waits: list[str] = []
         self.hidden_copies: list[str] = []
         self._sweep()
@@ -223,8 +227,14 @@ class PretendDevice(TorchDispatchMode):
                 f"{' and '.join(sorted(places))}! ({func})"
             )
 
+    def count_bytes(self, *values: Tensor) -> None:
+        """Count what a launch reads and writes."""
+        self.moved_bytes += sum(x.numel() * x.element_size() for x in values)
+
     def _check_recordable(self, name: str, tensors: list[Tensor]) -> None:
         source = tensors[-1]
+        if source.dim() and not self._is_pinned(source):
+            self.pageable.append(f"{name} of {tuple(source.shape)} at {where()}")
         if self.recording is not None and source.dim() and not self._is_pinned(source):
             raise RuntimeError(
                 f"operation not permitted when stream is capturing: {name} from host"
@@ -261,6 +271,7 @@ class PretendDevice(TorchDispatchMode):
         elif not is_view:
             self._check_layout(name, leaves, outs)
             self.launches[name] += _LAUNCHES.get(name, 1)
+            self.count_bytes(*leaves, *outs)
             if self.recording is not None and self.has_values:
                 self.recording.append(lambda: repeat(run, args, kwargs, outs))
                 self.recorded += [out for out in outs if id(out) not in own]

@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers.models.resnet import ResnetBlock2D
 from PIL import Image
 
 from tadsr import TADSRPipeline, TimeAwareAutoencoderKL
 from tadsr.errors import TADSRWarning
 from tadsr.networks.prompt_embeddings import PromptEmbeddings
+from tadsr.onestep.banded_layers import Bands
+from tadsr.onestep.storage import BandStorage
 
 from .conftest import Machine
 
@@ -29,6 +32,11 @@ MAX_VARIANTS = 57
 """Triton's compilations for the first image."""
 MAX_MORE_VARIANTS = 8
 """And for the first image of another size."""
+NUM_BANDS = 4
+MAX_BAND_LAUNCHES = 102
+"""Of a ResNet block in four bands; 216 before bands had kernels."""
+MAX_BAND_COPIES = 22
+"""What they read and write, in activations of the whole; 62 before."""
 WHOLE_BYTES = 24 * 2**30
 """Memory of a GPU that computes 2048 × 2048 px as a whole: what it is now; 8 GiB would do."""
 
@@ -80,3 +88,20 @@ def test_an_image_of_2048_px_needs_no_large_gpu(pretend, full):
         pipe(photo(512, 512))
         # Bands launch seven times as many.
         assert sum(device.launches.values()) <= MAX_WHOLE_LAUNCHES
+
+
+def test_a_block_in_bands(pretend):
+    block = ResnetBlock2D(in_channels=128, out_channels=128, temb_channels=None)
+    shape = (1, 128, 64, 2048)
+    with pretend(MACHINE) as device, torch.no_grad():
+        block.half().to("cuda", memory_format=torch.channels_last)
+        storage = BandStorage(torch.device("cuda:0"), uses_kernels=True)
+        x = storage.allocate(shape, torch.float16)
+        x.begin(with_statistics=True)
+        rows = torch.empty(shape, dtype=torch.float16, device="cuda")
+        x.write(0, rows.contiguous(memory_format=torch.channels_last))
+        device.forget()
+        Bands(storage, 3 * rows.nbytes // NUM_BANDS).resnet(block, x, None, consume=True)
+        assert sum(device.launches.values()) <= MAX_BAND_LAUNCHES, device.launches
+        assert device.moved_bytes <= MAX_BAND_COPIES * rows.nbytes
+        assert device.waits + device.pageable + device.hidden_copies == []

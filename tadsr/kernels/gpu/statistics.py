@@ -159,42 +159,20 @@ def merge_kernel(
     num_chunks,
     group_elements,
     GROUP_SIZE: tl.constexpr,
+    PADDED_GROUP: tl.constexpr,
     BLOCK_CHUNKS: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
 ):
     """Merge chunks and channels to one group's mean and biased variance."""
     group = tl.program_id(0)
     sample = tl.program_id(1).to(tl.int64)
-    lane = tl.arange(0, BLOCK_CHANNELS)
-    is_channel = lane < GROUP_SIZE
-    channel = group * GROUP_SIZE + lane
-    bias = tl.zeros([BLOCK_CHANNELS], tl.float32)
-    if channel_bias is not None:
-        bias_at = channel_bias + sample * channel_bias_stride + channel
-        bias = tl.load(bias_at, mask=is_channel, other=0.0).to(tl.float32)
-
-    total = tl.zeros([BLOCK_CHUNKS, BLOCK_CHANNELS], tl.float32)
-    for chunk_start in range(0, num_chunks, BLOCK_CHUNKS):
-        chunk = chunk_start + tl.arange(0, BLOCK_CHUNKS)
-        mask = (chunk < num_chunks)[:, None] & is_channel[None, :]
-        count = tl.minimum(chunk_positions, positions - chunk * chunk_positions).to(tl.float32)
-        at = (sample * num_chunks + chunk)[:, None] * channels + channel[None, :]
-        mean = tl.load(means + at, mask=mask, other=0.0) + bias[None, :]
-        total += tl.where(mask, mean * count[:, None], 0.0)
-    group_mean = tl.sum(tl.sum(total, axis=1), axis=0) / group_elements
-
-    total = tl.zeros([BLOCK_CHUNKS, BLOCK_CHANNELS], tl.float32)
-    for chunk_start in range(0, num_chunks, BLOCK_CHUNKS):
-        chunk = chunk_start + tl.arange(0, BLOCK_CHUNKS)
-        mask = (chunk < num_chunks)[:, None] & is_channel[None, :]
-        count = tl.minimum(chunk_positions, positions - chunk * chunk_positions).to(tl.float32)
-        at = (sample * num_chunks + chunk)[:, None] * channels + channel[None, :]
-        between = tl.load(means + at, mask=mask, other=0.0) + bias[None, :] - group_mean
-        within = tl.load(deviations + at, mask=mask, other=0.0)
-        total += tl.where(mask, within + count[:, None] * between * between, 0.0)
-    variance = tl.sum(tl.sum(total, axis=1), axis=0) / group_elements
-    result = statistics + (sample * tl.num_programs(0) + group) * 2
-    tl.store(result, group_mean)
+    one = tl.arange(0, 1)
+    mean, variance = merge_for_channels(
+        means, deviations, channel_bias, channel_bias_stride, positions, channels,
+        chunk_positions, num_chunks, group_elements, sample, group * GROUP_SIZE + one, group,
+        GROUP_SIZE, PADDED_GROUP, 1, BLOCK_CHUNKS,
+    )  # fmt: skip
+    result = statistics + (sample * tl.num_programs(0) + group) * 2 + one
+    tl.store(result, mean)
     tl.store(result + 1, variance)
 
 
@@ -256,8 +234,7 @@ def plan_merge(
     means, deviations = moments
     _, batch, chunks, channels = moments.shape
     group_size = channels // num_groups
-    block_channels = next_power_of_2(group_size)
-    block_chunks = max(1, MERGED_ELEMENTS // block_channels)
+    padded = next_power_of_2(group_size)
     statistics = means.new_empty((batch, num_groups, 2))
     return statistics, Launch(
         merge_kernel,
@@ -273,7 +250,7 @@ def plan_merge(
             "num_chunks": chunks,
             "group_elements": float(positions * group_size),
             "GROUP_SIZE": group_size,
-            "BLOCK_CHUNKS": block_chunks,
-            "BLOCK_CHANNELS": block_channels,
+            "PADDED_GROUP": padded,
+            "BLOCK_CHUNKS": max(1, MERGED_ELEMENTS // padded),
         },
     )
