@@ -163,29 +163,38 @@ def test_an_encoder_is_fitted_to_a_decoder_that_stays(small_chain, networks, pho
     assert not fitted.encoder.conv_in.weight.equal(given.encoder.conv_in.weight)
 
 
-def test_distillation_changes_student_and_fake_score_and_nothing_else(official, photos, tmp_path):
-    config = make_config(official, photos, tmp_path / "run", distillation(),
-                         data=DataConfig(str(photos), crop_px=64, num_workers=0))  # fmt: skip
+@pytest.fixture(scope="module")
+def distilled(official, photos, tmp_path_factory):
+    """A trainer that has trained, the values of its modules before, and its model."""
+    output = tmp_path_factory.mktemp("distilled") / "run"
+    data = DataConfig(str(photos), crop_px=64, num_workers=0)
+    config = make_config(official, photos, output, distillation(), data=data)
     trainer = Trainer(config)
-    stage = trainer.stage
-    modules = {
+    before = {
+        part: {n: t.detach().clone() for n, t in module.state_dict().items()}
+        for part, module in modules_of(trainer.stage).items()
+    }
+    return trainer, before, trainer.train()
+
+
+def modules_of(stage):
+    return {
         "text_encoder": stage.checkpoint.text_encoder,
         "student": stage.student,
         "teacher": stage.teacher,
     }
-    before = {
-        part: {n: t.detach().clone() for n, t in module.state_dict().items()}
-        for part, module in modules.items()
-    }
-    trainer.train()
+
+
+def test_distillation_changes_student_and_fake_score_and_nothing_else(distilled):
+    trainer, before, _ = distilled
     changed = {
         part: {n for n, t in module.state_dict().items() if not t.equal(before[part][n])}
-        for part, module in modules.items()
+        for part, module in modules_of(trainer.stage).items()
     }
     assert changed["text_encoder"] == set()
     assert changed["teacher"]
     assert all(".lora_" in name for name in changed["teacher"])
-    trained = {n for n, p in stage.student.named_parameters() if p.requires_grad}
+    trained = {n for n, p in trainer.stage.student.named_parameters() if p.requires_grad}
     assert changed["student"] <= trained
     assert {"unet.conv_in.base_layer.weight"} <= changed["student"]
     for part in ("time_emb_proj", "time_embedding", "lora_A.default_decoder", "lora_A.default_oth"):
@@ -193,11 +202,9 @@ def test_distillation_changes_student_and_fake_score_and_nothing_else(official, 
     assert not any("vae.decoder" in n or "post_quant" in n for n in changed["student"])
 
 
-def test_the_export_restores_as_the_student_did(official, photos, tmp_path):
-    config = make_config(official, photos, tmp_path / "run", distillation(),
-                         data=DataConfig(str(photos), crop_px=64, num_workers=0))  # fmt: skip
-    trainer = Trainer(config)
-    model = trainer.train()
+def test_the_export_restores_as_the_student_did(distilled, official):
+    trainer, _, model = distilled
+    run = model.parent
     lq = torch.rand(1, 3, 64, 64) * 2 - 1
     expect = trainer.stage.preview(lq, lq, (300,))["t=300"].clamp(-1, 1)
     pipe = TADSRPipeline.from_pretrained(model)
@@ -205,13 +212,13 @@ def test_the_export_restores_as_the_student_did(official, photos, tmp_path):
     got = pipe.restore(lq, torch.tensor([300]), embeds)
     torch.testing.assert_close(got, expect, atol=1e-4, rtol=0)
     # The published format: the pickle on the base model that it was trained from.
-    published = TADSRPipeline.from_pretrained(official, adapter=tmp_path / "run" / "tadsr.pkl")
+    published = TADSRPipeline.from_pretrained(official, adapter=run / "tadsr.pkl")
     got = published.restore(lq, torch.tensor([300]), embeds)
     torch.testing.assert_close(got, expect, atol=1e-4, rtol=0)
-    assert load_adapters(tmp_path / "run" / "tadsr.pkl").rank_unet == 4
+    assert load_adapters(run / "tadsr.pkl").rank_unet == 4
     card = (model / "README.md").read_text()
     assert "3 steps, 6 samples of 64 px" in card
-    assert str(tmp_path / "run") not in card
+    assert str(run) not in card
 
 
 def test_plain_stable_diffusion_is_a_starting_point(stable_diffusion, photos, tmp_path):
