@@ -49,7 +49,7 @@ def describe_device(device: torch.device) -> dict[str, str]:
     }
 
 
-def fingerprint(device: torch.device, dtype: torch.dtype, *further: object) -> str:
+def machine_key(device: torch.device, dtype: torch.dtype, *further: object) -> str:
     """Return a key that changes with everything that a finding about a device depends on."""
     known = versions()
     facts = [describe_device(device), str(dtype), *(known.get(n) for n in ("torch", "triton"))]

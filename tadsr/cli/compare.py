@@ -8,13 +8,13 @@ from typing import Annotated
 import typer
 
 from tadsr.cli import options
-from tadsr.cli.plan import check_place
 from tadsr.cli.reporting import (
     as_usage_errors,
     check_range,
     readable_errors,
     silence_libraries,
 )
+from tadsr.cli.targets import check_place
 
 COMPARE_HELP = """Compare two pictures, and both with an original.
 

@@ -10,13 +10,13 @@ from typing import Annotated, Literal
 import typer
 
 from tadsr.cli import options
-from tadsr.cli.plan import plan_jobs
 from tadsr.cli.reporting import (
     UsageError,
     check_range,
     readable_errors,
     silence_libraries,
 )
+from tadsr.cli.targets import plan_jobs
 
 DEGRADE_HELP = """Write low-quality copies of photographs, to train or to measure on.
 

@@ -12,7 +12,6 @@ import typer
 from tadsr.cli import options
 from tadsr.cli.devices import check_device_name, choose_device
 from tadsr.cli.model_request import ModelRequest
-from tadsr.cli.plan import check_place
 from tadsr.cli.reporting import (
     UsageError,
     as_usage_errors,
@@ -20,6 +19,7 @@ from tadsr.cli.reporting import (
     readable_errors,
     silence_libraries,
 )
+from tadsr.cli.targets import check_place
 from tadsr.config import UpscaleSettings
 
 EVALUATE_HELP = """Measure results against originals.

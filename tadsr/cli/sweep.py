@@ -10,7 +10,6 @@ import typer
 from tadsr.cli import options
 from tadsr.cli.devices import choose_device
 from tadsr.cli.model_request import ModelRequest
-from tadsr.cli.plan import check_place
 from tadsr.cli.progress import ImageProgress
 from tadsr.cli.reporting import (
     UsageError,
@@ -19,6 +18,7 @@ from tadsr.cli.reporting import (
     readable_errors,
     silence_libraries,
 )
+from tadsr.cli.targets import check_place
 from tadsr.config import UpscaleSettings
 
 if TYPE_CHECKING:

@@ -15,13 +15,6 @@ import typer
 from tadsr.cli import options
 from tadsr.cli.devices import parse_devices
 from tadsr.cli.model_request import ModelRequest
-from tadsr.cli.plan import (
-    FORMAT_SUFFIXES,
-    check_lossless,
-    check_places,
-    plan_jobs,
-    say_plan,
-)
 from tadsr.cli.progress import ImageProgress
 from tadsr.cli.reporting import (
     UsageError,
@@ -33,6 +26,13 @@ from tadsr.cli.reporting import (
 )
 from tadsr.cli.streams import standard_streams
 from tadsr.cli.tally import Tally, print_tally
+from tadsr.cli.targets import (
+    FORMAT_SUFFIXES,
+    check_lossless,
+    check_places,
+    plan_jobs,
+    say_plan,
+)
 from tadsr.cli.timestep_maps import (
     TimestepMapOption,
     TimestepRangeOption,

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from tadsr.machine import fingerprint, recall, remember
+from tadsr.machine import machine_key, recall, remember
 
 FAST_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}
 """Names of the instructions in /proc/cpuinfo, on x86 and on Arm."""
@@ -50,7 +50,7 @@ def choose_products(device: torch.device, dtype: torch.dtype) -> Products:
         return Products(None, f"weights of {str(dtype).removeprefix('torch.')} on {device.type}")
     if not cpu_instructions():
         return Products(None, "the processor has no instructions for bfloat16")
-    key = fingerprint(device, torch.bfloat16)
+    key = machine_key(device, torch.bfloat16)
     share = recall("bfloat16", key)
     if not isinstance(share, float):
         share = measured_share()

@@ -13,7 +13,7 @@ from torch import Tensor
 from tadsr.errors import TADSRWarning
 from tadsr.kernels import adain_color_fix_uint8, to_uint8_nhwc, wavelet_color_fix_uint8
 from tadsr.kernels.backends import disable_kernels, failure_on
-from tadsr.machine import fingerprint, recall, remember
+from tadsr.machine import machine_key, recall, remember
 from tadsr.onestep.agreement import MAX_ERROR, relative_error
 from tadsr.onestep.plan import EnginePlan
 from tadsr.onestep.stages import EagerStages, FusedStages
@@ -165,4 +165,4 @@ def _key_of(
     # What no shape tells.
     heads, groups = unet.config.attention_head_dim, unet.config.norm_num_groups
     heads = tuple(heads) if isinstance(heads, list | tuple) else heads
-    return unet.device, fingerprint(unet.device, unet.dtype, *further, heads, groups, *tensors)
+    return unet.device, machine_key(unet.device, unet.dtype, *further, heads, groups, *tensors)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tadsr.cli.plan import check_places, plan_jobs
+from tadsr.cli.targets import check_places, plan_jobs
 from tadsr.errors import ImageWriteError, TADSRError
 from tadsr.folders.jobs import Job, mirror_folder
 from tadsr.folders.manifest import Manifest

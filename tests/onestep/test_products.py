@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tadsr import TADSRPipeline
-from tadsr.machine import fingerprint, remember
+from tadsr.machine import machine_key, remember
 from tadsr.onestep import EnginePlan, OneStepEngine, products
 from tadsr.onestep.products import choose_products
 from tadsr.quick import open_quickly
@@ -59,7 +59,7 @@ def test_the_embedded_model_keeps_50_db():
 def test_auto_is_what_was_measured(flags, share, expected, monkeypatch, tmp_path, model_dir):
     monkeypatch.setenv("TADSR_CACHE", str(tmp_path))
     monkeypatch.setattr(products, "cpu_instructions", lambda: frozenset(flags))
-    remember("bfloat16", fingerprint(CPU, torch.bfloat16), share)
+    remember("bfloat16", machine_key(CPU, torch.bfloat16), share)
     assert choose_products(CPU, torch.float32).multiplied == expected
     assert choose_products(CPU, torch.float16).multiplied is None
     pipe = TADSRPipeline.from_pretrained(model_dir, torch_dtype="auto")

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tadsr.cli.plan import plan_jobs, split_output
 from tadsr.cli.reporting import UsageError
+from tadsr.cli.targets import plan_jobs, split_output
 
 
 @pytest.fixture(autouse=True)
