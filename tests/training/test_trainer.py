@@ -142,7 +142,9 @@ def test_images_are_compared_with_what_a_restorer_makes_as_the_timestep_says(
     batch = next(trainer.data.batches(batch_size=3)).to("cpu")
     timesteps, randomness = torch.tensor([0, 333, 999]), SampleRandomness(0, batch.indices)
     share = torch.tensor([0, 0.5, 1.5])[:, None, None, None]
-    image = batch.hq + share * (batch.restored - batch.hq)
+    added = batch.restored - batch.hq
+    assert added.mean((-2, -1)).abs().max() > 0.1, "the restorer must shift colours"
+    image = batch.hq + share * (added - added.mean((-2, -1), keepdim=True))
     losses = trainer.stage.restoration_losses(image, batch, timesteps, randomness)
     assert losses["loss"] < 1e-6
     assert trainer.stage.restoration_losses(batch.hq, batch, timesteps, randomness)["l1"] > 0.1

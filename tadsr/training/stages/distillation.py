@@ -319,10 +319,14 @@ class DistillationStage(Stage):
 
 
 def _move(hq: Tensor, restored: Tensor | None, share: TimestepRamp, timesteps: Tensor) -> Tensor:
-    """Return the originals moved towards a restoration network's results."""
+    """Return the originals moved towards a restoration network's results, mean colours kept."""
     if share.is_zero:
         return hq
-    return torch.lerp(hq, restored, share.at(timesteps)[:, None, None, None])
+    # Such networks shift colours, which would be most of the error of pixels and is nothing to
+    # learn: the pipeline's colour fix gives each result its LQ's.
+    added = restored - hq
+    added = added - added.mean((-2, -1), keepdim=True)
+    return hq + share.at(timesteps)[:, None, None, None] * added
 
 
 def _describe_latents(checkpoint: Checkpoint) -> tuple[int, int, float]:

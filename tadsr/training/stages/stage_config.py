@@ -185,8 +185,8 @@ class DistillationConfig:
     """Weight of the mean absolute error of neighbours' differences by t_s (method: 0)."""
     restored_share: TimestepRamp = TimestepRamp(0.0, 0.0)
     """How far by t_s the images that all errors above are taken from move away from the originals
-    towards a restoration network's results (`data.restored`): 0 stays, 1 arrives, and more goes on
-    beyond, with more of what the network adds (method: 0)."""
+    towards a restoration network's results (`data.restored`), but for their mean colours: 0 stays,
+    1 arrives, and more goes on beyond, with more of what the network adds (method: 0)."""
     perceptual_restored_share: TimestepRamp = TimestepRamp(0.0, 0.0)
     """The same for the images that the perceptual distance looks at (method: 0)."""
     perceptual: str = "auto"
