@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -106,7 +107,12 @@ def test_kernels_can_be_switched_off(pretend, small, photo, monkeypatch):
         assert not [name for name in device.launches if name.startswith("triton")]
 
 
-MOST_CALLS = 30
+@torch.no_grad()
+def record_soon(pipe) -> None:
+    pipe.set_engine(replace(pipe.engine.stages.plan, record_after=2))
+
+
+MOST_CALLS = 4
 """A size is recorded at the latest when it came so often."""
 
 
@@ -115,6 +121,7 @@ def test_graphs_take_new_images_and_timesteps(pretend, small, photo):
     plain.set_engine("eager")
     with pretend() as device:
         pipe = small().to("cuda", torch.float32)
+        record_soon(pipe)
         for _ in range(MOST_CALLS):
             pipe(photo, process_size=0)
             if device.num_replays:
@@ -130,6 +137,7 @@ def test_graphs_take_new_images_and_timesteps(pretend, small, photo):
 def test_a_graph_that_replays_wrongly_is_not_used(pretend, small, photo, monkeypatch):
     with pretend():
         pipe = small().to("cuda", torch.float16)
+        record_soon(pipe)
         expected = restore(pipe, photo)[0]
         monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: None)
         for _ in range(MOST_CALLS):

@@ -36,8 +36,8 @@ def stage(golden_dir, tmp_path_factory) -> Stage:
     return build_stage(config, output)
 
 
-def losses_on(stage: Stage, device: str) -> dict[str, float]:
-    return {name: value.item() for name, value in start(stage, device)().items()}
+def values_of(losses: dict[str, Tensor]) -> dict[str, float]:
+    return {name: value.item() for name, value in losses.items()}
 
 
 def start(stage: Stage, device: str) -> Callable[[], dict[str, Tensor]]:
@@ -61,18 +61,12 @@ def start(stage: Stage, device: str) -> Callable[[], dict[str, Tensor]]:
     return step
 
 
-def test_losses_are_those_of_the_cpu(stage, pretend):
-    expected = losses_on(copy.deepcopy(stage), "cpu")
+def test_losses_are_those_of_the_cpu_and_wait_for_nothing(stage, pretend):
+    expected = values_of(start(copy.deepcopy(stage), "cpu")())
     assert len(expected) >= 4
-    with pretend():
-        found = losses_on(copy.deepcopy(stage), "cuda")
-    assert found == pytest.approx(expected, rel=1e-3)
-
-
-def test_the_losses_of_a_step_wait_for_nothing(stage, pretend):
     with pretend() as device:
-        step = start(copy.deepcopy(stage), "cuda")
-        step()
+        step = start(stage, "cuda")
+        assert values_of(step()) == pytest.approx(expected, rel=1e-3)
         device.forget()
         losses = step()
         assert device.waits == []
