@@ -1,4 +1,5 @@
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -96,3 +97,10 @@ def test_loading_keeps_values_and_casts(tmp_path, dtype):
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, state[name].to(dtype or torch.float32))
     assert not model.training
+    if Path("/proc/self/maps").exists():
+        # Pages of the file, which all processes of a machine share; a cast has its own.
+        maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+        spans = [line[0].split("-") for line in maps if line[-1] == str(path)]
+        address = model[0].weight.data_ptr()
+        is_mapped = any(int(a, 16) <= address < int(b, 16) for a, b in spans)
+        assert is_mapped == (dtype != torch.float16)
