@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
@@ -170,7 +171,7 @@ def work(options: argparse.Namespace) -> None:
             cpu.append(time.process_time() - before[0])
             clock.append(time.perf_counter() - before[1])
         row |= {"cpu_s": min(cpu), "clock_s": statistics.median(clock)}
-        truth = options.folder / f"eager_{height}.npy"
+        truth = options.truths / f"eager_{height}.npy"
         if options.way == "eager":
             np.save(truth, result)
         elif truth.exists() and options.way != "realesrgan":
@@ -188,29 +189,32 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=default)
     parser.add_argument("--realesrgan", type=Path, help="weights of RealESRGAN_x4plus")
     parser.add_argument("--sizes", type=int, nargs="+", default=[512, 1024], help="heights in px")
+    parser.add_argument("--graphs", type=Path, help="what `tadsr export onnx` made of tadsr-tiny")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--truths", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.sizes = [size for size in SIZES if size[0] in options.sizes]
     if options.way:
         work(options)
         return
     report: dict[str, Any] = {"machine": describe_machine(), "threads": torch.get_num_threads()}
+    report["load"] = round(os.getloadavg()[0], 1)
     report |= {"gflop_per_cpu_s": multiply_rate(), "ways": {}}
     heights = [str(height) for height, _ in options.sizes]
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name) / "graphs"
-        if any(way[0] == "o" for way in options.ways):
+        folder = options.graphs or Path(name, "graphs")
+        if options.graphs is None and any(way[0] == "o" for way in options.ways):
             from tadsr.onnx_export import export_onnx
 
             export_onnx(TADSRPipeline.from_pretrained("tadsr-tiny"), folder)
-        folder.mkdir(exist_ok=True)
         for way in sorted(options.ways, key=WAYS.index):
             if way == "bf16" and not cpu_instructions():
                 report["ways"][way] = "left out: the processor has no instructions for bfloat16"
                 continue
             command = [sys.executable, __file__, "--way", way, "--folder", str(folder)]
+            command += ["--truths", name]
             command += ["--sizes", *heights, "--repeats", str(options.repeats)]
             command += ["--realesrgan", str(options.realesrgan)] if options.realesrgan else []
             done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -79,11 +79,16 @@ def _remembered() -> dict[str, dict[str, Any]]:
     return found if is_ours else {}
 
 
-def _cache_file() -> Path:
+def cache_folder() -> Path:
+    """Return the user's folder of what can be made again."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     if sys.platform == "win32":
         home = os.environ.get("LOCALAPPDATA") or home
-    return Path(os.environ.get(CACHE_VARIABLE) or Path(home) / "tadsr") / "machine.json"
+    return Path(os.environ.get(CACHE_VARIABLE) or Path(home) / "tadsr")
+
+
+def _cache_file() -> Path:
+    return cache_folder() / "machine.json"
 
 
 @functools.cache

@@ -63,11 +63,14 @@ class OneStepPipeline:
         Args:
             engine: "fused" (tadsr's own forward with fused kernels, folded weights and, on CUDA,
                 recorded graphs), "eager" (diffusers' modules as they are), "compile"
-                (torch.compile on them, slow at every new size), or "auto", the fastest that runs
-                the model without compiling. An `EnginePlan` is "fused" with these switches.
+                (torch.compile on them, slow at every new size), "openvino" (float32 weights on a
+                CPU, through graphs that are made at first use and kept in the cache folder), or
+                "auto", the fastest that runs the model without compiling. An `EnginePlan` is
+                "fused" with these switches.
 
         Raises:
             ValueError: `engine` is none of these.
+            TADSRError: OpenVINO is not installed.
         """
         chosen = self._engine.chosen(self.vae, self.unet, engine)
         with self._lock:

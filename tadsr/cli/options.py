@@ -81,7 +81,7 @@ AdapterOption = Annotated[
     typer.Option("--adapter", metavar="FILE", help="tadsr.pkl, if not in the model's folder."),
 ]
 EngineOption = Annotated[
-    Literal["auto", "fused", "eager", "compile"],
+    Literal["auto", "fused", "eager", "compile", "openvino"],
     typer.Option("--engine", help="How to run the networks; auto is the fastest."),
 ]
 TileOption = Annotated[

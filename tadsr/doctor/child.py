@@ -97,6 +97,8 @@ def time_engine(name: str, source: str, device: torch.device, dtype: torch.dtype
     engine = name.partition(" ")[2]
     if engine == "compile" and device.type != "cuda":
         return Finding(name, None, "compiles for minutes on a CPU; not timed")
+    if engine == "openvino" and (device.type, dtype) != ("cpu", torch.float32):
+        return Finding(name, None, "runs float32 weights on a CPU only; not timed")
     pipe, photo = _pipeline(source, engine, device, dtype), _photo(TIMED_PX)
     for _ in range(25 if device.type == "cuda" else 1):  # compiles, measures, records
         pipe(photo)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from tadsr.doctor.findings import Finding
+from tadsr.onestep.openvino import has_openvino
 
 KERNELS = (
     "group_norm_silu",
@@ -19,7 +20,7 @@ KERNELS = (
     "adain_color_fix_uint8",
     "wavelet_color_fix_uint8",
 )
-ENGINES = ("eager", "fused", "compile")
+ENGINES = ("eager", "fused", "compile", *(["openvino"] if has_openvino() else []))
 TIMEOUT_S = 900
 """Of one check; compiling a model takes minutes."""
 

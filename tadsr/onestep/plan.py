@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend
 
 from tadsr.kernels.backends import unsupported_reasons
 
-EngineName = Literal["auto", "fused", "eager", "compile"]
+EngineName = Literal["auto", "fused", "eager", "compile", "openvino"]
 """How the networks are run: see `tadsr.onestep`."""
 Upsampling = Literal["transposed", "enlarged", "measured"]
 """One transposed convolution, nearest enlargement and a convolution, or the faster of both."""

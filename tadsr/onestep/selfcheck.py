@@ -149,18 +149,19 @@ def remember_fastest(vae: TimeAwareAutoencoderKL, unet: UNet2DConditionModel, en
     remember("fastest", _key_of(vae, unet)[1], engine)
 
 
-def is_eager_fastest(vae: TimeAwareAutoencoderKL, unet: UNet2DConditionModel) -> bool:
-    """Tell whether plain modules were measured to be the fastest for networks of this kind."""
-    return recall("fastest", _key_of(vae, unet)[1]) == "eager"
+def recall_fastest(vae: TimeAwareAutoencoderKL, unet: UNet2DConditionModel) -> str | None:
+    """Return the engine that was measured to be the fastest for networks of this kind, or None."""
+    return recall("fastest", _key_of(vae, unet)[1])
 
 
 def _key_of(
     vae: TimeAwareAutoencoderKL, unet: UNet2DConditionModel, *further: object
 ) -> tuple[torch.device, str]:
+    # Sorted, since bare layers have the order of their file.
     tensors = (
         (name, tuple(tensor.shape))
         for network in (vae, unet)
-        for name, tensor in network.named_parameters()
+        for name, tensor in sorted(network.named_parameters(), key=lambda pair: pair[0])
     )
     # What no shape tells.
     heads, groups = unet.config.attention_head_dim, unet.config.norm_num_groups

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from tadsr.errors import TADSRWarning, not_finite
 from tadsr.kernels.backends import failure_on
 from tadsr.module_watch import ModuleWatch
+from tadsr.onestep.openvino import OpenVinoStages, check_openvino, has_openvino
 from tadsr.onestep.plan import EngineName, EnginePlan, choose_plan
 from tadsr.onestep.products import choose_products
-from tadsr.onestep.selfcheck import is_distrusted, is_eager_fastest, is_settled, settle
+from tadsr.onestep.selfcheck import is_distrusted, is_settled, recall_fastest, settle
 from tadsr.onestep.stages import Checked, CompiledStages, EagerStages, FusedStages
 from tadsr.onestep.support import unknown_blocks, wrapped_modules
 from tadsr.prompts import Prompts
@@ -61,7 +62,7 @@ class OneStepEngine:
         vae: Time-aware autoencoder.
         unet: One-step student.
         alphas_cumprod: ᾱ, (T,).
-        choice: "fused", "eager", "compile", or "auto" for "fused" where it is faster and can run;
+        choice: "fused", "eager", "compile", "openvino", or "auto" for the fastest that can run;
             an `EnginePlan` is "fused" with these switches.
         mixes: Whether a CPU multiplies float32 weights in bfloat16 where that is faster.
         grow: Loads networks that compute by themselves, where those given are bare layers.
@@ -88,6 +89,8 @@ class OneStepEngine:
                 f"engine must be one of {', '.join(get_args(EngineName))} or an EnginePlan, "
                 f"got {choice!r}"
             )
+        if choice == "openvino":
+            check_openvino()
         self.vae = vae
         self.unet = unet
         self.alphas_cumprod = alphas_cumprod
@@ -314,6 +317,8 @@ class OneStepEngine:
             return FusedStages(self.vae, self.unet, self.alphas_cumprod, plan)
         if self.choice == "compile":
             return CompiledStages(self.vae, self.unet, self.alphas_cumprod)
+        if self.choice == "openvino" or self._is_openvino_fastest():
+            return OpenVinoStages(self.vae, self.unet, self.alphas_cumprod, self._multiplied())
         return self._eager
 
     def _lay_out(self, channels_last: bool) -> None:
@@ -326,7 +331,7 @@ class OneStepEngine:
 
     def _choose(self) -> EnginePlan | None:
         """Return the fused engine's plan, or None for another way."""
-        if self.choice in ("eager", "compile"):
+        if self.choice in ("eager", "compile", "openvino") or self._is_openvino_fastest():
             return None
         plan = self.choice
         if not isinstance(plan, EnginePlan):
@@ -334,13 +339,12 @@ class OneStepEngine:
             if plan is None and self.choice == "fused":
                 plan = EnginePlan(channels_last=False)
             if plan is not None and self.mixes:
-                products = choose_products(self.unet.device, self.unet.dtype)
-                plan = replace(plan, multiplied=products.multiplied)
+                plan = replace(plan, multiplied=self._multiplied())
         if plan is None:
             return None
         networks = (self.vae, self.unet)
         if self.choice == "auto" and (
-            is_distrusted(*networks, plan) or is_eager_fastest(*networks)
+            is_distrusted(*networks, plan) or recall_fastest(*networks) == "eager"
         ):
             return None
         reasons = unknown_blocks(self.vae, self.unet)
@@ -355,6 +359,18 @@ class OneStepEngine:
             'modules compute the same, slower; engine="eager" chooses them without this warning'
         )
         return None
+
+    def _multiplied(self) -> torch.dtype | None:
+        """Return the type in which a CPU multiplies float32 weights; None for their own."""
+        if not self.mixes:
+            return None
+        return choose_products(self.unet.device, self.unet.dtype).multiplied
+
+    def _is_openvino_fastest(self) -> bool:
+        kind, networks = (self.unet.device.type, self.unet.dtype), (self.vae, self.unet)
+        if self.choice != "auto" or kind != ("cpu", torch.float32) or not has_openvino():
+            return False
+        return not wrapped_modules(*networks) and recall_fastest(*networks) == "openvino"
 
     def _widen(self, index: int) -> tuple[TimeAwareAutoencoderKL, UNet2DConditionModel]:
         """Return the networks for one that overflowed, with the exponents of float32."""

@@ -79,7 +79,8 @@ def test_what_kills_a_process_is_wrong_and_the_rest_goes_on(tmp_path, monkeypatc
     child.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(child))
     found = list(check_all("tadsr-tiny", torch.device("cpu"), torch.float32))
-    assert [one.is_right for one in found] == [True, False] * 4
+    assert {one.is_right for one in found[::2]} == {True}
+    assert {one.is_right for one in found[1::2]} == {False}
     assert "its process ended with -11" in found[1].detail
 
 

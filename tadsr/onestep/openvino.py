@@ -1,0 +1,234 @@
+"""The three networks through OpenVINO, as graphs that are made once for each model's weights."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tadsr.errors import TADSRError, install
+from tadsr.machine import CACHE_VARIABLE, cache_folder
+from tadsr.onestep.stages import Checked, EagerStages, checked
+from tadsr.prompts import Prompts
+from tadsr.schedule import residual_to_x0
+from tadsr.version import __version__
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
+    from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
+
+_EXAMPLE_SIDE = 17
+"""Latents that are traced; odd, so that no size passes for a constant of the network."""
+_MANY_UPSAMPLERS = 40
+"""More than the logarithm of any side: the UNet then enlarges to its skip connections' size, which
+is right for every size, where it would otherwise double what divides evenly."""
+
+
+def has_openvino() -> bool:
+    """Tell whether OpenVINO is installed."""
+    return importlib.util.find_spec("openvino") is not None
+
+
+def check_openvino() -> None:
+    """Raise TADSRError unless OpenVINO is installed."""
+    if not has_openvino():
+        raise TADSRError(f'engine="openvino" needs OpenVINO; install it: {install("openvino")}')
+
+
+class _Encoder(nn.Module):
+    def __init__(self, vae: TimeAwareAutoencoderKL) -> None:
+        super().__init__()
+        self.encoder, self.quant_conv = vae.encoder, vae.quant_conv
+
+    def forward(self, lq: Tensor, timesteps: Tensor) -> Tensor:
+        return self.quant_conv(self.encoder(lq, timesteps))
+
+
+class _UNet(nn.Module):
+    def __init__(self, unet: UNet2DConditionModel) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Tensor:
+        return self.unet(latents, timesteps, prompt_embeds, return_dict=False)[0]
+
+
+class _Decoder(nn.Module):
+    def __init__(self, vae: TimeAwareAutoencoderKL) -> None:
+        super().__init__()
+        self.decoder, self.post_quant_conv = vae.decoder, vae.post_quant_conv
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.decoder(self.post_quant_conv(z))
+
+
+class _Stage(NamedTuple):
+    network: nn.Module
+    example: tuple[Tensor, ...]
+
+
+class OpenVinoStages(EagerStages):
+    """The modules' graphs, in float32 or with products in bfloat16.
+
+    Graphs lie in the user's cache folder, by the weights' hash; a changed model makes its own.
+
+    Args:
+        multiplied: As in `EnginePlan`.
+
+    Raises:
+        TADSRError: OpenVINO is missing, the weights are not float32 on the CPU, or OpenVINO cannot
+            convert a network.
+    """
+
+    def __init__(
+        self,
+        vae: TimeAwareAutoencoderKL,
+        unet: UNet2DConditionModel,
+        alphas_cumprod: Tensor,
+        multiplied: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(vae, unet, alphas_cumprod)
+        check_openvino()
+        found = {(tensor.device.type, tensor.dtype) for tensor in (*_floats(vae), *_floats(unet))}
+        if found != {("cpu", torch.float32)}:
+            kinds = ", ".join(sorted(f"{dtype} on {device}" for device, dtype in found))
+            raise TADSRError(
+                f'engine="openvino" needs weights in torch.float32 on the CPU, got {kinds}; load '
+                "the model without torch_dtype, or choose another engine"
+            )
+        hint = "bf16" if multiplied == torch.bfloat16 else "f32"
+        folder = _folder_of(vae, unet)
+        try:
+            self._graphs = _compile(_stored_graphs(vae, unet, folder), hint)
+        except RuntimeError:  # damaged since, if anything
+            shutil.rmtree(folder, ignore_errors=True)
+            self._graphs = _compile(_stored_graphs(vae, unet, folder), hint)
+
+    def encode(self, lq: Tensor, timesteps: Sequence[int]) -> Checked:
+        """Encode LQ images (B, 3, H, W) in [-1, 1] to the posterior's moments."""
+        return checked(self._run("encoder", lq, torch.tensor(timesteps)))
+
+    def predict_x0(self, latents: Tensor, timesteps: Sequence[int], prompts: Prompts) -> Checked:
+        """Take the student's step on scaled latents (B, C, h, w)."""
+        numbers = torch.tensor(timesteps).expand(latents.shape[0])
+        embeds = prompts.embeds.expand(latents.shape[0], -1, -1)
+        residual = self._run("unet", latents, numbers, embeds)
+        return checked(residual_to_x0(latents, residual, numbers, self.alphas_cumprod))
+
+    def decode(self, pred_x0: Tensor) -> Checked:
+        """Decode scaled latents to images (B, 3, H, W), not clamped."""
+        return checked(self._run("decoder", pred_x0 / self.vae.config.scaling_factor))
+
+    def _run(self, name: str, *inputs: Tensor) -> Tensor:
+        arrays = [
+            (x.float() if x.is_floating_point() else x).detach().contiguous().numpy()
+            for x in inputs
+        ]
+        return torch.from_numpy(self._graphs[name](arrays, share_inputs=True)[0])
+
+
+def _compile(files: dict[str, Path], hint: str) -> dict[str, Callable[..., Any]]:
+    import openvino
+
+    core = openvino.Core()
+    config = {
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "INFERENCE_PRECISION_HINT": hint,
+    }
+    return {name: core.compile_model(str(path), "CPU", config) for name, path in files.items()}
+
+
+def _stored_graphs(
+    vae: TimeAwareAutoencoderKL, unet: UNet2DConditionModel, folder: Path
+) -> dict[str, Path]:
+    """Return the files of a model's graphs, which are made where they are not there yet."""
+    stages = _stages(vae, unet)
+    if not folder.is_dir():
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            filling = Path(tempfile.mkdtemp(prefix=".tadsr-", dir=folder.parent))
+        except OSError as error:
+            raise TADSRError(
+                f"{folder.parent} must be a folder that OpenVINO's graphs can be kept in, but "
+                f"{error.strerror}; name another by {CACHE_VARIABLE}"
+            ) from error
+        try:
+            _write_graphs(stages, unet, filling)
+            with suppress(OSError):  # another process was faster
+                os.rename(filling, folder)
+        finally:
+            shutil.rmtree(filling, ignore_errors=True)
+    return {name: folder / f"{name}.xml" for name in stages}
+
+
+@torch.no_grad()
+def _write_graphs(stages: dict[str, _Stage], unet: nn.Module, folder: Path) -> None:
+    # Not openvino.convert_model, which reports its use to OpenVINO's makers.
+    from openvino import save_model
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    frontend = FrontEndManager().load_by_framework("pytorch")
+    with _any_size(unet), warnings.catch_warnings():
+        # Of branches that a trace takes for constant: they compute the same at every size.
+        warnings.simplefilter("ignore")
+        for name, (network, example) in stages.items():
+            try:
+                traced = TorchScriptPythonDecoder(network.eval(), example_input=example)
+                graph = frontend.convert(frontend.load(traced))
+            except Exception as error:
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                raise TADSRError(f"OpenVINO cannot convert the {name}: {reason}") from error
+            save_model(graph, folder / f"{name}.xml", compress_to_fp16=False)
+
+
+def _stages(vae: TimeAwareAutoencoderKL, unet: UNet2DConditionModel) -> dict[str, _Stage]:
+    side, channels = _EXAMPLE_SIDE, vae.config.latent_channels
+    pixels = side * vae.downscale_factor
+    timesteps, latents = torch.tensor([1, 2]), torch.zeros(2, channels, side, side)
+    embeds = torch.zeros(2, 3, unet.config.cross_attention_dim)
+    return {
+        "encoder": _Stage(_Encoder(vae), (torch.zeros(2, 3, pixels, pixels), timesteps)),
+        "unet": _Stage(_UNet(unet), (latents, timesteps, embeds)),
+        "decoder": _Stage(_Decoder(vae), (latents,)),
+    }
+
+
+@contextmanager
+def _any_size(unet: nn.Module) -> Iterator[None]:
+    """Let one graph take every size."""
+    num_upsamplers, unet.num_upsamplers = unet.num_upsamplers, _MANY_UPSAMPLERS
+    try:
+        yield
+    finally:
+        unet.num_upsamplers = num_upsamplers
+
+
+def _folder_of(vae: nn.Module, unet: nn.Module) -> Path:
+    """Return a folder by the hash of the weights and of whatever else graphs are made of."""
+    digest = hashlib.blake2b(digest_size=20)
+    libraries = ("openvino", "torch", "diffusers")
+    digest.update(repr([__version__, *map(importlib.metadata.version, libraries)]).encode())
+    for network in (vae, unet):
+        digest.update(repr(network).encode())
+        digest.update(repr(sorted(dict(network.config).items(), key=str)).encode())
+        for name, tensor in network.state_dict().items():
+            digest.update(f"{name} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().numpy())
+    return cache_folder() / "openvino" / digest.hexdigest()
+
+
+def _floats(network: nn.Module) -> Iterator[Tensor]:
+    return (t for t in network.state_dict().values() if t.is_floating_point())

@@ -1,0 +1,80 @@
+"""The networks through OpenVINO itself: as plain modules, made once, never for other weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tadsr.errors import TADSRError
+from tadsr.onestep.openvino import OpenVinoStages
+from tadsr.onestep.selfcheck import remember_fastest
+from tadsr.onestep.stages import FusedStages
+from tadsr.onestep.step import OneStepEngine
+
+from .conftest import build_networks, make_inputs
+
+MAX_ERROR = 1 / 255
+"""Half a level of 255, in [-1, 1]."""
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("TADSR_CACHE", str(folder))
+        yield folder / "openvino"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build_networks()
+
+
+@torch.no_grad()
+def restore(model, alphas_cumprod, choice, **inputs):
+    engine = OneStepEngine(*model, alphas_cumprod, choice)
+    return engine.restore(*make_inputs(**inputs))
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [{}, {"batch": 2, "height": 40, "width": 24, "timesteps": [3, 900]}],
+    ids=["one", "two, odd"],
+)
+def test_openvino_computes_what_plain_modules_do(stored, model, alphas_cumprod, inputs):
+    expected = restore(model, alphas_cumprod, "eager", **inputs)
+    found = restore(model, alphas_cumprod, "openvino", **inputs)
+    torch.testing.assert_close(found, expected, atol=MAX_ERROR, rtol=0)
+
+
+def test_graphs_are_made_once_for_each_model(stored, model, alphas_cumprod):
+    restore(model, alphas_cumprod, "openvino")
+    (folder,) = stored.iterdir()
+    made = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    restore(model, alphas_cumprod, "openvino")
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == made
+    assert {path.suffix for path in made} == {".xml", ".bin"}
+    vae, unet = build_networks()
+    with torch.no_grad():
+        unet.conv_out.bias += 1
+    different = restore((vae, unet), alphas_cumprod, "openvino")
+    assert len(list(stored.iterdir())) == 2
+    expected = restore((vae, unet), alphas_cumprod, "eager")
+    torch.testing.assert_close(different, expected, atol=MAX_ERROR, rtol=0)
+
+
+@torch.no_grad()
+def test_auto_takes_openvino_where_it_was_the_fastest(stored, model, alphas_cumprod):
+    assert isinstance(OneStepEngine(*model, alphas_cumprod).stages, FusedStages)
+    remember_fastest(*model, "openvino")
+    assert isinstance(OneStepEngine(*model, alphas_cumprod).stages, OpenVinoStages)
+    remember_fastest(*model, "fused")
+    assert isinstance(OneStepEngine(*model, alphas_cumprod).stages, FusedStages)
+
+
+@torch.no_grad()
+def test_weights_that_openvino_does_not_take_are_refused(alphas_cumprod):
+    vae, unet = build_networks()
+    engine = OneStepEngine(vae, unet.bfloat16(), alphas_cumprod, "openvino")
+    with pytest.raises(TADSRError, match=r"torch\.float32 on the CPU, got .*bfloat16"):
+        engine.stages  # noqa: B018 - built on first use
