@@ -30,6 +30,8 @@ _TOKENIZER_KEYS = (
     "clean_up_tokenization_spaces",
 )
 """What is read of a tokenizer's configuration."""
+_PROBE = "a sharp photo \u2603"
+"""With a letter that no vocabulary needs to know; its unknown token is looked up then."""
 _BETA_KEYS = ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps")
 
 
@@ -65,7 +67,7 @@ def open_weights(
     # An index is data from elsewhere: it may name files of its own folder only.
     outside = [name for name in shards if Path(name).name != name]
     if outside:
-        raise CheckpointError(f"{index_path} must name files beside it, got {outside[0]!r}")
+        raise CheckpointError(f"{index_path} must name files beside it, got {outside[0][:80]!r}")
     return TensorReader([place / name for name in shards])
 
 
@@ -194,6 +196,7 @@ def load_tokenizer(
             raise ValueError(
                 f"its tokens must be 0..{known - 1}, which the text encoder knows, got {largest}"
             )
+        tokenizer(_PROBE, padding="max_length", truncation=True)
         return tokenizer
     except Exception as error:  # transformers raises many types for broken files
         raise CheckpointError(f"{place} makes no tokenizer: {error}") from error

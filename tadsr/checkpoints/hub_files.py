@@ -18,7 +18,8 @@ from huggingface_hub.utils import WeakFileLock, build_hf_headers
 from tadsr.errors import CheckpointError
 
 WAITS_S = (1, 2, 4, 8)
-"""Seconds before each further attempt; those that brought something do not count."""
+"""Seconds before each further attempt; those that brought enough do not count."""
+_ENOUGH_BYTES = 2**16
 _MAX_WAIT_S = 60
 _PASSING_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 _Result = TypeVar("_Result")
@@ -149,11 +150,15 @@ class Snapshot:
         # A compressed answer cannot be resumed.
         headers = build_hf_headers(token=self.token) | {"Accept-Encoding": "identity"}
 
+        is_resumed = False
+
         def attempt() -> None:
+            nonlocal is_resumed
             with open(partial, "ab") as out:
                 begin = out.tell()
                 if file.size is not None and begin > file.size:  # no beginning of this file
                     out.truncate(begin := 0)
+                is_resumed |= begin > 0
                 http_get(
                     url,
                     out,
@@ -168,8 +173,17 @@ class Snapshot:
         with WeakFileLock(locks / f"{blob.name}.lock"):
             if blob.is_file():  # another process was first
                 return
-            retry(attempt, progress=lambda: partial.stat().st_size if partial.exists() else 0)
-            _check_hash(partial, file)
+
+            def fetch() -> None:
+                retry(attempt, progress=lambda: partial.stat().st_size if partial.exists() else 0)
+                _check_hash(partial, file)
+
+            try:
+                fetch()
+            except CheckpointError:
+                if not is_resumed:
+                    raise
+                fetch()  # what it went on from was no beginning of this file
             os.replace(partial, blob)
 
 
@@ -210,7 +224,7 @@ def retry(
         try:
             return call()
         except Exception as error:  # each HTTP library raises its own types
-            if progress() > begin:
+            if progress() - begin >= _ENOUGH_BYTES:
                 waits = iter(WAITS_S)
             wait = next(waits, None) if again(error) else None
             if wait is None:

@@ -41,11 +41,7 @@ Change = Callable[[str, Tensor], Tensor]
 def read_pickle(path: Path) -> Any:
     """Read a torch pickle that holds data only; code in it is refused, never run."""
     check_file(path)
-    try:
-        with path.open("rb") as file:
-            head = file.read(64)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}; {AGAIN}") from error
+    head = _head(path)
     is_zip = head.startswith(b"PK")
     if not is_zip and not head.startswith(b"\x80"):
         raise CheckpointError(f"{path} must be a torch file, but {_describe(head)}; {AGAIN}")
@@ -161,7 +157,7 @@ class TensorReader:
         except KeyError as error:
             raise CheckpointError(f"{path} holds the unsupported dtype {error}") from error
         except (SafetensorError, OSError, ValueError) as error:
-            head = path.read_bytes()[:64] if path.is_file() else b""
+            head = _head(path)
             detail = _describe(head) if _looks_wrong(head) else f"is damaged ({error})"
             raise CheckpointError(f"{path} must be safetensors, but {detail}; {AGAIN}") from error
 
@@ -273,6 +269,14 @@ def _materialise_buffers(model: nn.Module) -> None:
 
 def _is_safe(path: Path) -> bool:
     return path.suffix == ".safetensors"
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(64)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}; {AGAIN}") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -39,6 +39,7 @@ PREVIEW_PX = 2048
 """Longer side of what the browser is shown; the file keeps every pixel."""
 CANVAS_PX = 1024
 """Longer side of what is painted on."""
+MAX_PROMPT_LETTERS = 2000
 MAX_LAYER_PX = 4 * CANVAS_PX
 """Longest side of a painting that is read; the page sends `CANVAS_PX`."""
 MAX_LAYERS = 8
@@ -86,6 +87,10 @@ class Choices:
     tile_px: int | None = None
     """How far a piece of a large image looks, in px, a multiple of 128; 0 for everywhere, None
     for the library's choice."""
+
+    def __post_init__(self) -> None:
+        if len(self.prompt) > MAX_PROMPT_LETTERS:
+            raise ValueError(f"prompt must have at most {MAX_PROMPT_LETTERS} letters")
 
     def timestep_map(self, default: int) -> int | TimestepMap:
         """Return the timestep, or the map that the paint makes; `default` is the model's own."""

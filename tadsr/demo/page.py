@@ -35,6 +35,8 @@ from tadsr.progress import paced
 
 MAX_WAITING = 32
 """Requests that wait; more are told to come back."""
+MAX_STOPPED = 10_000
+"""Visitors who have pressed Stop and not Restore since."""
 CACHE_SECONDS = 3600
 """How long uploads and results are kept."""
 CLEANING_SECONDS = 600
@@ -210,7 +212,8 @@ def build(models: Models, limits: DemoLimits) -> gr.Blocks:
                 )
 
         def stop_it(request: gr.Request) -> None:
-            stopped.add(request.session_hash)
+            if len(stopped) < MAX_STOPPED:  # anyone may send any number of names
+                stopped.add(request.session_hash)
 
         def take_example() -> Iterator[str]:
             # gradio takes files of the temporary folder, wherever the package lies.

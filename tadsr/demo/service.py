@@ -38,7 +38,6 @@ FORM_BYTES = 64 * 1024
 PHOTO_FIELDS = ("file", "image", "image[]")
 """What rembg's and OpenAI's clients call the photo."""
 RETRY_SECONDS = 10
-MAX_PROMPT_LETTERS = 2000
 LOOKING_SECONDS = 0.5
 """Between two looks whether a client that waits is still there."""
 VALUES = ("timestep", "scale", "color_fix", "model", "prompt")
@@ -287,8 +286,6 @@ def _choices(values: Mapping[str, Any]) -> Choices:
     if color_fix not in get_args(ColorFix):
         raise ValueError(f"color_fix must be one of {', '.join(get_args(ColorFix))}")
     prompt = str(values.get("prompt", ""))
-    if len(prompt) > MAX_PROMPT_LETTERS:
-        raise ValueError(f"prompt must have at most {MAX_PROMPT_LETTERS} letters")
     return Choices(timestep=timestep, scale=scale, prompt=prompt, color_fix=color_fix)
 
 

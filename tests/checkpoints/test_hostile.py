@@ -209,6 +209,23 @@ def test_a_tokenizer_reads_files_of_its_own_folder_only(official, tmp_path):
         load_checkpoint(official)
 
 
+def test_tokenizers_without_their_unknown_token_are_refused(official):
+    path = official / "tokenizer" / "vocab.json"
+    vocab = json.loads(path.read_text())
+    del vocab["<|endoftext|>"]
+    path.write_text(json.dumps(vocab))
+    with pytest.raises(CheckpointError, match="makes no tokenizer"):
+        load_checkpoint(official)
+
+
+def test_of_a_damaged_file_only_the_beginning_is_read(native):
+    path = native / "unet" / "diffusion_pytorch_model.safetensors"
+    os.truncate(path, 0)
+    os.truncate(path, 2**36)  # a hole, which takes no room
+    with pytest.raises(CheckpointError, match="must be safetensors"):
+        load_checkpoint(native)
+
+
 def test_whole_numbers_are_no_weights(official):
     path = official / "unet" / "diffusion_pytorch_model"
     tensors = {n: t.to(torch.int32) for n, t in load_file(f"{path}.safetensors").items()}

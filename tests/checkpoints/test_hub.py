@@ -195,6 +195,19 @@ def test_what_arrived_is_kept_for_another_call(native, hub):
     assert len(hub.requests) == 1  # the listing
 
 
+@pytest.mark.parametrize("is_later", [False, True])
+def test_what_is_no_beginning_of_a_file_is_fetched_anew(native, hub, is_later):
+    repository = hub.repositories["owner/name"] = repository_of(native)
+    name = "unet/diffusion_pytorch_model.safetensors"
+    # A proxy's page in place of the file, which the library keeps.
+    hub.faults = [Fault("large", name, times=10**9 if is_later else 1, status=200)]
+    if is_later:
+        with pytest.raises(CheckpointError):
+            download("owner/name")
+        hub.faults.clear()
+    assert (download("owner/name") / name).read_bytes() == repository.files[name]
+
+
 @pytest.mark.parametrize(
     ("lacks", "told"),
     [

@@ -136,6 +136,7 @@ def test_progress_comes_as_events(address, photo, expected):
         (422, "color_fix must be one of", {"color_fix": "adian"}),
         (422, "timestp must be one of timestep", {"timestp": 3}),
         (422, "model must be one of tiny", {"model": "/etc"}),
+        (422, "prompt must have at most", {"prompt": "a" * 2001}),
         (422, "at most 0.02 megapixels", {"scale": 16}),
         (422, "the form must have a photo", {"name": "other"}),
         (422, "photo must be", {"filename": "../../notes.txt"}),
