@@ -109,7 +109,7 @@ class OpenVinoStages(EagerStages):
                 "the model without torch_dtype, or choose another engine"
             )
         hint = "bf16" if multiplied == torch.bfloat16 else "f32"
-        folder = _folder_of(vae, unet)
+        folder = folder_of(vae, unet)
         try:
             self._graphs = _compile(_stored_graphs(vae, unet, folder), hint)
         except RuntimeError:  # damaged since, if anything
@@ -216,7 +216,7 @@ def _any_size(unet: nn.Module) -> Iterator[None]:
         unet.num_upsamplers = num_upsamplers
 
 
-def _folder_of(vae: nn.Module, unet: nn.Module) -> Path:
+def folder_of(vae: nn.Module, unet: nn.Module) -> Path:
     """Return a folder by the hash of the weights and of whatever else graphs are made of."""
     digest = hashlib.blake2b(digest_size=20)
     libraries = ("openvino", "torch", "diffusers")

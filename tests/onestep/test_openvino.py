@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tadsr.errors import TADSRError
-from tadsr.onestep.openvino import OpenVinoStages
+from tadsr.onestep.openvino import OpenVinoStages, folder_of
 from tadsr.onestep.selfcheck import remember_fastest
 from tadsr.onestep.stages import FusedStages
 from tadsr.onestep.step import OneStepEngine
@@ -55,12 +55,10 @@ def test_graphs_are_made_once_for_each_model(stored, model, alphas_cumprod):
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == made
     assert {path.suffix for path in made} == {".xml", ".bin"}
     vae, unet = build_networks()
+    assert folder_of(vae, unet) == folder
     with torch.no_grad():
-        unet.conv_out.bias += 1
-    different = restore((vae, unet), alphas_cumprod, "openvino")
-    assert len(list(stored.iterdir())) == 2
-    expected = restore((vae, unet), alphas_cumprod, "eager")
-    torch.testing.assert_close(different, expected, atol=MAX_ERROR, rtol=0)
+        unet.conv_out.bias += 1e-3
+    assert folder_of(vae, unet) not in (folder, folder_of(*model))
 
 
 @torch.no_grad()
