@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pickle
+import pickletools
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,6 +22,10 @@ NUM_NAMES_SHOWN = 5
 _REOPEN_BYTES = 128 * 2**20
 _MAX_OBJECTS_BYTES = 4 * 2**20
 """Most that a torch file may say about its tensors; objects take fifty times that in memory."""
+_MAX_SHARED_TUPLES = 16
+"""Tuples that stand in several places; torch writes none. Each may double the time of hashing."""
+_LEGACY_PICKLES = 4
+"""How many pickles a file before torch 1.6 begins with: the last has the tensors' names."""
 _SAFETENSORS_DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -47,6 +53,9 @@ def read_pickle(path: Path) -> Any:
         raise CheckpointError(f"{path} must be a torch file, but {_describe(head)}; {AGAIN}")
     if is_zip:
         _check_zip(path)
+    else:
+        with path.open("rb") as file:
+            _check_objects(path, file, _LEGACY_PICKLES)
     try:
         # Only the zip layout can be mapped.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
@@ -63,21 +72,39 @@ def read_pickle(path: Path) -> Any:
 
 
 def _check_zip(path: Path) -> None:
-    """Raise CheckpointError for a small file that would be large in memory."""
+    """Raise CheckpointError for a small file that would take much memory or time."""
     try:
         with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
+            for entry in archive.infolist():
+                if entry.compress_type != zipfile.ZIP_STORED:
+                    raise CheckpointError(
+                        f"{path} must hold tensors as torch saves them, but its part "
+                        f"{entry.filename[:80]} is compressed; get the weights as .safetensors"
+                    )
+                if entry.filename.endswith(".pkl"):
+                    with archive.open(entry) as file:
+                        _check_objects(path, file)
+    except CheckpointError:
+        raise
     except Exception:  # torch says what is damaged
         return
-    for entry in entries:
-        is_objects = entry.filename.endswith(".pkl")
-        if entry.compress_type != zipfile.ZIP_STORED or (
-            is_objects and entry.file_size > _MAX_OBJECTS_BYTES
-        ):
-            raise CheckpointError(
-                f"{path} must hold tensors as torch saves them, but its part {entry.filename[:80]} "
-                f"is compressed or has {entry.file_size} bytes; get the weights as .safetensors"
-            )
+
+
+def _check_objects(path: Path, file: IO[bytes], num_pickles: int = 1) -> None:
+    tuples, is_tuple, num_shared = set(), False, 0
+    with suppress(ValueError):  # torch says what is damaged
+        for _ in range(num_pickles):
+            for opcode, argument, position in pickletools.genops(file):
+                if is_tuple and "PUT" in opcode.name:
+                    tuples.add(argument)
+                num_shared += "GET" in opcode.name and argument in tuples
+                is_tuple = "TUPLE" in opcode.name
+                if position > _MAX_OBJECTS_BYTES or num_shared > _MAX_SHARED_TUPLES:
+                    raise CheckpointError(
+                        f"{path} must hold tensors as torch saves them, but describes them in more "
+                        f"than {_MAX_OBJECTS_BYTES} bytes or by tuples inside each other; get the "
+                        "weights as .safetensors"
+                    )
 
 
 def check_tensors(state: Any, place: object) -> None:

@@ -157,15 +157,19 @@ def test_pickles_must_hold_plain_tensors(golden_adapter, tmp_path, state):
         b"ctorch._utils\n_rebuild_tensor_v2\n(K\0tR",  # arguments that torch cannot take
         b"]" * 5_000_000,  # lists of 56 bytes each
         b"X\x05\0\0\0\xff",
+        b"})q\0" + b"h\0h\0\x86q\0" * 60 + b"K\1s",  # a key that is hashed 2 ** 60 times
     ],
-    ids=["arguments", "objects", "text"],
+    ids=["arguments", "objects", "text", "tuples"],
 )
-@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, None])
 def test_pickles_that_torch_stumbles_over_are_refused(tmp_path, objects, method):
-    path = tmp_path / "tadsr.pkl"
-    with zipfile.ZipFile(path, "w", method) as archive:
-        archive.writestr("archive/data.pkl", b"\x80\x02" + objects + b".")
-        archive.writestr("archive/version", b"3\n")
+    path, objects = tmp_path / "tadsr.pkl", b"\x80\x02" + objects + b"."
+    if method is None:
+        path.write_bytes(objects)
+    else:
+        with zipfile.ZipFile(path, "w", method) as archive:
+            archive.writestr("archive/data.pkl", objects)
+            archive.writestr("archive/version", b"3\n")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(CheckpointError, match=r"tadsr\.pkl (is damaged|must hold tensors as)"):
         load_adapters(path)
