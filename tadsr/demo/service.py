@@ -23,7 +23,7 @@ from typing import Any, get_args
 from starlette.applications import Starlette
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
@@ -153,12 +153,16 @@ class Service:
     async def _read(self, request: Request) -> tuple[UploadFile, Mapping[str, Any]]:
         """Return a request's photo and its other values, from the form or the address."""
         length = request.headers.get("content-length", "")
-        if not length.isdecimal():
-            raise self._refusal(411, "a request must say its Content-Length")
+        # A body in chunks ends where it likes, whatever length was said.
+        if not length.isdecimal() or "transfer-encoding" in request.headers:
+            raise self._refusal(411, "a request must say its Content-Length, and send no chunks")
         if int(length) > self.limits.max_upload_bytes + FORM_BYTES:
             most = self.limits.max_upload_bytes / 1e6
             raise self._refusal(413, f"a photo must have at most {most:g} MB here")
-        form = await request.form(max_files=1, max_fields=32, max_part_size=FORM_BYTES)
+        try:
+            form = await request.form(max_files=1, max_fields=32, max_part_size=FORM_BYTES)
+        except ClientDisconnect as error:
+            raise self._refusal(400, "the client has gone before its photo was sent") from error
         for name in PHOTO_FIELDS:
             if isinstance(form.get(name), UploadFile):
                 values = {k: v for k, v in form.items() if isinstance(v, str)}
@@ -184,7 +188,7 @@ class Service:
         progress(0)
         with tempfile.TemporaryDirectory(dir=self._folder.name) as folder:
             # Of a client's name only the kind of file is taken; without one its bytes tell.
-            suffix = Path(photo.filename or "").suffix.lower()[:8] or ".png"
+            suffix = Path((photo.filename or "").replace("\0", "")).suffix.lower()[:8] or ".png"
             path = Path(folder) / f"photo{suffix}"
             path.write_bytes(photo.file.read())
             begin = time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import io
 import json
 import socket
@@ -12,6 +13,7 @@ import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -140,6 +142,7 @@ def test_progress_comes_as_events(address, photo, expected):
         (422, "at most 0.02 megapixels", {"scale": 16}),
         (422, "the form must have a photo", {"name": "other"}),
         (422, "photo must be", {"filename": "../../notes.txt"}),
+        (422, "photo must be", {"filename": "notes.t\0xt"}),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_sentence(address, photo, status, message, request_):
@@ -151,6 +154,30 @@ def test_what_cannot_be_is_refused_in_a_sentence(address, photo, status, message
 
 def test_large_bodies_are_refused_before_they_are_read(address):
     assert post(f"{address}/api/upscale", bytes(200_000))[0] == 413
+
+
+def test_no_chunks_get_past_the_length_that_was_said(address):
+    client = http.client.HTTPConnection(urlsplit(address).netloc, timeout=60)
+    headers = {"Content-Length": "5", "Transfer-Encoding": "chunked"}
+    client.request("POST", "/api/upscale", iter([b"--b--"]), headers, encode_chunked=True)
+    assert client.getresponse().status == 411
+
+
+def test_a_client_that_goes_while_it_sends_is_no_error_of_the_server(address, caplog):
+    def refused():
+        return get(f"{address}/metrics").split("\ntadsr_refused_total ")[1].split()[0]
+
+    before, place = refused(), urlsplit(address)
+    with socket.create_connection((place.hostname, place.port)) as client:
+        client.sendall(
+            b"POST /api/upscale HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n"
+            b"Content-Type: multipart/form-data; boundary=b\r\n\r\n--b\r\n"
+        )
+    deadline = time.monotonic() + 100
+    while refused() == before:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert not caplog.records
 
 
 def test_a_photo_whose_client_has_gone_is_not_computed(address, photo):
