@@ -120,11 +120,11 @@ def merge_for_channels(
     is_member = (lane < GROUP_SIZE)[None, :] & (member < channels)
     bias = tl.zeros([BLOCK_GROUPS, PADDED_GROUP], tl.float32)
     if channel_bias is not None:
-        bias_at = channel_bias + sample * channel_bias_stride + member
+        bias_at = channel_bias + (sample * channel_bias_stride + member)
         bias = tl.load(bias_at, mask=is_member, other=0.0).to(tl.float32)
     # Sums about the first chunk's mean lose nothing where the mean is much larger than the spread.
     start = sample * num_chunks * channels
-    center = tl.load(means + start + member, mask=is_member, other=0.0) + bias
+    center = tl.load(means + (start + member), mask=is_member, other=0.0) + bias
     center = tl.sum(center, axis=1) / GROUP_SIZE
     first = tl.zeros([BLOCK_CHUNKS, BLOCK_GROUPS, PADDED_GROUP], tl.float32)
     second = tl.zeros([BLOCK_CHUNKS, BLOCK_GROUPS, PADDED_GROUP], tl.float32)
