@@ -182,6 +182,8 @@ def _with_colors(
 ) -> Image.Image:
     """Put what a file tells of its colours without ICC into an opened image's `info`."""
     image.info |= found or {}
+    if isinstance(alphas := image.info.get("transparency"), bytes):
+        image.info["transparency"] = alphas[:256]  # Pillow fails at more than a palette has
     nclx = find_nclx(path) if image.format in ("AVIF", "HEIF") else None
     if nclx and "icc_profile" not in image.info and max(nclx) < 256:
         image.info["cicp"] = bytes([*nclx, 0, 1])

@@ -469,3 +469,14 @@ def test_alpha_that_is_opaque_everywhere_is_no_obstacle(mode, suffix, tmp_path):
     with Image.open(tmp_path / f"a{suffix}") as found:
         assert found.mode == "RGB" if mode != "LA" else found.mode in ("L", "RGB")
         assert np.abs(np.asarray(found.convert("RGB")).astype(int) - 90).max() <= 2
+
+
+def test_a_palette_with_more_alphas_than_colours_is_read(tmp_path):
+    Image.new("P", (4, 4)).save(tmp_path / "a.png", transparency=b"\0")
+    data = (tmp_path / "a.png").read_bytes()
+    at = data.index(b"tRNS") - 4
+    end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+    chunk = b"tRNS" + bytes(300)
+    chunk = struct.pack(">I", 300) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    (tmp_path / "a.png").write_bytes(data[:at] + chunk + data[end:])
+    assert decode_image(read_image(tmp_path / "a.png")).alpha.max() == 0
