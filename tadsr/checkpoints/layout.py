@@ -189,6 +189,8 @@ def choose_weight_file(
     advice = (
         f"ask for one of the variants {sorted(v for v in variants if v)}"
         if any(variants)
+        else "leave variant out"
+        if variant and usable
         else "download the checkpoint again"
     )
     if files and not usable:

@@ -39,6 +39,6 @@ def print_tally(tally: Tally, num_jobs: int, quiet: bool) -> None:
         if tally.pace is not None and tally.num_written > 1:
             rate = tally.pace.seconds / tally.megapixels
             typer.echo(
-                f"{tally.megapixels:.3g} megapixels, {rate:.2g} s per megapixel; "
+                f"{tally.megapixels:.3g} megapixels, {float(f'{rate:.2g}'):g} s per megapixel; "
                 f"{tally.pace.described()}"
             )

@@ -330,9 +330,8 @@ def _upscale_all(jobs: Sequence[Job], run: _Run) -> Tally:
                 size += f", {outcome.num_frames} frames" if outcome.num_frames > 1 else ""
                 megapixels = outcome.size[0] * outcome.size[1] * outcome.num_frames / 1e6
                 tally.megapixels += megapixels
-                rate = (
-                    f"{outcome.seconds:.1f} s, {outcome.seconds / megapixels:.2g} s per megapixel"
-                )
+                pace = float(f"{outcome.seconds / megapixels:.2g}")
+                rate = f"{outcome.seconds:.1f} s, {pace:g} s per megapixel"
                 line = f"{job.source} -> {job.target} ({size}, {rate})"
                 _say(bar, line, quiet or not bar.disable)
 

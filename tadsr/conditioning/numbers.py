@@ -15,7 +15,11 @@ def read_timesteps(
     """Turn what a user gives into one timestep per image."""
     if isinstance(timestep, Tensor):
         timestep = timestep.tolist()
-    values = list(timestep) if hasattr(timestep, "__len__") else [timestep] * num_images
+    values = (
+        list(timestep)
+        if hasattr(timestep, "__len__") and not isinstance(timestep, str)
+        else [timestep] * num_images
+    )
     if len(values) != num_images:
         raise ValueError(
             f"timestep must be one number or one per image ({num_images}), got {len(values)}"
