@@ -441,7 +441,7 @@ def test_settings_stand_alone(pipe):
         ({"timestep": -1}, ValueError, "must be in 0..999, got -1"),
         ({"timestep": 2.5}, ValueError, "whole number, got 2.5"),
         ({"timestep": float("nan")}, ValueError, "whole number, got nan"),
-        ({"timestep": "500"}, ValueError, "one per image"),
+        ({"timestep": "500"}, TypeError, "whole number, got str"),
         ({"timestep": True}, TypeError, "whole number, got bool"),
         ({"timestep": [1, 2]}, ValueError, r"one per image \(1\), got 2"),
         ({"prompt": ["a", "b"]}, ValueError, r"one per image \(1\), got 2"),
