@@ -9,15 +9,12 @@ the model, the photos, the step, its checkpoint and the export, so no less than 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import resource
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from machine import ROOT, describe_machine
+from machine import time_command, write_report
 
 
 def main() -> None:
@@ -26,19 +23,11 @@ def main() -> None:
     parser.add_argument("photos", type=Path)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    machine = describe_machine()
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "tadsr", "train", "--model", "tadsr-tiny", "--steps", "1"]
         command += ["--data", str(options.photos.resolve()), "--output", str(Path(folder, "run"))]
-        subprocess.run(command, check=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    report = {"cpu_seconds": round(cpu, 1), "threads": 1} | machine
-    text = json.dumps(report, indent=1)
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n", encoding="utf-8")
+        _, cpu = time_command(command, os.environ | {"OMP_NUM_THREADS": "1"})
+    write_report({"cpu_seconds": round(cpu, 1), "threads": 1}, options.out)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import json
 import os
 import platform
+import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -15,6 +18,22 @@ import torch
 ROOT = Path(__file__).parents[1]
 if importlib.util.find_spec("tadsr") is None:
     sys.path.insert(0, str(ROOT))
+
+
+def time_command(command: list[str], environment: dict[str, str]) -> tuple[float, float]:
+    """Return the seconds that a command takes on the clock and of the processor."""
+    before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL, env=environment)
+    seconds, after = time.monotonic() - begin, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def write_report(report: dict[str, object], out: Path | None) -> None:
+    """Print what was measured, with the machine, and write it to a file if one is named."""
+    text = json.dumps(report | describe_machine(), indent=1)
+    print(text)
+    if out is not None:
+        out.write_text(text + "\n", encoding="utf-8")
 
 
 def describe_machine() -> dict[str, str]:

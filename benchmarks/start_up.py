@@ -9,30 +9,16 @@ on the clock and of the processor, the medians, and the same of importing torch 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
-from machine import ROOT, describe_machine
+from machine import ROOT, time_command, write_report
 from PIL import Image
 
 SIDE_PX = 128
-
-
-def time_command(command: list[str]) -> tuple[float, float]:
-    """Return the seconds that a command takes on the clock and of the processor."""
-    # As after an installation, which compiles the package: it is not compiled for each command.
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-    before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL, env=environment)
-    seconds, after = time.monotonic() - begin, resource.getrusage(resource.RUSAGE_CHILDREN)
-    return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def main() -> None:
@@ -41,6 +27,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    # As after an installation, which compiles the package: it is not compiled for each command.
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     report: dict[str, object] = {"load": round(os.getloadavg()[0], 1)}
     with tempfile.TemporaryDirectory() as folder:
         photo, result = Path(folder, "photo.png"), Path(folder, "result.png")
@@ -52,15 +40,11 @@ def main() -> None:
             "import torch": [sys.executable, "-c", "import torch"],
         }
         for name, command in commands.items():
-            time_command(command)  # files come into the system's cache
-            times = [time_command(command) for _ in range(options.repeats)]
+            time_command(command, environment)  # files come into the system's cache
+            times = [time_command(command, environment) for _ in range(options.repeats)]
             wall, cpu = (round(statistics.median(column), 2) for column in zip(*times, strict=True))
             report[name] = {"seconds": wall, "cpu_seconds": cpu}
-    report |= describe_machine()
-    text = json.dumps(report, indent=1)
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n", encoding="utf-8")
+    write_report(report, options.out)
 
 
 if __name__ == "__main__":

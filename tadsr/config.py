@@ -18,6 +18,8 @@ ColorFix = Literal["adain", "wavelet", "none"]
 Seamless = Literal["both", "x", "y"]
 """In which directions an image repeats: to the right (x), below (y), or both."""
 
+EngineName = Literal["auto", "fused", "eager", "compile", "openvino"]
+"""How the networks are run: see `tadsr.onestep`."""
 Precision = Literal["fp32", "fp16", "bf16"]
 """What users call a type of weights."""
 

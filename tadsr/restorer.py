@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
 _Group: TypeAlias = tuple[list[DecodedImage], Conditions]
 """Images of one size and what the step on them is taken at, or one image for several of these."""
-_PLAIN = UpscaleSettings()
 
 
 class Restorer(OneStepPipeline):
@@ -373,7 +372,8 @@ def _one_of(settings: UpscaleSettings | None, **options: Any) -> UpscaleSettings
     made = UpscaleSettings(**options)
     if settings is None:
         return made
-    beside = [name for name, value in vars(made).items() if value != vars(_PLAIN)[name]]
+    plain = vars(UpscaleSettings())
+    beside = [name for name, value in vars(made).items() if value != plain[name]]
     if beside:
         raise TypeError(
             f"settings must hold {', '.join(beside)}, which came beside it; change them in it by "

@@ -85,7 +85,7 @@ def unmerged_pipeline():
 @pytest.fixture(scope="module")
 def unenlarged() -> Iterator[None]:
     """Restore small photos at their own size where nothing else is said, which takes no seconds."""
-    from tadsr import TADSRPipeline, restorer
+    from tadsr import TADSRPipeline
     from tadsr.config import UpscaleSettings
 
     init = UpscaleSettings.__init__
@@ -93,7 +93,6 @@ def unenlarged() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(inspect.unwrap(TADSRPipeline.__call__).__kwdefaults__, "process_size", 0)
         patch.setattr(init, "__defaults__", sizes)
-        patch.setattr(restorer, "_PLAIN", UpscaleSettings())
         yield
 
 

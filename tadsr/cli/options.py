@@ -12,7 +12,7 @@ import typer
 
 from tadsr.cli.model_request import DtypeName
 from tadsr.cli.reporting import parse_bytes
-from tadsr.config import MAX_PIXELS, ColorFix, Seamless, TargetSize
+from tadsr.config import MAX_PIXELS, ColorFix, EngineName, Seamless, TargetSize
 
 if TYPE_CHECKING:
     from tadsr.tile_spec import TileSpec
@@ -81,7 +81,7 @@ AdapterOption = Annotated[
     typer.Option("--adapter", metavar="FILE", help="tadsr.pkl, if not in the model's folder."),
 ]
 EngineOption = Annotated[
-    Literal["auto", "fused", "eager", "compile", "openvino"],
+    EngineName,
     typer.Option("--engine", help="How to run the networks; auto is the fastest."),
 ]
 TileOption = Annotated[

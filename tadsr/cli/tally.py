@@ -23,6 +23,11 @@ class Tally:
     """Of the results that were written, all frames counted."""
 
 
+def rate_text(seconds: float) -> str:
+    """Write seconds per megapixel with two digits that count, and without an exponent."""
+    return f"{float(f'{seconds:.2g}'):g} s per megapixel"
+
+
 def print_tally(tally: Tally, num_jobs: int, quiet: bool) -> None:
     """Print how many of a run's images were written, were skipped and failed."""
     if num_jobs == 1:
@@ -39,6 +44,5 @@ def print_tally(tally: Tally, num_jobs: int, quiet: bool) -> None:
         if tally.pace is not None and tally.num_written > 1:
             rate = tally.pace.seconds / tally.megapixels
             typer.echo(
-                f"{tally.megapixels:.3g} megapixels, {float(f'{rate:.2g}'):g} s per megapixel; "
-                f"{tally.pace.described()}"
+                f"{tally.megapixels:.3g} megapixels, {rate_text(rate)}; {tally.pace.described()}"
             )

@@ -25,7 +25,7 @@ from tadsr.cli.reporting import (
     silence_libraries,
 )
 from tadsr.cli.streams import standard_streams
-from tadsr.cli.tally import Tally, print_tally
+from tadsr.cli.tally import Tally, print_tally, rate_text
 from tadsr.cli.targets import (
     FORMAT_SUFFIXES,
     check_lossless,
@@ -330,8 +330,7 @@ def _upscale_all(jobs: Sequence[Job], run: _Run) -> Tally:
                 size += f", {outcome.num_frames} frames" if outcome.num_frames > 1 else ""
                 megapixels = outcome.size[0] * outcome.size[1] * outcome.num_frames / 1e6
                 tally.megapixels += megapixels
-                pace = float(f"{outcome.seconds / megapixels:.2g}")
-                rate = f"{outcome.seconds:.1f} s, {pace:g} s per megapixel"
+                rate = f"{outcome.seconds:.1f} s, {rate_text(outcome.seconds / megapixels)}"
                 line = f"{job.source} -> {job.target} ({size}, {rate})"
                 _say(bar, line, quiet or not bar.disable)
 

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
+from tadsr.config import EngineName as EngineName
 from tadsr.kernels.backends import unsupported_reasons
 
-EngineName = Literal["auto", "fused", "eager", "compile", "openvino"]
-"""How the networks are run: see `tadsr.onestep`."""
 Upsampling = Literal["transposed", "enlarged", "measured"]
 """One transposed convolution, nearest enlargement and a convolution, or the faster of both."""
 

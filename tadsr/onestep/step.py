@@ -278,7 +278,7 @@ class OneStepEngine:
             )
 
     def trusts_kernels(self, lq: Tensor, timesteps: Sequence[int], prompts: Prompts) -> bool:
-        """Whether kernels compute, compared on an image first where they are new to this GPU."""
+        """Tell whether kernels compute, compared on an image first where they are new."""
         plan = getattr(self._settled(lq, timesteps, prompts), "plan", None)
         return plan is not None and plan.fused_kernels
 
@@ -309,15 +309,16 @@ class OneStepEngine:
         return is_chosen and plan.fused_kernels and failure_on(self.unet.device) is not None
 
     def _build(self) -> Stages:
-        plan = self._choose()
+        choice = "openvino" if self._is_openvino_fastest() else self.choice
+        plan = None if choice in ("eager", "compile", "openvino") else self._choose()
         if plan is None:
             self.need_modules()
         self._lay_out(plan is not None and plan.channels_last)
         if plan is not None:
             return FusedStages(self.vae, self.unet, self.alphas_cumprod, plan)
-        if self.choice == "compile":
+        if choice == "compile":
             return CompiledStages(self.vae, self.unet, self.alphas_cumprod)
-        if self.choice == "openvino" or self._is_openvino_fastest():
+        if choice == "openvino":
             return OpenVinoStages(self.vae, self.unet, self.alphas_cumprod, self._multiplied())
         return self._eager
 
@@ -330,9 +331,7 @@ class OneStepEngine:
             self._has_channels_last = channels_last
 
     def _choose(self) -> EnginePlan | None:
-        """Return the fused engine's plan, or None for another way."""
-        if self.choice in ("eager", "compile", "openvino") or self._is_openvino_fastest():
-            return None
+        """Return the fused engine's plan, or None for plain modules."""
         plan = self.choice
         if not isinstance(plan, EnginePlan):
             plan = choose_plan(self.unet.device, self.unet.dtype)
@@ -340,18 +339,16 @@ class OneStepEngine:
                 plan = EnginePlan(channels_last=False)
             if plan is not None and self.mixes:
                 plan = replace(plan, multiplied=self._multiplied())
-        if plan is None:
+        networks, is_auto = (self.vae, self.unet), self.choice == "auto"
+        if plan is None or (is_auto and is_distrusted(*networks, plan)):
             return None
-        networks = (self.vae, self.unet)
-        if self.choice == "auto" and (
-            is_distrusted(*networks, plan) or recall_fastest(*networks) == "eager"
-        ):
+        if is_auto and recall_fastest(*networks) == "eager":
             return None
-        reasons = unknown_blocks(self.vae, self.unet)
-        if self.choice == "auto" and not reasons and wrapped_modules(self.vae, self.unet):
+        reasons, wrapped = unknown_blocks(*networks), wrapped_modules(*networks)
+        if is_auto and wrapped and not reasons:
             # Adapters kept apart and offloading are asked for elsewhere.
             return None
-        reasons += wrapped_modules(self.vae, self.unet)
+        reasons += wrapped
         if not reasons:
             return plan
         self._warn_once(
@@ -362,9 +359,7 @@ class OneStepEngine:
 
     def _multiplied(self) -> torch.dtype | None:
         """Return the type in which a CPU multiplies float32 weights; None for their own."""
-        if not self.mixes:
-            return None
-        return choose_products(self.unet.device, self.unet.dtype).multiplied
+        return choose_products(self.unet.device, self.unet.dtype).multiplied if self.mixes else None
 
     def _is_openvino_fastest(self) -> bool:
         kind, networks = (self.unet.device.type, self.unet.dtype), (self.vae, self.unet)

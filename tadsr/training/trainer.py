@@ -392,11 +392,6 @@ class Trainer:
                 self._save(name="best")
 
     def _save(self, *, name: str | None = None) -> Path:
-        progress = {
-            "means": self.means,
-            "metrics": self.metrics,
-            "best": self.best,
-            "num_skipped": self.num_skipped,
-            "config": config_to_mapping(self.config),
-        }
+        progress = {n: getattr(self, n) for n in ("means", "metrics", "best", "num_skipped")}
+        progress["config"] = config_to_mapping(self.config)
         return self.state.save(self.step, progress, name=name)
