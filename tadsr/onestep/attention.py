@@ -53,6 +53,16 @@ class Windows:
         return list(pairwise([0, *middles, self.length]))
 
 
+def split_heads(tokens: Tensor, heads: int) -> Tensor:
+    """Return tokens (B, N, C) as (B, heads, N, C / heads), a view."""
+    return tokens.unflatten(2, (heads, -1)).transpose(1, 2)
+
+
+def merge_heads(attended: Tensor) -> Tensor:
+    """Return what heads (B, heads, N, D) attended to as tokens (B, N, heads·D)."""
+    return attended.transpose(1, 2).flatten(2)
+
+
 def attend_in_windows(
     query: Callable[[int, int], Tensor],
     key_value: Callable[[int, int], tuple[Tensor, Tensor]],
@@ -73,8 +83,8 @@ def attend_in_windows(
 
     def split(x: Tensor) -> Tensor:
         tokens = x.permute(0, 2, 3, 1).flatten(1, 2)  # maps have their channels inmost
-        # [B, heads, tokens, C / heads]; contiguous, or fused kernels would leave it to the plain.
-        return tokens.unflatten(2, (heads, -1)).transpose(1, 2).contiguous()
+        # Contiguous, or fused kernels would leave it to the plain.
+        return split_heads(tokens, heads).contiguous()
 
     for top, (start, stop) in zip(rows.starts, rows.served, strict=True):
         queries = query(start, stop)
@@ -88,7 +98,7 @@ def attend_in_windows(
                 split(values[window]),
                 scale=scale,
             )
-            attended = attended.transpose(1, 2).flatten(2).transpose(1, 2)  # [B, C, tokens]
+            attended = merge_heads(attended).transpose(1, 2)  # [B, C, tokens]
             out[..., first:last] = attended.unflatten(2, (stop - start, last - first))
         yield start, out
 
@@ -100,17 +110,15 @@ def attend_to_blocks(
 
     Source: Milakov and Gimelshein, Online normalizer calculation for softmax (2018).
     """
-    # In float32 where the weights are halves, as fused attention computes.
-    query32 = query.float() * scale
-    highest = query32.new_full((*query.shape[:-1], 1), -torch.inf)
+    highest = query.new_full((*query.shape[:-1], 1), -torch.inf, dtype=torch.float32)
     total, out = torch.zeros_like(highest), 0.0
     for key, value in blocks:
-        scores = query32 @ key.float().transpose(-1, -2)  # [..., N, M]
+        scores = multiply_widely(query, key.mT).mul_(scale)  # [..., N, M]
         before, highest = highest, torch.maximum(highest, scores.amax(-1, keepdim=True))
         weights = scores.sub_(highest).exp_()
         faded = (before - highest).exp_()
         total = total * faded + weights.sum(-1, keepdim=True)
-        out = out * faded + weights @ value.float()
+        out = out * faded + multiply_widely(weights, value)
     return (out / total).to(query.dtype)
 
 
@@ -146,16 +154,17 @@ def attend_in_chunks(
     rows = max(1, score_bytes // (4 * batch * heads * key.shape[1]))
     out = torch.empty_like(query)
     for start in range(0, length, rows):
-        scores = _scores(query[:, start : start + rows], key).mul_(scale)
+        scores = multiply_widely(query[:, start : start + rows], key.mT).mul_(scale)
         torch.bmm(scores.softmax(-1).to(value.dtype), value, out=out[:, start : start + rows])
     return out.unflatten(0, (batch, heads))
 
 
-def _scores(query: Tensor, key: Tensor) -> Tensor:
-    """Multiply to float32: large scores of half precision have no fine steps left."""
-    if query.device.type == "cuda" and query.dtype != torch.float32 and _BMM_TO_FLOAT32:
-        return torch.bmm(query, key.mT, out_dtype=torch.float32)
-    return torch.bmm(query.float(), key.mT.float())
+def multiply_widely(a: Tensor, b: Tensor) -> Tensor:
+    """Multiply (..., N, K) by (..., K, M) to float32: half precision keeps no steps of scores."""
+    if b.device.type == "cuda" and b.dtype != torch.float32 and _BMM_TO_FLOAT32:
+        parts = (x.to(b.dtype).flatten(0, -3) for x in (a, b))
+        return torch.bmm(*parts, out_dtype=torch.float32).unflatten(0, a.shape[:-2])
+    return a.float() @ b.float()
 
 
 _BMM_TO_FLOAT32 = "dtype" in torch.ops.aten.bmm.overloads()

@@ -16,6 +16,8 @@ from tadsr.onestep.attention import (
     SCORE_BYTES,
     attend_in_chunks,
     attend_to_blocks,
+    merge_heads,
+    split_heads,
 )
 from tadsr.onestep.offloading import weights_in_place
 from tadsr.onestep.storage import BandStorage, PlannedStorage
@@ -256,7 +258,7 @@ class Bands:
         key_rows = height if is_whole else max(1, _KEYS_AT_ONCE // width)
 
         def heads_of(*maps: Tensor) -> list[Tensor]:
-            return [_split_heads(m.flatten(2).transpose(1, 2), attention.heads) for m in maps]
+            return [split_heads(m.flatten(2).transpose(1, 2), attention.heads) for m in maps]
 
         def attend(query: Tensor) -> Tensor:
             if in_chunks:
@@ -277,8 +279,8 @@ class Bands:
             score_bytes = 0
         row_work = 2 * batch * width * channels * (channels + height * width)
         for start, stop in self.split(height, max(row_bytes, score_bytes), row_work):
-            out = attend(_split_heads(attention.to_q(normalized(start, stop)), attention.heads))
-            out = attention.to_out[0](out.transpose(1, 2).flatten(2))
+            out = attend(split_heads(attention.to_q(normalized(start, stop)), attention.heads))
+            out = attention.to_out[0](merge_heads(out))
             out = out.transpose(1, 2).unflatten(2, (stop - start, width))
             kept = x.view(start, stop)
             out = out / attention.rescale_output_factor
@@ -298,7 +300,3 @@ def _merged_weight(conv: nn.Module) -> Tensor:
             if name in conv.lora_A:
                 weight = weight + conv.get_delta_weight(name)
     return weight
-
-
-def _split_heads(tokens: Tensor, heads: int) -> Tensor:
-    return tokens.unflatten(2, (heads, -1)).transpose(1, 2)  # [B, heads, N, C / heads]

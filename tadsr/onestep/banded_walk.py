@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tadsr.onestep.activations import (
@@ -14,7 +15,12 @@ from tadsr.onestep.activations import (
     JoinedActivation,
     StoredActivation,
 )
-from tadsr.onestep.attention import Windows, attend_in_windows
+from tadsr.onestep.attention import (
+    Windows,
+    attend_in_windows,
+    merge_heads,
+    split_heads,
+)
 from tadsr.onestep.banded_layers import Bands, Source
 
 if TYPE_CHECKING:
@@ -164,9 +170,15 @@ class BandedLayers:
         row_work = batch * width * channels * (2 * rows.side * columns.side + 14 * channels)
         if bands.is_plan:
             bands.report(height * row_work)
-            results = ()
+            prompt, results = None, ()
         else:
             queries, keys, values = parts
+            prompt = None
+            if block.attn2 is not None:
+                sides = (block.attn2.to_k, block.attn2.to_v)
+                prompt = [
+                    split_heads(side(self.prompt_embeds), block.attn2.heads) for side in sides
+                ]
             results = attend_in_windows(
                 queries.view,
                 lambda start, stop: (keys.view(start, stop), values.view(start, stop)),
@@ -180,12 +192,18 @@ class BandedLayers:
             for start, stop in bands.split(attended.shape[2], _FEED_FORWARD * row_bytes, row_work):
                 x = _to_tokens(tokens.view(first + start, first + stop))
                 x = attention.to_out[0](_to_tokens(attended[:, :, start:stop])) + x
-                if block.attn2 is not None:
-                    x = block.attn2(block.norm2(x), encoder_hidden_states=self.prompt_embeds) + x
+                if prompt is not None:
+                    x = _attend_to_prompt(block.attn2, block.norm2(x), prompt) + x
                 x = block.ff(block.norm3(x)) + x
                 tokens.write(first + start, _to_map(x, stop - start))
         for part in parts:
             part.free()
+
+
+def _attend_to_prompt(layer: Attention, tokens: Tensor, prompt: Sequence[Tensor]) -> Tensor:
+    query = split_heads(layer.to_q(tokens), layer.heads)
+    attended = F.scaled_dot_product_attention(query, *prompt, scale=layer.scale)
+    return layer.to_out[0](merge_heads(attended))
 
 
 def _project(layer: nn.Module, rows: Tensor) -> Tensor:

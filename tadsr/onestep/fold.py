@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tadsr.module_kinds import is_kind
+from tadsr.onestep.attention import split_heads
 from tadsr.onestep.fused_layers import PromptConditions, TimeConditions
 from tadsr.prompts import Prompts
 from tadsr.recently_used import RecentlyUsed
@@ -130,7 +131,7 @@ class PromptFolding:
     def _fold(self, embeds: Tensor) -> Tensor:
         embeds = embeds.to(self._dtype)
         parts = [
-            _split_heads(projection(embeds), layer.heads).flatten(1)
+            split_heads(projection(embeds), layer.heads).flatten(1)
             for layer in self._attentions
             for projection in (layer.to_k, layer.to_v)
         ]
@@ -170,7 +171,3 @@ def fold_unet_time(unet: UNet2DConditionModel, alphas_cumprod: Tensor) -> TimeFo
 
 def _is_modulated(block: ResnetBlock2D) -> bool:
     return block.time_embedding_norm == "scale_shift"
-
-
-def _split_heads(tokens: Tensor, heads: int) -> Tensor:
-    return tokens.unflatten(2, (heads, -1)).transpose(1, 2)  # [B, heads, L, C / heads]

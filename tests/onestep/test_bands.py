@@ -148,6 +148,22 @@ def test_a_window_as_large_as_the_image_changes_nothing_and_a_smaller_one_little
 
 
 @torch.no_grad()
+def test_the_prompt_is_projected_once_for_all_bands(tiny):
+    layer = next(m for name, m in tiny.unet.named_modules() if name.endswith("attn2"))
+    projected = []
+    hooks = [
+        part.register_forward_hook(lambda module, *_: projected.append(module))
+        for part in (layer.to_q, layer.to_k, layer.to_v)
+    ]
+    inputs = torch.randn(1, 8, 8, 8), torch.tensor([400]), tiny.encode_prompt([""])
+    predict_in_bands(bands(), tiny.unet, *inputs, attention_side=0)
+    for hook in hooks:
+        hook.remove()
+    assert projected.count(layer.to_q) > 1
+    assert projected.count(layer.to_k) == projected.count(layer.to_v) == 1
+
+
+@torch.no_grad()
 def test_half_precision_is_as_close_as_the_whole(tiny):
     pipe = TADSRPipeline.from_pretrained("tadsr-tiny", torch_dtype=torch.bfloat16)
     image = torch.rand(1, 3, 64, 48) * 2 - 1
