@@ -15,13 +15,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tadsr.kernels import add_with_statistics, geglu, group_norm_silu
 from tadsr.module_kinds import is_kind
-from tadsr.onestep.attention import MAX_FUSED_HEAD, attend_with_wide_heads
+from tadsr.onestep.attention import (
+    MAX_FUSED_HEAD,
+    attend_with_wide_heads,
+    merge_heads,
+    split_heads,
+)
 from tadsr.onestep.normalization import group_norm_silu_in_pieces
 from tadsr.onestep.plan import EnginePlan, FastestChoice
 from tadsr.onestep.upsampling import transposed_weight
 
 if TYPE_CHECKING:
-    from diffusers.models.attention import BasicTransformerBlock, FeedForward
+    from diffusers.models.attention import BasicTransformerBlock
     from diffusers.models.attention_processor import Attention
     from diffusers.models.downsampling import Downsample2D
     from diffusers.models.resnet import ResnetBlock2D
@@ -243,12 +248,13 @@ class FusedLayers:
     def transform(self, layer: Transformer2DModel, x: Activation) -> Activation:
         """Run a transformer over the positions of a map, with its residual."""
         tokens = _to_tokens(self.normalize(layer.norm, x, silu=False))
-        tokens = self._project(layer.proj_in, tokens).to(x.values.dtype)
+        tokens, later = self._project(layer.proj_in, tokens).to(x.values.dtype), None
         for block in layer.transformer_blocks:
-            tokens = self._transformer_block(block, tokens)
+            tokens = tokens if later is None else tokens.add_(later)
+            tokens, later = self._transformer_block(block, tokens)
         if self.plan.fused_kernels:
             tokens = F.linear(tokens, layer.proj_out.weight.flatten(1))
-            out = Activation(_to_map(tokens, x), layer.proj_out.bias)
+            out = Activation(_to_map(tokens, x), self._projected_bias(layer.proj_out, later))
         else:
             tokens = self._project(layer.proj_out, self._low(tokens))
             out = Activation(self.laid_out(_to_map(tokens, x)))
@@ -261,24 +267,36 @@ class FusedLayers:
         out = Activation(self.laid_out(_to_map(out, x)))
         return self.add(out, self._settled(x), layer.group_norm.num_groups)
 
-    def _transformer_block(self, block: BasicTransformerBlock, tokens: Tensor) -> Tensor:
+    def _transformer_block(
+        self, block: BasicTransformerBlock, tokens: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return tokens, and a bias that is still to be added to them."""
         tokens = _sum(self._attend(block.attn1, self._low(block.norm1(tokens))), tokens)
         if block.attn2 is not None:
             normed = self._low(block.norm2(tokens))
             tokens = _sum(self._attend_to_prompt(block.attn2, normed), tokens)
-        return _sum(self._feed_forward(block.ff, self._low(block.norm3(tokens))), tokens)
+        first, _, last = block.ff.net[:3]
+        normed = self._low(block.norm3(tokens))
+        if not is_kind(first, "GEGLU"):
+            return _sum(last(first(normed.to(last.weight.dtype))), tokens), None
+        gated = self._project(first.proj, normed)
+        if self.plan.fused_kernels:
+            # The product adds to what is there, which takes no pass over the memory of its own.
+            tokens.flatten(0, 1).addmm_(geglu(gated).flatten(0, 1), last.weight.mT)
+            return tokens, last.bias
+        values, gates = gated.chunk(2, dim=-1)
+        return _sum(self._project(last, values.mul_(F.gelu(gates))), tokens), None
 
     def _attend(self, layer: Attention, tokens: Tensor) -> Tensor:
         query, key, value = (
-            x.unflatten(2, (layer.heads, -1)).transpose(1, 2)  # [B, heads, N, C / heads]
-            for x in self._project_to_attend(layer, tokens)
+            split_heads(x, layer.heads) for x in self._project_to_attend(layer, tokens)
         )
         if query.shape[-1] > MAX_FUSED_HEAD and query.device.type == "cuda":
             out = attend_with_wide_heads(query, key, value, layer.scale, self.choice)
         else:
             with self._attention_backends():
                 out = F.scaled_dot_product_attention(query, key, value, scale=layer.scale)
-        return self._project(layer.to_out[0], out.transpose(1, 2).flatten(2))
+        return self._project(layer.to_out[0], merge_heads(out))
 
     def _project_to_attend(self, layer: Attention, tokens: Tensor) -> Sequence[Tensor]:
         """Return queries, keys and values; on a GPU by one product of matrices."""
@@ -292,11 +310,11 @@ class FusedLayers:
         return F.linear(tokens, *self._joined[layer]).chunk(3, dim=-1)
 
     def _attend_to_prompt(self, layer: Attention, tokens: Tensor) -> Tensor:
-        query = self._project(layer.to_q, tokens).unflatten(2, (layer.heads, -1)).transpose(1, 2)
+        query = split_heads(self._project(layer.to_q, tokens), layer.heads)
         key, value = (part.to(query.dtype) for part in self._prompt[layer])
         with self._attention_backends(without=SDPBackend.CUDNN_ATTENTION):
             out = F.scaled_dot_product_attention(query, key, value, scale=layer.scale)
-        return self._project(layer.to_out[0], out.transpose(1, 2).flatten(2))
+        return self._project(layer.to_out[0], merge_heads(out))
 
     def _normalizes_in_pieces(self, x: Tensor) -> bool:
         return (
@@ -319,16 +337,6 @@ class FusedLayers:
     ) -> AbstractContextManager[object]:
         preferred = [b for b in self.plan.attention_backends if b != without]
         return sdpa_kernel(preferred, set_priority=True) if preferred else nullcontext()
-
-    def _feed_forward(self, layer: FeedForward, tokens: Tensor) -> Tensor:
-        first, _, last = layer.net[:3]
-        if not is_kind(first, "GEGLU"):
-            return last(first(tokens.to(last.weight.dtype)))
-        gated = self._project(first.proj, tokens)
-        if self.plan.fused_kernels:
-            return project(last, geglu(gated))
-        values, gates = gated.chunk(2, dim=-1)
-        return self._project(last, values.mul_(F.gelu(gates)))
 
     def _project(self, layer: nn.Linear | nn.Conv2d, tokens: Tensor) -> Tensor:
         if tokens.dtype == layer.weight.dtype:
@@ -356,6 +364,15 @@ class FusedLayers:
     def _settled(self, x: Activation) -> Tensor:
         """Return values with their bias."""
         return x.values if x.bias is None else x.values + x.bias.to(x.values.dtype)[:, None, None]
+
+    def _projected_bias(self, layer: nn.Linear | nn.Conv2d, given: Tensor | None) -> Tensor | None:
+        """Return a projection's bias together with one that its input still waits for."""
+        if given is None:
+            return layer.bias
+        if layer not in self._summed_biases:
+            total = layer.weight.float().flatten(1) @ given.float()
+            self._summed_biases[layer] = total if layer.bias is None else total + layer.bias
+        return self._summed_biases[layer]
 
     def _summed_bias(self, block: ResnetBlock2D, given: Tensor | None) -> Tensor:
         """Return all biases of a block's sum: its last convolution's, and the residual's."""

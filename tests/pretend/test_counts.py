@@ -24,7 +24,7 @@ from .conftest import Machine
 MACHINE = Machine(has_values=False)
 MAX_WAITS = 1
 """Times that the host waits for the device."""
-MAX_LAUNCHES = 700
+MAX_LAUNCHES = 684
 """Kernels of an image, in a graph or not."""
 MAX_WHOLE_LAUNCHES = 4000
 """Of 2048 × 2048 px as a whole, whose widest attention is in chunks."""
