@@ -7,30 +7,6 @@ from typing import TYPE_CHECKING
 from tadsr.lazily import lazy_names
 from tadsr.version import __version__
 
-# Public name -> module that defines it.
-_EXPORTS = {
-    "ArrayImage": "tadsr.images",
-    "CheckpointError": "tadsr.errors",
-    "DataError": "tadsr.errors",
-    "FileRequest": "tadsr.folders.restoring",
-    "ImageReadError": "tadsr.errors",
-    "ImageWriteError": "tadsr.errors",
-    "PromptEmbeddings": "tadsr.networks.prompt_embeddings",
-    "TADSRError": "tadsr.errors",
-    "TADSRPipeline": "tadsr.pipeline",
-    "TADSRWarning": "tadsr.errors",
-    "TileSpec": "tadsr.tile_spec",
-    "TimeAwareAutoencoderKL": "tadsr.networks.time_aware_vae",
-    "TimestepMap": "tadsr.conditioning",
-    "TrainingError": "tadsr.errors",
-    "UpscaleSettings": "tadsr.config",
-    "read_frames": "tadsr.images",
-    "read_image": "tadsr.images",
-    "upscale_folder": "tadsr.folders.upscale",
-    "write_frames": "tadsr.images",
-    "write_image": "tadsr.images",
-}
-
 __all__ = [
     "ArrayImage",
     "CheckpointError",
@@ -76,8 +52,25 @@ if TYPE_CHECKING:
     from tadsr.tile_spec import TileSpec
 
 
-# diffusers looks for the base class beside the class that a saved pipeline names.
-__getattr__ = lazy_names(__name__, _EXPORTS | {"ModelMixin": "diffusers"})
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "diffusers": "ModelMixin",  # looked for beside the class that a saved pipeline names
+        "tadsr.conditioning": "TimestepMap",
+        "tadsr.config": "UpscaleSettings",
+        "tadsr.errors": (
+            "CheckpointError DataError ImageReadError ImageWriteError TADSRError TADSRWarning "
+            "TrainingError"
+        ),
+        "tadsr.folders.restoring": "FileRequest",
+        "tadsr.folders.upscale": "upscale_folder",
+        "tadsr.images": "ArrayImage read_frames read_image write_frames write_image",
+        "tadsr.networks.prompt_embeddings": "PromptEmbeddings",
+        "tadsr.networks.time_aware_vae": "TimeAwareAutoencoderKL",
+        "tadsr.pipeline": "TADSRPipeline",
+        "tadsr.tile_spec": "TileSpec",
+    },
+)
 
 
 def __dir__() -> list[str]:

@@ -17,15 +17,10 @@ if TYPE_CHECKING:
 __getattr__ = lazy_names(
     __name__,
     {
-        "Checkpoint": "tadsr.checkpoints.checkpoint",
-        "CheckpointInfo": "tadsr.checkpoints.inspect",
-        "ComponentInfo": "tadsr.checkpoints.inspect",
-        "convert_checkpoint": "tadsr.checkpoints.save",
-        "inspect_checkpoint": "tadsr.checkpoints.inspect",
-        "load_adapters": "tadsr.checkpoints.adapter_files",
-        "load_checkpoint": "tadsr.checkpoints.load",
-        "save_adapters": "tadsr.checkpoints.adapter_files",
-        "save_native": "tadsr.checkpoints.save",
-        "save_official": "tadsr.checkpoints.save",
+        "tadsr.checkpoints.adapter_files": "load_adapters save_adapters",
+        "tadsr.checkpoints.checkpoint": "Checkpoint",
+        "tadsr.checkpoints.inspect": "CheckpointInfo ComponentInfo inspect_checkpoint",
+        "tadsr.checkpoints.load": "load_checkpoint",
+        "tadsr.checkpoints.save": "convert_checkpoint save_native save_official",
     },
 )

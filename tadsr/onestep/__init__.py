@@ -9,18 +9,13 @@ device, `fold` turns timesteps and prompts into small tensors, `graphs` records 
 from tadsr.lazily import lazy_names
 
 _ORIGINS = {
-    "EngineName": "tadsr.onestep.plan",
-    "EnginePlan": "tadsr.onestep.plan",
-    "OneStepEngine": "tadsr.onestep.step",
-    "TileSpec": "tadsr.tile_spec",
-    "batch_pixels": "tadsr.onestep.batches",
-    "choose_plan": "tadsr.onestep.plan",
-    "group_timesteps": "tadsr.onestep.batches",
-    "read_generators": "tadsr.onestep.batches",
-    "same_size_ranges": "tadsr.onestep.batches",
+    "tadsr.onestep.batches": "batch_pixels group_timesteps read_generators same_size_ranges",
+    "tadsr.onestep.plan": "EngineName EnginePlan choose_plan",
+    "tadsr.onestep.step": "OneStepEngine",
+    "tadsr.tile_spec": "TileSpec",
 }
 
-__all__ = list(_ORIGINS)
+__all__ = sorted(" ".join(_ORIGINS.values()).split())
 
 # Most of this room needs the networks' libraries.
 __getattr__ = lazy_names(__name__, _ORIGINS)

@@ -9,21 +9,16 @@ from __future__ import annotations
 from tadsr.lazily import lazy_names
 
 _EXPORTS = {
-    "AutoencoderConfig": "tadsr.training.stages.stage_config",
-    "DataConfig": "tadsr.training.data",
-    "DistillationConfig": "tadsr.training.stages.stage_config",
-    "OptimizerConfig": "tadsr.training.stages.stage_config",
-    "TeacherConfig": "tadsr.training.stages.stage_config",
-    "TimestepRamp": "tadsr.training.stages.stage_config",
-    "RestoredConfig": "tadsr.training.data",
-    "Trainer": "tadsr.training.trainer",
-    "TrainingConfig": "tadsr.training.training_config",
-    "ValidationConfig": "tadsr.training.training_config",
-    "load_recipe": "tadsr.training.recipe",
+    "tadsr.training.data": "DataConfig RestoredConfig",
+    "tadsr.training.recipe": "load_recipe",
+    "tadsr.training.stages.stage_config": (
+        "AutoencoderConfig DistillationConfig OptimizerConfig TeacherConfig TimestepRamp"
+    ),
+    "tadsr.training.trainer": "Trainer",
+    "tadsr.training.training_config": "TrainingConfig ValidationConfig",
 }
 
-__all__ = sorted(_EXPORTS)
-
+__all__ = sorted(" ".join(_EXPORTS.values()).split())
 
 # The degradation alone loads no diffusers.
 __getattr__ = lazy_names(__name__, _EXPORTS)
