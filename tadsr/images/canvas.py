@@ -26,14 +26,16 @@ def assemble_images(
 
     Args:
         strips: Of B images, from top to bottom: the first row, and (B, 3, rows, W) as for
-            `StripCanvas.write`.
+            `encode_image`.
     """
     size = settings.output_size(*decoded[0].rgb.shape[-2:])
-    canvases = [StripCanvas(image, size, output_type) for image in decoded]
+    images: list[ImageLike | None] = [None] * len(decoded)
     for start, strip in strips:
-        for canvas, image, colors in zip(canvases, decoded, strip, strict=True):
-            canvas.write(start, colors, alpha_rows(image, settings, start, colors))
-    return [canvas.image for canvas in canvases]
+        for number, (like, colors) in enumerate(zip(decoded, strip, strict=True)):
+            alpha = alpha_rows(like, settings, start, colors)
+            encoded = encode_image(colors, alpha, like, output_type)
+            images[number] = _put(images[number], encoded, start, size)
+    return images
 
 
 def stack_images(decoded: Sequence[DecodedImage]) -> Tensor:
@@ -60,53 +62,31 @@ def alpha_rows(
     return resize_bicubic_rows(decoded.alpha[None], size, start, stop)[0].clamp(0, 1)
 
 
-class StripCanvas:
-    """Takes strips as tensors and gives back the kind of image that was decoded."""
-
-    def __init__(
-        self, like: DecodedImage, size: tuple[int, int], output_type: OutputType | None = None
-    ) -> None:
-        self._like = like
-        self._size = size
-        self._output_type = output_type
-        self._image: ImageLike | None = None
-
-    def write(self, start: int, rgb: Tensor, alpha: Tensor | None = None) -> None:
-        """Put a strip in its place.
-
-        Args:
-            rgb: (3, rows, W), as for `encode_image`.
-            alpha: Float (1, rows, W) in [0, 1]; None for an opaque image.
-        """
-        strip = encode_image(rgb, alpha, self._like, self._output_type)
-        height, width = self._size
-        if isinstance(strip, Image.Image):
-            if strip.size == (width, height):
-                self._image = strip
-                return
-            if self._image is None:
-                self._image = Image.new(strip.mode, (width, height))
-                self._image.info = strip.info
-            self._image.paste(strip, (0, start))
-        elif isinstance(strip, ArrayImage):
-            if self._image is None:
-                shape = (height, width, strip.pixels.shape[2])
-                self._image = ArrayImage(np.empty(shape, strip.pixels.dtype), strip.info)
-            self._image.pixels[start : start + strip.height] = strip.pixels
-        elif isinstance(strip, np.ndarray):
-            if self._image is None:
-                # Not the strip, also of all rows: it may be in pinned memory.
-                self._image = np.empty((height, width, *strip.shape[2:]), strip.dtype)
-            self._image[start : start + len(strip)] = strip
-        else:
-            if self._image is None:
-                self._image = torch.empty((3, height, width), dtype=strip.dtype).to(strip.device)
-            self._image[:, start : start + strip.shape[1]] = strip
-
-    @property
-    def image(self) -> ImageLike:
-        """The image, once all strips are there."""
-        return self._image
+def _put(image: ImageLike | None, strip: ImageLike, start: int, size: tuple[int, int]) -> ImageLike:
+    """Put a strip into an image of a height and width from a row on; the first one begins it."""
+    height, width = size
+    if isinstance(strip, Image.Image):
+        if strip.size == (width, height):
+            return strip
+        if image is None:
+            image = Image.new(strip.mode, (width, height))
+            image.info = strip.info
+        image.paste(strip, (0, start))
+    elif isinstance(strip, ArrayImage):
+        if image is None:
+            shape = (height, width, strip.pixels.shape[2])
+            image = ArrayImage(np.empty(shape, strip.pixels.dtype), strip.info)
+        image.pixels[start : start + strip.height] = strip.pixels
+    elif isinstance(strip, np.ndarray):
+        if image is None:
+            # Not the strip, also of all rows: it may be in pinned memory.
+            image = np.empty((height, width, *strip.shape[2:]), strip.dtype)
+        image[start : start + len(strip)] = strip
+    else:
+        if image is None:
+            image = torch.empty((3, height, width), dtype=strip.dtype).to(strip.device)
+        image[:, start : start + strip.shape[1]] = strip
+    return image
 
 
 def resize_image(

@@ -17,12 +17,12 @@ from torch import Tensor
 from tadsr.images.array_image import ArrayImage
 from tadsr.images.metadata import (
     COLOR_KEYS,
-    exif_dpi,
     find_metadata,
     kept_metadata,
     mark_exif,
-    tidy_exif,
+    read_exif,
     turn_upright,
+    upright_metadata,
 )
 from tadsr.images.reading import unreadable
 from tadsr.images.visible import is_colorless, spread_colors
@@ -32,30 +32,14 @@ OutputType: TypeAlias = Literal["pil", "np", "pt"]
 _RANGE_SLACK = 1e-6  # rounding left by a caller's own arithmetic
 # What each 8-bit mode becomes before its bands are read.
 _BASE_MODES = {
-    "1": "L",
-    "L": "L",
-    "LA": "LA",
-    "La": "LA",
-    "P": "RGB",
-    "PA": "RGBA",
-    "RGB": "RGB",
-    "RGBA": "RGBA",
-    "RGBX": "RGB",
-    "RGBa": "RGBA",
-    "CMYK": "RGB",
-    "YCbCr": "RGB",
-    "HSV": "RGB",
-    "LAB": "RGB",
+    **dict.fromkeys(("1", "L"), "L"),
+    **dict.fromkeys(("LA", "La"), "LA"),
+    **dict.fromkeys(("P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"), "RGB"),
+    **dict.fromkeys(("PA", "RGBA", "RGBa"), "RGBA"),
 }
 # Grey modes wider than 8 bit: the mode given back and the value of white.
-_WIDE_MODES = {
-    "I;16": ("I;16", 65535.0),
-    "I;16L": ("I;16", 65535.0),
-    "I;16B": ("I;16", 65535.0),
-    "I;16N": ("I;16", 65535.0),
-    "I": ("I", 65535.0),
-    "F": ("F", 255.0),
-}
+_WIDE_MODES = dict.fromkeys(("I;16", "I;16L", "I;16B", "I;16N"), ("I;16", 65535.0))
+_WIDE_MODES |= {"I": ("I", 65535.0), "F": ("F", 255.0)}
 INTEGER_WHITE = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0}
 """What integer arrays hold for 1."""
 _FLOAT_DTYPES = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64))
@@ -151,9 +135,8 @@ def _as_seen(rgb: Tensor, alpha: Tensor | None, kind: ImageKind) -> DecodedImage
 def _decode_pil(image: Image.Image) -> _Parts:
     if 0 in image.size:
         raise ValueError(f"image must have no side of 0 px, got {image.width}×{image.height}")
-    found = image
-    image, exif, dpi = _load_upright(image)
-    found = {"dpi": dpi} | find_metadata(found) | {"exif": exif}
+    upright = _load_upright(image)
+    exif, found, image = read_exif(image), find_metadata(image), upright
     key = image.info.get("transparency")
     if image.mode in _WIDE_MODES:
         mode, white = _WIDE_MODES[image.mode]
@@ -170,24 +153,17 @@ def _decode_pil(image: Image.Image) -> _Parts:
         opaque = opaque.any(axis=-1) if opaque.ndim == 3 else opaque
         alpha = torch.from_numpy(opaque.astype(np.float32))[None]  # [1, H, W]
     is_gray = mode != "RGB"
-    info = kept_metadata(found, b"GRAY" if is_gray else b"RGB ")
+    info = upright_metadata(exif, found, b"GRAY" if is_gray else b"RGB ")
     return rgb, alpha, ImageKind("pil", is_gray, mode=mode, info=info)
 
 
-def _load_upright(
-    image: Image.Image,
-) -> tuple[Image.Image, bytes | None, tuple[float, float] | None]:
-    """Return a loaded copy turned by its EXIF orientation, its EXIF then, and the DPI in it."""
+def _load_upright(image: Image.Image) -> Image.Image:
+    """Return a loaded copy turned by its EXIF orientation."""
     try:
         image.load()
     except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
         raise unreadable(getattr(image, "filename", None) or "image", error) from error
-    upright = turn_upright(image)
-    try:
-        exif = image.getexif()
-        return upright, tidy_exif(exif), exif_dpi(exif)
-    except Exception:  # damaged EXIF says nothing against the pixels
-        return upright, None, None
+    return turn_upright(image)
 
 
 def _convert_to_base(image: Image.Image) -> Image.Image:
@@ -283,7 +259,7 @@ def strip_metadata(image: Image.Image | ArrayImage) -> Image.Image | ArrayImage:
     """
     if isinstance(image, ArrayImage):
         return ArrayImage(image.pixels, {k: v for k, v in image.info.items() if k in COLOR_KEYS})
-    upright = _load_upright(image)[0]
+    upright = _load_upright(image)
     bare = upright.copy()
     bare.info = {k: v for k, v in upright.info.items() if k in (*COLOR_KEYS, "transparency")}
     return bare

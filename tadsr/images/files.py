@@ -26,17 +26,8 @@ from tadsr.whole_file import whole_file
 
 # What can be written, if this build of Pillow can.
 _SUFFIXES = {
-    ".png": "PNG",
-    ".apng": "PNG",
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".webp": "WEBP",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-    ".bmp": "BMP",
-    ".avif": "AVIF",
-    ".gif": "GIF",
-    ".jxl": "JXL",
+    **{f".{name.lower()}": name for name in ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "AVIF", "GIF")},
+    **{".apng": "PNG", ".jpg": "JPEG", ".tif": "TIFF", ".jxl": "JXL"},
 }
 LOSSLESS_FORMATS = ("PNG", "WEBP", "TIFF", "BMP", "JXL")
 """What can be written without loss."""

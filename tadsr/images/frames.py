@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from tadsr.config import MAX_PIXELS
-from tadsr.errors import ImageReadError, ImageWriteError
+from tadsr.errors import ImageWriteError
 from tadsr.images.decoding import decode_image, lay_over, mark_as_made, strip_metadata
 from tadsr.images.encoding import encode_image
 from tadsr.images.files import (
@@ -24,14 +24,7 @@ from tadsr.images.files import (
     save_options,
     to_palette,
 )
-from tadsr.images.limits import (
-    BOMBS,
-    FRAME_PIXEL_BYTES,
-    PIXEL_BYTES,
-    check_size,
-    pillow_opens,
-    too_large,
-)
+from tadsr.images.limits import FRAME_PIXEL_BYTES, PIXEL_BYTES, check_size, pillow_opens
 from tadsr.images.metadata import (
     COLOR_KEYS,
     find_metadata,
@@ -43,7 +36,7 @@ from tadsr.images.metadata import (
     upright_size,
 )
 from tadsr.images.png import PngWriter
-from tadsr.images.reading import ANIMATED_FORMATS, check_readable, open_image, unreadable
+from tadsr.images.reading import ANIMATED_FORMATS, check_readable, named_errors, open_image
 
 _RESTORE_BACKGROUND = 2
 
@@ -81,7 +74,7 @@ class Animation:
         return len(self.durations_ms)
 
     def __iter__(self) -> Iterator[Image.Image]:
-        try:
+        with named_errors(self.path):
             with pillow_opens(self.max_pixels):
                 image = open_image(self.path, self.max_pixels)
             with image:
@@ -95,10 +88,6 @@ class Animation:
                         frame = turn_upright(frame, self.orientation)
                     frame.info = dict(self.info)
                     yield frame if self.background is None else lay_over(frame, self.background)
-        except ImageReadError:
-            raise
-        except (OSError, EOFError, SyntaxError) as error:
-            raise unreadable(self.path, error) from error
 
     @property
     def is_see_through(self) -> bool:
@@ -155,38 +144,31 @@ def read_frames(path: str | os.PathLike[str], *, max_pixels: int | None = MAX_PI
         ImageReadError: As for `read_image`; any damaged frame is found here already.
     """
     path = check_readable(path, max_pixels)
-    try:
-        with pillow_opens(max_pixels), open_image(path, max_pixels) as image:
-            durations, has_alpha = [], False
-            colors = {key: image.info[key] for key in COLOR_KEYS if key in image.info}
-            indices = _frame_indices(image)
-            cost = FRAME_PIXEL_BYTES if len(indices) > 1 else PIXEL_BYTES
-            check_size(path, *image.size, max_pixels, pixel_bytes=cost, num_frames=len(indices))
-            for index in indices:
-                image.seek(index)
-                image.load()
-                durations.append(float(image.info.get("duration") or 0))
-                has_alpha = has_alpha or is_see_through(image)
-            loop = image.info.get("loop")
-            if image.format == "GIF":
-                # It counts repetitions, and says nothing for none.
-                loop = 1 if loop is None else loop and loop + 1
-            return Animation(
-                path,
-                upright_size(image),
-                tuple(durations),
-                loop or 0,
-                has_alpha,
-                upright_metadata(read_exif(image), find_metadata(image) | colors, b"RGB "),
-                find_orientation(image),
-                max_pixels,
-            )
-    except BOMBS as error:
-        raise too_large(path, error) from error
-    except ImageReadError:
-        raise
-    except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
-        raise unreadable(path, error) from error
+    with named_errors(path), pillow_opens(max_pixels), open_image(path, max_pixels) as image:
+        durations, has_alpha = [], False
+        colors = {key: image.info[key] for key in COLOR_KEYS if key in image.info}
+        indices = _frame_indices(image)
+        cost = FRAME_PIXEL_BYTES if len(indices) > 1 else PIXEL_BYTES
+        check_size(path, *image.size, max_pixels, pixel_bytes=cost, num_frames=len(indices))
+        for index in indices:
+            image.seek(index)
+            image.load()
+            durations.append(float(image.info.get("duration") or 0))
+            has_alpha = has_alpha or is_see_through(image)
+        loop = image.info.get("loop")
+        if image.format == "GIF":
+            # It counts repetitions, and says nothing for none.
+            loop = 1 if loop is None else loop and loop + 1
+        return Animation(
+            path,
+            upright_size(image),
+            tuple(durations),
+            loop or 0,
+            has_alpha,
+            upright_metadata(read_exif(image), find_metadata(image) | colors, b"RGB "),
+            find_orientation(image),
+            max_pixels,
+        )
 
 
 def write_frames(

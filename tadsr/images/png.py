@@ -116,11 +116,6 @@ def metadata_chunks(metadata: Mapping[str, Any]) -> Iterator[tuple[bytes, bytes]
         yield b"eXIf", metadata["exif"].removeprefix(b"Exif\0\0")
     if "xmp" in metadata:
         yield b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + metadata["xmp"]
-    yield from text_chunks(metadata)
-
-
-def text_chunks(metadata: Mapping[str, Any]) -> Iterator[tuple[bytes, bytes]]:
-    """Turn texts, a comment and IPTC into chunks, as `metadata_chunks` does."""
     texts = dict(metadata.get("text", {}))
     if "comment" in metadata:
         texts.setdefault("Comment", metadata["comment"].decode("utf-8", "replace"))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,7 @@ from tadsr.images.plugins import is_jxl, open_heif, open_jxl, raw_size, read_raw
 ANIMATED_FORMATS = ("GIF", "PNG", "WEBP", "AVIF")
 _PAGED_FORMATS = ("TIFF", "HEIF")
 _PHOTOMETRIC_TAG = 262
+_NO_ANIMATION = "{}: must be an animation, but is a TIFF; read_image reads its first page"
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
@@ -66,18 +69,13 @@ def read_image(
     """
     path = check_readable(path, max_pixels)
     try:
-        if path.suffix.lower() in RAW_SUFFIXES:
-            return read_raw(path, max_pixels)
-        with pillow_opens(max_pixels), open_image(path, max_pixels) as image:
-            return _read(image, path)
-    except BOMBS as error:
-        raise too_large(path, error) from error
-    except ImageReadError:
-        raise
+        with named_errors(path):
+            if path.suffix.lower() in RAW_SUFFIXES:
+                return read_raw(path, max_pixels)
+            with pillow_opens(max_pixels), open_image(path, max_pixels) as image:
+                return _read(image, path)
     except _NeedsTifffile:
         return _read_with_tifffile(path, max_pixels)
-    except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
-        raise unreadable(path, error) from error
 
 
 @dataclass(frozen=True)
@@ -98,25 +96,20 @@ def read_facts(path: str | os.PathLike[str], *, max_pixels: int | None = MAX_PIX
     """Read an image file's header."""
     path = check_readable(path, max_pixels)
     try:
-        if path.suffix.lower() in RAW_SUFFIXES:
-            return FileFacts(raw_size(path, max_pixels), 1, False, False)
-        with pillow_opens(max_pixels), open_image(path, max_pixels) as image:
-            is_animated = image.format in ANIMATED_FORMATS
-            return FileFacts(
-                upright_size(image),
-                getattr(image, "n_frames", 1) if is_animated else 1,
-                image.has_transparency_data,
-                is_marked(read_exif(image)),
-            )
-    except BOMBS as error:
-        raise too_large(path, error) from error
+        with named_errors(path):
+            if path.suffix.lower() in RAW_SUFFIXES:
+                return FileFacts(raw_size(path, max_pixels), 1, False, False)
+            with pillow_opens(max_pixels), open_image(path, max_pixels) as image:
+                is_animated = image.format in ANIMATED_FORMATS
+                return FileFacts(
+                    upright_size(image),
+                    getattr(image, "n_frames", 1) if is_animated else 1,
+                    image.has_transparency_data,
+                    is_marked(read_exif(image)),
+                )
     except _NeedsTifffile:
         image = _read_with_tifffile(path, max_pixels)
         return FileFacts(image.size, 1, image.has_transparency_data, False)
-    except ImageReadError:
-        raise
-    except Exception as error:
-        raise unreadable(path, error) from error
 
 
 def find_losses(path: str | os.PathLike[str], *, max_pixels: int | None = MAX_PIXELS) -> list[str]:
@@ -162,7 +155,7 @@ def open_image(path: Path, max_pixels: int | None) -> Image.Image:
         if head[4:8] == b"ftyp":
             return _open_heif(path, head, max_pixels)
         if head.startswith(_TIFF_MAGIC):
-            raise _NeedsTifffile from None
+            raise _NeedsTifffile(_NO_ANIMATION.format(path)) from None
         raise
     try:
         if image.format == "EPS":  # Pillow would have Ghostscript run it, whatever its suffix
@@ -215,8 +208,21 @@ def _lost_of(image: Image.Image, path: Path) -> list[str]:
     return losses
 
 
-class _NeedsTifffile(Exception):  # noqa: N818 - tells where to go on, no error
+class _NeedsTifffile(ImageReadError):  # noqa: N818 - tells where to go on
     """The file is a TIFF of a kind that Pillow does not read, or not at full precision."""
+
+
+@contextmanager
+def named_errors(path: Path) -> Iterator[None]:
+    """Turn what reading a file raises into an `ImageReadError` that names it."""
+    try:
+        yield
+    except BOMBS as error:
+        raise too_large(path, error) from error
+    except ImageReadError:
+        raise
+    except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
+        raise unreadable(path, error) from error
 
 
 def _read(image: Image.Image, path: Path) -> Image.Image | ArrayImage:
@@ -232,7 +238,7 @@ def _read(image: Image.Image, path: Path) -> Image.Image | ArrayImage:
     is_tiff = image.format == "TIFF"
     tags = getattr(image, "tag_v2", {})
     if is_tiff and tags.get(284, 1) == 2 and max(tags.get(258, (8,))) == 16:
-        raise _NeedsTifffile
+        raise _NeedsTifffile(_NO_ANIMATION.format(path))
     pixels = read_16bit(image)
     image.load()
     if is_tiff and image.mode == "F":
