@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
@@ -21,7 +21,6 @@ from tadsr.folders.jobs import MANIFEST_NAME, Job
 from tadsr.folders.memory_kills import count_kills, has_rebooted, has_run_out
 from tadsr.folders.outcome import Outcome
 from tadsr.version import __version__
-from tadsr.whole_file import remove_abandoned
 
 _LOCK_NAME = ".tadsr-manifest.lock"
 _DIGEST_CHARACTERS = 12
@@ -208,11 +207,6 @@ class Manifest(AbstractContextManager):
             width=size[0],
             height=size[1],
         )
-
-    def remove_abandoned(self, targets: Iterable[Path]) -> None:
-        """Remove half-written files of killed runs beside the results."""
-        for folder in {target.parent for target in targets}:
-            remove_abandoned(folder)
 
     def close(self) -> None:
         """Close the file and let other runs have the folder."""

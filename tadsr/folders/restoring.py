@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -110,31 +109,23 @@ def read_input(job: Job, request: FileRequest) -> SourceImage:
     Raises:
         OSError: The result's folder cannot be made.
     """
-    from tadsr.images import (
-        check_writable,
-        count_frames,
-        is_see_through,
-        lay_over,
-        mark_as_made,
-        read_frames,
-        read_image,
-        strip_metadata,
-    )
+    from tadsr import images
 
     limit = request.max_pixels
-    is_animated = count_frames(job.source, max_pixels=limit) > 1
-    image = (read_frames if is_animated else read_image)(job.source, max_pixels=limit)
+    is_animated = images.count_frames(job.source, max_pixels=limit) > 1
+    read = images.read_frames if is_animated else images.read_image
+    image = read(job.source, max_pixels=limit)
     color = request.background
     if is_animated:
         image = image.strip_metadata() if request.strip else image.mark_as_made()
         image = image if color is None else image.lay_over(color)
     else:
-        image = image if color is None else lay_over(image, color)
-        image = (strip_metadata if request.strip else mark_as_made)(image)
+        image = image if color is None else images.lay_over(image, color)
+        image = (images.strip_metadata if request.strip else images.mark_as_made)(image)
     job.target.parent.mkdir(parents=True, exist_ok=True)
-    check_writable(
+    images.check_writable(
         job.target,
-        has_alpha=image.is_see_through if is_animated else is_see_through(image),
+        has_alpha=image.is_see_through if is_animated else images.is_see_through(image),
         size=request.output_size(image),
         num_frames=num_frames(image),
     )
@@ -305,24 +296,13 @@ def write_result(result: Image.Image | ArrayImage, job: Job, request: FileReques
     """Write a result whole or not at all."""
     from tadsr.images import write_image
 
-    overwrite = request.overwrite or job.may_replace
     write_image(
         result,
         job.target,
         quality=request.quality,
         is_lossless=request.is_lossless,
-        overwrite=overwrite,
+        overwrite=request.overwrite or job.may_replace,
     )
-
-
-def keep_dates(job: Job) -> None:
-    """Give a written result its input's times.
-
-    Raises:
-        OSError: The file system does not take them.
-    """
-    found = os.stat(job.source)
-    os.utime(job.target, ns=(found.st_atime_ns, found.st_mtime_ns))
 
 
 def _generator(seed: int | None) -> torch.Generator | None:

@@ -17,6 +17,7 @@ from tadsr.folders.manifest import Manifest, Record, is_changed
 from tadsr.folders.outcome import Outcome
 from tadsr.folders.restoring import FileRequest, choose_target
 from tadsr.folders.run import Report
+from tadsr.whole_file import remove_abandoned
 
 Run = Callable[[list[Job], Report], None]
 """Upscales files and reports each: `run_files`, `run_on_devices` or a cluster's way."""
@@ -50,19 +51,21 @@ def upscale_files(
         if report is not None:
             report(outcome)
 
+    def remove_half_written() -> None:
+        for folder in {job.target.parent for job in jobs if job.folder is not None}:
+            remove_abandoned(folder)
+
     with ExitStack() as stack:
         described = {**request.described(), **settings}
         manifests: dict[Path, Manifest] = {}
         for folder in dict.fromkeys(job.folder for job in jobs if job.folder is not None):
             # Activations that find no room kill; what bounds them changes no result.
-            held = Manifest(
-                folder, described, means=str(request.settings.tiling), is_locked=is_locked
-            )
-            manifest = manifests[folder] = stack.enter_context(held)
-            own = [job.target for job in jobs if job.folder == folder]
-            manifest.remove_abandoned(own)
-            # Workers that are killed on the way leave something as well.
-            stack.callback(manifest.remove_abandoned, own)
+            means = str(request.settings.tiling)
+            held = Manifest(folder, described, means, is_locked=is_locked)
+            manifests[folder] = stack.enter_context(held)
+        remove_half_written()
+        # Workers that are killed on the way leave something as well.
+        stack.callback(remove_half_written)
         todo, deadly = [], []
         for job in jobs:
             if job.error:
@@ -77,11 +80,11 @@ def upscale_files(
                 is_too_often = deaths[0] >= _MAX_DEATHS or sum(deaths) >= _MAX_UNKNOWN_DEATHS
                 is_deadly = is_too_often and not request.overwrite
                 (deadly if is_deadly else todo).append(checked)
-            elif is_image(job.target) and (
+            elif (size := header_size(job.target)) and (
                 (manifest and manifest.find(job.target)) or is_undamaged(job.target)
             ):
                 if manifest is not None:
-                    manifest.adopt(job, _header_size(job.target))
+                    manifest.adopt(job, size)
                 tell(Outcome(job, "skipped", message=reason))
             else:
                 message = f"{job.target}: exists, but is no whole image; --overwrite replaces it"
@@ -131,19 +134,15 @@ def check_existing(
         job = replace(job, alone=True)
     if request.overwrite or not os.path.lexists(job.target):
         return job, None
-    record = manifest.find(job.target) if manifest else None
-    replaces = "--overwrite replaces it"
-    if manifest is None or record is None or record.error is not None:
-        return job, f"{job.target}: exists, skipped; {replaces}"
-    if not is_whole(job.target, record):
-        return replace(job, may_replace=True), None
-    if record.settings != manifest.settings:
-        reason = f"was made with other settings, which {manifest.path.name} names"
-        return job, f"{job.target}: exists, skipped, but {reason}; {replaces}"
-    if is_changed(record, job.source):
-        reason = f"{job.source} has changed since"
-        return job, f"{job.target}: exists, skipped, but {reason}; {replaces}"
-    return job, f"{job.target}: exists, skipped; {replaces}"
+    record, reason = manifest.find(job.target) if manifest else None, ""
+    if manifest is not None and record is not None and record.error is None:
+        if not is_whole(job.target, record):
+            return replace(job, may_replace=True), None
+        if record.settings != manifest.settings:
+            reason = f", but was made with other settings, which {manifest.path.name} names"
+        elif is_changed(record, job.source):
+            reason = f", but {job.source} has changed since"
+    return job, f"{job.target}: exists, skipped{reason}; --overwrite replaces it"
 
 
 def is_whole(path: Path, record: Record) -> bool:
@@ -152,25 +151,30 @@ def is_whole(path: Path, record: Record) -> bool:
         is_as_large = os.path.getsize(path) == record.target_bytes
     except OSError:
         return False
-    return is_as_large and is_image(path, (record.width, record.height))
+    return is_as_large and header_size(path) in ((record.width, record.height), (None, None))
 
 
-def is_image(path: Path, size: tuple[int | None, int | None] | None = None) -> bool:
-    """Return whether a file has the header of an image, of a width and height if they are given."""
+def header_size(path: Path) -> tuple[int, int] | tuple[None, None] | None:
+    """Return the size that an image file's header tells; None where it has none of an image.
+
+    Returns:
+        Width and height in px; None for both where Pillow does not read them.
+    """
     if not os.path.isfile(path):  # a pipe would be waited for, for ever
-        return False
+        return None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as image:
-                return size is None or image.size == size
+                return image.size
     except Image.DecompressionBombError:
-        return True  # its header is sound, and names more pixels than Pillow opens
+        return None, None  # its header is sound, and names more pixels than Pillow opens
     except UnidentifiedImageError:
         # Pillow does not know every layout of a TIFF file.
-        return path.suffix.lower() in (".tif", ".tiff") and path.stat().st_size > 0
+        is_tiff = path.suffix.lower() in (".tif", ".tiff") and path.stat().st_size > 0
+        return (None, None) if is_tiff else None
     except OSError:
-        return False
+        return None
 
 
 def is_undamaged(path: Path) -> bool:
@@ -183,19 +187,9 @@ def is_undamaged(path: Path) -> bool:
                 image.verify() if image.format == "PNG" else image.load()
         return True
     except (UnidentifiedImageError, Image.DecompressionBombError):
-        return True  # as for `is_image`: its header is sound
+        return True  # as for `header_size`: its header is sound
     except Exception:  # a damaged file makes Pillow's decoders raise nearly anything
         return False
-
-
-def _header_size(path: Path) -> tuple[int, int] | tuple[None, None]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                return image.size
-    except (OSError, Image.DecompressionBombError):  # of a kind that Pillow does not know
-        return None, None
 
 
 def _death_of(job: Job) -> str:

@@ -21,7 +21,6 @@ from tadsr.folders.restoring import (
     FileRequest,
     batches_at_once,
     images_at_once,
-    keep_dates,
     restore,
     restore_together,
     write_result,
@@ -281,7 +280,8 @@ def _write(result: Image.Image | ArrayImage | None, item: Item, request: FileReq
         if result is not None:
             write_result(result, item.job, request)
         if request.keeps_dates:
-            keep_dates(item.job)
+            found = os.stat(item.job.source)
+            os.utime(item.job.target, ns=(found.st_atime_ns, found.st_mtime_ns))
 
 
 def _is_disk_full(error: BaseException | None) -> bool:
