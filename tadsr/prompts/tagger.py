@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 from transformers import BertConfig, SwinConfig, SwinModel
 from transformers.models.bert.modeling_bert import BertIntermediate, BertOutput, BertSelfOutput
 
-from tadsr.images import decode_image, encode_image
+from tadsr.images import decode_image
+from tadsr.prompts.choice import show_to_tagger
 from tadsr.prompts.tagger_input import TAGGER_VIEWS, TaggerView, prepare_view
 
 MAX_BATCH = 8
@@ -211,17 +211,11 @@ class Tagger(nn.Module):
     def _prepare(self, images: Sequence[Any]) -> Tensor:
         weight = self.network.fc.weight
         side = self.network.config.image_size
-        pixels = [prepare_view(_to_rgb(image), side, self.view) for image in images]
+        shown = (show_to_tagger(decode_image(image)).convert("RGB") for image in images)
+        pixels = [prepare_view(image, side, self.view) for image in shown]
         return torch.stack(pixels).to(weight.device, weight.dtype)
 
 
 def usual_dtype(device: torch.device) -> torch.dtype:
     """Return the type that a tagger computes in: float16 on CUDA, as published, else float32."""
     return torch.float16 if device.type == "cuda" else torch.float32
-
-
-def _to_rgb(image: Any) -> Image.Image:
-    """Return an image as 8-bit RGB."""
-    decoded = decode_image(image)
-    rgb = encode_image(decoded.rgb, None, decoded, "pil")
-    return rgb if rgb.mode == "RGB" else rgb.convert("RGB")
