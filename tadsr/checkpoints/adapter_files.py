@@ -47,7 +47,7 @@ def load_adapters(path: str | Path) -> AdapterSet:
     """
     path = Path(path)
     adapters = _load_native(path) if path.suffix == ".safetensors" else _load_official(path)
-    for part in ("rank_unet", "rank_vae"):
+    for part in _PICKLE_RANKS:
         rank = getattr(adapters, part)
         if not isinstance(rank, int) or rank < 1:
             raise CheckpointError(f"{path} must give {part} as an integer from 1, got {rank!r}")

@@ -14,19 +14,9 @@ from tadsr.checkpoints.tensor_files import TensorReader
 from tadsr.errors import CheckpointError
 
 SHARED_VAE_KEYS = (
-    "in_channels",
-    "out_channels",
-    "down_block_types",
-    "up_block_types",
-    "block_out_channels",
-    "layers_per_block",
-    "act_fn",
-    "latent_channels",
-    "norm_num_groups",
-    "sample_size",
-    "scaling_factor",
-    "force_upcast",
-    "mid_block_add_attention",
+    *("in_channels", "out_channels", "down_block_types", "up_block_types", "block_out_channels"),
+    *("layers_per_block", "act_fn", "latent_channels", "norm_num_groups", "sample_size"),
+    *("scaling_factor", "force_upcast", "mid_block_add_attention"),
 )
 """What the time-aware autoencoder's configuration has in common with Stable Diffusion's."""
 
@@ -65,7 +55,9 @@ def build_model(
     Raises:
         Exception: Whatever the model's class raises for values that make no model.
     """
-    kept = check_architecture(name, config, path, reader)
+    if name == "unet":
+        _refuse_other_networks(config, path)
+    kept = check_sizes(name, config, path, reader)
     # Only here: these libraries take seconds, of which what counts sizes alone has no need.
     if name == "text_encoder":
         from transformers import CLIPTextConfig, CLIPTextModel
@@ -81,15 +73,6 @@ def build_model(
     from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
 
     return {"vae": TimeAwareAutoencoderKL, "prompt_embeddings": PromptEmbeddings}[name](**kept)
-
-
-def check_architecture(
-    name: str, config: Mapping[str, Any], path: Path, reader: TensorReader
-) -> dict[str, Any]:
-    """Check a configuration and return the part of it that is used."""
-    if name == "unet":
-        _refuse_other_networks(config, path)
-    return check_sizes(name, config, path, reader)
 
 
 def check_sizes(

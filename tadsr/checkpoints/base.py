@@ -6,34 +6,22 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
-from torch import nn
 
-from tadsr.checkpoints.architectures import SHARED_VAE_KEYS, check_architecture
+from tadsr.checkpoints.architectures import SHARED_VAE_KEYS, check_sizes
 from tadsr.checkpoints.checkpoint import Checkpoint
-from tadsr.checkpoints.components import (
-    has_component,
-    load_network,
-    load_scheduler,
-    load_tokenizer,
-    open_weights,
-)
+from tadsr.checkpoints.components import open_weights
 from tadsr.checkpoints.detect import detect_format, locate
 from tadsr.checkpoints.hub import download
 from tadsr.checkpoints.json_files import read_json
 from tadsr.checkpoints.layout import NATIVE, OFFICIAL
-from tadsr.checkpoints.load import load_checkpoint
+from tadsr.checkpoints.load import load_checkpoint, load_parts
 from tadsr.errors import CheckpointError
 from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL, neutralize_time_layers
 
 
 def find_folder(source: str | Path) -> Path:
     """Return a checkpoint's folder, downloaded if it is a hub id; raises CheckpointError."""
-    location = locate(source)
-    return (
-        location.folder
-        if location.folder is not None
-        else download(location.source, needs_adapter=False)
-    )
+    return locate(source) or download(str(source), needs_adapter=False)
 
 
 def is_stable_diffusion(folder: Path) -> bool:
@@ -57,12 +45,11 @@ def load_base(source: str | Path) -> Checkpoint:
     """
     folder = find_folder(source)
     if is_stable_diffusion(folder):
-        parts = _load_networks(folder, NATIVE, vae=_load_sd_vae(folder))
+        parts = load_parts(folder, NATIVE, vae=_load_sd_vae(folder))
         return Checkpoint(**parts, format="stable-diffusion", source=str(source))
-    fmt = detect_format(folder)
-    if fmt is OFFICIAL:
-        parts = _load_networks(folder, OFFICIAL, vae=_load(folder, OFFICIAL, "vae"))
-        return Checkpoint(**parts, format=fmt.name, source=str(source))
+    if detect_format(folder) is OFFICIAL:
+        parts = load_parts(folder, OFFICIAL)
+        return Checkpoint(**parts, format=OFFICIAL.name, source=str(source))
     if (folder / NATIVE.adapter_file).is_file():
         raise CheckpointError(
             f"{source} must be a model without a student's adapters, but holds "
@@ -92,7 +79,7 @@ def time_aware_from_sd(vae: AutoencoderKL) -> TimeAwareAutoencoderKL:
 def _load_sd_vae(folder: Path) -> TimeAwareAutoencoderKL:
     component = NATIVE.component("vae")
     path = folder / component.folder / component.config
-    check_architecture("vae", read_json(path), path, open_weights(folder, component, NATIVE, None))
+    check_sizes("vae", read_json(path), path, open_weights(folder, component, NATIVE, None))
     try:
         # Diffusers knows the older names of the attention's tensors.
         vae = AutoencoderKL.from_pretrained(
@@ -101,22 +88,3 @@ def _load_sd_vae(folder: Path) -> TimeAwareAutoencoderKL:
     except Exception as error:  # diffusers raises many types
         raise CheckpointError(f"{folder / 'vae'} makes no autoencoder: {error}") from error
     return time_aware_from_sd(vae)
-
-
-def _load_networks(folder: Path, fmt, vae: TimeAwareAutoencoderKL) -> dict:
-    parts = {"vae": vae, "unet": _load(folder, fmt, "unet")}
-    parts["scheduler"] = load_scheduler(folder, fmt.component("scheduler"))
-    for name in ("text_encoder", "tokenizer"):
-        component = fmt.component(name)
-        if not has_component(folder, component):
-            raise CheckpointError(
-                f"{folder} must have {component.folder}/, but it is missing; download or copy "
-                "the model again"
-            )
-    parts["text_encoder"] = _load(folder, fmt, "text_encoder")
-    parts["tokenizer"] = load_tokenizer(folder, fmt.component("tokenizer"), parts["text_encoder"])
-    return parts
-
-
-def _load(folder: Path, fmt, name: str) -> nn.Module:
-    return load_network(folder, fmt.component(name), fmt, variant=None, dtype=torch.float32)

@@ -15,7 +15,7 @@ from torch import nn
 from tadsr.checkpoints.architectures import build_model
 from tadsr.checkpoints.json_files import read_json, read_small
 from tadsr.checkpoints.layout import Component, Format, choose_weight_file
-from tadsr.checkpoints.tensor_files import Change, TensorReader, load_strict
+from tadsr.checkpoints.tensor_files import TensorReader
 from tadsr.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -93,24 +93,6 @@ def build_on_meta(folder: Path, component: Component, reader: TensorReader) -> n
         raise CheckpointError(
             f"{path} makes no {component.class_name}: {type(error).__name__}: {error}"
         ) from error
-
-
-def load_network(
-    folder: Path,
-    component: Component,
-    fmt: Format,
-    *,
-    variant: str | None,
-    dtype: torch.dtype | None,
-    change: Change | None = None,
-    reader: TensorReader | None = None,
-    model: nn.Module | None = None,
-) -> Any:
-    """Load a component with weights."""
-    reader = open_weights(folder, component, fmt, variant) if reader is None else reader
-    model = build_on_meta(folder, component, reader) if model is None else model
-    rename = clip_common_name if component.name == "text_encoder" else None
-    return load_strict(model, reader, dtype=dtype, rename=rename, change=change)
 
 
 def clip_common_name(name: str) -> str | None:

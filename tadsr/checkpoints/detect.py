@@ -6,7 +6,6 @@ import difflib
 import hashlib
 import os
 import re
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -25,21 +24,6 @@ RUN_PROGRESS = "progress.json"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-@dataclass(frozen=True)
-class Location:
-    """Say where a checkpoint is.
-
-    Args:
-        kind: "embedded", "folder" or "hub".
-        folder: The folder; None for a hub id that is not downloaded yet.
-        source: What the user named.
-    """
-
-    kind: str
-    folder: Path | None
-    source: str
-
-
 def check_sums(folder: Path) -> None:
     """Check the files of a checkpoint inside the package against the sums beside them."""
     for line in (folder / SUMS_NAME).read_text(encoding="utf-8").splitlines():
@@ -52,8 +36,8 @@ def check_sums(folder: Path) -> None:
             )
 
 
-def locate(source: str | Path) -> Location:
-    """Tell which checkpoint a name means.
+def locate(source: str | Path) -> Path | None:
+    """Return the folder of a checkpoint, or None for one on the hub.
 
     Args:
         source: An embedded name, a folder, or a hub id "owner/name"; a folder that exists comes
@@ -67,17 +51,17 @@ def locate(source: str | Path) -> Location:
                 f"{source!r} must be installed at {folder}, but is missing; reinstall tadsr"
             )
         check_sums(folder)
-        return Location("embedded", folder, name)
+        return folder
     path = user_path(source)
     if os.path.isdir(path):  # Path's own raise where a name is too long
-        return Location("folder", path, name)
+        return path
     if os.path.isfile(path):
         raise CheckpointError(
             f"source must be a folder, got the file {name}; give the folder of the base model, "
             "and the adapters' file as adapter="
         )
     if isinstance(source, str) and HUB_ID.fullmatch(source):
-        return Location("hub", None, name)
+        return None
     close = difflib.get_close_matches(name, EMBEDDED, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}?" if close else "check the spelling"
     raise CheckpointError(
@@ -144,7 +128,7 @@ def find_adapter(folder: Path, fmt: Format, adapter: str | Path | None) -> Path 
 
 def check_source(source: str | Path, adapter: str | Path | None = None) -> None:
     """Check that a user's checkpoint can exist, before anything heavy is imported."""
-    folder = locate(source).folder
+    folder = locate(source)
     if folder is not None:
         find_adapter(folder, detect_format(folder), adapter)
 

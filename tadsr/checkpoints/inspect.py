@@ -103,9 +103,8 @@ def inspect_checkpoint(source: str | Path, adapter: str | Path | None = None) ->
     Raises:
         CheckpointError: Nothing is there, or a header or config is damaged.
     """
-    location = locate(source)
-    folder = location.folder or download(
-        location.source, adapter=adapter, needs_adapter=False, local_files_only=True
+    folder = locate(source) or download(
+        str(source), adapter=adapter, needs_adapter=False, local_files_only=True
     )
     fmt = detect_format(folder)
     has_file = adapter is not None or (folder / fmt.adapter_file).is_file()
@@ -115,7 +114,7 @@ def inspect_checkpoint(source: str | Path, adapter: str | Path | None = None) ->
     schedule = load_scheduler(folder, fmt.component("scheduler"))
     vae_config = _config(folder, fmt.component("vae"))
     return CheckpointInfo(
-        source=location.source,
+        source=str(source),
         folder=folder,
         format=fmt.name,
         components=tuple(_describe(folder, c, fmt) for c in present),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tadsr.errors import CheckpointError
 
@@ -71,56 +71,33 @@ _UNET = Component("unet", "unet", "diffusers", "UNet2DConditionModel", DIFFUSERS
 _SCHEDULER = Component(
     "scheduler", "scheduler", "diffusers", "DDPMScheduler", config="scheduler_config.json"
 )
-_TOKENIZER_FILES = (
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
 
 
 def _vae(folder: str) -> Component:
     return Component("vae", folder, "tadsr", "TimeAwareAutoencoderKL", DIFFUSERS_STEMS)
 
 
-def _text(is_required: bool) -> tuple[Component, Component]:
-    return (
-        Component(
-            "text_encoder",
-            "text_encoder",
-            "transformers",
-            "CLIPTextModel",
-            TRANSFORMERS_STEMS,
-            is_required=is_required,
-        ),
-        Component(
-            "tokenizer",
-            "tokenizer",
-            "transformers",
-            "CLIPTokenizer",
-            config="tokenizer_config.json",
-            is_required=is_required,
-            other_files=_TOKENIZER_FILES,
-        ),
-    )
+_TEXT_ENCODER = Component(
+    "text_encoder", "text_encoder", "transformers", "CLIPTextModel", TRANSFORMERS_STEMS
+)
+_TOKENIZER = Component(
+    *("tokenizer", "tokenizer", "transformers", "CLIPTokenizer"),
+    config="tokenizer_config.json",
+    other_files=(
+        *("vocab.json", "merges.txt", "tokenizer.json"),
+        *("special_tokens_map.json", "added_tokens.json"),
+    ),
+)
+_EMBEDDINGS = Component(
+    "prompt_embeddings", "prompt_embeddings", "tadsr", "PromptEmbeddings", DIFFUSERS_STEMS
+)
 
 
 NATIVE = Format(
     "native",
     (
-        _vae("vae"),
-        _UNET,
-        _SCHEDULER,
-        *_text(is_required=False),
-        Component(
-            "prompt_embeddings",
-            "prompt_embeddings",
-            "tadsr",
-            "PromptEmbeddings",
-            DIFFUSERS_STEMS,
-            is_required=False,
-        ),
+        *(_vae("vae"), _UNET, _SCHEDULER),
+        *(replace(c, is_required=False) for c in (_TEXT_ENCODER, _TOKENIZER, _EMBEDDINGS)),
     ),
     suffixes=("safetensors",),
     adapter_file="adapters.safetensors",
@@ -129,7 +106,7 @@ NATIVE = Format(
 # Its vae/ is Stable Diffusion's own and unused; DAPE and RAM are the tagger, not this network.
 OFFICIAL = Format(
     "official",
-    (_vae("time_vae"), _UNET, _SCHEDULER, *_text(is_required=True)),
+    (_vae("time_vae"), _UNET, _SCHEDULER, _TEXT_ENCODER, _TOKENIZER),
     suffixes=("safetensors", "bin"),
     adapter_file="tadsr.pkl",
     root_files=("README.md", "LICENSE"),

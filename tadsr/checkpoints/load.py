@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from tadsr.checkpoints.adapter_files import load_adapters
 from tadsr.checkpoints.checkpoint import Checkpoint
 from tadsr.checkpoints.components import (
     build_on_meta,
+    clip_common_name,
     has_component,
-    load_network,
     load_scheduler,
     load_tokenizer,
     open_weights,
@@ -26,8 +27,12 @@ from tadsr.checkpoints.detect import (
     read_metadata,
 )
 from tadsr.checkpoints.hub import download
+from tadsr.checkpoints.layout import Format
+from tadsr.checkpoints.tensor_files import load_strict
 from tadsr.errors import CheckpointError
 from tadsr.networks.adapters import attach_adapters, check_adapters, fuse_adapters, weight_changes
+
+_NETWORKS = ("unet", "vae", "text_encoder", "prompt_embeddings")
 
 
 def load_checkpoint(
@@ -68,38 +73,68 @@ def load_checkpoint(
         TypeError: `torch_dtype` is no floating dtype.
     """
     dtype = _resolve_dtype(torch_dtype)
-    location = locate(source)
-    folder = location.folder
-    if folder is None:
-        folder = download(
-            location.source,
-            adapter=adapter,
-            variant=variant,
-            revision=revision,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            token=token,
-        )
+    folder = locate(source) or download(
+        str(source),
+        adapter=adapter,
+        variant=variant,
+        revision=revision,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+        token=token,
+    )
     if is_run_checkpoint(folder):
         return _load_run(folder, dtype, merge_adapters)
     fmt = detect_format(folder)
-    adapter_path = find_adapter(folder, fmt, adapter)
+    path = find_adapter(folder, fmt, adapter)
+    parts = load_parts(folder, fmt, path, variant=variant, dtype=dtype, merge=merge_adapters)
+    metadata = read_metadata(folder, fmt)
+    return Checkpoint(**parts, format=fmt.name, source=str(source), metadata=metadata)
+
+
+def load_parts(
+    folder: Path,
+    fmt: Format,
+    adapter: Path | None = None,
+    *,
+    vae: nn.Module | None = None,
+    variant: str | None = None,
+    dtype: torch.dtype | None = torch.float32,
+    merge: bool = True,
+) -> dict[str, Any]:
+    """Load the parts of a folder, by their names in `Checkpoint`.
+
+    Args:
+        adapter: The adapters' file; None for none.
+        vae: Takes the place of the folder's own.
+    """
     present = {c.name: c for c in fmt.components if has_component(folder, c)}
     _check_prompt_source(folder, present)
-
-    options: dict[str, Any] = {"fmt": fmt, "variant": variant, "dtype": dtype}
-    parts: dict[str, Any] = {
-        "scheduler": load_scheduler(folder, present["scheduler"]),
-        **_load_networks(folder, present, adapter_path, merge_adapters, options),
-    }
-    for name in ("text_encoder", "prompt_embeddings"):
-        if name in present:
-            parts[name] = load_network(folder, present[name], **options)
+    parts: dict[str, Any] = {"scheduler": load_scheduler(folder, present["scheduler"]), "vae": vae}
+    names = [n for n in _NETWORKS if n in present and parts.get(n) is None]
+    readers = {n: open_weights(folder, present[n], fmt, variant) for n in names}
+    models = {n: build_on_meta(folder, present[n], readers[n]) for n in names}
+    adapters = None if adapter is None else load_adapters(adapter)
+    changes: dict[str, Any] = {}
+    if adapters is not None:
+        try:
+            check_adapters(models["unet"], models["vae"], adapters)
+        except ValueError as error:
+            raise CheckpointError(f"{adapter} does not fit {folder}: {error}") from error
+        if merge:
+            changes = dict(zip(("unet", "vae"), weight_changes(adapters), strict=True))
+    for name, model in models.items():
+        rename = clip_common_name if name == "text_encoder" else None
+        parts[name] = load_strict(
+            model, readers.pop(name), dtype=dtype, rename=rename, change=changes.get(name)
+        )
     if "tokenizer" in present and "text_encoder" in parts:
         parts["tokenizer"] = load_tokenizer(folder, present["tokenizer"], parts["text_encoder"])
-    return Checkpoint(
-        **parts, format=fmt.name, source=location.source, metadata=read_metadata(folder, fmt)
-    )
+    if adapters is not None and not merge:
+        attach_adapters(parts["unet"], parts["vae"], adapters)
+        for name in ("unet", "vae"):
+            parts[name].requires_grad_(False).eval()
+        parts["adapters"] = adapters
+    return parts
 
 
 def _load_run(folder: Path, dtype: torch.dtype | None, merge: bool) -> Checkpoint:
@@ -113,43 +148,6 @@ def _load_run(folder: Path, dtype: torch.dtype | None, merge: bool) -> Checkpoin
         if part is not None:
             part.to(dtype)
     return checkpoint
-
-
-def _load_networks(
-    folder: Path,
-    present: dict[str, Any],
-    adapter_path: Path | None,
-    merge: bool,
-    options: dict[str, Any],
-) -> dict[str, Any]:
-    """Load UNet and VAE, with adapters merged while reading or attached afterwards."""
-    readers = [
-        open_weights(folder, present[name], options["fmt"], options["variant"])
-        for name in ("unet", "vae")
-    ]
-    unet = build_on_meta(folder, present["unet"], readers[0])
-    vae = build_on_meta(folder, present["vae"], readers[1])
-    adapters = None if adapter_path is None else load_adapters(adapter_path)
-    changes: tuple[Any, Any] = (None, None)
-    if adapters is not None:
-        try:
-            check_adapters(unet, vae, adapters)
-        except ValueError as error:
-            raise CheckpointError(f"{adapter_path} does not fit {folder}: {error}") from error
-        if merge:
-            changes = weight_changes(adapters)
-    unet, vae = (
-        load_network(folder, present[name], reader=reader, model=model, change=change, **options)
-        for name, reader, model, change in zip(
-            ("unet", "vae"), readers, (unet, vae), changes, strict=True
-        )
-    )
-    if adapters is not None and not merge:
-        attach_adapters(unet, vae, adapters)
-        unet.requires_grad_(False).eval()
-        vae.requires_grad_(False).eval()
-        return {"unet": unet, "vae": vae, "adapters": adapters}
-    return {"unet": unet, "vae": vae}
 
 
 def _check_prompt_source(folder: Path, present: dict[str, Any]) -> None:

@@ -45,7 +45,7 @@ def load_bare(source: str | Path, dtype: torch.dtype) -> BareCheckpoint | None:
         The parts; None for a checkpoint with a text encoder, with adapters apart or in another
         format than the native one, and for a damaged one, which `load_checkpoint` says best.
     """
-    folder = locate(source).folder
+    folder = locate(source)
     if folder is None or is_run_checkpoint(folder) or detect_format(folder) is not NATIVE:
         return None
     present = {c.name: c for c in NATIVE.components if has_component(folder, c)}

@@ -119,18 +119,15 @@ def save_official(
 ) -> Path:
     """Write a checkpoint in the published layout: the base model's folder with tadsr.pkl inside.
 
+    What is not listed here is as for `save_native`.
+
     Args:
-        folder: Where to; it must not exist, be empty, or be replaced by `overwrite`.
         vae: The VAE with adapters attached.
         unet: The UNet with adapters attached.
-        scheduler: The noise schedule.
         text_encoder: CLIP's text encoder; needed.
         tokenizer: Its tokenizer; needed.
         prompt_embeddings: Not part of this format, so not written.
-        adapters: Information only: what is attached to the models now is written.
         metadata: Not part of this format, so not written.
-        dtype: Floating dtype of the written weights, adapters excepted; None keeps the models'.
-        overwrite: Replace a folder that exists.
 
     Returns:
         The folder.

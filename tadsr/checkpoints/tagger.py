@@ -176,9 +176,6 @@ class _Files:
 def _find_files(
     source: str | Path, adapter: str | Path | None, lists: str | Path | None, hub: Mapping[str, Any]
 ) -> _Files:
-    location = locate(source)
-    folder = location.folder
-
     def needed(names: Sequence[str]) -> list[str]:
         """Choose from what a repository holds."""
         if CONVERTED_FILE in names:
@@ -188,8 +185,7 @@ def _find_files(
             weights = [TAGGER_FILE] if is_local else [TAGGER_FILE, str(adapter)]
         return weights if lists is not None else [*weights, TAG_LIST_FILE, THRESHOLDS_FILE]
 
-    if folder is None:
-        folder = download(location.source, names=needed, **hub)
+    folder = locate(source) or download(str(source), names=needed, **hub)
     is_converted = (folder / CONVERTED_FILE).is_file()
     place = folder if lists is None else user_path(lists)
     files = _Files(

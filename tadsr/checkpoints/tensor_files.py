@@ -50,7 +50,8 @@ def read_pickle(path: Path) -> Any:
     head = _head(path)
     is_zip = head.startswith(b"PK")
     if not is_zip and not head.startswith(b"\x80"):
-        raise CheckpointError(f"{path} must be a torch file, but {_describe(head)}; {AGAIN}")
+        found = _describe(head) or f"it starts with {head[:8]!r}"
+        raise CheckpointError(f"{path} must be a torch file, but {found}; {AGAIN}")
     if is_zip:
         _check_zip(path)
     else:
@@ -68,7 +69,8 @@ def read_pickle(path: Path) -> Any:
             ) from error
         raise CheckpointError(f"{path} is damaged: {reason.splitlines()[0]}; {AGAIN}") from error
     except Exception as error:  # whatever the data makes torch stumble over
-        raise CheckpointError(f"{path} is damaged: {_first_line(error)}; {AGAIN}") from error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{path} is damaged: {reason}; {AGAIN}") from error
 
 
 def _check_zip(path: Path) -> None:
@@ -139,7 +141,8 @@ class TensorReader:
         self._pickles: dict[Path, Mapping[str, Tensor]] = {}
         self._names: dict[Path, list[str]] = {}
         for path in self.paths:
-            meta = self._read_safetensors(path) if _is_safe(path) else self._read_pickle(path)
+            is_safe = path.suffix == ".safetensors"
+            meta = self._read_safetensors(path) if is_safe else self._read_pickle(path)
             twice = self.meta.keys() & meta.keys()
             if twice:
                 raise CheckpointError(
@@ -184,8 +187,7 @@ class TensorReader:
         except KeyError as error:
             raise CheckpointError(f"{path} holds the unsupported dtype {error}") from error
         except (SafetensorError, OSError, ValueError) as error:
-            head = _head(path)
-            detail = _describe(head) if _looks_wrong(head) else f"is damaged ({error})"
+            detail = _describe(_head(path)) or f"is damaged ({error})"
             raise CheckpointError(f"{path} must be safetensors, but {detail}; {AGAIN}") from error
 
     def _read_pickle(self, path: Path) -> dict[str, TensorMeta]:
@@ -294,10 +296,6 @@ def _materialise_buffers(model: nn.Module) -> None:
         model.get_submodule(parent).register_buffer(leaf, ids, persistent=False)
 
 
-def _is_safe(path: Path) -> bool:
-    return path.suffix == ".safetensors"
-
-
 def _head(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
@@ -306,17 +304,8 @@ def _head(path: Path) -> bytes:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}; {AGAIN}") from error
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
-
-
-def _looks_wrong(head: bytes) -> bool:
-    text = head.lstrip().lower()
-    return not head or text.startswith((b"<", b"version https://git-lfs", b"\x80", b"pk"))
-
-
-def _describe(head: bytes) -> str:
-    """Guess what a file is that holds no tensors."""
+def _describe(head: bytes) -> str | None:
+    """Guess what a file is that holds no tensors; None without a guess."""
     text = head.lstrip().lower()
     if not head:
         return "it is empty"
@@ -326,4 +315,4 @@ def _describe(head: bytes) -> str:
         return "it is a Git LFS pointer: run `git lfs pull`"
     if text.startswith((b"\x80", b"pk")):
         return "it is a torch pickle under this name"
-    return f"it starts with {head[:8]!r}"
+    return None

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 
@@ -27,9 +28,9 @@ def test_empty_folder_is_refused(tmp_path):
 
 def test_existing_folder_comes_before_a_hub_id(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert locate("owner/name").kind == "hub"
+    assert locate("owner/name") is None
     (tmp_path / "owner" / "name").mkdir(parents=True)
-    assert locate("owner/name").kind == "folder"
+    assert locate("owner/name") == Path("owner/name")
 
 
 def test_file_as_source_explains_adapter(golden_adapter):
