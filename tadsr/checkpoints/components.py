@@ -35,15 +35,16 @@ _PROBE = "a sharp photo \u2603"
 _BETA_KEYS = ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps")
 
 
-def has_component(folder: Path, component: Component) -> bool:
-    """Tell whether a checkpoint has a component; CheckpointError if a required one is missing."""
-    exists = (folder / component.folder).is_dir()
-    if component.is_required and not exists:
-        raise CheckpointError(
-            f"{folder} must have the folder {component.folder}/ ({component.class_name}), but it "
-            "is missing; download or copy the checkpoint again"
-        )
-    return exists
+def find_components(folder: Path, fmt: Format) -> dict[str, Component]:
+    """Return the components that a checkpoint has; CheckpointError where one is missing."""
+    present = {c.name: c for c in fmt.components if (folder / c.folder).is_dir()}
+    for component in fmt.components:
+        if component.is_required and component.name not in present:
+            raise CheckpointError(
+                f"{folder} must have the folder {component.folder}/ ({component.class_name}), but "
+                "it is missing; download or copy the checkpoint again"
+            )
+    return present
 
 
 def open_weights(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
 from tadsr.checkpoints.adapter_files import load_adapters
-from tadsr.checkpoints.components import has_component, load_scheduler, open_weights
+from tadsr.checkpoints.components import find_components, load_scheduler, open_weights
 from tadsr.checkpoints.detect import detect_format, find_adapter, locate, read_metadata
 from tadsr.checkpoints.hub import download
 from tadsr.checkpoints.json_files import read_json
@@ -110,14 +111,14 @@ def inspect_checkpoint(source: str | Path, adapter: str | Path | None = None) ->
     has_file = adapter is not None or (folder / fmt.adapter_file).is_file()
     adapter_file = find_adapter(folder, fmt, adapter) if has_file else None
     adapters = None if adapter_file is None else load_adapters(adapter_file)
-    present = [c for c in fmt.components if has_component(folder, c)]
+    present = find_components(folder, fmt)
     schedule = load_scheduler(folder, fmt.component("scheduler"))
     vae_config = _config(folder, fmt.component("vae"))
     return CheckpointInfo(
         source=str(source),
         folder=folder,
         format=fmt.name,
-        components=tuple(_describe(folder, c, fmt) for c in present),
+        components=tuple(_describe(folder, c, fmt) for c in present.values()),
         adapter_file=adapter_file,
         num_adapter_parameters=adapters.num_parameters if adapters else 0,
         rank_unet=adapters.rank_unet if adapters else None,
@@ -156,13 +157,12 @@ def _describe(folder: Path, component: Component, fmt: Format) -> ComponentInfo:
     )
 
 
-def _prompts(folder: Path, present: list[Component]) -> tuple[str, ...] | None:
-    by_name = {c.name: c for c in present}
-    if "text_encoder" in by_name:
+def _prompts(folder: Path, present: Mapping[str, Component]) -> tuple[str, ...] | None:
+    if "text_encoder" in present:
         return None
-    if "prompt_embeddings" not in by_name:
+    if "prompt_embeddings" not in present:
         raise CheckpointError(f"{folder} must have text_encoder/ or prompt_embeddings/")
-    return tuple(_config(folder, by_name["prompt_embeddings"]).get("prompts", ()))
+    return tuple(_config(folder, present["prompt_embeddings"]).get("prompts", ()))
 
 
 def _licence(folder: Path, fmt: Format) -> str:

@@ -14,7 +14,7 @@ from tadsr.checkpoints.checkpoint import Checkpoint
 from tadsr.checkpoints.components import (
     build_on_meta,
     clip_common_name,
-    has_component,
+    find_components,
     load_scheduler,
     load_tokenizer,
     open_weights,
@@ -107,7 +107,7 @@ def load_parts(
         adapter: The adapters' file; None for none.
         vae: Takes the place of the folder's own.
     """
-    present = {c.name: c for c in fmt.components if has_component(folder, c)}
+    present = find_components(folder, fmt)
     _check_prompt_source(folder, present)
     parts: dict[str, Any] = {"scheduler": load_scheduler(folder, present["scheduler"]), "vae": vae}
     names = [n for n in _NETWORKS if n in present and parts.get(n) is None]

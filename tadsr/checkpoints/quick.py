@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tadsr.checkpoints.architectures import check_sizes
-from tadsr.checkpoints.components import has_component, open_weights, read_scheduler
+from tadsr.checkpoints.components import find_components, open_weights, read_scheduler
 from tadsr.checkpoints.detect import (
     detect_format,
     find_adapter,
@@ -48,7 +48,7 @@ def load_bare(source: str | Path, dtype: torch.dtype) -> BareCheckpoint | None:
     folder = locate(source)
     if folder is None or is_run_checkpoint(folder) or detect_format(folder) is not NATIVE:
         return None
-    present = {c.name: c for c in NATIVE.components if has_component(folder, c)}
+    present = find_components(folder, NATIVE)
     has_text = "text_encoder" in present or "prompt_embeddings" not in present
     if has_text or find_adapter(folder, NATIVE, None) is not None:
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -184,29 +184,11 @@ def detach_adapters(model: nn.Module) -> None:
     model._hf_peft_config_loaded = False
 
 
-class WeightChange:
-    """Map a plain model's weights to its merged weights, one at a time.
+WeightChange = Callable[[str, Tensor], Tensor]
+"""From a weight's name and the weight to the merged one, float32, or the very weight.
 
-    One at a time, so that a loader can merge each tensor while reading it.
-    """
-
-    def __init__(
-        self, lora: Mapping[str, Tensor], full: Mapping[str, Tensor], scaling: float
-    ) -> None:
-        self._full, self._scaling = full, scaling
-        self._pairs: dict[str, dict[str, Tensor]] = {}
-        for name, tensor in lora.items():
-            match = LORA_NAME.fullmatch(name)
-            if match:
-                self._pairs.setdefault(f"{match['module']}.weight", {})[match["side"]] = tensor
-
-    def __call__(self, name: str, weight: Tensor) -> Tensor:
-        """Return the merged weight, float32, or `weight` itself where nothing changes."""
-        base = self._full.get(name, weight)
-        if name not in self._pairs:
-            return base
-        pair = self._pairs[name]
-        return merged_weight(base, pair["A"], pair["B"], self._scaling)
+One at a time, so that a loader can merge each tensor while reading it.
+"""
 
 
 def weight_changes(adapters: AdapterSet) -> tuple[WeightChange, WeightChange]:
@@ -217,9 +199,26 @@ def weight_changes(adapters: AdapterSet) -> tuple[WeightChange, WeightChange]:
         if UNET_FULL.fullmatch(name)
     }
     return (
-        WeightChange(adapters.unet, conv_in, adapters.alpha / adapters.rank_unet),
-        WeightChange(adapters.vae, adapters.vae_time, adapters.alpha / adapters.rank_vae),
+        _weight_change(adapters.unet, conv_in, adapters.alpha / adapters.rank_unet),
+        _weight_change(adapters.vae, adapters.vae_time, adapters.alpha / adapters.rank_vae),
     )
+
+
+def _weight_change(
+    lora: Mapping[str, Tensor], full: Mapping[str, Tensor], scaling: float
+) -> WeightChange:
+    pairs: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in lora.items():
+        if match := LORA_NAME.fullmatch(name):
+            pairs.setdefault(f"{match['module']}.weight", {})[match["side"]] = tensor
+
+    def change(name: str, weight: Tensor) -> Tensor:
+        base = full.get(name, weight)
+        if name not in pairs:
+            return base
+        return merged_weight(base, pairs[name]["A"], pairs[name]["B"], scaling)
+
+    return change
 
 
 def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:

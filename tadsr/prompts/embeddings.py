@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tadsr.module_watch import ModuleWatch
+from tadsr.recently_used import RecentlyUsed
 
 MAX_PROMPTS = 32
 """Prompts whose embeddings are kept."""
@@ -41,12 +41,12 @@ class TextEmbeddings:
     def __init__(self) -> None:
         self._network: tuple[nn.Module, torch.device] | None = None
         self._watch: ModuleWatch | None = None
-        self._rows: OrderedDict[str, Tensor] = OrderedDict()
+        self._rows: dict[str, Tensor] = RecentlyUsed(MAX_PROMPTS)
         self._generation = 0
 
     def __getstate__(self) -> dict[str, object]:
         # A copy has networks of its own, and embeddings on its own device.
-        return {**vars(self), "_network": None, "_watch": None, "_rows": OrderedDict()}
+        return {**vars(self), "_network": None, "_watch": None, "_rows": RecentlyUsed(MAX_PROMPTS)}
 
     def clear(self) -> None:
         """Forget all embeddings, as after a change of the network's weights."""
@@ -73,17 +73,15 @@ class TextEmbeddings:
             is_offloaded = hasattr(network, "_hf_hook")
             self._watch = None if is_offloaded else ModuleWatch([network])
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._rows]
+        rows = {prompt: self._rows[prompt] for prompt in prompts if prompt in self._rows}
         if missing:
             with torch.inference_mode(False), torch.no_grad():
-                self._rows.update(zip(missing, embed(missing), strict=True))
-        for prompt in prompts:
-            self._rows.move_to_end(prompt)
-        if len(set(prompts)) == 1:
-            embeds = self._rows[prompts[0]].expand(len(prompts), -1, -1)
+                rows.update(zip(missing, embed(missing), strict=True))
+        self._rows.update(rows)
+        if len(rows) == 1:
+            embeds = rows[prompts[0]].expand(len(prompts), -1, -1)
         else:
-            embeds = torch.stack([self._rows[prompt] for prompt in prompts])
-        while len(self._rows) > MAX_PROMPTS:
-            self._rows.popitem(last=False)
+            embeds = torch.stack([rows[prompt] for prompt in prompts])
         return Prompts(embeds, tuple((self._generation, prompt) for prompt in prompts))
 
 
