@@ -71,13 +71,7 @@ for _name in ("tiling", "slicing"):  # what newer versions of diffusers call the
     _instead = _METHODS_INSTEAD[f"enable_vae_{_name}"]
     setattr(TimeAwareAutoencoderKL, f"enable_{_name}", _refused(f"enable_{_name}", _instead))
 for _name in (
-    "load_lora_weights",
-    "unload_lora_weights",
-    "fuse_lora",
-    "unfuse_lora",
-    "set_adapters",
-    "enable_lora",
-    "disable_lora",
-    "delete_adapters",
+    *("load_lora_weights", "unload_lora_weights", "fuse_lora", "unfuse_lora"),
+    *("set_adapters", "enable_lora", "disable_lora", "delete_adapters"),
 ):
     setattr(DiffusersHabits, _name, _guarded(_name))

@@ -5,9 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import pickle
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +102,7 @@ class _Upscaler:
             import torch
 
             torch.set_num_threads(num_threads)
-        self.load: Callable[[], Any] = _once(lambda: load(device))
+        self.load = cache(partial(load, device))
         self.request = request
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -149,17 +148,6 @@ class _Tries:
     def forget(self) -> None:
         """Reset the count."""
         self._path.unlink(missing_ok=True)
-
-
-def _once(function: Callable[[], Any]) -> Callable[[], Any]:
-    results: list[Any] = []
-
-    def call() -> Any:
-        if not results:
-            results.append(function())
-        return results[0]
-
-    return call
 
 
 def _import_ray() -> Any:

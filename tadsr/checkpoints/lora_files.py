@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +33,6 @@ _PATTERN = re.compile(r"\^?[\w.\\]*(\.\*[\w.\\]*){0,2}\$?")
 _PARTS = ("unet", "text_encoder")
 
 
-@dataclass
-class _Entry:
-    """What a file says about one module."""
-
-    sides: dict[str, Tensor] = field(default_factory=dict)
-    alpha: float | None = None
-
-
 def read_lora(
     source: str | Path, unet: nn.Module, text_encoder: nn.Module | None
 ) -> dict[str, list[LoraProduct]]:
@@ -57,16 +48,16 @@ def read_lora(
     for (part, module), entry in entries.items():
         if part not in shapes:
             unknown.append(f"{part}.{module} (the model has no {part})")
-        elif set(entry.sides) != {"A", "B"}:
+        elif not {"A", "B"} <= entry.keys():
             unknown.append(f"{part}.{module} (only one of its two matrices)")
         elif module not in shapes[part]:
             unknown.append(f"{part}.{module}")
-        elif not _fits(entry.sides, shapes[part][module][1]):
-            found = [tuple(entry.sides[side].shape) for side in "AB"]
+        elif not _fits(entry["A"], entry["B"], shapes[part][module][1]):
+            found = [tuple(entry[side].shape) for side in "AB"]
             unknown.append(f"{part}.{module} {found} for {tuple(shapes[part][module][1])}")
         else:
-            a, b = entry.sides["A"], entry.sides["B"]
-            scaling = _scaling(path, settings.get(part, {}), module, entry.alpha, len(a))
+            a, b = entry["A"], entry["B"]
+            scaling = _scaling(path, settings.get(part, {}), module, entry.get("alpha"), len(a))
             products[part].append(LoraProduct(shapes[part][module][0], a, b, scaling))
     if not entries and not unknown:
         raise CheckpointError(f"{path} must be a LoRA for this model, but holds no LoRA")
@@ -109,8 +100,9 @@ def _common(part: str, module: str) -> str:
 
 def _collect(
     reader: TensorReader, shapes: Mapping[str, Mapping[str, Any]]
-) -> tuple[dict[tuple[str, str], _Entry], list[str]]:
-    entries: dict[tuple[str, str], _Entry] = {}
+) -> tuple[dict[tuple[str, str], dict[str, Any]], list[str]]:
+    """Return both sides and the alpha of each module, and the names that are nobody's."""
+    entries: dict[tuple[str, str], dict[str, Any]] = {}
     unknown = []
     flat = {
         f"{prefix}{stem}{name.replace('.', '_')}": (part, name)
@@ -126,14 +118,13 @@ def _collect(
             continue
         module = match["module"] if match else name.removesuffix(".alpha").removesuffix(".lora")
         place = _place(module, flat)
-        entry = entries.setdefault(place, _Entry())
+        entry = entries.setdefault(place, {})
         if match is None and tensor.numel() != 1:
             unknown.append(f"{name} {tuple(tensor.shape)}")
         elif match is None:
-            entry.alpha = float(tensor)
+            entry["alpha"] = float(tensor)
         else:
-            side = match["peft"] or {"down": "A", "up": "B"}[match["way"]]
-            entry.sides[side] = tensor
+            entry[match["peft"] or {"down": "A", "up": "B"}[match["way"]]] = tensor
     return entries, unknown
 
 
@@ -161,8 +152,7 @@ def _place(module: str, flat: Mapping[str, tuple[str, str]]) -> tuple[str, str]:
     return "unet", module
 
 
-def _fits(sides: Mapping[str, Tensor], shape: Any) -> bool:
-    a, b = sides["A"], sides["B"]
+def _fits(a: Tensor, b: Tensor, shape: Any) -> bool:
     return (
         min(a.ndim, b.ndim, len(shape)) >= 2
         and 0 < len(a) == b.flatten(1).shape[1]
@@ -178,17 +168,15 @@ def _settings(path: Path, metadata: Mapping[str, str]) -> dict[str, dict[str, An
             stated = dict(json.loads(metadata[_DIFFUSERS_METADATA]))
         except (ValueError, TypeError, RecursionError) as error:
             raise CheckpointError(f"{path} has damaged metadata: {error}") from error
-        return {part: dict(_under(stated, part)) for part in _PARTS}
+        parts = {part: {} for part in _PARTS}
+        for name, value in stated.items():
+            part, _, key = name.partition(".")
+            parts.get(part, {})[key] = value
+        return parts
     config = path.with_name(_PEFT_CONFIG)
     if path.name == _FOLDER_FILES[1] and config.is_file():
         return {"unet": read_json(config)}
     return {}
-
-
-def _under(stated: Mapping[str, Any], part: str) -> Iterator[tuple[str, Any]]:
-    for name, value in stated.items():
-        if name.startswith(f"{part}."):
-            yield name.removeprefix(f"{part}."), value
 
 
 def _scaling(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import re
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ import torch
 
 from tadsr.checkpoints import inspect_checkpoint
 from tadsr.errors import TADSRError
+from tadsr.folders.manifest import fingerprint
 from tadsr.kernels.backends import unsupported_reasons
 from tadsr.machine import describe_device, versions
 from tadsr.onestep import choose_plan
@@ -112,7 +112,7 @@ def verify_model(source: str) -> Finding:
         return Finding(name, False, str(error))
     folder = Path(found.folder)
     expected = _hashes_of(folder)
-    damaged = [name for name, digest in expected.items() if _sha256(folder / name) != digest]
+    damaged = [name for name, digest in expected.items() if fingerprint(folder / name)[1] != digest]
     if damaged:
         return Finding(name, False, f"damaged: {', '.join(damaged)} in {folder}; get it again")
     if not expected:
@@ -129,13 +129,3 @@ def _hashes_of(folder: Path) -> dict[str, str]:
     blobs = {p: Path(p.resolve()).name for p in folder.rglob("*") if p.is_symlink()}
     known = {p: name for p, name in blobs.items() if re.fullmatch(r"[0-9a-f]{64}", name)}
     return {str(path.relative_to(folder)): name for path, name in known.items()}
-
-
-def _sha256(path: Path) -> str | None:
-    if not path.is_file():
-        return None
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()

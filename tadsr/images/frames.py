@@ -222,10 +222,11 @@ def write_frames(
         pairs = list(zip(alike, durations_ms, strict=True))
         images = [image for image, _ in pairs]
         if suffix == ".webp":
-            options = save_options(first, "WEBP", quality, is_lossless=is_lossless) | {
-                "loop": num_plays
-            }
+            format, durations = "WEBP", [round(duration) for duration in durations_ms]
+            options = save_options(first, format, quality, is_lossless=is_lossless)
+            options["loop"] = num_plays
         else:
+            format, durations = "GIF", _hundredths(durations_ms)
             images = [to_palette(image) for image in images]
             # Each frame replaces all of the one before, where that shows through.
             options = {"disposal": _RESTORE_BACKGROUND} if mode == "RGBA" else {}
@@ -234,10 +235,6 @@ def write_frames(
                 options["comment"] = first.info["comment"]
             if num_plays != 1:
                 options["loop"] = max(num_plays - 1, 0)
-        format = "WEBP" if suffix == ".webp" else "GIF"
-        durations = [round(duration) for duration in durations_ms]
-        if format == "GIF":
-            durations = _hundredths(durations_ms)
         try:
             images[0].save(
                 file,

@@ -51,7 +51,7 @@ class PngWriter:
 
     def write_frames(
         self, frames: Iterable[np.ndarray], durations_ms: Iterable[float], num_plays: int
-    ) -> int:
+    ) -> None:
         """Write frames (H, W, C) of an animation, each whole, and close the PNG."""
         height, width, _ = self._shape
         control = self._file.tell()
@@ -75,7 +75,6 @@ class PngWriter:
         self._file.seek(control)
         self._chunk(b"acTL", struct.pack(">II", count, num_plays))
         self._file.seek(end)
-        return count
 
     def _next_number(self) -> bytes:
         self._num_fragments += 1

@@ -120,8 +120,10 @@ def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def extract_adapters(unet: UNet2DConditionModel, vae: TimeAwareAutoencoderKL) -> AdapterSet:
     """Copy the attached adapters out of two models."""
-    unet_tensors = _to_cpu(adapter_parameters(unet))
-    vae_tensors = _to_cpu(adapter_parameters(vae))
+    unet_tensors, vae_tensors = (
+        {n: p.detach().to("cpu", copy=True) for n, p in adapter_parameters(model).items()}
+        for model in (unet, vae)
+    )
     unet_config = next(iter(unet.peft_config.values()))
     vae_config = next(iter(vae.peft_config.values()))
     return AdapterSet(
@@ -255,7 +257,3 @@ def _copy_into(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     parameters = dict(model.named_parameters())
     for name, tensor in tensors.items():
         parameters[name].copy_(tensor)
-
-
-def _to_cpu(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    return {n: p.detach().to("cpu", copy=True) for n, p in parameters.items()}

@@ -14,40 +14,33 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+_UNSET = (
+    *("addition_embed_type", "class_embed_type", "cross_attention_norm", "encoder_hid_dim"),
+    *("encoder_hid_dim_type", "mid_block_only_cross_attention", "num_attention_heads"),
+    *("num_class_embeds", "projection_class_embeddings_input_dim", "time_cond_proj_dim"),
+    *("reverse_transformer_layers_per_block", "time_embedding_act_fn", "time_embedding_dim"),
+    "timestep_post_act",
+)
+_OFF = (
+    *("center_input_sample", "class_embeddings_concat", "dual_cross_attention"),
+    *("only_cross_attention", "resnet_skip_time_act", "upcast_attention"),
+)
 _UNET_DEFAULTS: dict[str, Any] = {
-    "addition_embed_type": None,
+    **dict.fromkeys(_UNSET),
+    **dict.fromkeys(_OFF, False),
     "attention_type": "default",
-    "center_input_sample": False,
-    "class_embed_type": None,
-    "class_embeddings_concat": False,
     "conv_in_kernel": 3,
     "conv_out_kernel": 3,
-    "cross_attention_norm": None,
     "downsample_padding": 1,
-    "dual_cross_attention": False,
-    "encoder_hid_dim": None,
-    "encoder_hid_dim_type": None,
     "flip_sin_to_cos": True,
     "freq_shift": 0,
-    "mid_block_only_cross_attention": None,
     "mid_block_scale_factor": 1,
     "mid_block_type": "UNetMidBlock2DCrossAttn",
     "norm_eps": 1e-5,
-    "num_attention_heads": None,
-    "num_class_embeds": None,
-    "only_cross_attention": False,
-    "projection_class_embeddings_input_dim": None,
     "resnet_out_scale_factor": 1.0,
-    "resnet_skip_time_act": False,
     "resnet_time_scale_shift": "default",
-    "reverse_transformer_layers_per_block": None,
-    "time_cond_proj_dim": None,
-    "time_embedding_act_fn": None,
-    "time_embedding_dim": None,
     "time_embedding_type": "positional",
-    "timestep_post_act": None,
     "transformer_layers_per_block": 1,
-    "upcast_attention": False,
 }
 _BLOCKS = {"DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"}
 _OUTER_EPS = 1e-6

@@ -9,21 +9,20 @@ import tifffile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import ExifTags, Image, ImageCms
+from PIL import ExifTags, Image
 
 from tadsr import TADSRPipeline
 from tadsr.errors import ImageReadError, ImageReadWarning, ImageTooLargeError
 from tadsr.images import (
     ArrayImage,
-    decode_image,
-    encode_image,
     read_image,
     strip_metadata,
     write_image,
 )
 from tadsr.measure.pictures import read_rgb8
 
-SRGB_ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+from .samples import SRGB_ICC, png_chunk, round_trip
+
 ADAM7 = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2)]
 ADAM7 += [(1, 0, 2, 1)]  # first row and column, steps down and across
 COLOR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
@@ -67,29 +66,13 @@ def _filtered(rows, seed):
 
 def _write_png(path, pixels, *, is_interlaced=False, chunks=(), seed=0):
     """Write a 16 bit PNG without any library."""
-
-    def chunk(kind, data):
-        checksum = zlib.crc32(kind + data)
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
-
     height, width, channels = pixels.shape
     color_type = COLOR_TYPES[channels]
     header = struct.pack(">IIBBBBB", width, height, 16, color_type, 0, 0, is_interlaced)
     parts = [pixels[r::dr, c::dc] for r, c, dr, dc in ADAM7] if is_interlaced else [pixels]
     data = b"".join(_filtered(part, seed) for part in parts if part.size)
-    head = b"".join(itertools.starmap(chunk, chunks))
-    path.write_bytes(
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + head
-        + chunk(b"IDAT", zlib.compress(data))
-        + chunk(b"IEND", b"")
-    )
-
-
-def _round_trip(image):
-    decoded = decode_image(image)
-    return encode_image(decoded.rgb, decoded.alpha, decoded)
+    chunks = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(data)), (b"IEND", b"")]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(itertools.starmap(png_chunk, chunks)))
 
 
 # --- PNG ---
@@ -140,7 +123,7 @@ def test_gamma_and_chromaticities_become_a_profile(suffix, tmp_path):
     chunks = [(b"gAMA", struct.pack(">I", 100_000)), (b"cHRM", struct.pack(">8I", *white))]
     _write_png(tmp_path / "linear.png", np.full((2, 3, 3), 0x3737, np.uint16), chunks=chunks)
     image = read_image(tmp_path / "linear.png")
-    for result in (_round_trip(image), strip_metadata(image)):
+    for result in (round_trip(image), strip_metadata(image)):
         write_image(result, tmp_path / f"out{suffix}")
         # Linear 0.216 is 0.5 in sRGB.
         seen = read_rgb8(tmp_path / f"out{suffix}")
@@ -269,7 +252,7 @@ def test_float_tiff(channels, tmp_path):
     assert tifffile.imread(tmp_path / "a.tif").dtype == np.float32
     read = read_image(tmp_path / "a.tif")
     np.testing.assert_array_equal(read.pixels, values)
-    np.testing.assert_allclose(_round_trip(read).pixels, values, atol=2e-7)
+    np.testing.assert_allclose(round_trip(read).pixels, values, atol=2e-7)
     write_image(read, tmp_path / "a.png")
     sixteen = read_image(tmp_path / "a.png")
     sixteen = np.asarray(sixteen)[..., None] if channels == 1 else sixteen.pixels
@@ -325,7 +308,7 @@ def test_array_image_round_trip(channels, dtype):
     pixels = _noise16(channels=channels)
     if dtype is np.float32:
         pixels = pixels.astype(np.float32) / 65535
-    result = _round_trip(ArrayImage(pixels, {"dpi": (300, 300), "comment": "not kept"}))
+    result = round_trip(ArrayImage(pixels, {"dpi": (300, 300), "comment": "not kept"}))
     assert result.pixels.dtype == dtype
     assert result.info == {"dpi": (300, 300)}
     tolerance = 0 if dtype is np.uint16 else 1e-6

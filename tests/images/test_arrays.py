@@ -8,15 +8,12 @@ from PIL import Image
 
 from tadsr.images import decode_image, encode_image, pad_reflect, resize_bicubic
 
+from .samples import round_trip
+
 BAD_FLOATS = [np.nan, np.inf, -np.inf, -0.01, 1.01, 255.0]
 ARRAY_SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, max_side=6).flatmap(
     lambda sides: st.sampled_from([sides, (*sides, 1), (*sides, 3), (*sides, 4)])
 )
-
-
-def _round_trip(image, output_type=None):
-    decoded = decode_image(image)
-    return encode_image(decoded.rgb, decoded.alpha, decoded, output_type)
 
 
 @settings(deadline=None, max_examples=60)
@@ -24,7 +21,7 @@ def _round_trip(image, output_type=None):
 def test_integer_arrays_round_trip_exactly(array):
     if array.ndim == 3 and array.shape[2] == 4:
         array[..., 3] = array[..., 3].clip(1)  # under alpha 0 nothing is kept
-    result = _round_trip(array)
+    result = round_trip(array)
     assert result.dtype == array.dtype
     assert result.shape == array.shape
     np.testing.assert_array_equal(result, array)
@@ -34,7 +31,7 @@ def test_integer_arrays_round_trip_exactly(array):
 @given(st.sampled_from([np.float16, np.float32, np.float64]), ARRAY_SHAPES, st.integers(0, 99))
 def test_float_arrays_round_trip(dtype, shape, seed):
     array = np.random.default_rng(seed).random(shape).astype(dtype)
-    result = _round_trip(array)
+    result = round_trip(array)
     assert result.dtype == dtype
     assert result.shape == shape
     np.testing.assert_allclose(result, array, atol=1e-6 if dtype != np.float16 else 1e-3)
@@ -46,7 +43,7 @@ def test_tensors_round_trip(dtype):
     decoded = decode_image(tensor)
     assert decoded.rgb.dtype == torch.float32
     assert not decoded.rgb.requires_grad
-    result = _round_trip(tensor)
+    result = round_trip(tensor)
     assert result.dtype == dtype
     assert result.device == tensor.device
     torch.testing.assert_close(result, tensor.detach(), atol=1e-6, rtol=0)
@@ -55,12 +52,12 @@ def test_tensors_round_trip(dtype):
 def test_views_and_read_only_arrays():
     array = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
     array.flags.writeable = False
-    np.testing.assert_array_equal(_round_trip(array[::-2, 1::3]), array[::-2, 1::3])
+    np.testing.assert_array_equal(round_trip(array[::-2, 1::3]), array[::-2, 1::3])
 
 
 def test_all_16_bit_values_survive():
     array = np.arange(65536, dtype=np.uint16).reshape(256, 256)
-    np.testing.assert_array_equal(_round_trip(array), array)
+    np.testing.assert_array_equal(round_trip(array), array)
 
 
 def test_rounding_slack_is_clamped():
@@ -82,15 +79,15 @@ def test_rounding_slack_is_clamped():
     ],
 )
 def test_output_types(image, shape, dtype):
-    array = _round_trip(image, "np")
+    array = round_trip(image, "np")
     assert array.shape == shape
     assert array.dtype == dtype
-    tensor = _round_trip(image, "pt")
+    tensor = round_trip(image, "pt")
     assert tensor.shape == (3, 5, 7)
     assert tensor.dtype == torch.float32
     is_gray = getattr(image, "mode", "RGB") in ("L", "LA", "I;16", "F") or image.ndim == 2
     mode = ("L" if is_gray else "RGB") + ("A" if shape[2] == 4 else "")
-    assert _round_trip(image, "pil").mode == mode
+    assert round_trip(image, "pil").mode == mode
 
 
 @pytest.mark.parametrize(

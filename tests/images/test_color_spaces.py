@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import struct
 import warnings
-import zlib
 
 import numpy as np
 import pytest
@@ -17,13 +16,11 @@ from tadsr.images import write_image as write
 from tadsr.images.color_space import profile_of_code_points, to_srgb
 from tadsr.measure.pictures import read_rgb8
 
+from .samples import SRGB_ICC, png_chunk
+
 COLOR = (120, 150, 100)
 P3_SEEN = (112, 151, 94)
 """What that is in sRGB where it was Display P3, by the standards' formulas."""
-
-
-def chunk(kind, data):
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def write_told(path, primaries, transfer, *, depth=np.uint8, frames=1):
@@ -44,7 +41,7 @@ def write_told(path, primaries, transfer, *, depth=np.uint8, frames=1):
     else:
         image.save(path)
     data = path.read_bytes()
-    told = chunk(b"cICP", bytes([primaries, transfer, 0, 1]))
+    told = png_chunk(b"cICP", bytes([primaries, transfer, 0, 1]))
     path.write_bytes(data[:33] + told + data[33:])
 
 
@@ -80,7 +77,7 @@ def test_hdr_is_warned_of_and_kept_in_png(name, transfer, curve, tmp_path):
     with pytest.warns(ImageReadWarning, match=curve):
         image = read_image(tmp_path / name)
     write(image, tmp_path / "out.png")
-    assert chunk(b"cICP", bytes([9, transfer, 0, 1])) in (tmp_path / "out.png").read_bytes()
+    assert png_chunk(b"cICP", bytes([9, transfer, 0, 1])) in (tmp_path / "out.png").read_bytes()
 
 
 def test_made_profiles_are_those_of_the_standard():
@@ -94,6 +91,5 @@ def test_made_profiles_are_those_of_the_standard():
         np.abs(to_srgb(pixels, profile_of_code_points(12, 13, b"RGB "))[0, 0] - [*P3_SEEN]).max()
         <= 2
     )
-    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    assert to_srgb(pixels, srgb) is pixels
+    assert to_srgb(pixels, SRGB_ICC) is pixels
     assert to_srgb(pixels, b"damaged") is pixels

@@ -3,12 +3,12 @@ import signal
 import struct
 import subprocess
 import sys
-import zlib
 from contextlib import suppress
+from itertools import starmap
 
 import numpy as np
 import pytest
-from PIL import EpsImagePlugin, ExifTags, Image, ImageCms, features
+from PIL import EpsImagePlugin, Image, features
 
 from tadsr.errors import ImageReadError, ImageWriteError
 from tadsr.images import (
@@ -25,7 +25,8 @@ from tadsr.images import (
     write_image,
 )
 
-SRGB_ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+from .samples import SRGB_ICC, png_chunk
+
 SUFFIXES = [".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"]
 if features.check("avif"):
     SUFFIXES.append(".avif")
@@ -46,13 +47,9 @@ def _gray16(width=256, height=256):
 
 def _huge_png(width, height):
     """A blank 1-bit PNG of few bytes that claims width × height pixels."""
-
-    def chunk(kind, data):
-        checksum = zlib.crc32(kind + data)
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
-
     header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+    chunks = ((b"IHDR", header), (b"IDAT", b""), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(starmap(png_chunk, chunks))
 
 
 # --- reading ---
@@ -100,8 +97,10 @@ def test_damaged_pixels(tmp_path):
 def test_no_image_at_all(tmp_path):
     (tmp_path / "notes.png").write_text("not an image")
     (tmp_path / "file").write_text("")
+    (tmp_path / "zero.png").write_bytes(_huge_png(0, 5))
     for name, message in [
         ("notes.png", "none that Pillow knows"),
+        ("zero.png", r"zero\.png"),
         ("missing.png", "found none"),
         ("", "is a folder"),
         ("file/a.png", "found none"),
@@ -125,12 +124,6 @@ def test_programs_in_postscript_are_not_run(tmp_path, monkeypatch):
     with Image.open(path) as image, suppress(OSError):
         image.load()
     assert (tmp_path / "ran").exists()
-
-
-def test_zero_sized_file(tmp_path):
-    (tmp_path / "zero.png").write_bytes(_huge_png(0, 5))
-    with pytest.raises(ImageReadError, match=r"zero\.png"):
-        read_image(tmp_path / "zero.png")
 
 
 def test_decompression_bomb_in_pillows_eyes(tmp_path):
@@ -198,13 +191,6 @@ def test_a_real_file_of_200_megapixels(tmp_path):
     assert read_image(path, max_pixels=200_000_000).getextrema() == (255, 255)
 
 
-@pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")
-def test_bomb_warning_raised_as_an_error(tmp_path):
-    (tmp_path / "large.png").write_bytes(_huge_png(10_000, 10_000))
-    with pytest.raises(ImageReadError, match="100000000 pixels"):
-        read_image(tmp_path / "large.png")
-
-
 # --- writing ---
 
 
@@ -260,35 +246,11 @@ def test_lossless_formats_are_exact(mode, suffix, tmp_path):
     np.testing.assert_array_equal(np.asarray(read_image(tmp_path / f"a{suffix}")), image)
 
 
-@pytest.mark.parametrize("suffix", [suffix for suffix in SUFFIXES if suffix != ".bmp"])
-def test_metadata_is_kept(suffix, tmp_path):
-    exif = Image.Exif()
-    exif[ExifTags.Base.Make] = "Camera"
-    image = _noise()
-    image.info |= {"icc_profile": SRGB_ICC, "exif": exif.tobytes(), "dpi": (300, 300)}
-    write_image(image, tmp_path / f"a{suffix}")
-    with Image.open(tmp_path / f"a{suffix}") as opened:
-        opened.load()
-        assert opened.info["icc_profile"] == SRGB_ICC
-        assert opened.getexif()[ExifTags.Base.Make] == "Camera"
-        if suffix not in (".webp", ".avif"):
-            assert opened.info["dpi"] == pytest.approx((300, 300), abs=0.1)
-
-
 def test_profile_of_another_color_space_is_not_written(tmp_path):
     image = _noise("L")
     image.info["icc_profile"] = SRGB_ICC
     write_image(image, tmp_path / "a.png")
     assert "icc_profile" not in read_image(tmp_path / "a.png").info
-
-
-def test_oversized_exif_does_not_cost_the_picture(tmp_path):
-    image = _noise()
-    exif = Image.Exif()
-    exif[ExifTags.Base.ImageDescription] = "long " * 14_000
-    image.info["exif"] = exif.tobytes()
-    write_image(image, tmp_path / "a.jpg")
-    assert read_image(tmp_path / "a.jpg").size == image.size
 
 
 def test_quality(tmp_path):
@@ -476,7 +438,5 @@ def test_a_palette_with_more_alphas_than_colours_is_read(tmp_path):
     data = (tmp_path / "a.png").read_bytes()
     at = data.index(b"tRNS") - 4
     end = at + 12 + int.from_bytes(data[at : at + 4], "big")
-    chunk = b"tRNS" + bytes(300)
-    chunk = struct.pack(">I", 300) + chunk + struct.pack(">I", zlib.crc32(chunk))
-    (tmp_path / "a.png").write_bytes(data[:at] + chunk + data[end:])
+    (tmp_path / "a.png").write_bytes(data[:at] + png_chunk(b"tRNS", bytes(300)) + data[end:])
     assert decode_image(read_image(tmp_path / "a.png")).alpha.max() == 0

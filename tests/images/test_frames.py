@@ -3,7 +3,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image, ImageCms, ImageDraw
+from PIL import ExifTags, Image, ImageDraw
 
 from tadsr.errors import ImageReadError, ImageTooLargeError, ImageWriteError
 from tadsr.images import (
@@ -17,7 +17,8 @@ from tadsr.images import (
     write_image,
 )
 
-SRGB_ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+from .samples import SRGB_ICC
+
 DURATIONS = (50.0, 120.0, 200.0)
 SUFFIXES = [".gif", ".png", ".apng", ".webp"]
 COLORS = [(250, 20, 10), (10, 240, 30), (20, 30, 230)]

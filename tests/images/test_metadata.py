@@ -5,12 +5,11 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from PIL import ExifTags, Image, ImageCms, features
+from PIL import ExifTags, Image, features
 
 from tadsr.images import (
     ArrayImage,
     decode_image,
-    encode_image,
     read_image,
     strip_metadata,
     tiff,
@@ -20,7 +19,8 @@ from tadsr.images import (
 )
 from tadsr.images.png import PngWriter
 
-SRGB_ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+from .samples import SRGB_ICC, enlarged
+
 XMP = b"""<?xpacket begin="" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF><rdf:Description tiff:Orientation="6"
  tiff:ImageWidth="7" exif:PixelXDimension='7' dc:title="Caf\xc3\xa9">
@@ -54,12 +54,6 @@ def _photo(width=7, height=5):
     return image
 
 
-def _enlarged(image):
-    decoded = decode_image(image)
-    rgb = decoded.rgb.repeat_interleave(2, 1).repeat_interleave(2, 2)
-    return encode_image(rgb, decoded.alpha, decoded)
-
-
 def _check_kept(path, orientation=1):
     """Check with Pillow alone that a file has all metadata, and none that is stale."""
     with Image.open(path) as opened:
@@ -90,14 +84,14 @@ def test_metadata_goes_from_every_format_to_every_other(source, target, tmp_path
     image = _photo()
     image.info["exif"] = _exif(1).tobytes()
     write_image(image, tmp_path / f"in{source}")
-    result = _enlarged(read_image(tmp_path / f"in{source}"))
+    result = enlarged(read_image(tmp_path / f"in{source}"))
     write_image(result, tmp_path / f"out{target}")
     _check_kept(tmp_path / f"out{target}")
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_turned_photo_is_upright_once(suffix, tmp_path):
-    result = _enlarged(_photo())
+    result = enlarged(_photo())
     assert result.size == (10, 14)
     write_image(result, tmp_path / f"a{suffix}")
     _check_kept(tmp_path / f"a{suffix}")
@@ -154,7 +148,7 @@ def test_thumbnail_goes(tmp_path):
     image.save(tmp_path / "in.jpg", exif=exif)
     with Image.open(tmp_path / "in.jpg") as opened:
         assert opened.getexif().get_ifd(IFD.IFD1) == {259: 6}
-    write_image(_enlarged(read_image(tmp_path / "in.jpg")), tmp_path / "out.jpg")
+    write_image(enlarged(read_image(tmp_path / "in.jpg")), tmp_path / "out.jpg")
     with Image.open(tmp_path / "out.jpg") as opened:
         assert opened.getexif().get_ifd(IFD.IFD1) == {}
 
@@ -209,9 +203,12 @@ def test_exif_that_points_to_itself(tmp_path):
     assert read_image(tmp_path / "a.tif").size == (7, 5)
 
 
-def test_oversized_xmp_does_not_cost_a_jpeg(tmp_path):
+@pytest.mark.parametrize("key", ["exif", "xmp"])
+def test_oversized_metadata_does_not_cost_a_jpeg(key, tmp_path):
     image = Image.new("RGB", (8, 8))
-    image.info["xmp"] = b"<x:xmpmeta>" + b" " * 70_000
+    exif = Image.Exif()
+    exif[BASE.ImageDescription] = "long " * 14_000
+    image.info[key] = exif.tobytes() if key == "exif" else b"<x:xmpmeta>" + b" " * 70_000
     write_image(image, tmp_path / "a.jpg")
     assert read_image(tmp_path / "a.jpg").size == (8, 8)
 
@@ -228,7 +225,7 @@ def test_strip_leaves_the_profile_alone(is_16bit, suffix, tmp_path):
     torch.testing.assert_close(decode_image(bare).rgb, expected, rtol=0, atol=2e-5)
     assert decode_image(bare).kind.info == {"icc_profile": SRGB_ICC}
     assert len(image.info) == 4
-    write_image(_enlarged(bare), tmp_path / f"a{suffix}")
+    write_image(enlarged(bare), tmp_path / f"a{suffix}")
     with Image.open(tmp_path / f"a{suffix}") as opened:
         opened.load()
         assert opened.info["icc_profile"] == SRGB_ICC

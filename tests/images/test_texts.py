@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import struct
 import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms, IptcImagePlugin, PngImagePlugin
+from PIL import Image, IptcImagePlugin, PngImagePlugin
 
 from tadsr.images import (
     ArrayImage,
     count_frames,
-    decode_image,
-    encode_image,
     read_frames,
     read_image,
     strip_metadata,
@@ -22,13 +20,7 @@ from tadsr.images import (
     write_image,
 )
 
-SRGB_ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-
-
-def _enlarged(image):
-    decoded = decode_image(image)
-    rgb = decoded.rgb.repeat_interleave(2, 1).repeat_interleave(2, 2)
-    return encode_image(rgb, decoded.alpha, decoded)
+from .samples import SRGB_ICC, enlarged, png_chunk
 
 
 def _with_texts(path, **texts):
@@ -51,7 +43,7 @@ def test_texts_of_a_png_stay(as_frames, tmp_path):
         animation = read_frames(tmp_path / "in.png")
         write_frames(animation, tmp_path / "out.png", durations_ms=animation.durations_ms)
     else:
-        write_image(_enlarged(read_image(tmp_path / "in.png")), tmp_path / "out.png")
+        write_image(enlarged(read_image(tmp_path / "in.png")), tmp_path / "out.png")
     with Image.open(tmp_path / "out.png") as opened:
         assert opened.text == texts
         assert opened.text["Title"].lang == "de"
@@ -69,8 +61,8 @@ def test_iptc_stays(start, way, tmp_path):
     image = Image.new("RGB", (6, 5), "red")
     image.info["iptc"] = IPTC
     write_image(image, tmp_path / f"in{start}")
-    write_image(_enlarged(read_image(tmp_path / f"in{start}")), tmp_path / f"way{way}")
-    write_image(_enlarged(read_image(tmp_path / f"way{way}")), tmp_path / "out.jpg")
+    write_image(enlarged(read_image(tmp_path / f"in{start}")), tmp_path / f"way{way}")
+    write_image(enlarged(read_image(tmp_path / f"way{way}")), tmp_path / "out.jpg")
     with Image.open(tmp_path / "out.jpg") as opened:
         found = IptcImagePlugin.getiptcinfo(opened)
     assert found == {(2, 120): b"Caption", (2, 116): b"(c)"}
@@ -81,17 +73,10 @@ def test_iptc_stays(start, way, tmp_path):
 def test_comments_stay(start, suffix, tmp_path):
     image = Image.new("RGB", (6, 5), "red")
     image.convert("P").convert("RGB").save(tmp_path / f"in{start}", comment=b"taken at noon")
-    write_image(_enlarged(read_image(tmp_path / f"in{start}")), tmp_path / f"out{suffix}")
+    write_image(enlarged(read_image(tmp_path / f"in{start}")), tmp_path / f"out{suffix}")
     with Image.open(tmp_path / f"out{suffix}") as opened:
         found = opened.text["Comment"].encode() if suffix == ".png" else opened.info["comment"]
     assert found == b"taken at noon"
-
-
-def _large_texts(path):
-    info = PngImagePlugin.PngInfo()
-    for number in range(8):
-        info.add_text(f"k{number}", "x" * 9_000_000)
-    Image.new("RGB", (6, 5), "red").save(path, pnginfo=info)
 
 
 def _large_chunk(path, kind, place):
@@ -104,22 +89,14 @@ def _large_chunk(path, kind, place):
         b"iTXt": b"key\0\1\0\0\0" + packed,
         b"iCCP": b"name\0\0" + zlib.compress(SRGB_ICC + bytes(1_200_000)),
     }[kind]
-    chunk = struct.pack(">I", len(data)) + kind + data
-    chunk += struct.pack(">I", zlib.crc32(kind + data))
     whole = path.read_bytes()
     cut = 33 if place == "before" else len(whole) - 12
-    path.write_bytes(whole[:cut] + chunk + whole[cut:])
+    path.write_bytes(whole[:cut] + png_chunk(kind, data) + whole[cut:])
 
 
 @pytest.mark.parametrize(
     ("kind", "place"),
-    [
-        (b"zTXt", "before"),
-        (b"zTXt", "after"),
-        (b"iTXt", "before"),
-        (b"iTXt", "after"),
-        (b"iCCP", "before"),
-    ],
+    [*itertools.product((b"zTXt", b"iTXt"), ("before", "after")), (b"iCCP", "before")],
 )
 def test_much_text_does_not_cost_the_picture(kind, place, tmp_path):
     _large_chunk(tmp_path / "a.png", kind, place)
@@ -132,7 +109,7 @@ def test_much_text_does_not_cost_the_picture(kind, place, tmp_path):
 
 
 def test_many_texts_do_not_cost_the_picture(tmp_path):
-    _large_texts(tmp_path / "a.png")
+    _with_texts(tmp_path / "a.png", **{f"k{number}": "x" * 9_000_000 for number in range(8)})
     image = read_image(tmp_path / "a.png")
     assert image.getpixel((2, 2)) == (255, 0, 0)
     assert len(image.info["text"]) == 7  # what Pillow takes
