@@ -83,6 +83,14 @@ def unmerged_pipeline():
 
 
 @pytest.fixture(scope="module")
+def pipe():
+    """The model that the package holds; each module has one to itself, which it may change."""
+    from tadsr import TADSRPipeline
+
+    return TADSRPipeline.from_pretrained("tadsr-tiny")
+
+
+@pytest.fixture(scope="module")
 def unenlarged() -> Iterator[None]:
     """Restore small photos at their own size where nothing else is said, which takes no seconds."""
     from tadsr import TADSRPipeline

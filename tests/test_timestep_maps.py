@@ -19,11 +19,6 @@ IN_PIECES = TileSpec(band_bytes=2**18, max_memory=1, attention_px=0)
 
 
 @pytest.fixture(scope="module")
-def pipe():
-    return TADSRPipeline.from_pretrained("tadsr-tiny")
-
-
-@pytest.fixture(scope="module")
 def lq():
     return Image.open(PHOTO).crop((150, 60, 191, 113))
 

@@ -15,11 +15,6 @@ from tadsr.errors import CheckpointError
 from .hub_server import RIGHT_TOKEN, Fault
 
 
-@pytest.fixture(scope="module")
-def pipe():
-    return TADSRPipeline.from_pretrained("tadsr-tiny")
-
-
 def test_a_model_is_published_in_one_commit_and_loads(hub, pipe):
     told = pipe.push_to_hub("owner/mine", token=RIGHT_TOKEN, private=True, commit_message="First")
     assert told.startswith(f"{hub.address}/owner/mine/commit/")

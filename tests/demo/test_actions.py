@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tadsr import TADSRPipeline, TimestepMap
+from tadsr import TimestepMap
 from tadsr.demo.actions import (
     KEPT_PRIMITIVES,
     PREVIEW_PX,
@@ -28,11 +28,6 @@ from tadsr.errors import CheckpointError, ImageReadError, ImageWriteError, TADSR
 from tadsr.images import ArrayImage, read_image, write_image
 
 pytestmark = pytest.mark.usefixtures("unenlarged")
-
-
-@pytest.fixture(scope="module")
-def pipe():
-    return TADSRPipeline.from_pretrained("tadsr-tiny")
 
 
 @pytest.fixture

@@ -21,17 +21,11 @@ import uvicorn
 from PIL import Image
 from typer.testing import CliRunner
 
-from tadsr import TADSRPipeline
 from tadsr.cli import app
 from tadsr.demo.actions import DemoLimits, Models
 from tadsr.demo.service import Service
 
 LIMITS = DemoLimits(max_upload_bytes=20_000, max_output_pixels=20_000)
-
-
-@pytest.fixture(scope="module")
-def pipe():
-    return TADSRPipeline.from_pretrained("tadsr-tiny")
 
 
 @pytest.fixture(scope="module")

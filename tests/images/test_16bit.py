@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
-from tadsr import TADSRPipeline
 from tadsr.errors import ImageReadError, ImageReadWarning, ImageTooLargeError
 from tadsr.images import (
     ArrayImage,
@@ -357,11 +356,6 @@ def test_wrong_pixels(pixels, error):
 
 
 # --- the whole path ---
-
-
-@pytest.fixture(scope="module")
-def pipe():
-    return TADSRPipeline.from_pretrained("tadsr-tiny")
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])

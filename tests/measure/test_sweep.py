@@ -8,16 +8,10 @@ import torch
 from PIL import Image
 
 import tadsr.restorer
-from tadsr import TADSRPipeline
 from tadsr.measure.metrics import make_metric
 from tadsr.measure.sweep import TimestepSweep
 from tadsr.onestep import TileSpec
 from tadsr.onestep.batches import TOGETHER_PIXELS, group_timesteps
-
-
-@pytest.fixture(scope="module")
-def pipe():
-    return TADSRPipeline.from_pretrained("tadsr-tiny")
 
 
 @pytest.fixture

@@ -13,11 +13,6 @@ from tadsr.onestep import TileSpec
 from tadsr.onestep.seamless import MARGIN_PX, extend_map
 
 
-@pytest.fixture(scope="module")
-def pipe():
-    return TADSRPipeline.from_pretrained("tadsr-tiny")
-
-
 def texture(height, width, channels=3):
     """Return waves that go on beyond the edges, uint8."""
     y, x = np.mgrid[:height, :width]

@@ -31,11 +31,6 @@ SAME_PART_DB = 90
 
 
 @pytest.fixture(scope="module")
-def pipe():
-    return TADSRPipeline.from_pretrained("tadsr-tiny")
-
-
-@pytest.fixture(scope="module")
 def lq():
     return Image.open(PHOTO).crop((150, 60, 181, 99))
 
