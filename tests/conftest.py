@@ -107,34 +107,12 @@ def unenlarged() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory) -> Path:
     """A tiny model with random weights, saved in the native format."""
-    from diffusers import DDPMScheduler, UNet2DConditionModel
-
-    from tadsr import TADSRPipeline, TimeAwareAutoencoderKL
     from tadsr.networks.prompt_embeddings import PromptEmbeddings
+    from tests.small_models import pipeline_of, small_unet, small_vae
 
     torch.manual_seed(0)
-    vae = TimeAwareAutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 8),
-        layers_per_block=1,
-        norm_num_groups=4,
-        mid_block_add_attention=False,
-    )
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 8),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        norm_num_groups=4,
-        cross_attention_dim=8,
-        attention_head_dim=2,
-    )
-    scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-    pipe = TADSRPipeline(
-        vae=vae, unet=unet, scheduler=scheduler, prompt_embeddings=PromptEmbeddings(embedding_dim=8)
-    )
+    vae, unet = small_vae(mid_block_add_attention=False), small_unet()
+    pipe = pipeline_of(vae, unet, PromptEmbeddings(embedding_dim=8))
     folder = tmp_path_factory.mktemp("models") / "tiny"
     pipe.save_pretrained(folder)
     return folder

@@ -15,44 +15,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers import DDPMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 import tadsr
-from tadsr import TADSRError, TADSRPipeline, TimeAwareAutoencoderKL, UpscaleSettings
+from tadsr import TADSRError, TADSRPipeline, UpscaleSettings
 from tadsr.images import ArrayImage, resize_bicubic
 from tadsr.networks.prompt_embeddings import PromptEmbeddings
 from tadsr.onestep import OneStepEngine, TileSpec
+from tests.small_models import pipeline_of, small_unet, small_vae
 
 
 def build_pipeline() -> TADSRPipeline:
     torch.manual_seed(0)
-    vae = TimeAwareAutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(4, 8, 8),
-        layers_per_block=1,
-        norm_num_groups=2,
-        mid_block_add_attention=False,
-    )
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 8),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        norm_num_groups=2,
-        cross_attention_dim=6,
-        attention_head_dim=2,
-    )
-    return TADSRPipeline(
-        vae=vae.eval(),
-        unet=unet.eval(),
-        scheduler=DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
-        prompt_embeddings=PromptEmbeddings(prompts=("", "sharp photo"), embedding_dim=6),
-    )
+    vae = small_vae((4, 8, 8), norm_num_groups=2, mid_block_add_attention=False)
+    unet = small_unet(norm_num_groups=2, cross_attention_dim=6)
+    return pipeline_of(vae, unet, PromptEmbeddings(prompts=("", "sharp photo"), embedding_dim=6))
 
 
 @pytest.fixture(scope="module")

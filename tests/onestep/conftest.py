@@ -8,31 +8,13 @@ from diffusers import UNet2DConditionModel
 
 from tadsr import TimeAwareAutoencoderKL
 from tadsr.schedule import make_alphas_cumprod
+from tests.small_models import OUTER_ATTENTION, small_unet, small_vae
 
 
 def build_networks(**unet_options) -> tuple[TimeAwareAutoencoderKL, UNet2DConditionModel]:
     torch.manual_seed(0)
-    vae = TimeAwareAutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(8, 8, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
-    )
-    unet = UNet2DConditionModel(
-        **{
-            "sample_size": 8,
-            "block_out_channels": (8, 16),
-            "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-            "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-            "layers_per_block": 1,
-            "norm_num_groups": 4,
-            "cross_attention_dim": 6,
-            "attention_head_dim": 2,
-            "use_linear_projection": True,
-            **unet_options,
-        }
-    )
+    vae = small_vae((8, 8, 16))
+    unet = small_unet((8, 16), **{"cross_attention_dim": 6, **OUTER_ATTENTION, **unet_options})
     for network in (vae, unet):
         network.eval().requires_grad_(False)
         for name, values in network.named_parameters():

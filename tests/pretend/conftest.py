@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, UNet2DConditionModel
 
-from tadsr import TADSRPipeline, TimeAwareAutoencoderKL
+from tadsr import TADSRPipeline
 from tadsr.networks.prompt_embeddings import PromptEmbeddings
+from tests.small_models import OUTER_ATTENTION, pipeline_of, small_unet, small_vae
 
 from .cuda import stand_in
 from .tensors import Functions, PretendDevice, generators
@@ -107,29 +107,11 @@ def small() -> Callable[[], TADSRPipeline]:
     """Build a model that has every kind of layer of the full one, and the fewest of each."""
 
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(16, 32),
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        layers_per_block=1,
-        norm_num_groups=4,
-        cross_attention_dim=8,
-        attention_head_dim=2,
-        use_linear_projection=True,
-    )
-    vae = TimeAwareAutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        norm_num_groups=4,
-    )
+    unet, vae = small_unet((16, 32), **OUTER_ATTENTION), small_vae((16, 32))
     prompts = PromptEmbeddings(("", "a cat"), 5, 8)
     for network in (vae, unet, prompts):
         network.eval().requires_grad_(False)
         for values in network.parameters():
             values += 0.02 * torch.randn(values.shape)  # torch's biases hide mistakes
-    scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-    built = TADSRPipeline(vae, unet, scheduler, prompt_embeddings=prompts)
+    built = pipeline_of(vae, unet, prompts)
     return lambda: copy.deepcopy(built)
