@@ -1,3 +1,4 @@
+import json
 import shutil
 import time
 from pathlib import Path
@@ -5,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import constants, file_download
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from tadsr.checkpoints import Checkpoint, load_checkpoint, save_native
 from tadsr.networks.prompt_embeddings import PromptEmbeddings
@@ -108,6 +109,10 @@ def repository_of(folder, **options):
     return Repository({**unwanted, **files}, **options)
 
 
+def edit_json(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
 def same_tensors(left, right):
     """Tell whether two models have the same names, dtypes and values."""
     a, b = left.state_dict(), right.state_dict()
@@ -118,10 +123,6 @@ def same_tensors(left, right):
 
 def split_into_shards(path, stem):
     """Replace a safetensors file by two shards and their index."""
-    import json
-
-    from safetensors.torch import load_file
-
     tensors = load_file(path)
     names = sorted(tensors)
     variant = path.name.removeprefix(stem).removesuffix(".safetensors")  # "" or ".fp16"

@@ -19,11 +19,9 @@ from tadsr.checkpoints.adapter_files import save_adapters
 from tadsr.checkpoints.tensor_files import TensorReader
 from tadsr.errors import CheckpointError
 
+from .conftest import edit_json
+
 SECONDS = 5
-
-
-def edit_json(path, **changes):
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 @pytest.mark.parametrize(

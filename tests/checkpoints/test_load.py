@@ -9,13 +9,7 @@ from tadsr.checkpoints import load_checkpoint, save_native
 from tadsr.errors import CheckpointError
 from tadsr.networks.adapters import has_adapters
 
-from .conftest import same_tensors, split_into_shards
-
-
-def edit_json(path, **changes):
-    config = json.loads(path.read_text())
-    config.update(changes)
-    path.write_text(json.dumps(config))
+from .conftest import edit_json, same_tensors, split_into_shards
 
 
 def test_published_checkpoint_loads_ready_to_run(merged):
@@ -90,22 +84,6 @@ def test_text_encoder_names_of_every_library_version_load(official, merged):
         assert torch.equal(loaded(ids)[0], merged.text_encoder(ids)[0])
 
 
-def test_base_without_adapter_explains_the_argument(golden_base):
-    with pytest.raises(CheckpointError, match=r"adapter='path/to/tadsr\.pkl'"):
-        load_checkpoint(golden_base)
-
-
-def test_missing_adapter_lists_where_it_was_looked_for(golden_base):
-    with pytest.raises(CheckpointError, match=r"nowhere\.pkl.*looked for"):
-        load_checkpoint(golden_base, adapter="nowhere.pkl")
-
-
-def test_v_prediction_is_refused(official):
-    edit_json(official / "scheduler" / "scheduler_config.json", prediction_type="v_prediction")
-    with pytest.raises(CheckpointError, match=r"scheduler_config\.json.*SD 2\.1-base"):
-        load_checkpoint(official)
-
-
 def test_pndm_config_gives_its_betas(official, golden_base):
     edit_json(
         official / "scheduler" / "scheduler_config.json",
@@ -119,52 +97,60 @@ def test_pndm_config_gives_its_betas(official, golden_base):
     assert scheduler.config.beta_end == 0.02
 
 
-def test_scheduler_without_betas_is_refused(official):
-    (official / "scheduler" / "scheduler_config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"lacks \['beta_start'"):
-        load_checkpoint(official)
+@pytest.mark.parametrize(
+    ("adapter", "message"),
+    [(None, r"adapter='path/to/tadsr\.pkl'"), ("nowhere.pkl", r"nowhere\.pkl.*looked for")],
+)
+def test_base_without_its_adapter_says_what_to_give(golden_base, adapter, message):
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(golden_base, adapter=adapter)
+
+
+def edited(file, **changes):
+    return lambda folder: edit_json(folder / file, **changes)
+
+
+def written(file, content):
+    return lambda folder: (folder / file).write_text(content)
+
+
+def with_another_rank(folder):
+    data = torch.load(folder / "tadsr.pkl", weights_only=True)
+    torch.save(data | {"rank_unet": 3}, folder / "tadsr.pkl")
+
+
+SCHEDULE, TOKENIZER = "scheduler/scheduler_config.json", "tokenizer/tokenizer_config.json"
+UNET, VAE, TEXT = "unet/config.json", "time_vae/config.json", "text_encoder/config.json"
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "message"),
+    ("damage", "message"),
     [
-        ("unet/config.json", "{", r"unet/config\.json must be JSON"),
-        ("unet/config.json", "[]", r"unet/config\.json must hold a JSON object"),
-        ("unet/config.json", '{"_class_name": "AutoencoderKL"}', "UNet2DConditionModel, got Auto"),
-        ("time_vae/config.json", '{"time_scale_shift": "ada"}', r"time_vae/config\.json makes no"),
-        ("text_encoder/config.json", '{"hidden_size": 5}', r"text_encoder/config\.json makes no"),
-        ("tokenizer/tokenizer_config.json", "nope", r"tokenizer_config\.json must be JSON"),
-        ("tokenizer/vocab.json", "<html>", r"tokenizer makes no tokenizer"),
-        ("unet/diffusion_pytorch_model.safetensors", "<html>", "model.safetensors.*web page"),
-        ("unet/diffusion_pytorch_model.safetensors", "", "model.safetensors.*empty"),
-        ("tadsr.pkl", "version https://git-lfs.github.com", r"tadsr\.pkl.*git lfs pull"),
-        ("tadsr.pkl", "<!DOCTYPE html>", r"tadsr\.pkl.*web page"),
+        (written(UNET, "{"), r"unet/config\.json must be JSON"),
+        (written(UNET, "[]"), r"unet/config\.json must hold a JSON object"),
+        (edited(UNET, _class_name="AutoencoderKL"), "UNet2DConditionModel, got Auto"),
+        (edited(UNET, cross_attention_dim=8), "must fit|misshapen"),
+        (written(VAE, '{"time_scale_shift": "ada"}'), r"time_vae/config\.json makes no"),
+        (written(TEXT, '{"hidden_size": 5}'), r"text_encoder/config\.json makes no"),
+        (edited(SCHEDULE, prediction_type="v_prediction"), r"scheduler_config\.json.*SD 2\.1-base"),
+        (written(SCHEDULE, "{}"), r"lacks \['beta_start'"),
+        (written(TOKENIZER, "nope"), r"tokenizer_config\.json must be JSON"),
+        (written("tokenizer/vocab.json", "<html>"), r"tokenizer makes no tokenizer"),
+        (written(WEIGHTS, "<html>"), "model.safetensors.*web page"),
+        (written(WEIGHTS, ""), "model.safetensors.*empty"),
+        (written("tadsr.pkl", "version https://git-lfs.github.com"), r"tadsr\.pkl.*git lfs pull"),
+        (written("tadsr.pkl", "<!DOCTYPE html>"), r"tadsr\.pkl.*web page"),
+        (with_another_rank, r"tadsr\.pkl does not fit .*misshapen"),
+        *(
+            (lambda folder, name=name: shutil.rmtree(folder / name), name)
+            for name in ("unet", "time_vae", "text_encoder", "tokenizer", "scheduler")
+        ),
     ],
 )
-def test_broken_file_is_named(official, file, content, message):
-    (official / file).write_text(content)
+def test_damage_is_named(official, damage, message):
+    damage(official)
     with pytest.raises(CheckpointError, match=message):
-        load_checkpoint(official)
-
-
-@pytest.mark.parametrize("folder", ["unet", "time_vae", "text_encoder", "tokenizer", "scheduler"])
-def test_missing_component_is_named(official, folder):
-    shutil.rmtree(official / folder)
-    with pytest.raises(CheckpointError, match=folder):
-        load_checkpoint(official)
-
-
-def test_config_of_another_width_lists_tensors(official):
-    edit_json(official / "unet" / "config.json", cross_attention_dim=8)
-    with pytest.raises(CheckpointError, match=r"must fit|misshapen"):
-        load_checkpoint(official)
-
-
-def test_adapters_of_another_model_are_refused(official):
-    data = torch.load(official / "tadsr.pkl", weights_only=True)
-    data["rank_unet"] = 3
-    torch.save(data, official / "tadsr.pkl")
-    with pytest.raises(CheckpointError, match=r"tadsr\.pkl does not fit .*misshapen"):
         load_checkpoint(official)
 
 
@@ -206,20 +192,17 @@ def test_sharded_weights_load_alike(merged, tmp_path, variant):
     assert same_tensors(load_checkpoint(folder).unet, merged.unet)
 
 
-def test_shard_index_cannot_point_outside(native):
-    path = native / "unet" / "diffusion_pytorch_model.safetensors"
-    split_into_shards(path, "diffusion_pytorch_model")
-    index = path.parent / "diffusion_pytorch_model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": {"a": "../vae/model.safetensors"}}))
-    with pytest.raises(CheckpointError, match="must name files beside it"):
-        load_checkpoint(native)
-
-
-def test_missing_shard_is_named(native):
-    path = native / "unet" / "diffusion_pytorch_model.safetensors"
-    split_into_shards(path, "diffusion_pytorch_model")
-    (path.parent / "diffusion_pytorch_model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"00002-of-00002\.safetensors must exist"):
+@pytest.mark.parametrize("is_outside", [False, True])
+def test_shards_must_be_there_and_beside_their_index(native, is_outside):
+    stem = "diffusion_pytorch_model"
+    split_into_shards(native / WEIGHTS, stem)
+    if is_outside:
+        index = native / "unet" / f"{stem}.safetensors.index.json"
+        index.write_text(json.dumps({"weight_map": {"a": "../vae/model.safetensors"}}))
+    else:
+        (native / "unet" / f"{stem}-00002-of-00002.safetensors").unlink()
+    told = "must name files beside it" if is_outside else r"00002-of-00002\.safetensors must exist"
+    with pytest.raises(CheckpointError, match=told):
         load_checkpoint(native)
 
 
