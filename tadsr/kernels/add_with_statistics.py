@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from tadsr.kernels.backends import Backend, library, run_fastest, uses_triton
+from tadsr.kernels.backends import Backend, register, run_fastest
 from tadsr.kernels.gpu.launch import choose_chunks
 from tadsr.kernels.group_norm import check_num_groups, reference_moments, reference_statistics
 from tadsr.kernels.per_channel import check_activations, check_per_channel, over_positions
@@ -65,23 +67,11 @@ def reference(
     return total, reference_statistics(total, num_groups)
 
 
-library.define(
-    "add_with_statistics(Tensor x, Tensor residual, Tensor? channel_bias, int num_groups, "
-    "int num_chunks) -> (Tensor, Tensor)"
-)
-
-
-@torch.library.impl(library, "add_with_statistics", "CompositeExplicitAutograd")
-def _run(x: Tensor, *arguments: object) -> tuple[Tensor, Tensor]:
-    if uses_triton((x,)):
-        from tadsr.kernels.gpu import add_with_statistics
-
-        return add_with_statistics.add_with_statistics(x, *arguments)
-    total, statistics = reference(x, *arguments)
+def _in_channels_last(*arguments: Any) -> tuple[Tensor, Tensor]:
+    total, statistics = reference(*arguments)
     return total.contiguous(memory_format=torch.channels_last), statistics
 
 
-@torch.library.register_fake("tadsr::add_with_statistics", lib=library)
 def _fake(
     x: Tensor, residual: Tensor, channel_bias: Tensor | None, num_groups: int, num_chunks: int
 ) -> tuple[Tensor, Tensor]:
@@ -89,3 +79,12 @@ def _fake(
     shape = (2, batch, num_chunks, channels) if num_chunks else (batch, num_groups, 2)
     statistics = x.new_empty(shape, dtype=torch.float32)
     return torch.empty_like(x, memory_format=torch.channels_last), statistics
+
+
+register(
+    "add_with_statistics(Tensor x, Tensor residual, Tensor? channel_bias, int num_groups, "
+    "int num_chunks) -> (Tensor, Tensor)",
+    plan="add_with_statistics.plan_add_with_statistics",
+    reference=_in_channels_last,
+    fake=_fake,
+)

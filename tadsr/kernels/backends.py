@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import os
 import warnings
@@ -32,6 +33,34 @@ _probing = Lock()
 
 library = torch.library.Library("tadsr", "FRAGMENT")
 """Where the operations are registered, as `torch.ops.tadsr.<name>`."""
+
+
+def register(
+    schema: str, *, plan: str, reference: Callable[..., Any], fake: Callable[..., Any]
+) -> None:
+    """Register an operation, whose kernel or reference computes it.
+
+    Args:
+        schema: Name, arguments and results.
+        plan: Module and function in `tadsr.kernels.gpu`, which needs Triton: from the arguments to
+            empty results and the launches that fill them.
+        reference: The same in torch.
+        fake: From the arguments to results as the kernel lays them out.
+    """
+    name = schema.partition("(")[0]
+    library.define(schema)
+
+    def run(x: Tensor, *arguments: object) -> Any:
+        if not uses_triton((x,)):
+            return reference(x, *arguments)
+        from tadsr.kernels.gpu.launch import run_plan
+
+        module, _, function = plan.partition(".")
+        planned = getattr(importlib.import_module(f"tadsr.kernels.gpu.{module}"), function)
+        return run_plan(planned(x, *arguments), x.device)
+
+    library.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"tadsr::{name}", fake, lib=library)
 
 
 def uses_triton(
@@ -139,10 +168,12 @@ def failure_on(device: torch.device) -> str | None:
 def _probe(device: torch.device) -> None:
     """Raise unless a kernel compiles, runs and is right."""
     from tadsr.kernels.geglu import reference
-    from tadsr.kernels.gpu.geglu import geglu
+    from tadsr.kernels.gpu.geglu import plan_geglu
+    from tadsr.kernels.gpu.launch import run_plan
 
     x = torch.linspace(-3, 3, 64, device="cpu").view(2, 32)
-    if not torch.allclose(geglu(x.to(device)).cpu(), reference(x), atol=1e-4):
+    found = run_plan(plan_geglu(x.to(device)), device)
+    if not torch.allclose(found.cpu(), reference(x), atol=1e-4):
         raise RuntimeError("a first kernel gives wrong values")
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tadsr.kernels.backends import Backend, library, run_fastest, uses_triton
+from tadsr.kernels.backends import Backend, register, run_fastest
 from tadsr.kernels.per_channel import check_activations
-from tadsr.kernels.to_uint8 import to_unit, unit_to_uint8_nhwc
+from tadsr.kernels.to_uint8 import empty_bytes, to_unit, unit_to_uint8_nhwc
 
 VARIANCE_FLOOR = 1e-5
 """Added to variances of channels in [0, 1]."""
@@ -126,30 +126,15 @@ def _blur(x: Tensor, distance_px: int) -> Tensor:
     return x
 
 
-library.define("adain_color_fix_uint8(Tensor image, Tensor reference) -> Tensor")
-library.define("wavelet_color_fix_uint8(Tensor image, Tensor reference, int levels) -> Tensor")
-
-
-@torch.library.impl(library, "adain_color_fix_uint8", "CompositeExplicitAutograd")
-def _run_adain(image: Tensor, reference: Tensor) -> Tensor:
-    if uses_triton((image,)):
-        from tadsr.kernels.gpu import images
-
-        return images.adain_color_fix_uint8(image, reference)
-    return adain_reference(image, reference)
-
-
-@torch.library.impl(library, "wavelet_color_fix_uint8", "CompositeExplicitAutograd")
-def _run_wavelet(image: Tensor, reference: Tensor, levels: int) -> Tensor:
-    if uses_triton((image,)):
-        from tadsr.kernels.gpu import images
-
-        return images.wavelet_color_fix_uint8(image, reference, levels)
-    return wavelet_reference(image, reference, levels)
-
-
-@torch.library.register_fake("tadsr::adain_color_fix_uint8", lib=library)
-@torch.library.register_fake("tadsr::wavelet_color_fix_uint8", lib=library)
-def _fake(image: Tensor, reference: Tensor, levels: int = 0) -> Tensor:
-    batch, channels, height, width = image.shape
-    return image.new_empty((batch, height, width, channels), dtype=torch.uint8)
+register(
+    "adain_color_fix_uint8(Tensor image, Tensor reference) -> Tensor",
+    plan="images.plan_adain",
+    reference=adain_reference,
+    fake=empty_bytes,
+)
+register(
+    "wavelet_color_fix_uint8(Tensor image, Tensor reference, int levels) -> Tensor",
+    plan="images.plan_wavelet",
+    reference=wavelet_reference,
+    fake=empty_bytes,
+)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tadsr.kernels.backends import Backend, library, run_fastest, uses_triton
+from tadsr.kernels.backends import Backend, register, run_fastest
 
 
 def geglu(x: Tensor, *, backend: Backend | None = None) -> Tensor:
@@ -39,18 +39,9 @@ def reference(x: Tensor) -> Tensor:
     return hidden * F.gelu(gate)
 
 
-library.define("geglu(Tensor x) -> Tensor")
-
-
-@torch.library.impl(library, "geglu", "CompositeExplicitAutograd")
-def _run(x: Tensor) -> Tensor:
-    if uses_triton((x,)):
-        from tadsr.kernels.gpu import geglu
-
-        return geglu.geglu(x)
-    return reference(x)
-
-
-@torch.library.register_fake("tadsr::geglu", lib=library)
-def _fake(x: Tensor) -> Tensor:
-    return x.new_empty((*x.shape[:-1], x.shape[-1] // 2))
+register(
+    "geglu(Tensor x) -> Tensor",
+    plan="geglu.plan_geglu",
+    reference=reference,
+    fake=lambda x: x.new_empty((*x.shape[:-1], x.shape[-1] // 2)),
+)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tadsr.kernels.backends import Backend, library, run_fastest, uses_triton
+from tadsr.kernels.backends import Backend, register, run_fastest
 from tadsr.kernels.per_channel import check_activations, check_per_channel, over_positions
 
 
@@ -157,21 +157,10 @@ def _normalize(x: Tensor, num_groups: int, eps: float, statistics: Tensor | None
     return ((x.float() - over_positions(mean)) / over_positions(deviation)).to(x.dtype)
 
 
-library.define(
+register(
     "group_norm_silu(Tensor x, int num_groups, Tensor? weight, Tensor? bias, float eps, "
-    "bool silu, Tensor? channel_bias, Tensor? statistics) -> Tensor"
+    "bool silu, Tensor? channel_bias, Tensor? statistics) -> Tensor",
+    plan="group_norm.plan_group_norm_silu",
+    reference=lambda *given: reference(*given).contiguous(memory_format=torch.channels_last),
+    fake=lambda x, *_: torch.empty_like(x, memory_format=torch.channels_last),
 )
-
-
-@torch.library.impl(library, "group_norm_silu", "CompositeExplicitAutograd")
-def _run(x: Tensor, *arguments: object) -> Tensor:
-    if uses_triton((x,)):
-        from tadsr.kernels.gpu import group_norm
-
-        return group_norm.group_norm_silu(x, *arguments)
-    return reference(x, *arguments).contiguous(memory_format=torch.channels_last)
-
-
-@torch.library.register_fake("tadsr::group_norm_silu", lib=library)
-def _fake(x: Tensor, *arguments: object) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.channels_last)

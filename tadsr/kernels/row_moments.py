@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tadsr.kernels.backends import Backend, library, run_fastest, uses_triton
+from tadsr.kernels.backends import Backend, register, run_fastest
 from tadsr.kernels.per_channel import check_activations
 
 
@@ -33,23 +33,14 @@ def reference(x: Tensor) -> Tensor:
     return torch.stack([mean, variance * x.shape[3]]).transpose(2, 3).contiguous()
 
 
-library.define("row_moments(Tensor x) -> Tensor")
-
-
-@torch.library.impl(library, "row_moments", "CompositeExplicitAutograd")
-def _run(x: Tensor) -> Tensor:
-    if uses_triton((x,)):
-        from tadsr.kernels.gpu.launch import run_launches
-        from tadsr.kernels.gpu.statistics import plan_moments
-
-        x = x.contiguous(memory_format=torch.channels_last)
-        moments, launch = plan_moments(x, x.shape[2])
-        run_launches([launch], x.device)
-        return moments
-    return reference(x)
-
-
-@torch.library.register_fake("tadsr::row_moments", lib=library)
 def _fake(x: Tensor) -> Tensor:
     batch, channels, height, _ = x.shape
     return x.new_empty((2, batch, height, channels), dtype=torch.float32)
+
+
+register(
+    "row_moments(Tensor x) -> Tensor",
+    plan="statistics.plan_row_moments",
+    reference=reference,
+    fake=_fake,
+)

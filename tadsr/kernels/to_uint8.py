@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tadsr.kernels.backends import Backend, library, run_fastest, uses_triton
+from tadsr.kernels.backends import Backend, register, run_fastest
 from tadsr.kernels.per_channel import check_activations
 
 
@@ -43,19 +43,15 @@ def unit_to_uint8_nhwc(image: Tensor) -> Tensor:
     return rounded.permute(0, 2, 3, 1).to(torch.uint8).contiguous()
 
 
-library.define("to_uint8_nhwc(Tensor image) -> Tensor")
-
-
-@torch.library.impl(library, "to_uint8_nhwc", "CompositeExplicitAutograd")
-def _run(image: Tensor) -> Tensor:
-    if uses_triton((image,)):
-        from tadsr.kernels.gpu import images
-
-        return images.to_uint8_nhwc(image)
-    return reference(image)
-
-
-@torch.library.register_fake("tadsr::to_uint8_nhwc", lib=library)
-def _fake(image: Tensor) -> Tensor:
+def empty_bytes(image: Tensor, *_: object) -> Tensor:
+    """Return bytes (B, H, W, C) without content for images (B, C, H, W)."""
     batch, channels, height, width = image.shape
     return image.new_empty((batch, height, width, channels), dtype=torch.uint8)
+
+
+register(
+    "to_uint8_nhwc(Tensor image) -> Tensor",
+    plan="images.plan_to_uint8_nhwc",
+    reference=reference,
+    fake=empty_bytes,
+)

@@ -3,19 +3,8 @@
 import torch
 from torch import Tensor
 
-from tadsr.kernels.gpu.launch import Launch, choose_chunks, run_launches
+from tadsr.kernels.gpu.launch import Launch, choose_chunks
 from tadsr.kernels.gpu.statistics import plan_merge, plan_moments
-
-
-def add_with_statistics(
-    x: Tensor, residual: Tensor, channel_bias: Tensor | None, num_groups: int, num_chunks: int
-) -> tuple[Tensor, Tensor]:
-    """Compute `tadsr.kernels.add_with_statistics`."""
-    total, statistics, launches = plan_add_with_statistics(
-        x, residual, channel_bias, num_groups, num_chunks
-    )
-    run_launches(launches, x.device)
-    return total, statistics
 
 
 def plan_add_with_statistics(

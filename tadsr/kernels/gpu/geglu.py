@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tadsr.kernels.gpu.launch import SIZES, Launch, ceil_divide, choose_tile, run_launches
+from tadsr.kernels.gpu.launch import SIZES, Launch, ceil_divide, choose_tile
 
 BLOCK_ELEMENTS = 1024
 """Elements of a block: 8 for each thread of 4 warps, 16 bytes of half precision."""
@@ -24,13 +24,6 @@ def geglu_kernel(
     gate = tl.load(at + width, mask=mask, other=0.0).to(tl.float32)
     value = hidden * (0.5 * gate * (1.0 + tl.erf(gate * 0.7071067811865476)))
     tl.store(y + start + column[None, :], value.to(y.dtype.element_ty), mask=mask)
-
-
-def geglu(x: Tensor) -> Tensor:
-    """Compute `tadsr.kernels.geglu`."""
-    y, launches = plan_geglu(x)
-    run_launches(launches, x.device)
-    return y
 
 
 def plan_geglu(x: Tensor) -> tuple[Tensor, list[Launch]]:

@@ -16,7 +16,6 @@ from tadsr.kernels.gpu.launch import (
     choose_tile,
     next_power_of_2,
     per_channel,
-    run_launches,
 )
 from tadsr.kernels.gpu.statistics import merge_for_channels, plan_merge, plan_moments
 
@@ -150,24 +149,6 @@ def whole_group_kernel(
     factor = factor / tl.sqrt(variance + eps)
     value = activate(value * factor[None, :] + offset[None, :], SILU)
     tl.store(y + at, value.to(y.dtype.element_ty), mask=mask)
-
-
-def group_norm_silu(
-    x: Tensor,
-    num_groups: int,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    silu: bool,
-    channel_bias: Tensor | None,
-    statistics: Tensor | None,
-) -> Tensor:
-    """Compute `tadsr.kernels.group_norm_silu`."""
-    y, launches = plan_group_norm_silu(
-        x, num_groups, weight, bias, eps, silu, channel_bias, statistics
-    )
-    run_launches(launches, x.device)
-    return y
 
 
 def plan_group_norm_silu(

@@ -15,9 +15,9 @@ from tadsr.kernels.gpu.launch import (
     ceil_divide,
     count_processors,
     next_power_of_2,
-    run_launches,
 )
 from tadsr.kernels.gpu.statistics import plan_merge, store_chunk, welford
+from tadsr.kernels.to_uint8 import empty_bytes
 
 VALUES_AT_ONCE = 512
 """Values of one row of pixels that a program converts at a time."""
@@ -211,17 +211,10 @@ def wavelet_level_kernel(
         tl.store(result + at, to_byte(value + blurred), mask=mask)
 
 
-def to_uint8_nhwc(image: Tensor) -> Tensor:
-    """Compute `tadsr.kernels.to_uint8_nhwc`."""
-    result, launches = plan_to_uint8_nhwc(image)
-    run_launches(launches, image.device)
-    return result
-
-
 def plan_to_uint8_nhwc(image: Tensor) -> tuple[Tensor, list[Launch]]:
     """Return the bytes, still empty, and the launch that fills them."""
     batch, channels, height, width = image.shape
-    result = _empty_bytes(image)
+    result = empty_bytes(image)
     blocks = _blocks(width * channels)
     arguments = {
         **_strided("image", image),
@@ -236,17 +229,10 @@ def plan_to_uint8_nhwc(image: Tensor) -> tuple[Tensor, list[Launch]]:
     return result, [Launch(to_uint8_kernel, grid, arguments, fuses_multiply_add=False)]
 
 
-def adain_color_fix_uint8(image: Tensor, reference: Tensor) -> Tensor:
-    """Compute `tadsr.kernels.adain_color_fix_uint8`."""
-    result, launches = plan_adain(image, reference)
-    run_launches(launches, image.device)
-    return result
-
-
 def plan_adain(image: Tensor, reference: Tensor) -> tuple[Tensor, list[Launch]]:
     """Return the bytes, still empty, and the launches that fill them."""
     batch, channels, height, width = image.shape
-    result = _empty_bytes(image)
+    result = empty_bytes(image)
     wanted = PROGRAMS_PER_PROCESSOR * count_processors(image.device)
     chunk_rows = ceil_divide(height, max(1, wanted // batch))
     chunks = ceil_divide(height, chunk_rows)
@@ -287,17 +273,10 @@ def plan_adain(image: Tensor, reference: Tensor) -> tuple[Tensor, list[Launch]]:
     return result, [*launches, merge, apply]
 
 
-def wavelet_color_fix_uint8(image: Tensor, reference: Tensor, levels: int) -> Tensor:
-    """Compute `tadsr.kernels.wavelet_color_fix_uint8`."""
-    result, launches = plan_wavelet(image, reference, levels)
-    run_launches(launches, image.device)
-    return result
-
-
 def plan_wavelet(image: Tensor, reference: Tensor, levels: int) -> tuple[Tensor, list[Launch]]:
     """Return the bytes, still empty, and the launches that fill them, one a level."""
     batch, channels, height, width = image.shape
-    result = _empty_bytes(image)
+    result = empty_bytes(image)
     blocks = _blocks(width)
     # Each level reads what the one before has written.
     scratch = image.new_empty((min(2, levels - 1), *image.shape), dtype=torch.float32)
@@ -318,11 +297,6 @@ def plan_wavelet(image: Tensor, reference: Tensor, levels: int) -> tuple[Tensor,
         grid = (height * blocks["num_blocks"], batch * channels)
         launches.append(Launch(wavelet_level_kernel, grid, arguments))
     return result, launches
-
-
-def _empty_bytes(image: Tensor) -> Tensor:
-    batch, channels, height, width = image.shape
-    return image.new_empty((batch, height, width, channels), dtype=torch.uint8)
 
 
 def _is_packed(image: Tensor) -> bool:

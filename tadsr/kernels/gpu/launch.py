@@ -67,6 +67,13 @@ def run_launches(launches: Sequence[Launch], device: torch.device) -> None:
             )
 
 
+def run_plan(plan: tuple[Any, ...], device: torch.device) -> Any:
+    """Run planned launches; return what they fill, the only tensor or a tuple of them."""
+    *results, launches = plan
+    run_launches(launches, device)
+    return results[0] if len(results) == 1 else tuple(results)
+
+
 def count_processors(device: torch.device) -> int:
     """Return the number of multiprocessors of a device."""
     return _count_processors(device.index) if device.type == "cuda" else ASSUMED_PROCESSORS

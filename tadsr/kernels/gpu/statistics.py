@@ -223,6 +223,12 @@ def plan_moments(
     )
 
 
+def plan_row_moments(x: Tensor) -> tuple[Tensor, list[Launch]]:
+    """Plan the moments of each row, (2, B, H, C)."""
+    moments, launch = plan_moments(x.contiguous(memory_format=torch.channels_last), x.shape[2])
+    return moments, [launch]
+
+
 def plan_merge(
     moments: Tensor,
     num_groups: int,
