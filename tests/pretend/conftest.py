@@ -92,14 +92,21 @@ def pretend(guard) -> Callable[..., object]:
     return enter
 
 
+_searched: set[str] = set()
+_clears: list[Callable[[], None]] = []
+
+
 def _forget_what_was_found() -> None:
     """Clear what the package keeps about devices, wherever it keeps it."""
-    for name, module in list(sys.modules.items()):
-        if name.startswith("tadsr."):
-            for key, value in vars(module).items():
-                if key in ("_failures", "_verdicts"):
-                    value.clear()
-                getattr(value, "cache_clear", lambda: None)()
+    for name in [name for name in sys.modules if name.startswith("tadsr.")]:
+        if name not in _searched:
+            _searched.add(name)
+            for key, value in vars(sys.modules[name]).items():
+                is_kept = key in ("_failures", "_verdicts")
+                clear = value.clear if is_kept else getattr(value, "cache_clear", None)
+                _clears.extend([clear] if clear is not None else [])
+    for clear in _clears:
+        clear()
 
 
 @pytest.fixture(scope="session")

@@ -131,10 +131,19 @@ def pipes() -> dict:
 def run(pretend, small, pipes, wanted):
     """Make a call on a machine, and check its pictures; return what it cost."""
 
-    def make(machine: Machine, dtype: torch.dtype, name: str, mean_levels: float) -> PretendDevice:
+    def make(
+        machine: Machine,
+        dtype: torch.dtype,
+        name: str,
+        mean_levels: float,
+        first: str | None = None,
+    ) -> PretendDevice:
         with pretend(machine) as device:
-            pipe = pipes.get((machine, dtype)) or small().to(machine.kind, dtype)
-            pipes[machine, dtype] = pipe
+            pipe = pipes.get((machine, dtype))
+            if pipe is None:
+                pipe = pipes[machine, dtype] = small().to(machine.kind, dtype)
+                if first is not None:
+                    CALLS[first](pipe)
             device.forget()
             found = levels(CALLS[name](pipe))
         for one, other in zip(found, wanted(name), strict=True):
@@ -148,7 +157,11 @@ def run(pretend, small, pipes, wanted):
 @pytest.mark.parametrize("name", CALLS)
 def test_a_modern_gpu_in_half_precision(name, run):
     # Noise is drawn in the type of the latents, and is another in half precision.
-    run(Machine(), torch.float32 if "generator" in name else torch.float16, name, 4)
+    dtype = torch.float32 if "generator" in name else torch.float16
+    # A first image brings the weights into the layout that no activation then changes.
+    device = run(Machine(), dtype, name, 4, first="one")
+    if name in ("one", "list", "two prompts", "grey"):
+        assert device.hidden_copies == []
 
 
 def test_results_do_not_keep_pinned_memory(pretend, small):
@@ -160,12 +173,6 @@ def test_results_do_not_keep_pinned_memory(pretend, small):
             result = pipe(image, process_size=0)
             assert device.pinned
             assert [s for s in device.pinned.values() if not s.expired()] == [], type(result)
-
-
-@pytest.mark.parametrize("name", ["one", "list", "two prompts", "grey"])
-def test_no_activation_changes_its_layout(name, run):
-    run(Machine(), torch.float16, name, 4)  # brings the weights into theirs
-    assert run(Machine(), torch.float16, name, 4).hidden_copies == []
 
 
 OTHERS = {

@@ -64,10 +64,12 @@ def photo(height: int, width: int) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def test_an_image_of_512_px_in_steady_state(pretend, full):
-    with pretend(MACHINE) as device:
+def test_images_of_512_px_in_steady_state_and_of_2048_px_on_no_large_gpu(pretend, full):
+    machine = replace(MACHINE, total_bytes=WHOLE_BYTES)
+    with pretend(machine) as device, warnings.catch_warnings():
+        warnings.simplefilter("error", TADSRWarning)
         pipe = full()
-        for _ in range(3):
+        for _ in range(2):  # the first is compared with plain modules
             device.forget()
             pipe(photo(128, 128))
         assert len(device.waits) <= MAX_WAITS, device.waits
@@ -77,13 +79,6 @@ def test_an_image_of_512_px_in_steady_state(pretend, full):
         first = set(device.variants)
         pipe(photo(180, 270))
         assert len(device.variants - first) <= MAX_MORE_VARIANTS
-
-
-def test_an_image_of_2048_px_needs_no_large_gpu(pretend, full):
-    with pretend(replace(MACHINE, total_bytes=WHOLE_BYTES)) as device, warnings.catch_warnings():
-        warnings.simplefilter("error", TADSRWarning)
-        pipe = full()
-        pipe(photo(128, 128))  # compared with plain modules, which is not counted
         device.forget()
         pipe(photo(512, 512))
         # Bands launch seven times as many.

@@ -20,9 +20,21 @@ def _nothing_is_remembered(tmp_path, monkeypatch):
     monkeypatch.setenv("TADSR_CACHE", str(tmp_path))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def photo() -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8))
+
+
+@pytest.fixture(scope="module")
+def plain(small):
+    pipe = small()
+    pipe.set_engine("eager")
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def expected(plain, photo) -> np.ndarray:
+    return restore(plain, photo)[0]
 
 
 def restore(pipe, photo) -> tuple[np.ndarray, list[str]]:
@@ -59,10 +71,9 @@ def fail(_: torch.Tensor) -> None:
         ("wavelet_color_fix_uint8", lambda x: x.add_(2), "wavelet colour fix gives wrong"),
     ],
 )
-def test_wrong_kernels_are_left_out_with_one_warning(operation, how, reason, pretend, small, photo):
-    plain = small()
-    plain.set_engine("eager")
-    expected = restore(plain, photo)[0]
+def test_wrong_kernels_are_left_out_with_one_warning(
+    operation, how, reason, pretend, small, photo, expected
+):
     with pretend() as device:
         pipe = small().to("cuda", torch.float16)
         spoil(device, operation, how)
@@ -116,9 +127,7 @@ MOST_CALLS = 4
 """A size is recorded at the latest when it came so often."""
 
 
-def test_graphs_take_new_images_and_timesteps(pretend, small, photo):
-    plain = small()
-    plain.set_engine("eager")
+def test_graphs_take_new_images_and_timesteps(pretend, small, plain, photo):
     with pretend() as device:
         pipe = small().to("cuda", torch.float32)
         record_soon(pipe)
