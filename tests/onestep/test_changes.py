@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
@@ -231,6 +233,31 @@ def test_a_pipeline_chooses_its_engine(golden_dir):
     pipe.unet = other
     assert pipe.engine.unet is other
     assert isinstance(pipe.engine.stages, FusedStages)
+
+
+def test_compiled_networks_run_in_any_thread(model_dir, monkeypatch):
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    # Traced by torch, and run without inductor, which would compile C++ for a minute.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=count))
+    latents = torch.randn(1, 4, 4, 4)
+    results = {}
+    for engine in ("eager", "compile"):
+        pipe = TADSRPipeline.from_pretrained(model_dir, engine=engine)
+        decode = torch.no_grad()(pipe.decode_latents)
+        with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
+            found = first.submit(decode, latents).result()
+            num_graphs = len(graphs)
+            results[engine] = [found, second.submit(decode, latents).result(), decode(latents)]
+        # What one thread compiled serves the others.
+        assert len(graphs) == num_graphs
+        assert bool(graphs) == (engine == "compile")
+    for found in results["compile"]:
+        torch.testing.assert_close(found, results["eager"][0], atol=1e-5, rtol=0)
 
 
 def test_a_model_that_was_run_is_saved_as_it_was(golden_dir, tmp_path):
