@@ -57,9 +57,12 @@ def takes_habits(call: Call) -> Call:
     """Let a call answer diffusers' arguments, `return_dict` too, and show its progress bar."""
 
     @wraps(call)
-    def answered(self: Any, *arguments: Any, return_dict: bool = False, **options: Any) -> Any:
+    def answered(
+        self: Any, *arguments: Any, return_dict: bool | None = None, **options: Any
+    ) -> Any:
         _answer(options, _ARGUMENTS_INSTEAD)
-        if arguments and "image" in options:
+        is_swapped = len(arguments) > 1 and isinstance(arguments[0], str)
+        if is_swapped or (arguments and "image" in options):
             raise TypeError("the image comes first and the prompt by name: pipe(image, prompt=...)")
         settings = getattr(self, "_progress_bar_config", None)
         if options.get("progress") is None and settings and not settings.get("disable"):
@@ -68,12 +71,15 @@ def takes_habits(call: Call) -> Call:
                 result = call(self, *arguments, **options)
         else:
             result = call(self, *arguments, **options)
-        if not return_dict:
+        if return_dict is None:
             return _with_images(result)
+        is_many = isinstance(result, list) or (isinstance(result, Tensor) and result.ndim == 4)
+        images = result if is_many else [result]
+        if not return_dict:
+            return (images,)
         from diffusers.pipelines.pipeline_utils import ImagePipelineOutput  # heavy
 
-        is_many = isinstance(result, list) or (isinstance(result, Tensor) and result.ndim == 4)
-        return ImagePipelineOutput(images=result if is_many else [result])
+        return ImagePipelineOutput(images=images)
 
     return answered  # type: ignore[return-value]
 

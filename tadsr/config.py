@@ -73,8 +73,9 @@ class UpscaleSettings:
 
     scale: float = 4.0
     """Output size over input size, a finite number ≥ 1; 1 restores at the given size."""
-    color_fix: ColorFix = "adain"
-    """"adain" (mean and spread per channel), "wavelet" (low band) or "none"."""
+    color_fix: ColorFix | None = "adain"
+    """"adain" (mean and spread per channel), "wavelet" (low band), or "none", which None
+    becomes."""
     process_size: int = 512
     """Images whose output has a shorter side below this many px are processed enlarged and
     shrunk back; 0 switches that off."""
@@ -91,6 +92,8 @@ class UpscaleSettings:
                 f"scale must be a finite number of at least 1, got {self.scale}; "
                 "to shrink an image use Pillow's resize"
             )
+        if self.color_fix is None:
+            object.__setattr__(self, "color_fix", "none")
         if self.color_fix not in get_args(ColorFix):
             raise ValueError(
                 f"color_fix must be one of {', '.join(get_args(ColorFix))}, got {self.color_fix!r}"
@@ -100,11 +103,10 @@ class UpscaleSettings:
                 f"seamless must be one of {', '.join(get_args(Seamless))}, or None, got "
                 f"{self.seamless!r}"
             )
-        if isinstance(self.process_size, bool) or not isinstance(self.process_size, int):
-            raise TypeError(f"process_size must be a whole number of px, got {self.process_size!r}")
-        if self.process_size < 0:
-            raise ValueError(
-                f"process_size must be at least 0 px, got {self.process_size}; "
+        is_whole = isinstance(self.process_size, int) and not isinstance(self.process_size, bool)
+        if not is_whole or self.process_size < 0:
+            raise (ValueError if is_whole else TypeError)(
+                f"process_size must be a whole number of at least 0 px, got {self.process_size!r}; "
                 "0 switches the minimum size off"
             )
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any
 
+import torch
+from diffusers import DiffusionPipeline
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 
-from tadsr.errors import TADSRError
+from tadsr.checkpoints.detect import HUB_ID
+from tadsr.checkpoints.json_files import user_path
+from tadsr.errors import CheckpointError, TADSRError, reason_of
+from tadsr.machine import check_device
 from tadsr.networks.adapters import has_adapters
 from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
 from tadsr.prompts import TextEmbeddings
@@ -27,7 +33,13 @@ _METHODS_INSTEAD = {
     "from_single_file": "from_pretrained() takes a folder or a hub id, and adapter= one file",
     "fuse_qkv_projections": 'set_engine("fused") folds what can be folded',
     "unfuse_qkv_projections": 'set_engine("eager") runs the modules as they are',
+    "cuda": 'to("cuda") moves the networks',
+    "cpu": 'to("cpu") moves the networks',
+    "half": "to(torch.float16) casts the networks",
+    "float": "to(torch.float32) casts the networks",
+    "eval": "the networks are in evaluation mode anyway",
 }
+_LORA_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
 
 class DiffusersHabits(StableDiffusionLoraLoaderMixin):
@@ -45,9 +57,25 @@ def _refused(name: str, instead: str) -> Callable[..., None]:
     return refuse
 
 
+def _offloading(name: str) -> Callable[..., None]:
+    """Return one of diffusers' methods, for a device that is there."""
+    method = getattr(DiffusionPipeline, name)
+
+    @wraps(method)
+    def offload(
+        self: Any, gpu_id: int | None = None, device: str | torch.device | None = None
+    ) -> None:
+        place = device or torch.accelerator.current_accelerator() or "cuda"
+        check_device(place if gpu_id is None else f"{place}:{gpu_id}")
+        method(self, gpu_id, device)
+
+    return offload
+
+
 def _guarded(name: str) -> Callable[..., Any]:
     """Return one of the mixin's methods, with what is kept of prompts forgotten."""
     method = getattr(StableDiffusionLoraLoaderMixin, name)
+    method = _reading_lora(method) if name == "load_lora_weights" else method
 
     @wraps(method)
     def change(self: Any, *arguments: Any, **options: Any) -> Any:
@@ -65,11 +93,45 @@ def _guarded(name: str) -> Callable[..., Any]:
     return change
 
 
+def _reading_lora(method: Callable[..., None]) -> Callable[..., None]:
+    """Ask the network for nothing but a hub's repository, and say what cannot be loaded."""
+
+    @wraps(method)
+    def load(
+        self: Any, pretrained_model_name_or_path_or_dict: Any, *arguments: Any, **options: Any
+    ) -> None:
+        source = pretrained_model_name_or_path_or_dict
+        if not isinstance(source, Mapping):
+            path = user_path(source)
+            is_hub_id = HUB_ID.fullmatch(str(source)) and path.suffix not in _LORA_SUFFIXES
+            if os.path.exists(path):
+                source = str(path)
+            elif not is_hub_id:
+                raise CheckpointError(
+                    f"a LoRA must be a file, a folder or a hub id 'owner/name', but {source} does "
+                    "not exist; check the path"
+                )
+        try:
+            method(self, source, *arguments, **options)
+        except (TADSRError, TypeError):
+            raise
+        except Exception as error:  # each library raises its own types
+            name = "these tensors" if isinstance(source, Mapping) else source
+            raise CheckpointError(
+                f"{name} cannot be loaded as a LoRA ({reason_of(error)}); it must be "
+                "one for Stable Diffusion 2.1, in diffusers' or PEFT's format"
+            ) from error
+
+    return load
+
+
 for _name, _instead in _METHODS_INSTEAD.items():
     setattr(DiffusersHabits, _name, _refused(_name, _instead))
 for _name in ("tiling", "slicing"):  # what newer versions of diffusers call them
     _instead = _METHODS_INSTEAD[f"enable_vae_{_name}"]
     setattr(TimeAwareAutoencoderKL, f"enable_{_name}", _refused(f"enable_{_name}", _instead))
+for _name in ("enable_model_cpu_offload", "enable_sequential_cpu_offload"):
+    setattr(DiffusersHabits, _name, _offloading(_name))
 for _name in (
     *("load_lora_weights", "unload_lora_weights", "fuse_lora", "unfuse_lora"),
     *("set_adapters", "enable_lora", "disable_lora", "delete_adapters"),

@@ -41,11 +41,18 @@ class DataError(TADSRError):
     """Training data cannot be used at all, or its library is not installed."""
 
 
+def reason_of(error: Exception) -> str:
+    """Return in a line what the system or another library says of an error of its own."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0]}"
+
+
 def not_finite(dtype: object) -> TADSRError:
     """Return the error for a result with NaN or infinity."""
     return TADSRError(
         f"the result must be finite, got NaN or infinity at {dtype}; load the model with "
-        "torch_dtype=torch.bfloat16 or torch.float32"
+        "torch_dtype=torch.bfloat16 or torch.float32 (--dtype)"
     )
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from tadsr.errors import TADSRError
 from tadsr.version import __version__
 from tadsr.whole_file import whole_file
 
@@ -33,6 +34,18 @@ def versions() -> dict[str, str]:
         with suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found | {"torch": torch.__version__}  # with the kind of build
+
+
+def check_device(device: str | int | torch.device) -> None:
+    """Raise TADSRError unless torch can have tensors on a device of this machine."""
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:  # by the kind of device, and torch's build
+        reason = str(error).partition("\n")[0].partition(". ")[0].removesuffix(".")
+        raise TADSRError(
+            f"device must be one that torch {torch.__version__} finds here, got {str(device)!r} "
+            f"({reason}); 'cpu' is always one, and `tadsr doctor` says what else is"
+        ) from error
 
 
 def describe_device(device: torch.device) -> dict[str, str]:

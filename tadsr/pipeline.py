@@ -17,6 +17,7 @@ from tadsr.checkpoints.card import model_card
 from tadsr.checkpoints.hub import publish
 from tadsr.checkpoints.lora_files import read_lora
 from tadsr.diffusers_habits import DiffusersHabits
+from tadsr.machine import check_device
 from tadsr.networks.adapter_targets import AdapterSet
 from tadsr.networks.adapters import extract_adapters, fuse_adapters, has_adapters
 from tadsr.networks.lora import merge_lora
@@ -175,7 +176,16 @@ class TADSRPipeline(DiffusersHabits, Restorer, DiffusionPipeline):
         return pipe
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Move or cast the networks as diffusers does; a tagger that is a network goes along."""
+        """Move or cast the networks as diffusers does; a tagger that is a network goes along.
+
+        Raises:
+            TADSRError: The device is none that this machine has.
+        """
+        if unknown := kwargs.keys() - {"device", "dtype", "silence_dtype_warnings"}:
+            raise TypeError(f"to() must get device= and dtype=, got {', '.join(unknown)}=")
+        for value in (*args, kwargs.get("device")):
+            if isinstance(value, str | int | torch.device):
+                check_device(value)
         has_type = any(isinstance(value, torch.dtype) for value in (*args, *kwargs.values()))
         with quiet_libraries():
             moved = super().to(*args, **kwargs)
@@ -206,12 +216,11 @@ class TADSRPipeline(DiffusersHabits, Restorer, DiffusionPipeline):
             overwrite: Whether an existing folder is replaced.
 
         Raises:
-            CheckpointError: The folder exists or cannot be written.
+            CheckpointError: The folder exists or cannot be written, or a network is missing.
         """
         save_native(
             save_directory,
             **self.components,
-            adapters=self.adapters,
             metadata=self.metadata,
             variant=variant,
             dtype=torch_dtype,
@@ -257,7 +266,6 @@ class TADSRPipeline(DiffusersHabits, Restorer, DiffusionPipeline):
         write = partial(
             save_native,
             **self.components,
-            adapters=self.adapters,
             metadata=self.metadata,
             dtype=torch_dtype,
             card=card,

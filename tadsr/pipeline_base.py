@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tadsr.conditioning import TimestepField, read_timesteps, run_at
+from tadsr.errors import TADSRError
 from tadsr.locks import NetworkLock
 from tadsr.onestep import EngineName, EnginePlan, OneStepEngine
 from tadsr.prompts import Prompts, PromptStyle, TextEmbeddings, embed_texts
@@ -77,11 +78,11 @@ class OneStepPipeline:
             self._engine.release()
             self._engine = chosen
 
-    def encode_prompt(self, prompts: Sequence[str]) -> Tensor:
+    def encode_prompt(self, prompts: str | Sequence[str]) -> Tensor:
         """Return the embeddings of prompts; recent ones are cached.
 
         Args:
-            prompts: B texts.
+            prompts: B texts, or one.
 
         Returns:
             (B, L, D), on the execution device.
@@ -90,13 +91,15 @@ class OneStepPipeline:
             TypeError: A prompt is not a string.
             ValueError: The model has no text encoder and does not know a prompt.
         """
-        return self._embed(prompts).embeds
+        return self._embed([prompts] if isinstance(prompts, str) else prompts).embeds
 
     def _embed(self, texts: Sequence[str]) -> Prompts:
         for text in texts:
             if not isinstance(text, str):
                 raise TypeError(f"prompt must be text, got {type(text).__name__}")
         device = self._execution_device
+        if self.prompt_embeddings is None:
+            self._check_part("text_encoder")
         network = self.prompt_embeddings if self.text_encoder is None else self.text_encoder
 
         def embed(texts: list[str]) -> Tensor:
@@ -106,6 +109,10 @@ class OneStepPipeline:
 
         with self._lock:
             return self._text_embeddings.of(texts, network, embed, device)
+
+    def _check_part(self, name: str) -> None:
+        if getattr(self, name) is None:
+            raise TADSRError(f"{name} must be a network, got None; assign one, or load them anew")
 
     @property
     def _last_timestep(self) -> int:

@@ -27,7 +27,7 @@ class CallOptions(TypedDict, total=False):
 
     scale: float
     prompt: str | Sequence[str] | None
-    color_fix: ColorFix
+    color_fix: ColorFix | None
     process_size: int
     seamless: Seamless | None
     tiling: TileSpec | Literal["auto"] | None

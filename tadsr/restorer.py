@@ -100,7 +100,7 @@ class Restorer(OneStepPipeline):
         timestep: TimestepLike | Sequence[TimestepLike] | None = ...,
         *,
         output_type: str | None = None,
-        return_dict: bool = False,
+        return_dict: bool | None = None,
         **options: Unpack[CallOptions],
     ) -> Any: ...
     @takes_habits
@@ -113,7 +113,7 @@ class Restorer(OneStepPipeline):
         *,
         scale: float = 4,
         prompt: str | Sequence[str] | None = None,
-        color_fix: ColorFix = "adain",
+        color_fix: ColorFix | None = "adain",
         process_size: int = 512,
         tiling: TileSpec | Literal["auto"] | None = "auto",
         seamless: Seamless | None = None,
@@ -135,7 +135,7 @@ class Restorer(OneStepPipeline):
             scale: Output size over input size, any number ≥ 1; 1 restores at the given size.
             prompt: What the picture shows, one for all or one per image; None is "", which is
                 neutral. A tagger's words come before it.
-            color_fix: "adain", "wavelet" or "none".
+            color_fix: "adain", "wavelet" or None, which may be written "none".
             process_size: Smallest shorter side in px that the network works at; 0 for no limit.
             tiling: "auto" computes large images in pieces, within the memory there is; a
                 `TileSpec` sets the pieces; None never does. Up to 2048 × 2048 px of output the
@@ -288,6 +288,8 @@ class Restorer(OneStepPipeline):
     def _read_prompts(
         self, prompt: str | Sequence[str] | None, images: Sequence[DecodedImage]
     ) -> Prompts:
+        for name in ("vae", "unet"):
+            self._check_part(name)
         texts = choose_prompts(prompt, images, self.tagger, self.text_encoder, self.prompt_style)
         return self._embed(texts)
 

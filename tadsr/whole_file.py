@@ -6,12 +6,15 @@ import hashlib
 import os
 import platform
 import re
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
+
+from tadsr.errors import reason_of
 
 _PARTIAL = re.compile(r"\.tadsr-(?P<host>[0-9a-f]{8})-(?P<process>\d+)-[0-9a-f]{32}(\..*)?")
 
@@ -32,6 +35,20 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)  # gone already after success; left by any failure
+
+
+def why_unwritable(folder: str | os.PathLike[str]) -> str | None:
+    """Return why no file can be made in a folder that exists or is to be made, or None."""
+    folder = Path(folder)
+    while not os.path.lexists(folder) and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir():
+        return f"{folder} is not a folder"
+    try:  # permissions do not tell
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return f"the folder {folder} is not writable ({reason_of(error)})"
 
 
 def remove_abandoned(folder: Path) -> None:

@@ -53,10 +53,14 @@ def test_known_network_sizes(size, expect):
         ({"scale": math.inf}, ValueError, "finite"),
         ({"scale": "4"}, TypeError, "scale must be a number"),
         ({"color_fix": "addain"}, ValueError, "adain, wavelet, none"),
-        ({"process_size": -1}, ValueError, "at least 0 px"),
-        ({"process_size": 1.5}, TypeError, "whole number of px"),
+        ({"process_size": -1}, ValueError, "whole number of at least 0 px"),
+        ({"process_size": 1.5}, TypeError, "at least 0 px, got 1.5"),
     ],
 )
 def test_settings_out_of_range_are_refused(arguments, error, message):
     with pytest.raises(error, match=message):
         UpscaleSettings(**arguments)
+
+
+def test_no_color_fix_is_none():
+    assert UpscaleSettings(color_fix=None) == UpscaleSettings(color_fix="none")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 
 from tadsr import TADSRPipeline
-from tadsr.errors import TADSRError
+from tadsr.errors import CheckpointError, TADSRError
 
 FAST = {"process_size": 0, "timestep": 300}
 
@@ -78,12 +78,17 @@ def test_results_have_images(pipe, image):
     assert many.images == many == [found, found]
 
 
-def test_return_dict_gives_images(pipe, image):
-    expected = pipe(image, **FAST)
-    assert np.array_equal(pipe(image, **FAST, return_dict=True).images[0], expected)
-    assert len(pipe([image, image], **FAST, return_dict=True).images) == 2
-    batch = torch.rand(2, 3, 9, 12)
-    assert pipe(batch, **FAST, return_dict=True).images.shape == (2, 3, 36, 48)
+@pytest.mark.parametrize(
+    ("is_dict", "images_of"), [(True, attrgetter("images")), (False, itemgetter(0))]
+)
+def test_return_dict_says_how_images_come(pipe, image, is_dict, images_of):
+    def images(source):
+        return images_of(pipe(source, **FAST, return_dict=is_dict))
+
+    (only,) = images(image)
+    assert only == pipe(image, **FAST)
+    assert images([image, image]) == [only, only]
+    assert images(torch.rand(2, 3, 9, 12)).shape == (2, 3, 36, 48)
 
 
 def test_arrays_are_bytes_and_tensors_floats(pipe, image):
@@ -108,8 +113,11 @@ def test_arguments_are_answered_with_ours(pipe, image, argument, instead):
         pipe(image, **{argument: 1})
     with pytest.raises(TypeError, match="unexpected keyword argument 'timestepp'"):
         pipe(image, timestepp=1)
-    with pytest.raises(TypeError, match="the image comes first"):
-        pipe("a house", image=image)
+    for arguments, named in ((("a house",), {"image": image}), (("a house", image), {})):
+        with pytest.raises(TypeError, match="the image comes first"):
+            pipe(*arguments, **named)
+    with pytest.raises(TypeError, match="prompt="):
+        pipe(image, "a house")
 
 
 @pytest.mark.parametrize(
@@ -131,6 +139,7 @@ def test_loading_and_saving_are_answered_with_ours(pipe, argument, instead, tmp_
         ("fuse_qkv_projections", "set_engine"),
         ("vae.enable_tiling", "tiling=TileSpec"),
         ("load_ip_adapter", "image to restore"),
+        ("cuda", "to\\(.cuda"),
     ],
 )
 def test_methods_are_answered_with_ours(pipe, method, instead):
@@ -155,6 +164,50 @@ def test_loras_are_attached_weighed_fused_and_taken_away(pipe, image, lora):
     assert abs(restored() - attached).max() < 1e-4
     pipe.merge_lora(lora, scale=-1.0)  # ours says the same
     assert abs(restored() - plain).max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("missing.safetensors", "does not exist; check the path"),
+        ("loras/missing.safetensors", "does not exist"),  # not a hub's repository
+        ("./folder", "does not exist"),
+        ("photo.jpg", "photo.jpg cannot be loaded as a LoRA"),
+        (".", "cannot be loaded as a LoRA"),
+        ({"conv.weight": torch.zeros(1)}, "these tensors cannot be loaded as a LoRA"),
+    ],
+)
+def test_what_is_no_lora_is_refused_without_the_network(
+    golden_pipeline, source, message, tmp_path, monkeypatch, image
+):
+    monkeypatch.chdir(tmp_path)
+    image.save("photo.jpg")
+    with pytest.raises(CheckpointError, match=message):
+        golden_pipeline.load_lora_weights(source)
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there are such devices")
+@pytest.mark.parametrize(
+    "ask",
+    [
+        *(lambda pipe, device=device: pipe.to(device) for device in ("cuda", "mps", 0, "float16")),
+        lambda pipe: pipe.to(torch.device("cuda", 7), torch.float16),
+        lambda pipe: pipe.to(device="gpu"),
+        lambda pipe: pipe.enable_model_cpu_offload(),
+        lambda pipe: pipe.enable_model_cpu_offload(gpu_id=1),
+        lambda pipe: pipe.enable_sequential_cpu_offload(device="cuda"),
+    ],
+)
+def test_a_device_must_be_there(golden_pipeline, ask):
+    with pytest.raises(TADSRError, match=r"device must be one that torch .* finds here, got "):
+        ask(golden_pipeline)
+    assert golden_pipeline.device.type == "cpu"
+    assert golden_pipeline.dtype == torch.float32
+
+
+def test_an_argument_of_to_is_not_passed_over(golden_pipeline):
+    with pytest.raises(TypeError, match="got torch_device="):
+        golden_pipeline.to(torch_device="cuda")
 
 
 def test_loras_do_not_mix_with_adapters_kept_apart(unmerged_pipeline, tmp_path):

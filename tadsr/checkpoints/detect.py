@@ -57,8 +57,8 @@ def locate(source: str | Path) -> Path | None:
         return path
     if os.path.isfile(path):
         raise CheckpointError(
-            f"source must be a folder, got the file {name}; give the folder of the base model, "
-            "and the adapters' file as adapter="
+            f"a model must be a folder, got the file {name}; give the folder of the base model, "
+            "and adapters in a file of their own as adapter= (--adapter)"
         )
     if isinstance(source, str) and HUB_ID.fullmatch(source):
         return None
@@ -112,7 +112,7 @@ def find_adapter(folder: Path, fmt: Format, adapter: str | Path | None) -> Path 
             return None
         raise CheckpointError(
             f"{folder} is the base model of a published checkpoint, whose adapters are missing: "
-            f"no {fmt.adapter_file} in it; give the file as adapter='path/to/{fmt.adapter_file}'"
+            f"no {fmt.adapter_file} in it; give the file as adapter= (--adapter)"
         )
     named = user_path(adapter)
     names = (OFFICIAL.adapter_file, NATIVE.adapter_file)

@@ -27,7 +27,7 @@ from tadsr.checkpoints.layout import (
     Format,
     choose_weight_file,
 )
-from tadsr.errors import CheckpointError
+from tadsr.errors import CheckpointError, reason_of
 
 _TOKENIZERS = ({"tokenizer.json"}, {"vocab.json", "merges.txt"})
 _SHARD = re.compile(r"-\d+-of-(\d+)\.")
@@ -176,7 +176,7 @@ def publish(
 def _explain_publishing(repo_id: str, revision: str | None, error: Exception) -> CheckpointError:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, HFValidationError):
-        reason = f"cannot be: {_short(error)}; name it 'owner/name'"
+        reason = f"cannot be: {reason_of(error)}; name it 'owner/name'"
     elif isinstance(error, LocalTokenNotFoundError) or status == 401:
         reason = "needs a login: `hf auth login` with a token that may write, or give token="
     elif status == 403:
@@ -184,7 +184,7 @@ def _explain_publishing(repo_id: str, revision: str | None, error: Exception) ->
     elif isinstance(error, RevisionNotFoundError):
         reason = f"has no branch {revision!r}: make it first or leave revision out"
     else:
-        reason = f"could not be written ({_short(error)}): nothing was published, try again"
+        reason = f"could not be written ({reason_of(error)}): nothing was published, try again"
     return CheckpointError(f"the repository {repo_id} on the hub {reason}")
 
 
@@ -291,7 +291,7 @@ def _explain(repo_id: str, revision: str | None, error: Exception) -> Checkpoint
             f"or give token={_mirrors(repo_id)}"
         )
     elif isinstance(error, HFValidationError):
-        reason = f"cannot be: {_short(error)}; name it 'owner/name'"
+        reason = f"cannot be: {reason_of(error)}; name it 'owner/name'"
     elif status == 401:
         reason = (
             "asks who you are, and your token is missing, wrong or expired: `hf auth login`, or "
@@ -304,9 +304,9 @@ def _explain(repo_id: str, revision: str | None, error: Exception) -> Checkpoint
     elif status is not None:
         reason = f"is not served at the moment (status {status}): try again later"
     elif isinstance(error, OSError) and error.errno:
-        reason = f"cannot be stored ({_short(error)}): mend that, or give another cache_dir"
+        reason = f"cannot be stored ({reason_of(error)}): mend that, or give another cache_dir"
     else:
-        reason = f"cannot be reached ({_short(error)}): check the connection"
+        reason = f"cannot be reached ({reason_of(error)}): check the connection"
     if may_pass(error):
         reason += "; what has arrived is kept, and another call goes on from there"
     return CheckpointError(f"the repository {repo_id} on the hub {reason}")
@@ -318,7 +318,3 @@ def _mirrors(repo_id: str) -> str:
     if PurePosixPath(repo_id).name != PurePosixPath(names[0]).name:
         return ""
     return f"; copies of Stable Diffusion 2.1-base are {' and '.join(names)}"
-
-
-def _short(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0]}"

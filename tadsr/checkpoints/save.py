@@ -25,11 +25,12 @@ from tadsr.checkpoints.components import clip_common_name
 from tadsr.checkpoints.detect import PIPELINE_CLASS
 from tadsr.checkpoints.layout import NATIVE, OFFICIAL, Component, Format
 from tadsr.checkpoints.load import load_checkpoint
-from tadsr.errors import CheckpointError
+from tadsr.errors import CheckpointError, reason_of
 from tadsr.networks.adapter_targets import AdapterSet
 from tadsr.networks.adapters import extract_adapters, has_adapters, plain_state_dict
 from tadsr.networks.prompt_embeddings import PromptEmbeddings
 from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
+from tadsr.whole_file import why_unwritable
 
 _PIPELINE_FILE = """# Lets diffusers open this folder, with tadsr installed:
 # DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline=FOLDER, trust_remote_code=True)
@@ -91,6 +92,8 @@ def save_native(
         vae, unet, scheduler, text_encoder, tokenizer, prompt_embeddings, adapters,
         metadata=metadata or {},
     )  # fmt: skip
+    texts = ("text_encoder", "tokenizer") if prompt_embeddings is None else ()
+    _check_parts(checkpoint, *texts)
     attached = _attached_adapters(checkpoint)
     with write_atomically(Path(folder), overwrite) as temporary:
         _write_components(checkpoint, NATIVE, temporary, variant, dtype)
@@ -139,12 +142,13 @@ def save_official(
     checkpoint = Checkpoint(
         vae, unet, scheduler, text_encoder, tokenizer, adapters=adapters, metadata=metadata or {}
     )
+    _check_parts(checkpoint)
     attached = _attached_adapters(checkpoint)
     if attached is None:
         raise CheckpointError(
             "the published format stores adapters apart from the base model, but this checkpoint "
             "has them merged, and a merged model cannot be split; load it with "
-            "merge_adapters=False, or save the native format"
+            "merge_adapters=False, or save the native format (--to native)"
         )
     if text_encoder is None or tokenizer is None:
         raise CheckpointError(
@@ -195,6 +199,17 @@ def convert_checkpoint(
     )
     save = save_native if to == "native" else save_official
     return save(out, **checkpoint.components(), dtype=dtype, overwrite=overwrite)
+
+
+def _check_parts(checkpoint: Checkpoint, *further: str) -> None:
+    """Raise CheckpointError if a part that must be saved is missing, or is something else."""
+    for name in ("vae", "unet", "scheduler", *further):
+        part = getattr(checkpoint, name)
+        if part is None or not (hasattr(part, "config") or name == "tokenizer"):
+            raise CheckpointError(
+                f"{name} must be a {NATIVE.component(name).class_name} to be saved, got "
+                f"{type(part).__name__}; assign one, as in pipe.{name} = ..."
+            )
 
 
 def _attached_adapters(checkpoint: Checkpoint) -> AdapterSet | None:
@@ -305,6 +320,8 @@ def check_target(folder: Path, overwrite: bool) -> None:
             f"the target {folder} must be new or empty, but it has files; choose another or "
             "allow overwriting (overwrite=True, --overwrite)"
         )
+    if reason := why_unwritable(folder.absolute().parent):
+        raise CheckpointError(f"{folder} cannot be written, for {reason}; choose another folder")
 
 
 @contextmanager
@@ -327,7 +344,7 @@ def write_atomically(folder: Path, overwrite: bool) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:
         if temporary is not None and (temporary / "old").exists() and not folder.exists():
             (temporary / "old").rename(folder)
-        raise CheckpointError(f"{folder} cannot be written: {error}") from error
+        raise CheckpointError(f"{folder} cannot be written: {reason_of(error)}") from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -16,7 +16,7 @@ from tadsr.cli.reporting import (
     readable_errors,
     silence_libraries,
 )
-from tadsr.cli.targets import plan_jobs
+from tadsr.cli.targets import check_place, plan_jobs
 
 DEGRADE_HELP = """Write low-quality copies of photographs, to train or to measure on.
 
@@ -73,6 +73,7 @@ def degrade(
         raise UsageError(f"OUTPUT must be a folder, but {output} is a file")
     with readable_errors(debug):
         jobs = plan_jobs([source], f"{output}{os.sep}", format=format, scale=scale)
+        check_place(folder / jobs[0].target.name)
         silence_libraries(debug, quiet)
         from tqdm import tqdm
 

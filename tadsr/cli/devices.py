@@ -58,12 +58,14 @@ def _check_build(name: str) -> None:
         raise _missing(name, f"torch {known['__version__']} is a build without it")
 
 
-def parse_devices(names: str) -> list[str]:
-    """Turn "0,1" or "cuda:0,cpu" into names of devices, which must exist."""
+def split_devices(names: str) -> list[str]:
+    """Turn "0,1" or "cuda:0,cpu" into names of devices, whether or not this machine has them."""
     parts = [part.strip() for part in names.split(",")]
     if not all(parts):
         raise UsageError(f"--devices must be names with commas between, such as 0,1, got {names!r}")
-    return [str(choose_device(part)) for part in parts]
+    for part in parts:
+        check_device_name(part)
+    return parts
 
 
 def _import_torch() -> Any:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 import typer
 
-from tadsr.errors import TADSRError, TADSRWarning, Terminated
+from tadsr.errors import TADSRError, TADSRWarning, Terminated, reason_of
 
 READABLE_ERRORS = (TADSRError, ValueError, TypeError, OSError)
 """What goes wrong in use; anything else is a bug of ours and keeps its traceback."""
@@ -53,7 +53,8 @@ def readable_errors(debug: bool) -> Iterator[None]:
         # A closed pipe, as in `tadsr info x | head -1`, is ended silently by typer.
         if debug or getattr(error, "errno", None) == errno.EPIPE:
             raise
-        typer.echo(f"Error: {error}", err=True)
+        file = getattr(error, "filename", None)
+        typer.echo(f"Error: {error if file is None else f'{file}: {reason_of(error)}'}", err=True)
         raise typer.Exit(1) from error
 
 

@@ -9,6 +9,9 @@ from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
+_KINDS = {"int_parsing": "a whole number", "float_parsing": "a number"}
+"""What pydantic calls a wrong value, and people."""
+
 
 class SuggestingCommand(TyperCommand):
     """A command that suggests the option that was meant."""
@@ -33,6 +36,8 @@ class SuggestingGroup(TyperGroup):
         is_path = os.path.exists(name) or os.path.splitext(name)[1] != ""
         if self.get_command(ctx, name) is None and is_path and not name.startswith("-"):
             ctx.fail(f"No such command {name!r}. Did you mean 'tadsr upscale {name}'?")
+        if name in ("help", "version"):
+            ctx.fail(f"No such command {name!r}. Did you mean 'tadsr --{name}'?")
         return super().resolve_command(ctx, args)
 
 
@@ -44,6 +49,16 @@ def _suggesting_options() -> Iterator[None]:
         # Told by its attribute: the class lives in click or in typer, by typer's version.
         possibilities = getattr(error, "possibilities", None)
         if possibilities:
-            error.message = f"{error.message}. Did you mean {' or '.join(sorted(possibilities))}?"
+            begun = [p for p in possibilities if p.startswith(getattr(error, "option_name", "-"))]
+            close = " or ".join(sorted(begun or possibilities))
+            error.message = f"{error.message}. Did you mean {close}?"
             error.possibilities = None
+        if type(error.__cause__).__name__ == "ValidationError":  # of pydantic, by typer's version
+            found = error.__cause__.errors()[0]
+            kind = _KINDS.get(found["type"])
+            error.message = (
+                f"{found['input']!r} is not {kind}"
+                if kind
+                else error.message.removeprefix("Value error, ")
+            )
         raise

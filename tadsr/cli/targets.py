@@ -10,13 +10,12 @@ from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
 from tadsr.cli.reporting import UsageError, as_usage_errors
 from tadsr.errors import ImageWriteError, TADSRError
 from tadsr.folders.jobs import Draft, Job, check_targets, draft_folder, name_targets
 from tadsr.folders.own_results import is_result_of, leave_out_results, untagged
 from tadsr.image_files import INPUT_SUFFIXES
+from tadsr.whole_file import why_unwritable
 
 if TYPE_CHECKING:
     from tadsr.folders.restoring import FileRequest
@@ -53,7 +52,12 @@ def plan_jobs(
             takes an output file's suffix, else PNG.
         tag: What follows the stem of every name; None for that, and only there.
     """
-    inputs, output = split_output(_expand(paths, output), output, scale)
+    if "" in (*paths, output):
+        raise UsageError("a path must not be empty; is a variable of the shell not set?")
+    paths = _expand(paths, output)
+    inputs, output = split_output(paths, output, scale)
+    if output is None and len(paths) == 2 and not os.path.isdir(paths[1]):
+        _check_second(*paths, say)
     for path in inputs:
         if not os.path.exists(path):
             raise UsageError(f"{path} must be an image file or a folder, {_missing_hint(path)}")
@@ -101,6 +105,18 @@ def split_output(
     return list(paths), None
 
 
+def _check_second(first: str, second: str, say: Callable[[str], None]) -> None:
+    """Check a file that exists and may have been meant as the output."""
+    suffix = os.path.splitext(second)[1].lower()
+    if not os.path.isfile(second) or (suffix and suffix not in INPUT_SUFFIXES):
+        raise UsageError(
+            f"the second of two paths must be an image, a folder or new, got {second}; if it is "
+            f"the output, write -o {second}"
+        )
+    if os.path.isdir(first):
+        say(f"{second}: exists, so it is read as one more image; -o names the output")
+
+
 def _expand(paths: Sequence[str], output: str | None) -> list[str]:
     """Expand patterns such as "photos/*.png" that the shell left as they are."""
     expanded: list[str] = []
@@ -132,13 +148,8 @@ def check_places(jobs: Sequence[Job]) -> list[Job]:
 
 def check_place(target: Path) -> None:
     """Check that a file can be written; its folder need not exist yet."""
-    folder = target.parent
-    while not os.path.lexists(folder) and folder != folder.parent:
-        folder = folder.parent
-    if not folder.is_dir():
-        raise ImageWriteError(f"{target}: cannot be written, for {folder} is not a folder")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise ImageWriteError(f"{target}: the folder {folder} is not writable; choose another")
+    if reason := why_unwritable(target.parent):
+        raise ImageWriteError(f"{target}: cannot be written, for {reason}; choose another folder")
 
 
 def _is_folder(path: str) -> bool:
@@ -174,6 +185,8 @@ def _check_output_file(output: str, format: str | None, is_one_file: bool) -> No
 
 def _missing_hint(path: str) -> str:
     folder, name = os.path.split(path)
+    if "://" in path:
+        return "but addresses are not read; download it first"
     try:
         close = get_close_matches(name, os.listdir(folder or "."), n=1)
     except OSError:
@@ -221,7 +234,7 @@ def check_lossless(jobs: Sequence[Job], is_lossless: bool) -> None:
             raise UsageError(f"--lossless must be for PNG, WebP, TIFF or BMP, got {job.target}")
 
 
-def say_plan(jobs: Sequence[Job], request: FileRequest) -> None:
+def say_plan(jobs: Sequence[Job], request: FileRequest, say: Callable[[str], None]) -> None:
     """Say what a run would make, without its model."""
     from tadsr.folders.restoring import choose_target
     from tadsr.images import read_facts
@@ -233,9 +246,9 @@ def say_plan(jobs: Sequence[Job], request: FileRequest) -> None:
             facts = read_facts(job.source, max_pixels=request.max_pixels)
             job = choose_target(job, request)
         except TADSRError as error:
-            typer.echo(f"would fail: {error}")
+            say(f"would fail: {error}")
             continue
         width, height = request.output_size_of(facts.size)
         is_there = os.path.lexists(job.target) and not request.overwrite
         reason = "exists, would be skipped" if is_there else f"{width}×{height}"
-        typer.echo(f"{job.source} -> {job.target} ({reason})")
+        say(f"{job.source} -> {job.target} ({reason})")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tadsr.cli import options
-from tadsr.cli.devices import parse_devices
+from tadsr.cli.devices import choose_device, split_devices
 from tadsr.cli.model_request import ModelRequest
 from tadsr.cli.progress import ImageProgress
 from tadsr.cli.reporting import (
@@ -88,8 +88,11 @@ class _Run:
     request: FileRequest
     described: dict[str, Any]
     wanted: ModelRequest
-    choose_devices: Callable[[], list[str]]
+    devices: Sequence[str]
+    """Names as they were typed."""
     is_locked: bool
+    shown: Callable[[str], str]
+    """What a line says of files that stand for standard streams."""
     quiet: bool
     verbose: bool
     debug: bool
@@ -198,6 +201,7 @@ def upscale(
     check_range("--seed", seed, 0, 2**63 - 1, "any number will do")
     if devices is not None and device != "auto":
         raise UsageError("--device and --devices must not both be given; leave one out")
+    names = split_devices(devices or device)
     if timestep is not None and timestep_map is not None:
         raise UsageError("--timestep and --timestep-map must not both be given; leave one out")
     map_range = parse_timestep_range(timestep_map, timestep_range)
@@ -221,7 +225,7 @@ def upscale(
     with (
         readable_errors(debug),
         interrupted_by_sigterm(),
-        standard_streams(paths, output, stream_suffix) as (inputs, place),
+        standard_streams(paths, output, stream_suffix) as (inputs, place, shown),
     ):
         silence_libraries(debug, quiet)
         map_digest = None
@@ -230,12 +234,12 @@ def upscale(
             request = replace(request, timestep=found)
             map_digest = fingerprint(timestep_map)[1]
         say = partial(typer.echo, err=True) if not quiet else lambda line: None
-        is_streamed = place != output
+        is_streamed = place is not None and shown(place) != place
         naming = {"scale": scale, "own_tag": size_tag or None, "tag": suffix, "say": say}
         jobs = check_places(plan_jobs(inputs, place, format=format, **naming))
         check_lossless(jobs, lossless)
         if dry_run:
-            say_plan(jobs, request)
+            say_plan(jobs, request, lambda line: typer.echo(shown(line)))
             return
         _set_warnings(debug, quiet)
         wanted = ModelRequest(
@@ -249,10 +253,9 @@ def upscale(
             engine=engine,
             loras=loras,
         )
-        choose_devices = partial(parse_devices, devices or device)
+        wanted.check()
         if overwrite or not all(os.path.lexists(job.target) for job in jobs):
-            wanted.check()
-            choose_devices()
+            _choose_devices(names)
         described = {"model": model, "adapter": adapter, "dtype": dtype, "tagger": tagger}
         described |= {
             "prompt_style": prompt_style,
@@ -264,7 +267,7 @@ def upscale(
                 [fingerprint(Path(file))[1], strength] for file, strength in loras
             ]
         quiet = quiet or is_streamed  # standard output is the picture's
-        run = _Run(request, described, wanted, choose_devices, is_locked, quiet, verbose, debug)
+        run = _Run(request, described, wanted, names, is_locked, shown, quiet, verbose, debug)
         tally = _upscale_all(jobs, run)
         print_tally(tally, len(jobs), quiet)
         if tally.failures:
@@ -278,6 +281,7 @@ def _upscale_all(jobs: Sequence[Job], run: _Run) -> Tally:
     from tadsr.folders.run import run_files
 
     request, quiet, debug = run.request, run.quiet, run.debug
+    shown = run.shown
     tally, progress = Tally(), ImageProgress(quiet)
     # None: a bar on a terminal only.
     hidden = True if quiet or len(jobs) == 1 else None
@@ -296,7 +300,7 @@ def _upscale_all(jobs: Sequence[Job], run: _Run) -> Tally:
 
     def work(todo: list[Job], report: Report) -> None:
         progress.wait_for(f"loading {run.wanted.source}")
-        devices = run.choose_devices()
+        devices = _choose_devices(run.devices)
         if len(devices) == 1:
             here = partial(load_here, devices[0])
             tally.pace = run_files(todo, request, here, report, progress.of)
@@ -316,12 +320,12 @@ def _upscale_all(jobs: Sequence[Job], run: _Run) -> Tally:
             bar.update()
             bar.set_postfix_str(job.source.name)
             if outcome.note:
-                _say(bar, outcome.note, quiet, err=True)
+                _say(bar, shown(outcome.note), quiet, err=True)
             if outcome.status == "skipped":
                 tally.num_skipped += 1
-                _say(bar, outcome.message, quiet, err=True)
+                _say(bar, shown(outcome.message), quiet, err=True)
             elif outcome.status == "failed":
-                tally.failures.append(outcome.message)
+                tally.failures.append(shown(outcome.message))
                 if debug:
                     _say(bar, outcome.traceback, quiet=False, err=True)
             else:
@@ -332,10 +336,14 @@ def _upscale_all(jobs: Sequence[Job], run: _Run) -> Tally:
                 tally.megapixels += megapixels
                 rate = f"{outcome.seconds:.1f} s, {rate_text(outcome.seconds / megapixels)}"
                 line = f"{job.source} -> {job.target} ({size}, {rate})"
-                _say(bar, line, quiet or not bar.disable)
+                _say(bar, shown(line), quiet or not bar.disable)
 
         upscale_files(jobs, request, run.described, work, report, is_locked=run.is_locked)
     return tally
+
+
+def _choose_devices(names: Sequence[str]) -> list[str]:
+    return [str(choose_device(name)) for name in names]
 
 
 def _load_in_worker(load: Load, debug: bool, quiet: bool, device: str) -> Restorer:

@@ -129,7 +129,8 @@ def read_timesteps(
 def _whole_number(value: Any) -> int:
     """Return a whole number as an int; a float such as 500.0 counts as whole."""
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"timestep must be a whole number, got {type(value).__name__}")
+        hint = "; texts come as prompt=" if isinstance(value, str) else ""
+        raise TypeError(f"timestep must be a whole number, got {type(value).__name__}{hint}")
     if value != value or value % 1 != 0:
         raise ValueError(f"timestep must be a whole number, got {value}")
     return int(value)

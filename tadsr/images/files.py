@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, PngImagePlugin, features
 
-from tadsr.errors import ImageWriteError, install
+from tadsr.errors import ImageWriteError, install, reason_of
 from tadsr.images.array_image import ArrayImage, strips
 from tadsr.images.color_space import to_srgb
 from tadsr.images.decoding import INTEGER_WHITE, decode_image, icc_space, unit_planes
@@ -22,7 +22,7 @@ from tadsr.images.encoding import encode_image
 from tadsr.images.metadata import exif_with_dpi, find_orientation, iptc_resource, kept_metadata
 from tadsr.images.plugins import knows_jxl
 from tadsr.images.png import PngWriter, metadata_chunks
-from tadsr.whole_file import whole_file
+from tadsr.whole_file import whole_file, why_unwritable
 
 # What can be written, if this build of Pillow can.
 _SUFFIXES = {
@@ -72,8 +72,8 @@ def check_writable(
     _check_name_length(path)
     if os.path.isdir(path):
         raise ImageWriteError(f"{path}: must name a file, but is a folder")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise ImageWriteError(f"{path}: its folder is not writable; choose another")
+    if reason := why_unwritable(path.parent):
+        raise ImageWriteError(f"{path}: cannot be written, for {reason}; choose another folder")
     if os.path.lexists(path) and not overwrite:
         raise ImageWriteError(f"{path}: exists already; overwrite=True (--overwrite) replaces it")
     check_format(path, format=format, has_alpha=has_alpha, size=size, num_frames=num_frames)
@@ -181,7 +181,9 @@ def write_image(
 
                     attach_metadata(file, kept_metadata(image.info, icc_space(image.mode)))
         except Exception as error:
-            raise ImageWriteError(f"{path}: cannot be written as {format}: {error!r}") from error
+            raise ImageWriteError(
+                f"{path}: cannot be written as {format}: {reason_of(error)}"
+            ) from error
 
 
 @contextmanager
@@ -193,7 +195,7 @@ def open_whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise ImageWriteError(f"{path}: cannot be written: {error!r}") from error
+        raise ImageWriteError(f"{path}: cannot be written: {reason_of(error)}") from error
 
 
 def to_palette(image: Image.Image) -> Image.Image:

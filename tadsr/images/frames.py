@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from tadsr.config import MAX_PIXELS
-from tadsr.errors import ImageWriteError
+from tadsr.errors import ImageWriteError, reason_of
 from tadsr.images.decoding import decode_image, lay_over, mark_as_made, strip_metadata
 from tadsr.images.encoding import encode_image
 from tadsr.images.files import (
@@ -245,7 +245,9 @@ def write_frames(
                 **options,
             )
         except Exception as error:
-            raise ImageWriteError(f"{path}: cannot be written as {format}: {error!r}") from error
+            raise ImageWriteError(
+                f"{path}: cannot be written as {format}: {reason_of(error)}"
+            ) from error
 
 
 def _hundredths(durations_ms: Sequence[float]) -> list[int]:

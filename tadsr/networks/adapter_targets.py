@@ -112,6 +112,7 @@ def adapter_shapes(
 
 def targets_of(model: nn.Module) -> dict[str, re.Pattern[str]]:
     """Return the adapters of a model's class, or raise TypeError for another class."""
+    model = getattr(model, "_orig_mod", model)  # of torch.compile
     if isinstance(model, UNet2DConditionModel):
         return UNET_TARGETS
     if isinstance(model, TimeAwareAutoencoderKL):

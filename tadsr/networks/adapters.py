@@ -111,11 +111,8 @@ def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
             f"{type(model).__name__} must have adapters attached, but it has none; merged adapters "
             "cannot be told from the base weights, so load with merge_adapters=False"
         )
-    return {
-        name: parameter
-        for name, parameter in model.named_parameters()
-        if LORA_NAME.fullmatch(name) or full.fullmatch(name)
-    }
+    named = ((_uncompiled(name), parameter) for name, parameter in model.named_parameters())
+    return {n: p for n, p in named if LORA_NAME.fullmatch(n) or full.fullmatch(n)}
 
 
 def extract_adapters(unet: UNet2DConditionModel, vae: TimeAwareAutoencoderKL) -> AdapterSet:
@@ -226,10 +223,15 @@ def _weight_change(
 def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """Return a model's tensors under their plain names, LoRA matrices left out."""
     return {
-        name.replace(".base_layer.", "."): tensor
+        _uncompiled(name).replace(".base_layer.", "."): tensor
         for name, tensor in model.state_dict().items()
         if not LORA_NAME.fullmatch(name)
     }
+
+
+def _uncompiled(name: str) -> str:
+    """Return a tensor's name without what torch.compile puts around a module."""
+    return name.replace("_orig_mod.", "")
 
 
 def _inject(model: nn.Module, rank: int, alpha: float) -> None:

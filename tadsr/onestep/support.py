@@ -42,7 +42,7 @@ def check_unet(unet: UNet2DConditionModel) -> None:
         raise ValueError(
             "a UNet that is computed in bands must consist of Stable Diffusion's blocks without "
             f"further conditioning, got {', '.join(found) or 'center_input_sample'}; call the "
-            "pipeline with tiling=None"
+            "pipeline with tiling=None (--tile off)"
         )
 
 

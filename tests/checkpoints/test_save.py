@@ -1,3 +1,4 @@
+import copy
 import json
 
 import pytest
@@ -63,6 +64,30 @@ def test_native_apart_merges_on_loading(apart, merged, tmp_path):
     assert all(same_tensors(getattr(loaded, p), getattr(merged, p)) for p in PARTS)
 
 
+def test_compiled_networks_are_saved_under_plain_names(apart, tmp_path):
+    parts = copy.deepcopy(apart.components())
+    parts["unet"] = torch.compile(parts["unet"], backend="eager")
+    parts["vae"].decoder = torch.compile(parts["vae"].decoder, backend="eager")
+    loaded = load_checkpoint(save_native(tmp_path / "native", **parts), merge_adapters=False)
+    assert all(same_tensors(getattr(loaded, p), getattr(apart, p)) for p in PARTS)
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "kind"),
+    [
+        ("scheduler", None, "DDPMScheduler to be saved, got NoneType"),
+        ("unet", None, "UNet2DConditionModel"),
+        ("text_encoder", None, "CLIPTextModel"),
+        ("tokenizer", None, "CLIPTokenizer"),
+        ("unet", torch.nn.DataParallel(torch.nn.Identity()), "got DataParallel"),
+    ],
+)
+def test_what_lacks_a_part_is_not_saved(merged, tmp_path, name, part, kind):
+    with pytest.raises(CheckpointError, match=f"{name} must be a .*{kind}"):
+        save_native(tmp_path / "native", **merged.components() | {name: part})
+    assert not list(tmp_path.iterdir())
+
+
 def test_half_precision_variant(merged, tmp_path):
     folder = save_native(tmp_path / "m", **merged.components(), variant="fp16", dtype=torch.float16)
     assert (folder / "text_encoder" / "model.fp16.safetensors").is_file()
@@ -105,10 +130,9 @@ def test_folder_with_files_is_refused_unless_overwritten(merged, native, tmp_pat
 
 def test_failed_writing_leaves_nothing_and_the_old_folder(apart, native):
     before = sorted(p.name for p in native.parent.iterdir())
-    vae, checkpoint = apart.vae, apart
-    broken = type(checkpoint)(vae=vae, unet=torch.nn.Linear(1, 1), scheduler=checkpoint.scheduler)
+    unet = load_checkpoint(native).unet
     with pytest.raises(CheckpointError, match="only one has"):
-        save_native(native, **broken.components(), overwrite=True)
+        save_native(native, **apart.components() | {"unet": unet}, overwrite=True)
     assert sorted(p.name for p in native.parent.iterdir()) == before
     assert load_checkpoint(native).format == "native"
 

@@ -107,6 +107,8 @@ def test_ctrl_c_exits_130_and_leaves_no_half_file(tmp_path, photo, model_dir):
         (["cnvert"], "Did you mean 'convert'"),
         (["photo.jpg"], "Did you mean 'tadsr upscale photo.jpg'?"),
         (["upscale", "photo.jpg", "--overwite"], "Did you mean --overwrite"),
+        (["upscale", "photo.jpg", "--out"], "Did you mean --output?"),
+        (["version"], "Did you mean 'tadsr --version'?"),
         (["info", "x", "--jsn"], "Did you mean --json?"),
         (["--verson"], "Did you mean --version?"),
     ],

@@ -21,11 +21,12 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 @pytest.mark.parametrize("name", ["sharp.png", "sharp.jpg", "sharp.tif", "sharp.bmp", "sharp.gif"])
-def test_the_same_command_again_skips_or_replaces(name, upscale, photo):
+def test_the_same_command_again_skips_or_replaces(name, tadsr, upscale, photo):
     upscale(photo("a.png"), name, *TWICE)
     first = os.stat(name).st_mtime_ns
     assert "sharp" in upscale("a.png", name, *TWICE).stderr  # skipped
     assert os.stat(name).st_mtime_ns == first
+    assert "name a checkpoint" in tadsr("upscale", "a.png", name, "-m", "tny", code=1).stderr
     upscale("a.png", name, *TWICE, "--overwrite")
     assert os.stat(name).st_mtime_ns > first
     assert not Path("sharp_x2.png").exists()
@@ -98,6 +99,9 @@ def test_sizes_that_nothing_holds_are_refused_before_the_model_is_loaded(upscale
         (("--tile", "100"), "--tile must be auto, off or a multiple of 128 px, got 100"),
         (("--background", "plaid"), "--background must be a colour such as white"),
         (("--suffix", "a/b"), "--suffix must be part of a file's name"),
+        (("-t", "abc"), "'--timestep' / '-t': 'abc' is not a"),
+        (("-s", "x"), "'--scale' / '-s': 'x' is not a"),
+        (("--dtype", "fp8"), "'--dtype': 'fp8' is not one of 'auto', 'fp32'"),
     ],
 )
 def test_wrong_options_are_named_as_they_were_typed(options, message, upscale, photo):
@@ -184,7 +188,8 @@ def test_standard_streams(upscale, photo):
     for arguments in (("-",), ("-", "-"), ("-", "-o", "-")):
         found = upscale(*arguments, *TWICE, input=data)
         assert Image.open(io.BytesIO(found.stdout_bytes)).tobytes() == Image.open("b.png").tobytes()
-    assert upscale("-", "c.webp", *TWICE, input=data).exit_code == 0
+    assert "standard input -> c.webp" in upscale("-", "c.webp", *TWICE, input=data).stdout
+    assert upscale("-", input=data[:50], code=1).stderr.startswith("Error: standard input: ")
     assert Image.open("c.webp").size == (12, 10)
     assert Image.open(io.BytesIO(upscale("a.png", "-", "-f", "jpg").stdout_bytes)).format == "JPEG"
     assert "stands for one image" in upscale("a.png", "b.png", "-o", "-", code=2).stderr

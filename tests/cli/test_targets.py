@@ -6,13 +6,22 @@ from pathlib import Path
 import pytest
 
 from tadsr.cli.reporting import UsageError
-from tadsr.cli.targets import plan_jobs, split_output
+from tadsr.cli.targets import check_place, plan_jobs, split_output
+from tadsr.errors import ImageWriteError
 
 
 @pytest.fixture(autouse=True)
 def tree(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("a.jpg", "b.jpg", "c.jpg", "photos/p.png", "photos/sub/q.tif", "more/r.webp"):
+    for name in (
+        "a.jpg",
+        "b.jpg",
+        "c.jpg",
+        "photos/p.png",
+        "photos/sub/q.tif",
+        "more/r.webp",
+        "notes.txt",
+    ):
         Path(name).parent.mkdir(exist_ok=True)
         Path(name).touch()
     Path("sharp").mkdir()
@@ -117,12 +126,28 @@ def test_a_suffix_that_is_kept_may_make_another_clash():
         ("sharp", None, None, "must hold images"),
         ("a.jpg", "a.jpg", None, "which is an input"),
         ("a.jpg b.jpg", ".", "jpg", "which is an input"),
+        ("a.jpg notes.txt", None, None, "if it is the output, write -o notes.txt"),
+        ("https://example.com/a.jpg", None, None, "addresses are not read; download it first"),
+        ("a.jpg", "", None, "a path must not be empty"),
+        ("photos notes.txt", None, None, "if it is the output, write -o notes.txt"),
     ],
 )
 def test_what_does_not_fit_is_refused(paths, output, format, message):
     with pytest.raises(UsageError) as caught:
         plan(paths, output, format=format)
     assert message in caught.value.format_message()
+
+
+def test_a_file_beside_a_folder_may_have_been_meant_as_the_output():
+    said: list[str] = []
+    plan_jobs(["photos", "a.jpg"], None, format=None, scale=4, say=said.append)
+    assert said == ["a.jpg: exists, so it is read as one more image; -o names the output"]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="Linux has a folder like that")
+def test_a_folder_that_only_looks_writable_is_refused():
+    with pytest.raises(ImageWriteError, match="the folder /proc is not writable \\(No such file"):
+        check_place(Path("/proc/new.png"))
 
 
 def test_two_sources_never_share_a_target():

@@ -174,7 +174,7 @@ def test_precision_by_name(upscale, photo):
         (["-t", "1.5"], "--timestep"),
         (["--quality", 0], "--quality must be in 1..100, got 0"),
         (["--scale", 0.5], "scale must be a finite number of at least 1, got 0.5"),
-        (["--process-size", -1], "process_size must be at least 0 px, got -1"),
+        (["--process-size", -1], "at least 0 px, got -1"),
         (["--seed", -1], "--seed must be in 0.."),
         (["--color-fix", "adian"], "'adian' is not one of 'adain'"),
         (["--device", "gpu"], "--device must be auto, cpu, cuda, cuda:N or mps, got 'gpu'"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from PIL import Image
 from torch import Tensor
@@ -10,7 +12,8 @@ from typing_extensions import assert_type
 import tadsr
 from tadsr import ArrayImage, TADSRPipeline
 
-pipe: TADSRPipeline = TADSRPipeline.from_pretrained("tadsr-tiny")
+pipe = TADSRPipeline.from_pretrained("tadsr-tiny")
+assert_type(pipe, TADSRPipeline)
 assert_type(pipe.to("cpu"), TADSRPipeline)
 photo: Image.Image = Image.new("RGB", (8, 8))
 pixels = np.zeros((8, 8, 3), np.uint8)
@@ -21,6 +24,8 @@ assert_type(pipe(scan, timestep=200, scale=2), ArrayImage)
 assert_type(pipe(photo), Image.Image)
 assert_type(pipe(photo, None), Image.Image)
 assert_type(pipe(pixels, color_fix="wavelet"), np.ndarray)
+assert_type(pipe(pixels, color_fix=None), np.ndarray)
+assert_type(pipe.sweep(photo, [1, 900]), list[Any])
 assert_type(pipe([photo, photo], [1, 900]), list[Image.Image])
 assert_type(pipe(scan, output_type="pil"), Image.Image)
 assert_type(pipe(photo, output_type="np"), np.ndarray)
