@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -21,3 +24,17 @@ def lazy_names(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]
         return getattr(importlib.import_module(origins[name]), name)
 
     return find
+
+
+@contextmanager
+def lasting_imports() -> Iterator[None]:
+    """Never search for garbage among what is imported; for commands, which need it to their end."""
+    was_enabled, num_modules = gc.isenabled(), len(sys.modules)
+    gc.disable()
+    try:
+        yield
+        if len(sys.modules) > num_modules:
+            gc.freeze()
+    finally:
+        if was_enabled:
+            gc.enable()

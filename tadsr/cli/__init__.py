@@ -105,5 +105,7 @@ def main() -> None:
 
 def _keep_garbage() -> None:
     """Leave objects to the end of the process: to look through torch's takes most of a second."""
-    if "triton" not in sys.modules:  # whose binding prints what it takes for leaks
+    if "triton" in sys.modules:  # whose binding prints what it takes for leaks
+        gc.unfreeze()
+    else:
         gc.freeze()

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import gc
 import importlib.util
 import re
 import runpy
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tadsr.cli.reporting import UsageError
+from tadsr.lazily import lasting_imports
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +30,8 @@ def choose_device(name: str) -> torch.device:
     name = f"cuda:{name}" if name.isdecimal() else name
     if name.startswith("cuda") and "torch" not in sys.modules:
         _check_build(name)
-    torch = _import_torch()
+    with lasting_imports():
+        import torch
     if name == "auto":
         # Not mps, which has not been tested on a real machine.
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -66,15 +67,3 @@ def split_devices(names: str) -> list[str]:
     for part in parts:
         check_device_name(part)
     return parts
-
-
-def _import_torch() -> Any:
-    """Import torch without looking for garbage among the objects that its import makes."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        import torch
-    finally:
-        if was_enabled:
-            gc.enable()
-    return torch

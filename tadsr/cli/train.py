@@ -10,6 +10,7 @@ import typer
 from tadsr.cli import options
 from tadsr.cli.reporting import UsageError, readable_errors, silence_libraries
 from tadsr.errors import ImageReadWarning
+from tadsr.lazily import lasting_imports
 
 TRAIN_HELP = """Train a model; an interrupted run in the same output folder goes on where it was.
 
@@ -91,9 +92,10 @@ def train(
 def _run(config: str | None, overrides: dict[str, Any]) -> None:
     import logging
 
-    from tadsr.training.recipe import config_from_mapping, load_recipe, override
-    from tadsr.training.trainer import Trainer
-    from tadsr.training.training_config import TrainingConfig
+    with lasting_imports():
+        from tadsr.training.recipe import config_from_mapping, load_recipe, override
+        from tadsr.training.trainer import Trainer
+        from tadsr.training.training_config import TrainingConfig
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("tadsr").setLevel(logging.INFO)
