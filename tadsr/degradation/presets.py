@@ -213,7 +213,7 @@ def find_preset(degradation: str | DegradationConfig) -> DegradationConfig:
     """
     if isinstance(degradation, DegradationConfig):
         return degradation
-    if degradation not in PRESETS:
+    if degradation not in [*PRESETS]:  # a list cannot be looked up
         raise ValueError(
             f"degradation must be ranges or one of {', '.join(PRESETS)}, got {degradation!r}"
         )

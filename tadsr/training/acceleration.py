@@ -11,13 +11,14 @@ from accelerate.state import AcceleratorState
 from tadsr.errors import TrainingError
 from tadsr.training.training_config import TrainingConfig
 
-_SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
+_SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")
 """Plug-ins of accelerate that cut networks into pieces, by what switches them on."""
 
 
 def make_accelerator(config: TrainingConfig) -> Accelerator:
     """Set accelerate up for a run."""
-    sharding = [s for s in _SHARDING if os.environ.get(f"ACCELERATE_USE_{s}") == "true"]
+    switches = {s: os.environ.get(f"ACCELERATE_USE_{s}", "") for s in _SHARDING}
+    sharding = [s for s, value in switches.items() if value.lower() == "true"]
     if sharding:
         raise TrainingError(
             f"training must run on whole networks, but accelerate is set to {sharding[0]}, which "

@@ -6,16 +6,21 @@ import dataclasses
 import difflib
 import types
 import typing
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
 import yaml
 
 from tadsr.degradation import DegradationConfig, find_preset
+from tadsr.training.data.data_config import DataConfig
 from tadsr.training.stages.stage_config import TimestepRamp
 from tadsr.training.training_config import TrainingConfig
 
 Config = TypeVar("Config")
+
+_SHORT_FOR = {"data": "source", "degradation": "preset"}
+"""Fields that a text stands for where a mapping could be."""
 
 
 def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> TrainingConfig:
@@ -42,7 +47,9 @@ def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Tr
         raise ValueError(f"{path}: {error}") from error
 
 
-def _read_recipe(path: Path) -> dict[str, Any]:
+def _read_recipe(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
+    if path in extending:
+        raise ValueError(f"{path} must not extend itself, not through other recipes either")
     try:
         mapping = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
@@ -53,7 +60,9 @@ def _read_recipe(path: Path) -> dict[str, Any]:
     if beside.suffix in (".yaml", ".yml") and beside.is_file():
         mapping["model"] = str(beside)
     base = mapping.pop("extends", None)
-    return mapping if base is None else _merge(_read_recipe(path.parent / base), mapping)
+    if base is None:
+        return mapping
+    return _merge(_read_recipe(path.parent / str(base), (*extending, path)), mapping)
 
 
 def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -85,15 +94,22 @@ def override(mapping: dict[str, Any], overrides: dict[str, Any]) -> dict[str, An
     for dotted, value in overrides.items():
         first, _, rest = dotted.partition(".")
         if not rest:
-            result[first] = yaml.safe_load(value) if isinstance(value, str) else value
+            result[first] = _read_value(dotted, value)
             continue
-        inner = result.get(first, {})
-        if first == "data" and isinstance(inner, str):
-            inner = {"source": inner}
+        inner = result.get(first, DataConfig.degradation if first == "degradation" else {})
+        if first in _SHORT_FOR and isinstance(inner, str):
+            inner = {_SHORT_FOR[first]: inner}
         if not isinstance(inner, dict):
             raise ValueError(f"{dotted} must lie in a mapping, but {first} is {inner!r}")
         result[first] = override(inner, {rest: value})
     return result
+
+
+def _read_value(name: str, value: Any) -> Any:
+    try:
+        return yaml.safe_load(value) if isinstance(value, str) else value
+    except yaml.YAMLError as error:
+        raise ValueError(f"{name} must be given a value in YAML, got {value!r}") from error
 
 
 def config_to_mapping(config: Any) -> dict[str, Any]:
@@ -101,29 +117,26 @@ def config_to_mapping(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def config_from_mapping(config_type: type[Config], mapping: dict[str, Any]) -> Config:
-    """Build a nested dataclass from plain data."""
+def config_from_mapping(
+    config_type: type[Config], mapping: dict[str, Any], place: str = ""
+) -> Config:
+    """Build a nested dataclass from plain data; `place` is what errors call it."""
     hints = typing.get_type_hints(config_type)
-    fields = dataclasses.fields(config_type)
-    known = [f.name for f in fields]
-    unknown = sorted(set(mapping) - set(known))
+    fields = {field.name: field for field in dataclasses.fields(config_type)}
+    unknown = sorted(map(str, mapping.keys() - fields.keys()))
     if unknown:
-        meant = [m for u in unknown for m in difflib.get_close_matches(str(u), known, n=1)]
-        hint = f". Did you mean {' and '.join(meant)}?" if meant else ""
-        raise ValueError(
-            f"{config_type.__name__} has the fields {', '.join(known)}; got the unknown "
-            f"{', '.join(map(str, unknown))}{hint}"
-        )
-    optional = (dataclasses.MISSING, dataclasses.MISSING)
+        meant = [m for u in unknown for m in difflib.get_close_matches(u, fields, n=1)]
+        hint = f"Did you mean {' and '.join(meant)}?" if meant else f"It has {', '.join(fields)}"
+        raise ValueError(f"{place or 'a run'} has the unknown {', '.join(unknown)}. {hint}")
     missing = [
-        f.name
-        for f in fields
-        if f.name not in mapping and (f.default, f.default_factory) == optional
+        name
+        for name, field in fields.items()
+        if name not in mapping and field.default is field.default_factory is dataclasses.MISSING
     ]
     if missing:
-        raise ValueError(f"{config_type.__name__} needs {', '.join(missing)}, but it is not given")
+        raise ValueError(f"{place or 'a run'} needs {', '.join(missing)}, but it is not given")
     values = {
-        name: _convert(value, hints[name], f"{config_type.__name__}.{name}")
+        name: _convert(value, hints[name], f"{place}.{name}" if place else name)
         for name, value in mapping.items()
     }
     return config_type(**values)
@@ -131,59 +144,64 @@ def config_from_mapping(config_type: type[Config], mapping: dict[str, Any]) -> C
 
 def _convert(value: Any, hint: Any, name: str) -> Any:
     """Convert a value to its field's type, or raise ValueError."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (Union, types.UnionType):
-        return _convert_union(value, arguments, name)
-    if dataclasses.is_dataclass(hint):
-        return _convert_dataclass(value, hint, name)
-    if origin is Literal:
-        if value in arguments:
-            return value
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, arguments))}, got {value!r}")
-    if origin is tuple and isinstance(value, list | tuple):
-        inner = arguments[:1] * len(value) if arguments[1:] == (...,) else arguments
-        if len(inner) == len(value):
-            return tuple(_convert(v, h, name) for v, h in zip(value, inner, strict=True))
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is float and is_number:
-        return float(value)
-    if hint is float and isinstance(value, str):  # YAML reads 5e-5, without a point, as text
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    if hint in (int, bool, str) and type(value) is hint:
-        return value
-    expected = getattr(hint, "__name__", str(hint)) if origin is None else str(hint)
-    raise ValueError(f"{name} must be {expected}, got {value!r}")
-
-
-def _convert_union(value: Any, options: tuple[Any, ...], name: str) -> Any:
+    options = _options(hint)
     if value is None and type(None) in options:
         return None
-    plain = [o for o in options if o is not type(None)]
-    if isinstance(value, dict) or dataclasses.is_dataclass(value):
-        classes = [o for o in plain if dataclasses.is_dataclass(o)]
-        by_kind = {getattr(o, "kind", None): o for o in classes}
-        if len(classes) > 1 and isinstance(value, dict):
-            # The first is the field's default, as in a recipe that names no kind.
-            kind = value.get("kind", classes[0].kind)
-            if kind not in by_kind:
-                raise ValueError(f"{name}.kind must be one of {', '.join(by_kind)}, got {kind!r}")
-            return _convert_dataclass(value, by_kind[kind], name)
-        plain = classes
-    else:
-        plain = [o for o in plain if not dataclasses.is_dataclass(o)] or plain
-    return _convert(value, plain[0], name)
-
-
-def _convert_dataclass(value: Any, hint: type, name: str) -> Any:
-    if isinstance(value, hint):
-        return value
-    if hint is TimestepRamp and isinstance(value, int | float) and not isinstance(value, bool):
+    classes = [option for option in options if dataclasses.is_dataclass(option)]
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if TimestepRamp in classes and is_number:
         return TimestepRamp(float(value), float(value))
-    if not isinstance(value, dict):
-        raise ValueError(f"{name} must be a mapping, got {value!r}")
-    if hint is DegradationConfig and "preset" in value:
-        value = _merge_into_preset(value)
-    return config_from_mapping(hint, value)
+    if classes and isinstance(value, dict):
+        return _convert_mapping(value, classes, name)
+    if isinstance(value, tuple(classes)):
+        return value
+    for option in options:
+        origin, arguments = typing.get_origin(option), typing.get_args(option)
+        if origin is tuple and isinstance(value, list | tuple):
+            inner = arguments[:1] * len(value) if arguments[1:] == (...,) else arguments
+            if len(inner) == len(value):
+                return tuple(_convert(v, h, name) for v, h in zip(value, inner, strict=True))
+        if option is float and (is_number or isinstance(value, str)):
+            with suppress(ValueError):  # YAML reads 5e-5, without a point, as text
+                return float(value)
+        if (option in (int, bool, str) and type(value) is option) or (
+            origin is Literal and value in arguments
+        ):
+            return value
+    raise ValueError(f"{name} must be {_describe(hint)}, got {value!r}")
+
+
+def _convert_mapping(value: dict[str, Any], classes: list[type], name: str) -> Any:
+    config_type = classes[0]
+    if len(classes) > 1:
+        # The first is the field's default, as in a recipe that names no kind.
+        kinds = [option.kind for option in classes]
+        kind = value.get("kind", kinds[0])
+        if kind not in kinds:
+            raise ValueError(f"{name}.kind must be one of {', '.join(kinds)}, got {kind!r}")
+        config_type = classes[kinds.index(kind)]
+    if config_type is DegradationConfig:
+        if "preset" in value:
+            value = _merge_into_preset(value)
+        elif "stages" not in value:
+            raise ValueError(f"{name} must start from a preset or have stages, got {value!r}")
+    return config_from_mapping(config_type, value, name)
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    is_union = typing.get_origin(hint) in (Union, types.UnionType)
+    return typing.get_args(hint) if is_union else (hint,)
+
+
+def _describe(hint: Any) -> str:
+    """Return what a type is called in a recipe."""
+    options, arguments = _options(hint), typing.get_args(hint)
+    if len(options) > 1:
+        return " or ".join(dict.fromkeys(map(_describe, options)))
+    if typing.get_origin(hint) is Literal:
+        return f"one of {', '.join(map(repr, arguments))}"
+    if typing.get_origin(hint) is tuple:
+        return f"a list [{', '.join('…' if a is ... else _describe(a) for a in arguments)}]"
+    if dataclasses.is_dataclass(hint):
+        return "a mapping"
+    return "null" if hint is type(None) else hint.__name__

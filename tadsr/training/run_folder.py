@@ -38,9 +38,12 @@ def claim_folder(folder: Path, config: TrainingConfig) -> None:
             f"{folder} must be a new folder or a run's, but it holds other files; choose another "
             "output"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder), whole_file(path) as partial:
-        partial.write_text(json.dumps(ours, indent=2) + "\n", encoding="utf-8")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder), whole_file(path) as partial:
+            partial.write_text(json.dumps(ours, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise TrainingError(f"{folder} must be a folder that can be written: {error}") from error
 
 
 @contextmanager

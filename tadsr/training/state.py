@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tadsr.errors import CheckpointError, TrainingError
+from tadsr.errors import CheckpointError
+from tadsr.training.failures import full_disk
 
 _STEP_NAME = re.compile(r"step_(\d{8})")
 
@@ -57,12 +58,8 @@ class RunState:
         except (OSError, RuntimeError, SafetensorError) as error:
             for partial in self.folder.glob(".*.partial"):
                 shutil.rmtree(partial, ignore_errors=True)
-            before = self.latest()
-            kept = f"the last whole one is {before}" if before else "there is none before it"
-            raise TrainingError(
-                f"the checkpoint of step {step} cannot be written to {self.folder}: "
-                f"{str(error).splitlines()[0]}; {kept}. Make room and start the same run again"
-            ) from error
+            what = f"the checkpoint of step {step} cannot be written to {self.folder}"
+            raise full_disk(what, error, self.latest()) from error
 
     def _save(self, step: int, progress: dict[str, Any], name: str | None) -> Path:
         target = self.folder / (name or f"step_{step:08d}")

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from tadsr.config import torch_dtype
 from tadsr.errors import DataError, Terminated, TrainingError
 from tadsr.measure.perceptual import PerceptualDistance
-from tadsr.onestep.memory import is_out_of_memory
 from tadsr.training.acceleration import make_accelerator
 from tadsr.training.average import WeightAverage
-from tadsr.training.data import Batch, Restorer, TrainingData, explain_worker_failure, open_data
+from tadsr.training.data import Batch, Restorer, TrainingData, open_data
+from tadsr.training.failures import explain_failure
 from tadsr.training.interruption import StopRequest
 from tadsr.training.networks import compile_networks, keep_frozen_weights_in
 from tadsr.training.optimization import Optimizers, warn_of_long_warmup
@@ -91,7 +91,8 @@ class Trainer:
                 f"{config.data.crop_px}"
             )
         self.stage.check_prompts(self.data.prompts() or (config.data.prompt,))
-        self.validator = Validator(config.validation, config.data.scale, factor)
+        has_perceptual = self.stage.perceptual is not None
+        self.validator = Validator(config.validation, config.data.scale, factor, has_perceptual)
         self.networks = {name: n.module for name, n in self.stage.networks.items()}
         if self.accelerator.is_main_process:
             claim_folder(self.folder, config)
@@ -131,17 +132,10 @@ class Trainer:
                         self.accelerator.end_training()
                 return self._export()
         except (DataError, MemoryError, RuntimeError, OSError, EOFError) as error:
-            # A loader tells of workers that have died wherever the run is at that moment.
-            explained = explain_worker_failure(error)
+            latest = None if self.state is None else self.state.latest()
+            explained = explain_failure(error, self.step, self.folder, latest)
             if explained is error:
-                if not is_out_of_memory(error):
-                    raise
-                explained = TrainingError(
-                    f"step {self.step + 1} does not fit the memory: {error}. Start a new run with, "
-                    "the cheapest first: gradient_checkpointing, precision bf16, batch_size 1 with "
-                    "more gradient_accumulation_steps, a smaller data.crop_px; or free memory, and "
-                    "the same run goes on from its last checkpoint"
-                )
+                raise
             raise explained from error
 
     def export(self) -> Path:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+import math
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, Literal, get_args
 
 from tadsr.checkpoints.detect import EMBEDDED
 from tadsr.config import Precision
@@ -14,6 +15,8 @@ from tadsr.training.stages.stage_config import DistillationConfig, OptimizerConf
 
 _SMALL_CROP_PX = 128
 """What the models inside the package were trained on."""
+_MAY_BE_INFINITE = ("max_grad_norm", "max_loss_ratio")
+"""Limits that infinity switches off."""
 
 
 @dataclass(frozen=True)
@@ -135,3 +138,19 @@ class TrainingConfig:
         unknown = set(self.trackers) - {"tensorboard", "wandb"}
         if unknown:
             raise ValueError(f"trackers must be 'tensorboard' or 'wandb', got {sorted(unknown)}")
+        _check_finite(self, "")
+
+
+def _check_finite(value: Any, name: str) -> None:
+    """Raise ValueError for NaN, which passes all comparisons, or infinity in a configuration."""
+    if is_dataclass(value):
+        value = {f"{name}.{f.name}".lstrip("."): getattr(value, f.name) for f in fields(value)}
+    elif isinstance(value, tuple):
+        value = {f"{name}[{i}]": item for i, item in enumerate(value)}
+    if isinstance(value, dict):
+        for inner, item in value.items():
+            _check_finite(item, inner)
+    elif isinstance(value, float) and not (
+        math.isfinite(value) or (value > 0 and name.rpartition(".")[2] in _MAY_BE_INFINITE)
+    ):
+        raise ValueError(f"{name} must be a finite number, got {value}")

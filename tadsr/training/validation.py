@@ -25,8 +25,16 @@ LABEL_PX = 18
 class Validator:
     """Restores the same images at the same timesteps at every validation."""
 
-    def __init__(self, config: ValidationConfig, scale: int, multiple: int) -> None:
+    def __init__(
+        self, config: ValidationConfig, scale: int, multiple: int, has_perceptual: bool
+    ) -> None:
         self.config = config
+        name = config.keep_best
+        if name is not None and (
+            config.photos is None or (name == "perceptual" and not has_perceptual)
+        ):
+            needed = "a perceptual distance" if config.photos else "validation.photos"
+            raise ValueError(f"validation.keep_best must have {needed} for {name!r}, got none")
         self.pairs: list[tuple[Tensor, Tensor]] = []
         if config.photos is None:
             return

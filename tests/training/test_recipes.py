@@ -92,6 +92,7 @@ def write(path, text):
 
 
 MINIMAL = "{model: m, data: d, output: o}"
+DEGRADED = "{model: m, output: o, data: {source: d, degradation: %s}}"
 
 
 def test_options_win_over_the_recipe_and_keep_its_other_values(tmp_path):
@@ -109,6 +110,14 @@ def test_options_win_over_the_recipe_and_keep_its_other_values(tmp_path):
     assert config.steps == 5
     short = write(tmp_path / "s.yaml", MINIMAL)
     assert load_recipe(short, {"data.crop_px": 64}).data == DataConfig("d", crop_px=64)
+    with pytest.raises(ValueError, match="steps must be given a value in YAML"):
+        load_recipe(short, {"steps": "[1"})
+    # A part of the degradation changes the default preset, or the one that the recipe names.
+    for text in (MINIMAL, DEGRADED % "mild"):
+        recipe = write(tmp_path / "d.yaml", text)
+        found = load_recipe(recipe, {"data.degradation.final_sinc_probability": "0.5"}).data
+        preset = PRESETS["mild" if "mild" in text else "realesrgan"]
+        assert found.degradation == replace(preset, final_sinc_probability=0.5)
 
 
 def test_a_degradation_is_ranges_of_ones_own_or_starts_from_a_preset(tmp_path):
@@ -145,8 +154,26 @@ def test_the_kind_chooses_the_stage(tmp_path):
         ("{model: m, data: d, output: o, gradient_checkpointing: 1}", "must be bool"),
         ("{model: m, data: d, output: o, precision: fp8}", "must be one of 'fp32'"),
         ("{model: m, data: d, output: o, stage: {kind: gan}}", "kind must be one of"),
+        ("{model: m, data: d, output: o, stage: {kind: [gan]}}", "kind must be one of"),
         ("{model: m, data: d, output: o, stage: {vsd_range: [1]}}", "vsd_range must be"),
+        ("{model: m, data: d, output: o, trackers: wandb}", r"must be a list \[one of 'tensor"),
         ("{model: m, data: {source: d, crop_px: 30}, output: o}", "crop_px must be"),
+        (DEGRADED % "{preset: [mild]}", "ranges or one of realesrgan"),
+        (DEGRADED % "{final_sinc_probability: 0}", "must start from a preset or have stages"),
+        (DEGRADED % "[mild]", "data.degradation must be str or a mapping, got"),
+        (
+            DEGRADED % "{preset: mild, stages: [{blur: {sigmapx: [1, 2]}}]}",
+            r"data\.degradation\.stages\.blur has the unknown sigmapx\. Did you mean sigma_px\?",
+        ),
+        (
+            "{model: m, data: d, output: o, stage: {fake_score_optimizer: {learnin_rate: 1}}}",
+            r"stage\.fake_score_optimizer has the unknown learnin_rate\. Did you mean learn",
+        ),
+        ("{model: m, data: d, output: o, optimizer: {momentum: 1}}", "It has learning_rate, betas"),
+        ("{model: m, data: d, output: o, stage: {mse_weight: .nan}}", r"stage\.mse_weight\.start"),
+        ("{model: m, data: d, output: o, optimizer: {betas: [0.9, .nan]}}", "betas must be two"),
+        ("{model: m, data: d, output: o, stage: {guidance: .inf}}", "must be a finite number"),
+        ("{model: m, extends: r.yaml}", "must not extend itself"),
     ],
 )
 def test_a_wrong_recipe_says_what_is_wrong_and_where(text, message, tmp_path):
@@ -170,6 +197,8 @@ def test_a_wrong_recipe_says_what_is_wrong_and_where(text, message, tmp_path):
         lambda: AutoencoderConfig(perceptual="none"),
         lambda: DistillationConfig(adapter_rank=-1),
         lambda: DistillationConfig(fake_score_alpha=0),
+        lambda: DistillationConfig(adapter_rank=0, adapter_alpha=8),
+        lambda: DistillationConfig(perceptual_shift_px=-1),
         lambda: DistillationConfig(timestep_grid=1),
         lambda: DistillationConfig(timestep_range=(5, 1)),
         lambda: DistillationConfig(vsd_range=(0, 1000)),

@@ -33,7 +33,8 @@ from tadsr.training import (
     TrainingConfig,
     ValidationConfig,
 )
-from tadsr.training.data import explain_worker_failure, open_data
+from tadsr.training.data import open_data
+from tadsr.training.failures import explain_worker_failure
 from tadsr.training.losses import mse_per_sample
 from tadsr.training.randomness import SampleRandomness
 from tadsr.training.run_folder import locked
@@ -576,12 +577,15 @@ def test_a_full_disk_keeps_the_checkpoint_before(networks, photos, tmp_path):
     checkpoints = tmp_path / "run" / "checkpoints"
     before = sorted(checkpoints.iterdir())
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # larger files fail to write
-    try:
-        with pytest.raises(TrainingError, match=r"step 4 cannot be .* one is .*00003\. Make"):
-            Trainer(dataclasses.replace(config, steps=4)).train()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    # Larger files fail to write: a checkpoint, and the log.
+    for size, what in ((20_000, "step 4 cannot be"), (100, "run cannot be written after step 3")):
+        trainer = Trainer(dataclasses.replace(config, steps=4))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+        try:
+            with pytest.raises(TrainingError, match=rf"{what}.* checkpoint is .*00003\. Make"):
+                trainer.train()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert sorted(checkpoints.iterdir()) == before
     Trainer(dataclasses.replace(config, steps=4)).train()
 
@@ -721,14 +725,30 @@ def test_what_cannot_work_is_refused_before_the_first_step(
         build(networks, AutoencoderConfig(), compile=True)
     with pytest.raises(TADSRError, match="pip install wandb"):
         build(networks, AutoencoderConfig(), trackers=("wandb",))
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(TrainingError, match=r"set to FSDP.*--multi_gpu"):
-        build(networks, AutoencoderConfig())
-    monkeypatch.delenv("ACCELERATE_USE_FSDP")
+    for plugin, value in {
+        "FSDP": "true",
+        "DEEPSPEED": "True",
+        "PARALLELISM_CONFIG": "true",
+    }.items():
+        with monkeypatch.context() as patch:
+            patch.setenv(f"ACCELERATE_USE_{plugin}", value)
+            with pytest.raises(TrainingError, match=rf"set to {plugin}.*--multi_gpu"):
+                build(networks, AutoencoderConfig())
     with pytest.raises(ValueError, match="adapter_rank"):
         build(official, distillation(adapter_rank=8))
     with pytest.raises(TADSRError, match=r"tadsr\[train\]"):
         build(official, DistillationConfig(perceptual="lpips"))
+    with pytest.raises(TrainingError, match="must be a folder that can be written"):
+        Trainer(
+            make_config(networks, photos, networks, AutoencoderConfig("autoencoder", "none", 1, 0))
+        )
+    unseen = ValidationConfig(str(photos), crop_px=32, keep_best="perceptual")
+    with pytest.raises(ValueError, match="must have a perceptual distance for 'perceptual'"):
+        build(networks, AutoencoderConfig("autoencoder", "none", 1, 0), validation=unseen)
+    listed = tmp_path / "list.txt"
+    listed.write_text("".join(f"{photos}/{i}.png {photos}/missing.png\n" for i in range(2)))
+    with pytest.raises(ValueError, match=r"of 2 in .* 2 without a readable LQ of a fitting size"):
+        build(networks, AutoencoderConfig(), data=DataConfig(str(listed), crop_px=32))
     with pytest.raises(ValueError, match=r"of 4 in .* 4 below 128 px \(.* side of 96 px\)"):
         build(networks, AutoencoderConfig(), data=DataConfig(str(photos), crop_px=128))
     assert not (tmp_path / "run").exists()

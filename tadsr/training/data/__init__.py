@@ -3,5 +3,5 @@
 from tadsr.image_files import find_images as find_photos
 from tadsr.training.data.batch import Batch, upsample_lq
 from tadsr.training.data.data_config import DataConfig, RestoredConfig
-from tadsr.training.data.opening import TrainingData, explain_worker_failure, open_data
+from tadsr.training.data.opening import TrainingData, open_data
 from tadsr.training.data.restorer import Restorer, load_restorer

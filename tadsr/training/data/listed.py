@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -18,7 +19,14 @@ from tadsr.image_files import find_images as find_photos
 from tadsr.training.data.batch import Sample
 from tadsr.training.data.captions import find_captions
 from tadsr.training.data.data_config import DataConfig
-from tadsr.training.data.photos import UnusablePhotoError, make_sample, photo_size, read_photo
+from tadsr.training.data.photos import (
+    UNKNOWN_PX,
+    Size,
+    UnusablePhotoError,
+    make_sample,
+    photo_size,
+    read_photo,
+)
 from tadsr.training.interruption import leave_signals_to_the_parent
 
 MAX_SUBSTITUTIONS = 100
@@ -141,25 +149,34 @@ def leave_out_unusable(
     checked, later = records[:_MAX_CHECKED], records[_MAX_CHECKED:]
     with ThreadPoolExecutor(_HEADER_THREADS) as pool:
         sizes = list(pool.map(photo_size, [record.hq for record in checked]))
-    num_unreadable = sizes.count(None)
-    sides = [min(size or (0, 0)) for size in sizes]
-    num_small = sum(side < config.crop_px for side in sides) - num_unreadable
-    reasons = [f"{num_small} below {config.crop_px} px"] * (num_small > 0)
-    reasons += [f"{num_unreadable} unreadable"] * (num_unreadable > 0)
-    kept = [r for r, side in zip(checked, sides, strict=True) if side >= config.crop_px] + later
+        partners = pool.map(photo_size, [record.lq or record.hq for record in checked])
+        reasons = [_flaw(*pair, config) for pair in zip(sizes, partners, strict=True)]
+    kept = [record for record, reason in zip(checked, reasons, strict=True) if not reason] + later
+    counts = sorted(Counter(filter(None, reasons)).items())
+    told = " and ".join(f"{count} {reason}" for reason, count in counts)
     if not kept:
+        largest = max(min(size or (0, 0)) for size in sizes)
         raise ValueError(
-            f"photographs must be at least data.crop_px ({config.crop_px}) px a side, but of "
-            f"{len(records)} in {config.source} {' and '.join(reasons)} (the largest has a side of "
-            f"{max(sides)} px); take a smaller data.crop_px or larger photographs"
+            f"photographs must be at least data.crop_px ({config.crop_px}) px a side, with LQ "
+            f"partners that fit if any, but of {len(records)} in {config.source} {told} (the "
+            f"largest has a side of {largest} px); take a smaller data.crop_px or other photographs"
         )
     num_out = len(records) - len(kept)
     if not num_out:
         return kept, ""
-    return kept, (
-        f"{num_out} of {len(records)} photographs in {config.source} are left out: "
-        f"{' and '.join(reasons)}"
-    )
+    return kept, f"{num_out} of {len(records)} photographs in {config.source} are left out: {told}"
+
+
+def _flaw(size: Size | None, partner: Size | None, config: DataConfig) -> str:
+    """Return why a photograph cannot be trained on, judged by its header and its partner's."""
+    if size is None:
+        return "unreadable"
+    if min(size) < config.crop_px:
+        return f"below {config.crop_px} px"
+    # The sides alone: a camera's pictures may have to be turned.
+    fitting = [UNKNOWN_PX, size, tuple(side // config.scale for side in size)]
+    is_fitting = size == UNKNOWN_PX or sorted(partner or ()) in map(sorted, fitting)
+    return "" if is_fitting else "without a readable LQ of a fitting size"
 
 
 class ListedPhotos(Dataset):

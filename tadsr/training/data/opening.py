@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 import warnings
 from collections.abc import Generator
 from dataclasses import replace
@@ -12,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from tadsr.checkpoints.detect import HUB_ID
-from tadsr.errors import DataError, TADSRWarning
+from tadsr.errors import TADSRWarning
 from tadsr.image_files import find_images as find_photos
 from tadsr.training.data.batch import Batch, collate
 from tadsr.training.data.data_config import DEFAULT_CROP_PX, DataConfig
@@ -97,28 +96,6 @@ class TrainingData:
             # handler of ending children raises the death of a worker wherever the process is.
             if workers:
                 iterator._shutdown_workers()
-
-
-def explain_worker_failure(error: Exception) -> Exception:
-    """Return what went wrong in a worker process as one sentence; other errors as they are."""
-    text = str(error) or type(error).__name__
-    if isinstance(error, DataError) and "DataLoader worker" in text:
-        return DataError(text.rpartition("DataError: ")[2].strip())
-    is_told = "DataLoader worker" in text and (
-        "exited unexpectedly" in text or "killed by signal" in text
-    )
-    # The socket that a sample was to come through is closed or gone.
-    is_cut_off = isinstance(error, OSError | EOFError) and any(
-        frame.f_globals.get("__name__", "").startswith("multiprocessing.")
-        for frame, _ in traceback.walk_tb(error.__traceback__)
-    )
-    if not is_told and not is_cut_off:
-        return error
-    return DataError(
-        f"a process that prepares samples has died ({text.splitlines()[0]}), most likely because "
-        "memory ran out; lower data.num_workers, or switch data.cache_photos off, and start the "
-        "same run again: it goes on from its last checkpoint"
-    )
 
 
 def open_data(

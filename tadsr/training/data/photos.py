@@ -23,7 +23,8 @@ from tadsr.images import decode_image, read_image, to_uint8
 from tadsr.training.data.batch import Sample
 from tadsr.training.data.data_config import DataConfig
 
-_UNKNOWN_PX = (10**6, 10**6)
+Size = tuple[int, int]
+UNKNOWN_PX: Size = (10**6, 10**6)
 _OTHER_LIBRARIES = (".tif", ".tiff", ".heic", ".heif", ".hif", ".jxl")
 """What Pillow may not open, but `read_image` does."""
 
@@ -33,7 +34,7 @@ def read_photo(path: Path) -> np.ndarray:
     return to_uint8(decode_image(read_image(path)).rgb)
 
 
-def photo_size(path: Path) -> tuple[int, int] | None:
+def photo_size(path: Path) -> Size | None:
     """Return a photograph's width and height in px from its header; None if it cannot be read.
 
     What Pillow does not know, such as wide TIFFs, is taken for large enough: it shows when decoded.
@@ -43,7 +44,7 @@ def photo_size(path: Path) -> tuple[int, int] | None:
             warnings.simplefilter("ignore")  # of huge images, which are not decoded here
             return image.size
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
-        return _UNKNOWN_PX if path.suffix.lower() in _OTHER_LIBRARIES else None
+        return UNKNOWN_PX if path.suffix.lower() in _OTHER_LIBRARIES else None
 
 
 class UnusablePhotoError(ValueError):

@@ -239,20 +239,17 @@ class DistillationConfig:
 
     def __post_init__(self) -> None:
         _check_kind(self, "distillation")
-        if min(self.adapter_rank or 0, self.fake_score_rank) < 0:
-            raise ValueError(
-                "adapter_rank and fake_score_rank must be at least 0, got "
-                f"{self.adapter_rank} and {self.fake_score_rank}"
-            )
-        for name in ("adapter_alpha", "fake_score_alpha"):
-            alpha = getattr(self, name)
-            if alpha is not None and alpha <= 0:
-                raise ValueError(f"{name} must be above 0, got {alpha}")
-        if self.timestep_grid < 0 or self.timestep_grid == 1 or self.latent_steps < 0:
-            raise ValueError(
-                "timestep_grid must be 0 or at least 2 and latent_steps at least 0, got "
-                f"{self.timestep_grid} and {self.latent_steps}"
-            )
+        counts = ("adapter_rank", "fake_score_rank", "timestep_grid", "latent_steps")
+        _check_weights(self, (*counts, "perceptual_shift_px", "vsd_lambda", "guidance"))
+        for name in ("adapter", "fake_score"):
+            rank, alpha = (getattr(self, f"{name}_{part}") for part in ("rank", "alpha"))
+            if alpha is not None and (alpha <= 0 or rank == 0):
+                raise ValueError(
+                    f"{name}_alpha must be above 0, and left out without adapters ({name}_rank 0), "
+                    f"got {alpha} at rank {rank}"
+                )
+        if self.timestep_grid == 1:
+            raise ValueError("timestep_grid must be 0 or at least 2, got 1")
         _check_timesteps("timestep_range", self.timestep_range)
         _check_timesteps("vsd_range", self.vsd_range)
         _check_timesteps("vsd_fixed", (self.vsd_fixed, self.vsd_fixed))
@@ -260,7 +257,6 @@ class DistillationConfig:
             raise ValueError(
                 f"vsd_timestep must be 'linked', 'uniform' or 'fixed', got {self.vsd_timestep!r}"
             )
-        _check_weights(self, ("vsd_lambda", "guidance"))
         _check_perceptual(self.perceptual, not self.perceptual_weight.is_zero)
 
 
@@ -275,7 +271,7 @@ def _check_kind(config, kind: str) -> None:
 
 def _check_weights(config, names: tuple[str, ...]) -> None:
     for name in names:
-        if getattr(config, name) < 0:
+        if (getattr(config, name) or 0) < 0:
             raise ValueError(f"{name} must be at least 0, got {getattr(config, name)}")
 
 

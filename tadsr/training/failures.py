@@ -1,0 +1,64 @@
+"""Why a run ended, as a sentence that says how to go on."""
+
+from __future__ import annotations
+
+import errno
+import traceback
+from pathlib import Path
+
+from tadsr.errors import DataError, TrainingError
+from tadsr.onestep.memory import is_out_of_memory
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def explain_failure(error: Exception, step: int, folder: Path, latest: Path | None) -> Exception:
+    """Return what ended a run as one sentence; errors that are not known stay as they are.
+
+    Args:
+        step: Steps done.
+        folder: The run's.
+        latest: Its newest whole checkpoint, if there is one.
+    """
+    # A loader tells of workers that have died wherever the run is at that moment.
+    explained = explain_worker_failure(error)
+    if explained is error and is_out_of_memory(error):
+        return TrainingError(
+            f"step {step + 1} does not fit the memory: {error}. Start a new run with, "
+            "the cheapest first: gradient_checkpointing, precision bf16, batch_size 1 with "
+            "more gradient_accumulation_steps, a smaller data.crop_px; or free memory, and "
+            "the same run goes on from its last checkpoint"
+        )
+    if getattr(error, "errno", None) in _FULL:
+        return full_disk(f"{folder} cannot be written after step {step}", error, latest)
+    return explained
+
+
+def full_disk(what: str, error: Exception, latest: Path | None) -> TrainingError:
+    """Return the error for a file that cannot be written."""
+    kept = f"the last whole checkpoint is {latest}" if latest else "there is no checkpoint yet"
+    return TrainingError(
+        f"{what}: {str(error).splitlines()[0]}; {kept}. Make room and start the same run again"
+    )
+
+
+def explain_worker_failure(error: Exception) -> Exception:
+    """Return what went wrong in a worker process as one sentence; other errors as they are."""
+    text = str(error) or type(error).__name__
+    if isinstance(error, DataError) and "DataLoader worker" in text:
+        return DataError(text.rpartition("DataError: ")[2].strip())
+    is_told = "DataLoader worker" in text and (
+        "exited unexpectedly" in text or "killed by signal" in text
+    )
+    # The socket that a sample was to come through is closed or gone.
+    is_cut_off = isinstance(error, OSError | EOFError) and any(
+        frame.f_globals.get("__name__", "").startswith("multiprocessing.")
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+    )
+    if not is_told and not is_cut_off:
+        return error
+    return DataError(
+        f"a process that prepares samples has died ({text.splitlines()[0]}), most likely because "
+        "memory ran out; lower data.num_workers, or switch data.cache_photos off, and start the "
+        "same run again: it goes on from its last checkpoint"
+    )
