@@ -17,6 +17,7 @@ from tadsr.degradation.apply import apply_degradation
 from tadsr.degradation.presets import DegradationConfig, find_preset
 from tadsr.degradation.sample import DegradationParams, sample_degradation
 from tadsr.errors import TADSRError
+from tadsr.field_checks import Count, Natural, check_fields
 from tadsr.folders.jobs import Job, mirror_folder
 from tadsr.images import decode_image, encode_image, read_image, to_uint8, write_image
 from tadsr.whole_file import whole_file
@@ -34,9 +35,9 @@ class PartnerSettings:
 
     degradation: str | DegradationConfig = "realesrgan"
     """Name of a preset, or ranges of your own."""
-    scale: int = 4
+    scale: Count = 4
     """Reduction from photograph to partner, at least 1."""
-    seed: int = 0
+    seed: Natural = 0
     """Draws each degradation, together with the photograph's relative name."""
     replay: Mapping[str, Mapping[str, Any]] | None = None
     """Records by photograph, of `read_records`, to do again in place of drawing."""
@@ -45,10 +46,7 @@ class PartnerSettings:
 
     def __post_init__(self) -> None:
         find_preset(self.degradation)
-        if self.scale < 1 or self.seed < 0:
-            raise ValueError(
-                f"scale must be at least 1 and seed at least 0, got {self.scale} and {self.seed}"
-            )
+        check_fields(self)
 
 
 @dataclass

@@ -6,7 +6,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
+
+from tadsr.field_checks import Probability, Within, check_fields
 
 KernelKind = Literal[
     "iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso"
@@ -17,16 +19,7 @@ KERNEL_KINDS: tuple[KernelKind, ...] = get_args(KernelKind)
 
 Range = tuple[float, float]
 """Smallest and largest value, drawn uniformly."""
-
-
-def _check_range(name: str, value: Range, low: float, high: float) -> None:
-    if not low <= value[0] <= value[1] <= high:
-        raise ValueError(f"{name} must be an ordered range within [{low}, {high}], got {value}")
-
-
-def _check_probability(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} must be a probability in [0, 1], got {value}")
+_Shape = Annotated[Range, Within(1e-3, 100, is_ordered=True)]
 
 
 def _check_odd_sizes(name: str, value: tuple[int, int]) -> None:
@@ -39,24 +32,23 @@ def _check_odd_sizes(name: str, value: tuple[int, int]) -> None:
 class BlurConfig:
     """How a blur kernel is drawn."""
 
-    probability: float = 1.0
+    probability: Probability = 1.0
     """Probability of blurring at all, in [0, 1]."""
-    sinc_probability: float = 0.1
+    sinc_probability: Probability = 0.1
     """Probability that the kernel is a sinc (ringing) instead of a Gaussian-like one."""
     kind_weights: tuple[float, ...] = (0.45, 0.25, 0.12, 0.03, 0.12, 0.03)
     """Weight of each of `KERNEL_KINDS`; they sum to 1."""
     size_px: tuple[int, int] = (7, 21)
     """Smallest and largest kernel side in px, odd; drawn uniformly among the odd numbers."""
-    sigma_px: Range = (0.2, 3.0)
+    sigma_px: _Shape = (0.2, 3.0)
     """Standard deviations in px, above 0."""
-    beta_generalized: Range = (0.5, 4.0)
+    beta_generalized: _Shape = (0.5, 4.0)
     """Shape of generalized Gaussians, above 0; 1 is a Gaussian."""
-    beta_plateau: Range = (1.0, 2.0)
+    beta_plateau: _Shape = (1.0, 2.0)
     """Shape of plateau kernels, above 0."""
 
     def __post_init__(self) -> None:
-        _check_probability("probability", self.probability)
-        _check_probability("sinc_probability", self.sinc_probability)
+        check_fields(self)
         if len(self.kind_weights) != len(KERNEL_KINDS) or min(self.kind_weights) < 0:
             raise ValueError(
                 f"kind_weights must be {len(KERNEL_KINDS)} weights of at least 0, "
@@ -65,8 +57,6 @@ class BlurConfig:
         if not math.isclose(sum(self.kind_weights), 1):
             raise ValueError(f"kind_weights must sum to 1, got {sum(self.kind_weights)}")
         _check_odd_sizes("size_px", self.size_px)
-        for name in ("sigma_px", "beta_generalized", "beta_plateau"):
-            _check_range(name, getattr(self, name), 1e-3, 100)
 
 
 @dataclass(frozen=True)
@@ -79,22 +69,23 @@ class StageConfig:
     """Probabilities of enlarging, shrinking and keeping the size; they sum to 1."""
     resize_factor: Range
     """Smallest factor when shrinking (≤ 1) and largest when enlarging (≥ 1)."""
-    gaussian_probability: float
+    gaussian_probability: Probability
     """Probability of Gaussian noise; Poisson noise otherwise."""
-    gaussian_sigma: Range
+    gaussian_sigma: Annotated[Range, Within(0, 255, is_ordered=True)]
     """Standard deviation of Gaussian noise, of 255."""
-    poisson_scale: Range
+    poisson_scale: Annotated[Range, Within(0, 100, is_ordered=True)]
     """Factor on Poisson noise."""
-    gray_probability: float
+    gray_probability: Probability
     """Probability that the noise is the same in all channels."""
-    jpeg_quality: Range = (30.0, 95.0)
+    jpeg_quality: Annotated[Range, Within(1, 100, is_ordered=True)] = (30.0, 95.0)
     """Quality of the compression, in [1, 100]."""
-    webp_probability: float = 0.0
+    webp_probability: Probability = 0.0
     """Probability of WebP in JPEG's place, in [0, 1]."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         weights = self.resize_weights
-        if len(weights) != 3 or min(weights) < 0 or not math.isclose(sum(weights), 1):
+        if min(weights) < 0 or not math.isclose(sum(weights), 1):
             raise ValueError(
                 f"resize_weights must be three probabilities summing to 1, "
                 f"got {self.resize_weights}"
@@ -102,12 +93,6 @@ class StageConfig:
         low, high = self.resize_factor
         if not 0 < low <= 1 <= high:
             raise ValueError(f"resize_factor must enclose 1, got {self.resize_factor}")
-        _check_probability("gaussian_probability", self.gaussian_probability)
-        _check_probability("gray_probability", self.gray_probability)
-        _check_probability("webp_probability", self.webp_probability)
-        _check_range("gaussian_sigma", self.gaussian_sigma, 0, 255)
-        _check_range("poisson_scale", self.poisson_scale, 0, 100)
-        _check_range("jpeg_quality", self.jpeg_quality, 1, 100)
 
 
 @dataclass(frozen=True)
@@ -120,7 +105,7 @@ class DegradationConfig:
 
     stages: tuple[StageConfig, ...] = ()
     """Orders, at most two; the last one's JPEG comes with the final resize and sinc filter."""
-    final_sinc_probability: float = 0.0
+    final_sinc_probability: Probability = 0.0
     """Probability of the sinc filter beside the final resize."""
     final_sinc_size_px: tuple[int, int] = (7, 21)
     """Smallest and largest side in px of the final sinc kernel, odd."""
@@ -128,7 +113,7 @@ class DegradationConfig:
     def __post_init__(self) -> None:
         if len(self.stages) > 2:
             raise ValueError(f"stages must be at most two, got {len(self.stages)}")
-        _check_probability("final_sinc_probability", self.final_sinc_probability)
+        check_fields(self)
         _check_odd_sizes("final_sinc_size_px", self.final_sinc_size_px)
 
 

@@ -139,7 +139,10 @@ def config_from_mapping(
         name: _convert(value, hints[name], f"{place}.{name}" if place else name)
         for name, value in mapping.items()
     }
-    return config_type(**values)
+    try:
+        return config_type(**values)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}" if place else str(error)) from error
 
 
 def _convert(value: Any, hint: Any, name: str) -> Any:
@@ -150,7 +153,7 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
     classes = [option for option in options if dataclasses.is_dataclass(option)]
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if TimestepRamp in classes and is_number:
-        return TimestepRamp(float(value), float(value))
+        value = {"start": value, "end": value}
     if classes and isinstance(value, dict):
         return _convert_mapping(value, classes, name)
     if isinstance(value, tuple(classes)):

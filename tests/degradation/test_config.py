@@ -12,7 +12,8 @@ PRESET = PRESETS["realesrgan"]
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"resize_weights": (0.5, 0.5)}, "three probabilities"),
+        ({"resize_weights": (0.5, 0.5)}, "resize_weights must have 3"),
+        ({"resize_weights": (0.5, 0.5, 0.5)}, "three probabilities"),
         ({"gaussian_probability": -0.1}, "gaussian_probability"),
         ({"gray_probability": float("nan")}, "gray_probability"),
         ({"gaussian_sigma": (30.0, 1.0)}, "gaussian_sigma"),

@@ -75,12 +75,13 @@ def small_chain(networks, photos, tmp_path_factory):
     """An autoencoder and a teacher trained from scratch, each by its own run."""
     folder = tmp_path_factory.mktemp("chain")
     stage = AutoencoderConfig(perceptual="none", perceptual_weight=0)
-    config = make_config(networks, photos, folder / "autoencoder", stage, steps=20)
+    config = make_config(networks, photos, folder / "autoencoder", stage, steps=20, save_every=100)
     autoencoder = Trainer(config).train()
     stage = TeacherConfig(degraded_probability=0.5)
     config = make_config(
-        networks, photos, folder / "teacher", stage, steps=24, vae=str(autoencoder), batch_size=4
-    )
+        networks, photos, folder / "teacher", stage, steps=24, vae=str(autoencoder), batch_size=4,
+        save_every=100,
+    )  # fmt: skip
     return folder, autoencoder, Trainer(config).train()
 
 
@@ -100,8 +101,9 @@ def test_the_stages_from_scratch_learn_and_hand_over(small_chain, networks, phot
         tavsd_weight=TimestepRamp(0.01, 0.01), **FEW_TEXTS,
     )  # fmt: skip
     config = make_config(
-        networks, photos, tmp_path / "run", stage, vae=str(autoencoder), steps=32, batch_size=4
-    )
+        networks, photos, tmp_path / "run", stage, vae=str(autoencoder), steps=32, batch_size=4,
+        save_every=100,
+    )  # fmt: skip
     model = Trainer(config).train()
     lines = read_log(tmp_path / "run")
     assert all(line["step"] == i + 1 for i, line in enumerate(lines))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 from tadsr.degradation import DegradationConfig, find_preset
+from tadsr.field_checks import Count, Natural, Probability, Within, check_fields
 
 Kind = Literal["auto", "folder", "pairs", "list", "huggingface", "webdataset"]
 """What a source is; "auto" tells by its name."""
@@ -21,20 +22,16 @@ class RestoredConfig:
 
     folder: str
     """Folder where they are kept, computed once; an interrupted computation goes on."""
-    num_samples: int = 20000
+    num_samples: Count = 20000
     """How many there are, at least 1. With more of them, those that are kept stay the same."""
     network: str | None = None
     """Checkpoint of the network, of any architecture that spandrel detects; None takes the callable
     that `Trainer` is given, or needs all samples to be there."""
-    seed: int = 0
+    seed: Natural = 0
     """Seed of crops and degradations, at least 0; the run's seed draws their order and turns."""
 
     def __post_init__(self) -> None:
-        if self.num_samples < 1 or self.seed < 0:
-            raise ValueError(
-                "num_samples must be at least 1 and seed at least 0, got "
-                f"{self.num_samples} and {self.seed}"
-            )
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -54,9 +51,9 @@ class DataConfig:
     crop_px: int | None = None
     """Side of the square HQ crop in px, a multiple of 8 and of `scale`; None is 512, or 128 for a
     model inside the package."""
-    scale: int = 4
+    scale: Count = 4
     """Down-sampling from HQ to LQ, at least 1."""
-    min_zoom: float = 1.0
+    min_zoom: Annotated[float, Within(0, 1, is_open=True)] = 1.0
     """Crops are taken from the photo shrunk by a random factor in [min_zoom, 1], which gives new
     sharp detail; in (0, 1], 1 is off."""
     flip: bool = True
@@ -66,11 +63,11 @@ class DataConfig:
     degradation: str | DegradationConfig = "realesrgan"
     """Name of a preset of `tadsr.degradation`, or ranges of your own; in a recipe a mapping, which
     may start from a preset (`preset: mild`)."""
-    bicubic_probability: float = 0.01
+    bicubic_probability: Probability = 0.01
     """Probability of plain bicubic reduction in its place, in [0, 1] (published code: 1 %)."""
-    mild_probability: float = 0.0
+    mild_probability: Probability = 0.0
     """Probability of the preset "mild" in its place, in [0, 1]."""
-    web_probability: float = 0.0
+    web_probability: Probability = 0.0
     """Probability of the preset "web" in its place, in [0, 1]; the three at most 1 together."""
     degrade_on: Literal["worker", "device"] = "worker"
     """Where degradation is computed: in the worker processes, or by `Batch.to` on its device."""
@@ -79,7 +76,7 @@ class DataConfig:
     captions: str | None = None
     """None for none; "sidecar" for a .txt beside each photo; a file of `tadsr tag` (*.jsonl); or
     one of lines "relative name<TAB>caption". Lists and streams carry their own captions."""
-    prompt_dropout: float = 0.0
+    prompt_dropout: Probability = 0.0
     """Probability of an empty prompt, in [0, 1]."""
     split: str = "train"
     """Part of a data set on the hub."""
@@ -87,41 +84,26 @@ class DataConfig:
     """Column of a data set on the hub that holds images."""
     caption_column: str | None = None
     """Column of a data set on the hub, or suffix in shards, that holds captions."""
-    shuffle_buffer: int = 1000
+    shuffle_buffer: Count = 1000
     """Samples that a stream is shuffled over, at least 1."""
     cache_photos: bool = False
     """Keep decoded photos in memory, for sets of a few hundred."""
-    num_workers: int = 2
+    num_workers: Natural = 2
     """Processes that prepare samples beside the training process, at least 0."""
     restored: RestoredConfig | None = None
     """Draw from a finite set of samples with a restoration network's results, flipped and turned at
     random each time; None makes every sample anew, without such results."""
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {self.kind!r}")
-        if self.scale < 1 or self.num_workers < 0 or self.shuffle_buffer < 1:
-            raise ValueError(
-                "scale and shuffle_buffer must be at least 1 and num_workers at least 0, got "
-                f"{self.scale}, {self.shuffle_buffer} and {self.num_workers}"
-            )
+        check_fields(self)
         crop_px = DEFAULT_CROP_PX if self.crop_px is None else self.crop_px
         if crop_px < 8 or crop_px % 8 or crop_px % self.scale:
             raise ValueError(
                 f"crop_px must be a positive multiple of 8 and of the scale {self.scale}, "
                 f"got {self.crop_px}"
             )
-        if not 0 < self.min_zoom <= 1:
-            raise ValueError(f"min_zoom must be in (0, 1], got {self.min_zoom}")
-        for name in (*_PRESET_SHARES, "prompt_dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         shares = [getattr(self, name) for name in _PRESET_SHARES]
         if sum(shares) > 1:
             names = ", ".join(_PRESET_SHARES)
             raise ValueError(f"{names} must be at most 1 together, got {shares}")
         find_preset(self.degradation)
-        if self.lq_resize not in ("bicubic", "lanczos"):
-            raise ValueError(f"lq_resize must be 'bicubic' or 'lanczos', got {self.lq_resize!r}")
-        if self.degrade_on not in ("worker", "device"):
-            raise ValueError(f"degrade_on must be 'worker' or 'device', got {self.degrade_on!r}")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
+from tadsr.field_checks import Limit, Natural, Positive, Probability, Weight, Within, check_fields
 from tadsr.schedule import NUM_TRAIN_TIMESTEPS
 
+_LAST = NUM_TRAIN_TIMESTEPS - 1
+_Timesteps = Annotated[tuple[int, int], Within(0, _LAST, is_ordered=True)]
 NEGATIVE_PROMPT = (
     "painting, oil painting, illustration, drawing, art, sketch, cartoon, CG style, 3D render, "
     "unreal engine, blurring, dirty, messy, worst quality, low quality, frames, watermark, "
@@ -20,19 +23,16 @@ NEGATIVE_PROMPT = (
 class TimestepRamp:
     """A weight that changes with the student's timestep, by default linearly."""
 
-    start: float
+    start: Weight
     """Value at timestep 0, at least 0."""
-    end: float
+    end: Weight
     """Value at the last timestep, at least 0."""
-    exponent: float = 1.0
+    exponent: Positive = 1.0
     """Power of the timestep that the change is proportional to, above 0: below 1 most of it happens
     at small timesteps."""
 
     def __post_init__(self) -> None:
-        if self.start < 0 or self.end < 0:
-            raise ValueError(f"weights must be at least 0, got {self.start} and {self.end}")
-        if self.exponent <= 0:
-            raise ValueError(f"exponent must be above 0, got {self.exponent}")
+        check_fields(self)
 
     @property
     def largest(self) -> float:
@@ -46,7 +46,7 @@ class TimestepRamp:
 
     def at(self, timesteps):
         """Return the weight at timesteps (B,), as floats (B,)."""
-        fraction = timesteps.float() / (NUM_TRAIN_TIMESTEPS - 1)
+        fraction = timesteps.float() / _LAST
         return self.start + (self.end - self.start) * fraction**self.exponent
 
 
@@ -54,34 +54,23 @@ class TimestepRamp:
 class OptimizerConfig:
     """AdamW with warm-up and an optional cosine decay."""
 
-    learning_rate: float = 5e-5
+    learning_rate: Positive = 5e-5
     """Peak learning rate, > 0."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's momentum terms, each in [0, 1)."""
-    weight_decay: float = 1e-2
+    weight_decay: Weight = 1e-2
     """Decoupled weight decay, at least 0."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: Limit = 1.0
     """Gradients are clipped to this L2 norm, > 0."""
-    warmup_steps: int = 0
+    warmup_steps: Natural = 0
     """Steps of linear warm-up, at least 0 (published code: none)."""
-    final_fraction: float = 1.0
+    final_fraction: Probability = 1.0
     """Learning rate at the last step as a fraction of the peak, in [0, 1]; 1 keeps it constant."""
 
     def __post_init__(self) -> None:
-        if self.learning_rate <= 0 or self.max_grad_norm <= 0:
-            raise ValueError(
-                "learning_rate and max_grad_norm must be above 0, got "
-                f"{self.learning_rate} and {self.max_grad_norm}"
-            )
+        check_fields(self)
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must be two numbers in [0, 1), got {self.betas}")
-        if not 0 <= self.final_fraction <= 1:
-            raise ValueError(f"final_fraction must be in [0, 1], got {self.final_fraction}")
-        if self.warmup_steps < 0 or self.weight_decay < 0:
-            raise ValueError(
-                "warmup_steps and weight_decay must be at least 0, got "
-                f"{self.warmup_steps} and {self.weight_decay}"
-            )
 
     def factor_at(self, step: int, total_steps: int) -> float:
         """Return the learning rate at a step, from 0, as a fraction of the peak."""
@@ -101,22 +90,20 @@ class AutoencoderConfig:
     perceptual: str = "auto"
     """Perceptual distance; see `make_perceptual`. "auto" is LPIPS, else DISTS, else none, whichever
     is installed. "none" needs `perceptual_weight` 0."""
-    l1_weight: float = 1.0
+    l1_weight: Weight = 1.0
     """Weight of the mean absolute error, at least 0."""
-    perceptual_weight: float = 0.1
+    perceptual_weight: Weight = 0.1
     """Weight of the perceptual distance, at least 0."""
-    chroma_weight: float = 0.0
+    chroma_weight: Weight = 0.0
     """Weight of the colour differences' mean squared error, at least 0."""
-    kl_weight: float = 1e-6
+    kl_weight: Weight = 1e-6
     """Weight of the posterior's KL divergence, summed per item, at least 0."""
     train_decoder: bool = True
     """Whether the decoder is trained. False fits the encoder to a decoder that a student already
     uses, and keeps its scale of latents, so that a teacher can be trained for that student."""
 
     def __post_init__(self) -> None:
-        _check_kind(self, "autoencoder")
-        names = ("l1_weight", "perceptual_weight", "chroma_weight", "kl_weight")
-        _check_weights(self, names)
+        check_fields(self)
         _check_perceptual(self.perceptual, self.perceptual_weight > 0)
 
 
@@ -126,18 +113,16 @@ class TeacherConfig:
 
     kind: Literal["teacher"] = "teacher"
     """Name of the stage in recipes."""
-    degraded_probability: float = 0.0
+    degraded_probability: Probability = 0.0
     """Probability that a sample shows the LQ image under `degraded_prompt`, in [0, 1), so that
     guidance away from that prompt means away from degradation."""
     degraded_prompt: str = "degraded photo"
     """Prompt of LQ samples."""
 
     def __post_init__(self) -> None:
-        _check_kind(self, "teacher")
-        if not 0 <= self.degraded_probability < 1:
-            raise ValueError(
-                f"degraded_probability must be in [0, 1), got {self.degraded_probability}"
-            )
+        check_fields(self)
+        if self.degraded_probability == 1:
+            raise ValueError("degraded_probability must be below 1, got 1")
 
 
 @dataclass(frozen=True)
@@ -151,24 +136,24 @@ class DistillationConfig:
     """Name of the stage in recipes."""
     teacher: str | None = None
     """Checkpoint whose UNet and prompts are the teacher's; None takes the base UNet of `model`."""
-    adapter_rank: int | None = None
+    adapter_rank: Natural | None = None
     """Rank of the student's LoRA, at least 0; 0 trains all weights of encoder and UNet. None takes
     that of the model's own adapters, or 4."""
-    adapter_alpha: float | None = None
+    adapter_alpha: Positive | None = None
     """Numerator of the LoRA's scaling alpha / rank, above 0. None takes that of the model's own
     adapters, or twice the rank, as published."""
-    fake_score_rank: int = 4
+    fake_score_rank: Natural = 4
     """Rank of the fake-score model's LoRA on the teacher's UNet, at least 0; 0 trains a copy."""
-    fake_score_alpha: float | None = None
+    fake_score_alpha: Positive | None = None
     """Numerator of its scaling, above 0; None is twice its rank."""
     train_decoder: bool = False
     """Whether the decoder is trained as well; the method keeps it frozen."""
     tae: bool = True
     """Whether the encoder sees the timestep; False freezes its time layers at no effect."""
-    timestep_grid: int = 0
+    timestep_grid: Natural = 0
     """0 draws t_s uniformly from `timestep_range`; a number n ≥ 2 from n evenly spaced integers of
     it (published code: 50 from 1 to 999)."""
-    timestep_range: tuple[int, int] = (0, 999)
+    timestep_range: _Timesteps = (0, 999)
     """Smallest and largest t_s, within 0..999; equal for a student of one timestep."""
 
     mse_weight: TimestepRamp = TimestepRamp(1.0, 1.0)
@@ -194,7 +179,7 @@ class DistillationConfig:
     is installed. "none" needs `perceptual_weight` 0."""
     perceptual_weight: TimestepRamp = TimestepRamp(2.0, 2.0)
     """Weight of the perceptual distance by t_s (published code: 2)."""
-    perceptual_shift_px: int = 0
+    perceptual_shift_px: Natural = 0
     """Each pair begins up to so many px further right and down where the perceptual distance is
     taken. Its networks look at every second pixel and fewer; a student whose grid of latents always
     meets theirs in the same way learns to draw that grid (method: 0)."""
@@ -202,7 +187,7 @@ class DistillationConfig:
     """Whether restored images are clamped to [-1, 1] before their losses (published code: yes)."""
     sample_posterior: bool = False
     """Whether the encoder's posterior is sampled (published code: yes) or its mean taken."""
-    latent_steps: int = 0
+    latent_steps: Natural = 0
     """First steps that match the HQ's latents instead of images, so that a UNet trained from
     scratch finds the scale of its output before the decoder sees it; 0 to skip."""
 
@@ -212,15 +197,15 @@ class DistillationConfig:
     vsd_timestep: Literal["linked", "uniform", "fixed"] = "linked"
     """How t_v comes about: "linked" ⌊λ·t_s + γ⌋ (TAVSD), "uniform" from `vsd_range` (the paper's
     baseline), "fixed" at `vsd_fixed`."""
-    vsd_lambda: float = 0.5
+    vsd_lambda: Weight = 0.5
     """λ of "linked", at least 0."""
     vsd_gamma: float = 0.0
     """γ of "linked", in timesteps."""
-    vsd_range: tuple[int, int] = (20, 979)
+    vsd_range: _Timesteps = (20, 979)
     """Smallest and largest t_v of "uniform", within 0..999."""
-    vsd_fixed: int = 500
+    vsd_fixed: Annotated[int, Within(0, _LAST)] = 500
     """t_v of "fixed", 0..999."""
-    guidance: float = 7.5
+    guidance: Weight = 7.5
     """Classifier-free guidance of the teacher at t_v = 0, at least 0."""
     guidance_slope: float = 1 / 200
     """Guidance added per timestep of t_v; 0 for the paper's constant guidance."""
@@ -238,41 +223,20 @@ class DistillationConfig:
     """Optimizer of the discriminator."""
 
     def __post_init__(self) -> None:
-        _check_kind(self, "distillation")
-        counts = ("adapter_rank", "fake_score_rank", "timestep_grid", "latent_steps")
-        _check_weights(self, (*counts, "perceptual_shift_px", "vsd_lambda", "guidance"))
+        check_fields(self)
         for name in ("adapter", "fake_score"):
-            rank, alpha = (getattr(self, f"{name}_{part}") for part in ("rank", "alpha"))
-            if alpha is not None and (alpha <= 0 or rank == 0):
+            if getattr(self, f"{name}_rank") == 0 and getattr(self, f"{name}_alpha") is not None:
                 raise ValueError(
-                    f"{name}_alpha must be above 0, and left out without adapters ({name}_rank 0), "
-                    f"got {alpha} at rank {rank}"
+                    f"{name}_alpha must be left out without adapters ({name}_rank 0), "
+                    f"got {getattr(self, f'{name}_alpha')}"
                 )
         if self.timestep_grid == 1:
             raise ValueError("timestep_grid must be 0 or at least 2, got 1")
-        _check_timesteps("timestep_range", self.timestep_range)
-        _check_timesteps("vsd_range", self.vsd_range)
-        _check_timesteps("vsd_fixed", (self.vsd_fixed, self.vsd_fixed))
-        if self.vsd_timestep not in ("linked", "uniform", "fixed"):
-            raise ValueError(
-                f"vsd_timestep must be 'linked', 'uniform' or 'fixed', got {self.vsd_timestep!r}"
-            )
         _check_perceptual(self.perceptual, not self.perceptual_weight.is_zero)
 
 
 StageConfig = DistillationConfig | TeacherConfig | AutoencoderConfig
 """Any of the three; the first is what a recipe means that names no kind."""
-
-
-def _check_kind(config, kind: str) -> None:
-    if config.kind != kind:
-        raise ValueError(f"kind of {type(config).__name__} must be {kind!r}, got {config.kind!r}")
-
-
-def _check_weights(config, names: tuple[str, ...]) -> None:
-    for name in names:
-        if (getattr(config, name) or 0) < 0:
-            raise ValueError(f"{name} must be at least 0, got {getattr(config, name)}")
 
 
 def _check_perceptual(name: str, is_used: bool) -> None:
@@ -281,9 +245,3 @@ def _check_perceptual(name: str, is_used: bool) -> None:
             "perceptual must name a distance where perceptual_weight is above 0, got 'none'; set "
             "perceptual_weight to 0 to train without"
         )
-
-
-def _check_timesteps(name: str, value: tuple[int, int]) -> None:
-    last = NUM_TRAIN_TIMESTEPS - 1
-    if len(value) != 2 or not 0 <= value[0] <= value[1] <= last:
-        raise ValueError(f"{name} must be ordered timesteps within 0..{last}, got {value}")
