@@ -1,5 +1,10 @@
 """Errors that are ours; wrong arguments raise ValueError or TypeError instead."""
 
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
 
 class TADSRError(Exception):
     """Base of every error that tadsr raises about files, images and checkpoints."""
@@ -62,3 +67,14 @@ def install(extra: str) -> str:
     It works wherever tadsr itself came from: pip keeps the one that is installed.
     """
     return f"pip install 'tadsr[{extra}]'"
+
+
+def import_extra(
+    module: str, needs: str, extra: str, otherwise: str = "", error: type[TADSRError] = TADSRError
+) -> ModuleType:
+    """Import a library that comes with an extra, or say what needs it and how to install it."""
+    try:
+        return importlib.import_module(module)
+    except Exception as caught:  # a torchvision built for another torch raises RuntimeError
+        how = f"install it with {install(extra)}{otherwise}"
+        raise error(f"{needs}, which does not import ({caught}); {how}") from caught

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from tadsr.measure.metrics import describe_size, psnr, ssim
+from tadsr.measure.metrics import describe_size, make_metric
 from tadsr.measure.regions import Box, difference_map, find_box
 from tadsr.measure.sheet import PANEL_PX, Panel, draw_sheet
 
@@ -19,12 +19,7 @@ _VISIBLE_QUANTILE = 0.995
 """Differences are amplified until this share of the pixels just does not saturate."""
 _MAX_AMPLIFICATION = 64
 _COLUMNS = 3
-_MEASURES = {
-    "psnr_y": lambda a, b, rim: psnr(a, b, border_px=rim),
-    "ssim_y": lambda a, b, rim: ssim(a, b, border_px=rim),
-    "psnr_rgb": lambda a, b, rim: psnr(a, b, channel="rgb", border_px=rim),
-    "ssim_rgb": lambda a, b, rim: ssim(a, b, channel="rgb", border_px=rim),
-}
+_MEASURES = ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb")
 
 
 @dataclass(frozen=True)
@@ -77,10 +72,9 @@ def compare_images(
     if len(set(names)) < len(images):
         raise ValueError(f"names must be different ones, one per picture, got {names}")
     pairs = [(0, 1)] if hq is None else [(0, 1), (0, 2), (1, 2)]
+    metrics = [make_metric(name, border_px=border_px) for name in _MEASURES]
     figures = {
-        (names[i], names[j]): {
-            name: measure(images[i], images[j], border_px) for name, measure in _MEASURES.items()
-        }
+        (names[i], names[j]): {m.name: m.measure(images[i], images[j]) for m in metrics}
         for i, j in pairs
     }
     side = max(MIN_ZOOM_PX, round(ZOOM_SHARE * min(a.shape[:2])))

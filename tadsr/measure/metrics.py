@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from tadsr.errors import TADSRError, install
+from tadsr.errors import TADSRError, import_extra
 
 Channel = Literal["y", "rgb"]
 """BT.601 luma in [16, 235], as super-resolution papers measure it, or all three colours."""
@@ -224,13 +224,7 @@ def _make_pyiqa_metric(name: str, device: Any) -> Metric:
 
 
 def _skimage() -> ModuleType:
-    try:
-        return importlib.import_module("skimage.metrics")
-    except ImportError as error:
-        raise TADSRError(
-            f"PSNR and SSIM need scikit-image, which does not import ({error}); "
-            f"install it with {install('eval')}"
-        ) from error
+    return import_extra("skimage.metrics", "PSNR and SSIM need scikit-image", "eval")
 
 
 def _prepare_pair(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Protocol
 
 import torch
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tadsr.errors import CheckpointError, TADSRError, install
+from tadsr.errors import CheckpointError, TADSRError, import_extra
 
 SQUEEZENET_PREFIX = "squeezenet:"
 """A perceptual distance named so is followed by the path of the network's safetensors file."""
@@ -145,16 +145,10 @@ class _LibraryDistance(nn.Module):
         return self.network(pred, target).flatten()
 
 
-def _import_library(module: str, name: str):
-    try:
-        return importlib.import_module(module)
-    except Exception as error:  # a torchvision built for another torch raises RuntimeError
-        raise TADSRError(
-            f"the perceptual distance {name!r} needs the library {module} with a torchvision that "
-            f"fits torch {torch.__version__}, but it does not import ({error}); install it with "
-            f"{install('train')}, or train without (perceptual: none, "
-            f"perceptual_weight: 0) or with {SQUEEZENET_PREFIX}FILE"
-        ) from error
+def _import_library(module: str, name: str) -> ModuleType:
+    needs = f"the perceptual distance {name!r} needs {module} for torch {torch.__version__}"
+    otherwise = f"train without (perceptual: none, perceptual_weight: 0) or {SQUEEZENET_PREFIX}FILE"
+    return import_extra(module, needs, "train", f", or {otherwise}")
 
 
 class _Fire(nn.Module):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from tadsr.errors import TADSRError, install
+from tadsr.errors import import_extra
 from tadsr.measure.evaluation import HQ, Evaluation
 from tadsr.measure.metrics import Metric
 from tadsr.whole_file import whole_file
@@ -102,10 +101,4 @@ def plot(evaluation: Evaluation, path: str | Path) -> None:
 
 
 def _matplotlib() -> ModuleType:
-    try:
-        return importlib.import_module("matplotlib.figure")
-    except ImportError as error:
-        raise TADSRError(
-            f"plots need matplotlib, which does not import ({error}); "
-            f"install it with {install('eval')}"
-        ) from error
+    return import_extra("matplotlib.figure", "plots need matplotlib", "eval")

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tadsr.errors import CheckpointError, TADSRError, install
+from tadsr.errors import CheckpointError, import_extra
 
 Restorer = Callable[[Tensor], Tensor]
 """A restoration network: RGB (B, 3, h, w) in [0, 1] to (B, 3, scale·h, scale·w), about [0, 1]."""
@@ -25,14 +25,8 @@ def load_restorer(path: str | Path, scale: int) -> Restorer:
         The network in float32, on the CPU, without gradients: RGB (B, 3, h, w) in [0, 1] to
         (B, 3, scale·h, scale·w) in [0, 1].
     """
-    try:
-        import spandrel
-    except Exception as error:  # a torchvision built for another torch raises RuntimeError
-        raise TADSRError(
-            f"restoration networks are loaded by the library spandrel, which needs a torchvision "
-            f"that fits torch {torch.__version__}, but it does not import ({error}); install it "
-            f"with {install('train')}, or give Trainer a callable"
-        ) from error
+    needs = f"restoration networks are loaded by spandrel for torch {torch.__version__}"
+    spandrel = import_extra("spandrel", needs, "train", ", or give Trainer a callable")
     try:
         network = spandrel.ModelLoader().load_from_file(path)
     except Exception as error:

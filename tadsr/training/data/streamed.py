@@ -11,12 +11,13 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from PIL import Image
 
-from tadsr.errors import DataError, install
+from tadsr.errors import DataError, import_extra
 from tadsr.image_files import IMAGE_SUFFIXES
 from tadsr.images import decode_image, to_uint8
 from tadsr.training.data.batch import Batch, Sample, collate
@@ -280,11 +281,6 @@ def _keep_all(sources: Iterable[Item]) -> Iterable[Item]:
     return sources
 
 
-def _import_library(name: str):
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise DataError(
-            f"this data source needs the library {name}, which does not import ({error}); "
-            f"install it with {install('data')}"
-        ) from error
+def _import_library(name: str) -> ModuleType:
+    needs = f"this data source needs the library {name}"
+    return import_extra(name, needs, "data", error=DataError)
