@@ -146,8 +146,9 @@ class _LibraryDistance(nn.Module):
 
 
 def _import_library(module: str, name: str) -> ModuleType:
-    needs = f"the perceptual distance {name!r} needs {module} for torch {torch.__version__}"
+    library = f"the library {module} with a torchvision that fits torch {torch.__version__}"
     otherwise = f"train without (perceptual: none, perceptual_weight: 0) or {SQUEEZENET_PREFIX}FILE"
+    needs = f"the perceptual distance {name!r} needs {library}"
     return import_extra(module, needs, "train", f", or {otherwise}")
 
 

@@ -25,7 +25,8 @@ def load_restorer(path: str | Path, scale: int) -> Restorer:
         The network in float32, on the CPU, without gradients: RGB (B, 3, h, w) in [0, 1] to
         (B, 3, scale·h, scale·w) in [0, 1].
     """
-    needs = f"restoration networks are loaded by spandrel for torch {torch.__version__}"
+    library = f"spandrel with a torchvision that fits torch {torch.__version__}"
+    needs = f"restoration networks need the library {library}"
     spandrel = import_extra("spandrel", needs, "train", ", or give Trainer a callable")
     try:
         network = spandrel.ModelLoader().load_from_file(path)
