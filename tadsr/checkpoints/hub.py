@@ -16,9 +16,9 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.hf_api import ModelInfo, RepoSibling
+from huggingface_hub.hf_api import ModelInfo
 
-from tadsr.checkpoints.hub_files import RemoteFile, Snapshot, may_pass, retry, status_of
+from tadsr.checkpoints.hub_files import Snapshot, may_pass, retry, status_of
 from tadsr.checkpoints.json_files import user_path
 from tadsr.checkpoints.layout import (
     BASE_MODEL_MIRRORS,
@@ -123,14 +123,10 @@ def download(
             return from_cache("")
         except CheckpointError:
             raise _explain(repo_id, revision, error) from error
-    files = {file.name: file for file in map(_remote_file, info.siblings or ())}
-    try:
-        chosen = choose(list(files))
-    except CheckpointError as error:
-        raise CheckpointError(f"{repo_id} on the hub: {error}") from error
+    files = {file.rfilename: file for file in info.siblings or ()}
     snapshot = Snapshot(repo_id, str(info.sha), cache, token)
     try:
-        snapshot.fetch([files[name] for name in chosen])
+        snapshot.fetch([files[name] for name in choose(list(files))])
         snapshot.refer(revision or constants.DEFAULT_REVISION)
     except CheckpointError as error:
         raise CheckpointError(f"{repo_id} on the hub: {error}") from error
@@ -197,13 +193,6 @@ def _list(repo_id: str, revision: str | None, token: str | bool | None) -> Model
         ),
         again=lambda error: status_of(error) is not None and may_pass(error),
     )
-
-
-def _remote_file(sibling: RepoSibling) -> RemoteFile:
-    large = sibling.lfs
-    if large is not None:
-        return RemoteFile(sibling.rfilename, large.size, sha256=large.sha256)
-    return RemoteFile(sibling.rfilename, sibling.size, git_sha1=sibling.blob_id)
 
 
 def _require(names: Sequence[str], files: Iterable[str]) -> list[str]:

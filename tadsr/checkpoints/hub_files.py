@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from huggingface_hub import constants, hf_hub_download, hf_hub_url
 from huggingface_hub.file_download import http_get, repo_folder_name
+from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils import WeakFileLock, build_hf_headers
 
 from tadsr.errors import CheckpointError
@@ -23,23 +24,6 @@ _ENOUGH_BYTES = 2**16
 _MAX_WAIT_S = 60
 _PASSING_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 _Result = TypeVar("_Result")
-
-
-@dataclass(frozen=True)
-class RemoteFile:
-    """A file as the hub lists it; what a hub does not say is None.
-
-    Args:
-        name: Path within the repository, with "/".
-        size: In bytes.
-        sha256: Of its content, where git keeps only a pointer to it.
-        git_sha1: Git's hash of it, where git keeps it.
-    """
-
-    name: str
-    size: int | None = None
-    sha256: str | None = None
-    git_sha1: str | None = None
 
 
 @dataclass(frozen=True)
@@ -85,8 +69,10 @@ class Snapshot:
             p.relative_to(self.folder).as_posix() for p in self.folder.rglob("*") if p.is_file()
         ]
 
-    def fetch(self, files: Sequence[RemoteFile]) -> None:
+    def fetch(self, files: Sequence[RepoSibling]) -> None:
         """Fetch the files that are not there yet, whole and as the hub lists them.
+
+        What is large has a SHA-256 in the list, other files git's own hash.
 
         Raises:
             Exception: What the hub's library raises, after several attempts.
@@ -94,11 +80,11 @@ class Snapshot:
         missing = sorted((f for f in files if not self._has(f)), key=lambda f: f.size or 0)
         self._check_room(sum(f.size or 0 for f in missing))
         for file in missing:
-            if file.sha256 is not None:
+            if file.lfs is not None:
                 self._fetch_blob(file)
             path = Path(
                 retry(
-                    lambda name=file.name: hf_hub_download(
+                    lambda name=file.rfilename: hf_hub_download(
                         self.repo_id,
                         name,
                         revision=self.commit,
@@ -107,7 +93,7 @@ class Snapshot:
                     )
                 )
             )
-            if file.sha256 is None and file.git_sha1 is not None:
+            if file.lfs is None and file.blob_id is not None:
                 _check_hash(path, file)
 
     def refer(self, revision: str) -> None:
@@ -117,16 +103,19 @@ class Snapshot:
             reference.parent.mkdir(parents=True, exist_ok=True)
             reference.write_text(self.commit, encoding="utf-8")
 
-    def _has(self, file: RemoteFile) -> bool:
+    def _has(self, file: RepoSibling) -> bool:
         """Tell whether a file is there; one of another size is damaged and removed."""
-        blob = self._storage / "blobs" / str(file.sha256)
+        blobs = [] if file.lfs is None else [self._blob(file)]
         found = False
-        for path in (blob, self.folder / file.name):
+        for path in (*blobs, self.folder / file.rfilename):
             found = path.is_file()
             if found and file.size not in (None, path.stat().st_size):
                 _remove(path)
                 found = False
         return found
+
+    def _blob(self, file: RepoSibling) -> Path:
+        return self._storage / "blobs" / file.lfs.sha256
 
     def _check_room(self, needed: int) -> None:
         place = self._storage
@@ -139,14 +128,12 @@ class Snapshot:
                 f"{free / 1e9:.1f} GB; give another cache_dir or set HF_HOME"
             )
 
-    def _fetch_blob(self, file: RemoteFile) -> None:
+    def _fetch_blob(self, file: RepoSibling) -> None:
         """Fetch a large file to where the hub's library looks for it before it downloads."""
-        blob = self._storage / "blobs" / str(file.sha256)
-        if blob.is_file():
-            return
+        blob = self._blob(file)
         blob.parent.mkdir(parents=True, exist_ok=True)
         partial = blob.with_name(f"{blob.name}.incomplete")
-        url = hf_hub_url(self.repo_id, file.name, revision=self.commit)
+        url = hf_hub_url(self.repo_id, file.rfilename, revision=self.commit)
         # A compressed answer cannot be resumed.
         headers = build_hf_headers(token=self.token) | {"Accept-Encoding": "identity"}
 
@@ -165,7 +152,7 @@ class Snapshot:
                     resume_size=begin,
                     headers=headers,
                     expected_size=file.size,
-                    displayed_filename=file.name,
+                    displayed_filename=file.rfilename,
                 )
 
         locks = self._storage.parent / ".locks" / self._storage.name
@@ -238,20 +225,20 @@ def _asked_wait(error: Exception) -> float | None:
     return min(int(text), _MAX_WAIT_S) if text.isdecimal() else None
 
 
-def _check_hash(path: Path, file: RemoteFile) -> None:
+def _check_hash(path: Path, file: RepoSibling) -> None:
     """Remove a file and raise CheckpointError if its content is not what the hub lists."""
-    if file.sha256 is not None:
-        hasher, expected = hashlib.sha256(), file.sha256
+    if file.lfs is not None:
+        hasher, expected = hashlib.sha256(), file.lfs.sha256
     else:
-        hasher, expected = hashlib.sha1(b"blob %d\0" % path.stat().st_size), file.git_sha1
+        hasher, expected = hashlib.sha1(b"blob %d\0" % path.stat().st_size), file.blob_id
     with open(path, "rb") as content:
         while block := content.read(2**20):
             hasher.update(block)
     if hasher.hexdigest() != expected:
         _remove(path)
         raise CheckpointError(
-            f"{file.name} must have the hash that the hub lists ({expected}), but arrived damaged "
-            "and was removed; load it again to fetch it again"
+            f"{file.rfilename} must have the hash that the hub lists ({expected}), but arrived "
+            "damaged and was removed; load it again to fetch it again"
         )
 
 
