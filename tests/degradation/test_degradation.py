@@ -166,7 +166,7 @@ def test_images_that_do_not_fit_are_refused(hq, params, message):
         ({"size_px": (8, 21)}, "odd"),
         ({"kind_weights": (1.0,)}, "6 weights"),
         ({"kind_weights": (0.5,) * 6}, "sum to 1"),
-        ({"sigma_px": (3.0, 0.2)}, "ordered range"),
+        ({"sigma_px": (3.0, 0.2)}, "ordered and in"),
     ],
 )
 def test_blurs_out_of_range_are_refused(change, message):
