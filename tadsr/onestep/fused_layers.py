@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ from tadsr.onestep.attention import (
     merge_heads,
     split_heads,
 )
+from tadsr.onestep.convolution import convolve, project
 from tadsr.onestep.normalization import group_norm_silu_in_pieces
 from tadsr.onestep.plan import EnginePlan, FastestChoice
 from tadsr.onestep.upsampling import transposed_weight
@@ -32,10 +33,6 @@ if TYPE_CHECKING:
     from diffusers.models.resnet import ResnetBlock2D
     from diffusers.models.transformers.transformer_2d import Transformer2DModel
     from diffusers.models.upsampling import Upsample2D
-
-MIN_CONVOLVED_TOKENS = 256
-"""Fewer tokens than this are multiplied as a matrix also on a CPU: a convolution would take longer
-to bring the weights into its order."""
 
 TimeConditions = Mapping[nn.Module, tuple[Tensor, ...]]
 """What a timestep means to a ResNet block, per channel, (C,) or (B, C): for time that is added, the
@@ -63,10 +60,14 @@ class FusedLayers:
     """Runs diffusers' layers with their own weights.
 
     What is folded from weights is computed once, and only as good as the weights stay.
+
+    Args:
+        exact: Layers that multiply in their weights' own type, whatever the plan says.
     """
 
-    def __init__(self, plan: EnginePlan) -> None:
+    def __init__(self, plan: EnginePlan, exact: Collection[nn.Module] = ()) -> None:
         self.plan = plan
+        self._exact = exact
         self.choice = FastestChoice()
         self._transposed: dict[nn.Module, Tensor] = {}
         self._summed_biases: dict[nn.Module, Tensor] = {}
@@ -95,7 +96,7 @@ class FusedLayers:
 
     def end(self, norm: nn.GroupNorm | None, conv: nn.Conv2d, x: Activation) -> Tensor:
         """Normalise, activate and convolve to a network's output."""
-        h = self._settled(x) if norm is None else self.normalize(norm, x, dtype=x.values.dtype)
+        h = self._settled(x) if norm is None else self.normalize(norm, x, conv)
         return self.convolve(conv, h, settled=True).values
 
     def size(self, x: Activation) -> tuple[int, int]:
@@ -135,28 +136,30 @@ class FusedLayers:
             x: (B, C, H, W).
             bias: In place of the convolution's own, (C,) or (B, C).
         """
+        x = x.to(self._type(conv))
         bias, weight = conv.bias if bias is None else bias, self._weight(conv, x)
         if self.plan.fused_kernels and not settled:
-            return Activation(F.conv2d(x, weight, None, conv.stride, conv.padding), bias)
+            return Activation(convolve(x, weight, None, conv.stride, conv.padding), bias)
         if bias is None or bias.ndim == 1:
             bias = None if bias is None else bias.to(x.dtype)
-            return Activation(F.conv2d(x, weight, bias, conv.stride, conv.padding))
-        out = F.conv2d(x, weight, None, conv.stride, conv.padding)
+            return Activation(convolve(x, weight, bias, conv.stride, conv.padding))
+        out = convolve(x, weight, None, conv.stride, conv.padding)
         return Activation(out.add_(bias.to(x.dtype)[:, :, None, None]))
 
     def normalize(
         self,
         norm: nn.GroupNorm,
         x: Activation,
+        reader: nn.Module,
         *,
         affine: tuple[Tensor, ...] | None = None,
         silu: bool = True,
         in_place: bool = False,
-        dtype: torch.dtype | None = None,
     ) -> Tensor:
         """Run a GroupNorm and SiLU.
 
         Args:
+            reader: The layer that multiplies the result.
             affine: Weight and bias, (C,) or (B, C).
         """
         weight, bias = affine or (norm.weight, norm.bias)
@@ -172,8 +175,9 @@ class FusedLayers:
                 channel_bias=x.bias,
                 statistics=statistics,
             )
-        dtype = dtype or self.plan.multiplied or x.values.dtype
-        if self._normalizes_in_pieces(x.values):
+        dtype = self._type(reader)
+        is_inmost = x.values.is_contiguous(memory_format=torch.channels_last)
+        if self.plan.channels_last and is_inmost and x.values.device.type == "cpu":
             is_same = in_place and x.values.dtype == dtype
             out = x.values if is_same else self._scratch_like(x.values, dtype)
             return group_norm_silu_in_pieces(
@@ -200,15 +204,15 @@ class FusedLayers:
     def resnet(self, block: ResnetBlock2D, x: Activation) -> Activation:
         """Run a ResNet block: h = x + conv2(act(norm2(conv1(act(norm1(x))))))."""
         condition = self._time.get(block, ())
-        h = self.normalize(block.norm1, x)
+        h = self.normalize(block.norm1, x, block.conv1)
         # One tensor is a bias with time in it, two are a modulated normalisation.
         h = self.convolve(block.conv1, h, condition[0] if len(condition) == 1 else None)
         affine = condition if len(condition) == 2 else None
-        h = self.normalize(block.norm2, h, affine=affine, in_place=True)
+        h = self.normalize(block.norm2, h, block.conv2, affine=affine, in_place=True)
         h = self.convolve(block.conv2, h)
         residual, shortcut = x, block.conv_shortcut
         if shortcut is not None:
-            residual = self.convolve(shortcut, self._low(x.values))
+            residual = self.convolve(shortcut, x.values)
         if residual.bias is not None or (shortcut is not None and x.bias is not None):
             h = Activation(h.values, self._summed_bias(block, x.bias))
         return self.add(h, residual.values.to(x.values.dtype), block.norm2.num_groups)
@@ -219,12 +223,12 @@ class FusedLayers:
         if layer.padding == 0:
             # The autoencoder's way: zeros after the last row and column only.
             x = F.pad(x, (0, 1, 0, 1))
-        out = self.convolve(layer.conv, self._low(x))
-        return Activation(out.values.to(x.dtype), out.bias)
+        return self.convolve(layer.conv, x)
 
     def upsample(self, layer: Upsample2D, x: Activation, size: tuple[int, int]) -> Activation:
         """Enlarge by two (nearest) to a size, then convolve; one transposed convolution is both."""
-        conv, dtype, x = layer.conv, x.values.dtype, self._low(self._settled(x))
+        conv, dtype = layer.conv, x.values.dtype
+        x = self._settled(x).to(self._type(conv))
         bias, later = None, conv.bias
         if conv.bias is not None and not self.plan.fused_kernels:
             bias, later = conv.bias.to(x.dtype), None
@@ -247,8 +251,8 @@ class FusedLayers:
 
     def transform(self, layer: Transformer2DModel, x: Activation) -> Activation:
         """Run a transformer over the positions of a map, with its residual."""
-        tokens = _to_tokens(self.normalize(layer.norm, x, silu=False))
-        tokens, later = self._project(layer.proj_in, tokens).to(x.values.dtype), None
+        tokens = _to_tokens(self.normalize(layer.norm, x, layer.proj_in, silu=False))
+        tokens, later = self._project(layer.proj_in, tokens), None
         for block in layer.transformer_blocks:
             tokens = tokens if later is None else tokens.add_(later)
             tokens, later = self._transformer_block(block, tokens)
@@ -256,13 +260,13 @@ class FusedLayers:
             tokens = F.linear(tokens, layer.proj_out.weight.flatten(1))
             out = Activation(_to_map(tokens, x), self._projected_bias(layer.proj_out, later))
         else:
-            tokens = self._project(layer.proj_out, self._low(tokens))
+            tokens = self._project(layer.proj_out, tokens)
             out = Activation(self.laid_out(_to_map(tokens, x)))
         return self.add(out, self._settled(x), layer.norm.num_groups)
 
     def attend(self, layer: Attention, x: Activation) -> Activation:
         """Run an autoencoder's attention with its normalisation and residual."""
-        tokens = _to_tokens(self.normalize(layer.group_norm, x, silu=False))
+        tokens = _to_tokens(self.normalize(layer.group_norm, x, layer.to_q, silu=False))
         out = self._attend(layer, tokens)
         out = Activation(self.laid_out(_to_map(out, x)))
         return self.add(out, self._settled(x), layer.group_norm.num_groups)
@@ -271,14 +275,13 @@ class FusedLayers:
         self, block: BasicTransformerBlock, tokens: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         """Return tokens, and a bias that is still to be added to them."""
-        tokens = _sum(self._attend(block.attn1, self._low(block.norm1(tokens))), tokens)
+        tokens = _sum(self._attend(block.attn1, block.norm1(tokens)), tokens)
         if block.attn2 is not None:
-            normed = self._low(block.norm2(tokens))
-            tokens = _sum(self._attend_to_prompt(block.attn2, normed), tokens)
+            tokens = _sum(self._attend_to_prompt(block.attn2, block.norm2(tokens)), tokens)
         first, _, last = block.ff.net[:3]
-        normed = self._low(block.norm3(tokens))
+        normed = block.norm3(tokens)
         if not is_kind(first, "GEGLU"):
-            return _sum(last(first(normed.to(last.weight.dtype))), tokens), None
+            return _sum(last(first(normed)), tokens), None
         gated = self._project(first.proj, normed)
         if self.plan.fused_kernels:
             # The product adds to what is there, which takes no pass over the memory of its own.
@@ -302,6 +305,7 @@ class FusedLayers:
         """Return queries, keys and values; on a GPU by one product of matrices."""
         layers = (layer.to_q, layer.to_k, layer.to_v)
         if not self.plan.fused_kernels:
+            tokens = tokens.to(self._type(layer.to_q))
             return [self._project(one, tokens) for one in layers]
         if layer not in self._joined:
             weight = torch.cat([one.weight for one in layers])
@@ -315,13 +319,6 @@ class FusedLayers:
         with self._attention_backends(without=SDPBackend.CUDNN_ATTENTION):
             out = F.scaled_dot_product_attention(query, key, value, scale=layer.scale)
         return self._project(layer.to_out[0], merge_heads(out))
-
-    def _normalizes_in_pieces(self, x: Tensor) -> bool:
-        return (
-            self.plan.channels_last
-            and x.device.type == "cpu"
-            and x.is_contiguous(memory_format=torch.channels_last)
-        )
 
     def _scratch_like(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """Return memory that was used before: a CPU takes longer to get pages than to fill them."""
@@ -339,13 +336,13 @@ class FusedLayers:
         return sdpa_kernel(preferred, set_priority=True) if preferred else nullcontext()
 
     def _project(self, layer: nn.Linear | nn.Conv2d, tokens: Tensor) -> Tensor:
-        if tokens.dtype == layer.weight.dtype:
-            return project(layer, tokens)
-        return project(layer, tokens, self._weight(layer, tokens))
+        tokens = tokens.to(self._type(layer))
+        return project(tokens, self._weight(layer, tokens), layer.bias)
 
-    def _low(self, x: Tensor) -> Tensor:
-        """Cast what is multiplied next to the type for that."""
-        return x if self.plan.multiplied is None else x.to(self.plan.multiplied)
+    def _type(self, layer: nn.Module) -> torch.dtype:
+        """Return the type that a layer multiplies in."""
+        is_exact = self.plan.multiplied is None or layer in self._exact
+        return layer.weight.dtype if is_exact else self.plan.multiplied
 
     def _weight(self, layer: nn.Module, x: Tensor) -> Tensor:
         """Return a layer's weight in the type of what it is multiplied with."""
@@ -387,18 +384,6 @@ class FusedLayers:
                 total = total + given.float()
             self._summed_biases[block] = total
         return self._summed_biases[block]
-
-
-def project(layer: nn.Linear | nn.Conv2d, tokens: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Apply a linear layer, or a 1×1 convolution as one, to tokens (B, N, C)."""
-    weight = (layer.weight if weight is None else weight).flatten(1)
-    bias = None if layer.bias is None else layer.bias.to(weight.dtype)
-    if tokens.device.type != "cpu" or tokens.shape[1] < MIN_CONVOLVED_TOKENS:
-        return F.linear(tokens, weight, bias)
-    # torch multiplies matrices by MKL, half as fast on AMD's processors as oneDNN's convolution.
-    row = tokens.unsqueeze(1).permute(0, 3, 1, 2)  # [B, C, 1, N], channels_last in memory
-    out = F.conv2d(row, weight[:, :, None, None], bias)
-    return out.permute(0, 2, 3, 1).squeeze(1)
 
 
 def _sum(x: Tensor, residual: Tensor) -> Tensor:

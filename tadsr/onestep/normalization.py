@@ -6,12 +6,16 @@ the result at 512 × 512.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 PIECE_BYTES = 2**19
 """Rows of positions that are read and written while they are in the second-level cache."""
+ROW_CHANNELS = 256
+"""Few channels are taken for this many, of neighbouring positions, which a loop runs along."""
 
 
 def group_norm_silu_in_pieces(
@@ -35,14 +39,15 @@ def group_norm_silu_in_pieces(
     Source: Chan, Golub and LeVeque, Updating formulae and a pairwise algorithm (1979).
     """
     batch, channels, height, width = x.shape
-    positions = x.permute(0, 2, 3, 1).view(batch, height * width, channels)
+    neighbours = math.gcd(max(1, ROW_CHANNELS // channels), height * width)
+    positions = x.permute(0, 2, 3, 1).view(batch, -1, neighbours * channels)
     out = torch.empty_like(x) if out is None else out
     targets = out.permute(0, 2, 3, 1).view_as(positions)
     weight, bias = (values.expand(batch, -1).double() for values in (weight, bias))
-    rows = max(1, PIECE_BYTES // (channels * x.element_size()))
+    rows = max(1, PIECE_BYTES // (positions.shape[2] * x.element_size()))
     for sample, target, gain, offset in zip(positions, targets, weight, bias, strict=True):
         pieces = sample.split(rows)
-        mean, variance = _moments(pieces)
+        mean, variance = _moments(pieces, channels)
         grouped = mean.view(num_groups, -1)
         group_mean = grouped.mean(dim=1, keepdim=True)
         spread = variance.view(num_groups, -1) + (grouped - group_mean).square()
@@ -50,7 +55,7 @@ def group_norm_silu_in_pieces(
         factor = gain * inverse.expand_as(grouped).reshape(-1)
         offset = offset - group_mean.expand_as(grouped).reshape(-1) * factor
         wide = torch.promote_types(x.dtype, torch.float32)
-        factor, offset = factor.to(wide), offset.to(wide)
+        factor, offset = (v.to(wide).repeat(neighbours) for v in (factor, offset))
         for piece, written in zip(pieces, target.split(rows), strict=True):
             is_wide = piece.dtype == written.dtype == wide
             normed = torch.addcmul(offset, piece, factor, out=written if is_wide else None)
@@ -61,17 +66,17 @@ def group_norm_silu_in_pieces(
     return out
 
 
-def _moments(pieces: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-    """Return mean and biased variance of each channel over pieces (n, C), float64."""
-    means, deviations = [], []
+def _moments(pieces: tuple[Tensor, ...], channels: int) -> tuple[Tensor, Tensor]:
+    """Return mean and biased variance of each channel over pieces (n, k·C), float64."""
+    moments = []
     for piece in pieces:
         wide = piece.float() if piece.element_size() < 4 else piece
-        mean = wide.mean(dim=0)
-        means.append(mean)
-        deviations.append((wide - mean).square_().sum(dim=0))
-    counts = torch.tensor([[len(piece)] for piece in pieces], dtype=torch.float64)
-    means = torch.stack(means).double()
-    share = counts / counts.sum()
+        moments.append(torch.stack(torch.batch_norm_update_stats(wide, None, None, 0.0)))
+    means, variances = torch.stack(moments, dim=1).double()  # [pieces, k·C] each
+    share = torch.tensor([[len(piece)] for piece in pieces], dtype=torch.float64)
+    share = (
+        (share / share.sum() * (channels / means.shape[1])).expand_as(means).reshape(-1, channels)
+    )
+    means, variances = means.view(-1, channels), variances.view(-1, channels)
     mean = (share * means).sum(dim=0)
-    within = torch.stack(deviations).double().sum(dim=0) / counts.sum()
-    return mean, within + (share * (means - mean).square()).sum(dim=0)
+    return mean, (share * (variances + (means - mean).square())).sum(dim=0)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from tadsr.machine import machine_key, recall, remember
 
@@ -17,6 +18,13 @@ FAST_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}
 """Names of the instructions in /proc/cpuinfo, on x86 and on Arm."""
 MAX_SHARE = 0.8
 """Largest share of float32's time that bfloat16 may take to be worth its rounding."""
+_EXACT = re.compile(
+    # What enters and leaves a network, the UNet's first blocks,
+    r"(encoder\.|decoder\.)?conv_(in|out)|(post_)?quant_conv"
+    r"|down_blocks\.0\.(resnets|attentions)\.0\..*"
+    # and what all features pass before the decoder, where no other branch dampens its rounding.
+    r"|(?!decoder\.).*(conv_shortcut|downsamplers\.0\.conv|proj_in|proj_out|attn1\.to_out\.0)"
+)
 _CHANNELS, _SIDE = 64, 128
 _REPETITIONS = 5
 
@@ -57,6 +65,12 @@ def choose_products(device: torch.device, dtype: torch.dtype) -> Products:
         remember("bfloat16", key, share)
     reason = f"a convolution in bfloat16 takes {share:.2f} of float32's time"
     return Products(torch.bfloat16 if share < MAX_SHARE else None, reason)
+
+
+def exact_layers(vae: nn.Module, unet: nn.Module) -> frozenset[nn.Module]:
+    """Return the layers that are multiplied in the weights' own type in any case."""
+    modules = (*vae.named_modules(), *unet.named_modules())
+    return frozenset(module for name, module in modules if _EXACT.fullmatch(name))
 
 
 @torch.no_grad()

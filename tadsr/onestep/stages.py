@@ -17,6 +17,7 @@ from tadsr.onestep.fold import PromptFolding, fold_encoder_time, fold_unet_time
 from tadsr.onestep.fused_layers import FusedLayers
 from tadsr.onestep.graphs import GraphCache
 from tadsr.onestep.plan import EnginePlan
+from tadsr.onestep.products import exact_layers
 from tadsr.prompts import Prompts
 from tadsr.schedule import residual_to_x0, subtract_residual
 
@@ -114,7 +115,7 @@ class FusedStages:
         self.unet = unet
         self.alphas_cumprod = alphas_cumprod
         self.plan = plan
-        self.layers = FusedLayers(plan)
+        self.layers = FusedLayers(plan, exact_layers(vae, unet))
         self.encoder_time = fold_encoder_time(vae.encoder)
         self.unet_time = fold_unet_time(unet, alphas_cumprod)
         self.prompts = PromptFolding(unet)

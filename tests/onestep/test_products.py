@@ -10,7 +10,7 @@ import torch
 from tadsr import TADSRPipeline
 from tadsr.machine import machine_key, remember
 from tadsr.onestep import EnginePlan, OneStepEngine, products
-from tadsr.onestep.products import choose_products
+from tadsr.onestep.products import choose_products, exact_layers
 from tadsr.quick import open_quickly
 
 from .conftest import build_networks, make_inputs
@@ -37,6 +37,20 @@ def test_every_layer_takes_products_in_bfloat16(options, alphas_cumprod):
     assert not torch.equal(mixed, exact)
     assert psnr(mixed, exact) > 40
     assert psnr(contiguous, exact) > 40
+
+
+def test_what_all_features_pass_is_multiplied_in_the_weights_type():
+    vae, unet = build_networks()
+    exact = exact_layers(vae, unet)
+    assert {vae.encoder.conv_in, vae.decoder.conv_out, vae.quant_conv, unet.conv_in} < exact
+    assert {unet.down_blocks[0].resnets[0].conv1, unet.down_blocks[0].attentions[0].proj_in} < exact
+    assert {
+        unet.up_blocks[1].resnets[0].conv_shortcut,
+        unet.up_blocks[1].attentions[0].proj_out,
+    } < exact
+    assert {vae.encoder.down_blocks[0].downsamplers[0].conv} < exact
+    assert not {unet.up_blocks[0].resnets[0].conv1, unet.mid_block.resnets[0].conv1} & exact
+    assert not {vae.decoder.up_blocks[0].resnets[0].conv2, vae.encoder.mid_block.resnets[0]} & exact
 
 
 def test_the_embedded_model_keeps_50_db():
