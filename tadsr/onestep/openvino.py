@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tadsr.errors import TADSRError, install
+from tadsr.errors import TADSRError, TADSRWarning, install
 from tadsr.machine import CACHE_VARIABLE, cache_folder
 from tadsr.onestep.stages import Checked, EagerStages, checked
 from tadsr.prompts import Prompts
@@ -109,12 +109,7 @@ class OpenVinoStages(EagerStages):
                 "the model without torch_dtype, or choose another engine"
             )
         hint = "bf16" if multiplied == torch.bfloat16 else "f32"
-        folder = folder_of(vae, unet)
-        try:
-            self._graphs = _compile(_stored_graphs(vae, unet, folder), hint)
-        except RuntimeError:  # damaged since, if anything
-            shutil.rmtree(folder, ignore_errors=True)
-            self._graphs = _compile(_stored_graphs(vae, unet, folder), hint)
+        self._graphs = _graphs(vae, unet, folder_of(vae, unet), hint)
 
     def encode(self, lq: Tensor, timesteps: Sequence[int]) -> Checked:
         """Encode LQ images (B, 3, H, W) in [-1, 1] to the posterior's moments."""
@@ -139,7 +134,37 @@ class OpenVinoStages(EagerStages):
         return torch.from_numpy(self._graphs[name](arrays, share_inputs=True)[0])
 
 
-def _compile(files: dict[str, Path], hint: str) -> dict[str, Callable[..., Any]]:
+def _graphs(
+    vae: TimeAwareAutoencoderKL, unet: UNet2DConditionModel, folder: Path, hint: str
+) -> dict[str, Callable[..., Any]]:
+    """Return a model's graphs, which are made where they are not there yet, or damaged."""
+    stages, was_there = _stages(vae, unet), folder.is_dir()
+    if was_there:
+        with suppress(RuntimeError):
+            return _compile(stages, folder, hint)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        filling = Path(tempfile.mkdtemp(prefix=".tadsr-", dir=folder.parent))
+    except OSError as error:
+        warnings.warn(
+            f"OpenVINO's graphs cannot be kept in {folder.parent}: {error.strerror}; they are made "
+            f"anew each time, unless {CACHE_VARIABLE} names another folder",
+            TADSRWarning,
+            stacklevel=2,
+        )
+        filling = Path(tempfile.mkdtemp(prefix="tadsr-"))
+    try:
+        _write_graphs(stages, unet, filling)
+        if was_there:
+            shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # another process was faster, or the folder cannot be written
+            os.rename(filling, folder)
+        return _compile(stages, filling if filling.is_dir() else folder, hint)
+    finally:
+        shutil.rmtree(filling, ignore_errors=True)
+
+
+def _compile(stages: Iterable[str], folder: Path, hint: str) -> dict[str, Callable[..., Any]]:
     import openvino
 
     core = openvino.Core()
@@ -147,30 +172,7 @@ def _compile(files: dict[str, Path], hint: str) -> dict[str, Callable[..., Any]]
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "INFERENCE_PRECISION_HINT": hint,
     }
-    return {name: core.compile_model(str(path), "CPU", config) for name, path in files.items()}
-
-
-def _stored_graphs(
-    vae: TimeAwareAutoencoderKL, unet: UNet2DConditionModel, folder: Path
-) -> dict[str, Path]:
-    """Return the files of a model's graphs, which are made where they are not there yet."""
-    stages = _stages(vae, unet)
-    if not folder.is_dir():
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            filling = Path(tempfile.mkdtemp(prefix=".tadsr-", dir=folder.parent))
-        except OSError as error:
-            raise TADSRError(
-                f"{folder.parent} must be a folder that OpenVINO's graphs can be kept in, but "
-                f"{error.strerror}; name another by {CACHE_VARIABLE}"
-            ) from error
-        try:
-            _write_graphs(stages, unet, filling)
-            with suppress(OSError):  # another process was faster
-                os.rename(filling, folder)
-        finally:
-            shutil.rmtree(filling, ignore_errors=True)
-    return {name: folder / f"{name}.xml" for name in stages}
+    return {name: core.compile_model(folder / f"{name}.xml", "CPU", config) for name in stages}
 
 
 @torch.no_grad()

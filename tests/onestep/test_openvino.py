@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tadsr.errors import TADSRError
+from tadsr.errors import TADSRError, TADSRWarning
 from tadsr.onestep.openvino import OpenVinoStages, folder_of
 from tadsr.onestep.selfcheck import remember_fastest
 from tadsr.onestep.stages import FusedStages
@@ -59,6 +59,25 @@ def test_graphs_are_made_once_for_each_model(stored, model, alphas_cumprod):
     with torch.no_grad():
         unet.conv_out.bias += 1e-3
     assert folder_of(vae, unet) not in (folder, folder_of(*model))
+
+
+def test_damaged_graphs_are_made_anew(stored, model, alphas_cumprod):
+    expected = restore(model, alphas_cumprod, "openvino")
+    folder = folder_of(*model)
+    (folder / "decoder.xml").unlink()
+    weights = (folder / "unet.bin").read_bytes()
+    (folder / "unet.bin").write_bytes(weights[: len(weights) // 2])
+    torch.testing.assert_close(restore(model, alphas_cumprod, "openvino"), expected)
+    assert (folder / "unet.bin").read_bytes() == weights
+
+
+def test_graphs_that_cannot_be_kept_are_used(model, alphas_cumprod, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TADSR_CACHE", str(tmp_path / "file"))
+    with pytest.warns(TADSRWarning, match="cannot be kept in .*TADSR_CACHE names another folder"):
+        found = restore(model, alphas_cumprod, "openvino")
+    expected = restore(model, alphas_cumprod, "eager")
+    torch.testing.assert_close(found, expected, atol=MAX_ERROR, rtol=0)
 
 
 @torch.no_grad()
