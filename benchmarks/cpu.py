@@ -217,7 +217,11 @@ def main() -> None:
             command += ["--truths", name]
             command += ["--sizes", *heights, "--repeats", str(options.repeats)]
             command += ["--realesrgan", str(options.realesrgan)] if options.realesrgan else []
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            # As the command line sets it: torch's tensors in large pages, for all ways alike.
+            environment = os.environ | {"THP_MEM_ALLOC_ENABLE": "1"}
+            done = subprocess.run(
+                command, capture_output=True, text=True, check=False, env=environment
+            )
             last = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()[-1]
             report["ways"][way] = json.loads(last) if done.returncode == 0 else f"failed: {last}"
             print(way, report["ways"][way], flush=True)

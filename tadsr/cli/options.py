@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from tadsr.cli.model_request import DtypeName
-from tadsr.cli.reporting import parse_bytes
+from tadsr.cli.reporting import format_bytes, parse_bytes
 from tadsr.config import MAX_PIXELS, ColorFix, EngineName, Seamless, TargetSize
 
 if TYPE_CHECKING:
     from tadsr.tile_spec import TileSpec
+
+_LEAST_MEMORY = 100_000_000
+"""Bytes that Python and torch take before they do anything."""
 
 TimestepOption = Annotated[
     int | None,
@@ -258,4 +261,9 @@ def parse_tiling(tile: str, max_memory: str | None) -> TileSpec | Literal["auto"
             f"--tile must be auto, off or a multiple of {ATTENTION_STEP_PX} px, got {tile}"
         )
     num_bytes = None if max_memory is None else parse_bytes(max_memory)
+    if num_bytes is not None and num_bytes < _LEAST_MEMORY:
+        raise ValueError(
+            f"--max-memory must be at least {format_bytes(_LEAST_MEMORY)}, since the program takes "
+            f"more by itself, got {max_memory}"
+        )
     return TileSpec(max_memory=num_bytes, attention_px=None if tile == "auto" else int(tile))

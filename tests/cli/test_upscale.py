@@ -40,8 +40,8 @@ def test_verbose_says_why(upscale, photo):
 
 
 def test_a_limit_of_memory_that_cannot_be_kept_is_said(upscale, photo):
-    said = upscale(photo("photo.jpg"), "--max-memory", "10MB").stderr
-    assert "--max-memory 10 MB cannot be kept, since the program and the model take" in said
+    said = upscale(photo("photo.jpg"), "--max-memory", "100MB").stderr
+    assert "--max-memory 100 MB cannot be kept, since the program and the model take" in said
 
 
 def test_a_run_ends_with_its_pace(upscale, photo):
@@ -243,7 +243,7 @@ def test_a_result_that_is_not_finite_is_reported(upscale, photo, model_dir, tmp_
 def test_pieces_and_a_memory_limit_change_nothing_that_is_seen(upscale, photo):
     path = photo("photo.png", size=(48, 40))
     upscale(path, "whole.png", "--tile", "off")
-    upscale(path, "pieces.png", "--max-memory", "10MB")
+    upscale(path, "pieces.png", "--max-memory", "100MB")
     upscale(path, "wide.png", "--tile", 128)
     whole, pieces, wide = (
         np.asarray(Image.open(f"{name}.png")).astype(int) for name in ("whole", "pieces", "wide")
@@ -259,6 +259,7 @@ def test_pieces_and_a_memory_limit_change_nothing_that_is_seen(upscale, photo):
         (("--tile", 100), "multiple of 128"),
         (("--max-memory", "much"), "a size must be like 6GB"),
         (("--max-memory", "0GB"), "a size must be like 6GB"),
+        (("--max-memory", "10MB"), "--max-memory must be at least 100 MB, since the program"),
         (("--max-memory", "1GB", "--tile", "off"), "needs pieces"),
     ],
 )
