@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import sys
@@ -35,6 +36,7 @@ def lasting_imports() -> Iterator[None]:
         yield
         if len(sys.modules) > num_modules:
             gc.freeze()
+            atexit.register(gc.unfreeze)  # or triton's binding prints what it takes for leaks
     finally:
         if was_enabled:
             gc.enable()

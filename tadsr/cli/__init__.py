@@ -108,7 +108,5 @@ def main() -> None:
 
 def _keep_garbage() -> None:
     """Leave objects to the end of the process: to look through torch's takes most of a second."""
-    if "triton" in sys.modules:  # whose binding prints what it takes for leaks
-        gc.unfreeze()
-    else:
+    if "triton" not in sys.modules:  # whose binding prints what it takes for leaks
         gc.freeze()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import json
 
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
+
+from tadsr.lazily import lasting_imports
 
 
 @pytest.fixture
@@ -85,3 +89,17 @@ def test_misuse_is_explained(tadsr, files):
     assert "got nowhere" in tadsr(*options, code=1).output
     assert "Traceback" not in tadsr(*options, code=1).output
     assert not (files / "elsewhere").exists()
+
+
+def test_a_commands_imports_are_kept_out_of_the_search_for_garbage(tmp_path, monkeypatch):
+    (tmp_path / "heavy_module.py").write_text("things = [[] for _ in range(1000)]")
+    monkeypatch.syspath_prepend(tmp_path)
+    gc.unfreeze()
+    with lasting_imports():
+        importlib.import_module("heavy_module")
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > 1000
+    gc.unfreeze()
+    with lasting_imports():
+        pass
+    assert gc.get_freeze_count() == 0
