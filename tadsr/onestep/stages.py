@@ -7,7 +7,7 @@ finite; nobody waits for it here.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,25 @@ def checked(values: Tensor) -> Checked:
     wide = torch.promote_types(values.dtype, torch.float32)
     largest = torch.linalg.vector_norm(values, torch.inf, dtype=wide)
     return Checked(values, largest)
+
+
+class AnyStages(Protocol):
+    """The three networks; each result comes with a flag that tells whether it is finite."""
+
+    checks_each: bool
+    """Whether a result is checked before the next network runs, and not only at the end."""
+
+    def encode(self, lq: Any, timesteps: Sequence[int]) -> Checked:
+        """Encode LQ images at their timesteps to the posterior's moments."""
+
+    def predict_x0(self, latents: Tensor, timesteps: Sequence[int], prompts: Prompts) -> Checked:
+        """Take the student's step on scaled latents (B, C, h, w)."""
+
+    def decode(self, pred_x0: Tensor) -> Checked:
+        """Decode scaled latents to images."""
+
+    def of(self, vae: TimeAwareAutoencoderKL, unet: UNet2DConditionModel) -> AnyStages:
+        """Return the way to run other networks, in wider types, after an overflow."""
 
 
 class EagerStages:

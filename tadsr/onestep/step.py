@@ -6,7 +6,7 @@ import copy
 import warnings
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from tadsr.onestep.openvino import OpenVinoStages, check_openvino, has_openvino
 from tadsr.onestep.plan import EngineName, EnginePlan, choose_plan
 from tadsr.onestep.products import choose_products
 from tadsr.onestep.selfcheck import is_distrusted, is_settled, recall_fastest, settle
-from tadsr.onestep.stages import Checked, CompiledStages, EagerStages, FusedStages
+from tadsr.onestep.stages import AnyStages, CompiledStages, EagerStages, FusedStages
 from tadsr.onestep.support import unknown_blocks, wrapped_modules
 from tadsr.prompts import Prompts
 from tadsr.recently_used import RecentlyUsed
@@ -30,26 +30,6 @@ if TYPE_CHECKING:
     from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
 
 Stages = EagerStages | CompiledStages | FusedStages
-
-
-class AnyStages(Protocol):
-    """The three networks; each result comes with a flag that tells whether it is finite."""
-
-    checks_each: bool
-    """Whether a result is checked before the next network runs, and not only at the end."""
-
-    def encode(self, lq: Any, timesteps: Sequence[int]) -> Checked:
-        """Encode LQ images at their timesteps to the posterior's moments."""
-
-    def predict_x0(self, latents: Tensor, timesteps: Sequence[int], prompts: Prompts) -> Checked:
-        """Take the student's step on scaled latents (B, C, h, w)."""
-
-    def decode(self, pred_x0: Tensor) -> Checked:
-        """Decode scaled latents to images."""
-
-    def of(self, vae: TimeAwareAutoencoderKL, unet: UNet2DConditionModel) -> AnyStages:
-        """Return the way to run other networks, in wider types, after an overflow."""
-
 
 _MAX_COUNTED = 64
 _STAGE_NAMES = ("encoder", "UNet", "decoder")
