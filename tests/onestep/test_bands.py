@@ -17,6 +17,8 @@ from tadsr.onestep.banded_walk import BandedLayers
 from tadsr.onestep.storage import BandStorage, PlannedStorage
 from tadsr.onestep.support import check_unet
 
+from .conftest import relative_error
+
 CPU = torch.device("cpu")
 SMALLEST = 1  # bytes of a band: one row at a time
 
@@ -55,10 +57,6 @@ def decoded(vae, z, bands):
     starts = [start for start, _ in parts]
     assert starts == sorted(starts)
     return torch.cat([rows for _, rows in parts], dim=2)
-
-
-def relative_error(result, whole):
-    return ((result - whole).norm() / whole.norm()).item()
 
 
 @torch.no_grad()

@@ -133,32 +133,25 @@ def run_sizes(cache, sizes):
         assert is_finite
 
 
-def test_graphs_are_recorded_for_shapes_that_come_again():
+@pytest.mark.parametrize(
+    ("record_after", "sizes", "recorded"),
+    [
+        (1, [1, 2, 3], []),
+        (1, [1, 2, 3, 1, 1, 2, 1, 2], [1, 2]),
+        (4, [1, 2, 1, 1, 2, 1], []),
+        (4, [1, 2, 1, 1, 2, 1, 1], [1]),
+        # More in rotation than are kept do not push each other out.
+        (1, [1, 2, 3, 4, 5] * 20, [1, 2, 3]),
+        # The others are not used any more.
+        (1, [1, 2, 3, 4, 5] * 20 + [4] * 20, [1, 2, 3, 4]),
+    ],
+)
+def test_shapes_are_recorded_once_they_have_come_often(record_after, sizes, recorded):
     Recording.made = []
-    cache = GraphCache(3, 1, Recording)
-    run_sizes(cache, [1, 2, 3])
-    assert Recording.made == []
-    run_sizes(cache, [1, 1, 2, 1, 2])
-    assert Recording.made == [1, 2]
-
-
-def test_more_shapes_in_rotation_than_graphs_are_kept_do_not_push_each_other_out():
-    Recording.made = []
-    cache = GraphCache(3, 1, Recording)
-    run_sizes(cache, [1, 2, 3, 4, 5] * 20)
-    assert Recording.made == [1, 2, 3]
-    run_sizes(cache, [4] * 20)  # the others are not used any more
-    assert Recording.made == [1, 2, 3, 4]
-    assert len(cache.graphs) == 3
-
-
-def test_a_shape_is_recorded_once_it_has_come_often():
-    Recording.made = []
-    cache = GraphCache(3, 4, Recording)
-    run_sizes(cache, [1, 2, 1, 1, 2, 1])
-    assert Recording.made == []
-    run_sizes(cache, [1])
-    assert Recording.made == [1]
+    cache = GraphCache(3, record_after, Recording)
+    run_sizes(cache, sizes)
+    assert Recording.made == recorded
+    assert len(cache.graphs) == min(3, len(recorded))
 
 
 def test_a_shape_that_cannot_be_recorded_is_run_as_it_is_with_one_warning(monkeypatch):
