@@ -186,14 +186,22 @@ OTHERS = {
 }
 
 
+IN_BANDS = ("modern, float32", "modern, bfloat16", "without Triton", "MPS")
+"""Kinds whose bands are not left to the slow run: the others take the ways of one of these."""
+
+
 @pytest.mark.parametrize(
-    "name",
+    ("kind", "name"),
     [
-        *("two prompts", "bands, two"),
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("map", "wavelet")),
+        pytest.param(
+            *(kind, name),
+            marks=[pytest.mark.slow]
+            * (name in ("map", "wavelet") or (name == "bands, two" and kind not in IN_BANDS)),
+        )
+        for kind in OTHERS
+        for name in ("two prompts", "bands, two", "map", "wavelet")
     ],
 )
-@pytest.mark.parametrize("kind", OTHERS)
 def test_other_devices_and_types(kind, name, run):
     run(*OTHERS[kind][:2], name, OTHERS[kind][2])
 
@@ -258,7 +266,7 @@ def test_a_broken_triton_costs_one_warning(failure, engine, pretend, small, want
     assert type(failure).__name__ in messages[0]
 
 
-@pytest.mark.parametrize("name", ["one", "bands", "list"])
+@pytest.mark.parametrize("name", ["one", "bands", pytest.param("list", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("way", ["model", "sequential"])
 def test_offloaded_weights_come_to_the_device(way, name, pretend, small, wanted):
     with pretend():
