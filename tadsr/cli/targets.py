@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
+from functools import cache
 from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -135,10 +136,11 @@ def _same_suffix(source: Path) -> str:
 def check_places(jobs: Sequence[Job]) -> list[Job]:
     """Check that results can be written where they are planned."""
     checked = []
+    why = cache(why_unwritable)
     for job in jobs:
-        check_place(job.target if job.folder is None else job.folder / job.target.name)
+        check_place(job.target if job.folder is None else job.folder / job.target.name, why)
         try:
-            check_place(job.target)
+            check_place(job.target, why)
         except ImageWriteError as error:
             is_done = os.path.lexists(job.target)
             job = job if is_done else replace(job, error=job.error or str(error))
@@ -146,9 +148,9 @@ def check_places(jobs: Sequence[Job]) -> list[Job]:
     return checked
 
 
-def check_place(target: Path) -> None:
+def check_place(target: Path, why: Callable[[Path], str | None] = why_unwritable) -> None:
     """Check that a file can be written; its folder need not exist yet."""
-    if reason := why_unwritable(target.parent):
+    if reason := why(target.parent):
         raise ImageWriteError(f"{target}: cannot be written, for {reason}; choose another folder")
 
 
