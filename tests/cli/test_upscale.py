@@ -205,7 +205,8 @@ def test_an_unwritable_place_is_an_error_before_work(tadsr, photo):
     args = ("upscale", photo("photo.jpg"), "-o", "taken/new/out.png", "-m", "missing-model")
     result = tadsr(*args, code=1)
     assert result.stderr == (
-        "Error: taken/new/out.png: cannot be written, for taken is not a folder\n"
+        "Error: taken/new/out.png: cannot be written, for taken is not a folder; choose another "
+        "folder\n"
     )
 
 
