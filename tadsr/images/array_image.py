@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageMode
 
 from tadsr.errors import ImageReadError
 from tadsr.images.containers import open_png
@@ -77,12 +77,13 @@ class ArrayImage:
 
 
 def pixel_bytes(image: Image.Image) -> int:
-    """Return what a pixel of an opened file takes while it is read, at least `PIXEL_BYTES`."""
+    """Return what a pixel of an opened file takes while it is read."""
     arguments = image.tile[0].args if image.tile else ""
     rawmode = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
     layout, wide, _ = str(rawmode).partition(";16")
     if not wide or len(layout) < 3:
-        return PIXEL_BYTES
+        itemsize = ImageMode.getmode(image.mode).typestr[-1]
+        return 2 * (int(itemsize) if len(image.getbands()) == 1 else _PILLOW_BYTES)
     channels = len(layout) + ("transparency" in image.info)
     return 2 * _PILLOW_BYTES + 2 * channels  # `read_16bit` decodes twice
 

@@ -39,14 +39,16 @@ def open_png(path: Path) -> tuple[Path | BinaryIO, dict[str, bytes]]:
                 found["cicp"] = file.read(4)
             elif kind in (*_TEXTS, b"iCCP"):
                 data = file.read(length)
-                size = _inflated_bytes(kind, data)
-                total += size if kind in _TEXTS else 0
+                is_enough = total > PngImagePlugin.MAX_TEXT_MEMORY  # inflated, for one picture
+                size = 0 if is_enough else _inflated_bytes(kind, data)
+                total += size
                 is_long = kind in _COMPRESSED and size > PngImagePlugin.MAX_TEXT_CHUNK
                 if is_long or total > PngImagePlugin.MAX_TEXT_MEMORY:
                     left_out.append((start - 8, start + length + 4))
-                    total -= size if kind in _TEXTS else 0
-                    if kind == b"iCCP" and (profile := _inflate(_packed(kind, data))):
+                    profile = _inflate(_packed(kind, data)) if kind == b"iCCP" and size else None
+                    if profile:
                         found["icc_profile"] = profile
+                        total += len(profile)
         if not left_out:
             return path, found
         file.seek(0)

@@ -35,9 +35,10 @@ _OPAQUE_FORMATS = ("JPEG", "BMP")
 _ANIMATED_FORMATS = ("PNG", "WEBP", "GIF")
 _LARGEST_SIDE_PX = {"JPEG": 65500, "WEBP": 16383, "GIF": 65535, "AVIF": 65536}
 _LARGEST_SIDE_PX |= {"PNG": 2**31 - 1, "BMP": 2**31 - 1, "TIFF": 2**32 - 1}
-# What fits the one segment that holds it.
-_JPEG_EXIF_BYTES = _JPEG_SEGMENT_BYTES = 65533
-_JPEG_XMP_BYTES = 65504
+_JPEG_SEGMENT_BYTES = 65533
+# What fits the one segment that holds it, or a profile's 255.
+_JPEG_BYTES = {"exif": _JPEG_SEGMENT_BYTES, "xmp": 65504, "comment": _JPEG_SEGMENT_BYTES}
+_JPEG_BYTES["icc_profile"] = 255 * 65519
 _PHOTOSHOP = b"Photoshop 3.0\0"
 _GIF_OPAQUE_COLORS = 255
 _FILE_MODES = {
@@ -314,8 +315,8 @@ def is_see_through(image: Image.Image | ArrayImage) -> bool:
         return False
     if isinstance(image, ArrayImage):
         return image.pixels[..., -1].min() < INTEGER_WHITE.get(image.pixels.dtype, 1)
-    if image.mode in ("LA", "RGBA"):
-        return image.getchannel("A").getextrema()[0] < 255
+    if image.mode in ("LA", "La", "RGBA", "RGBa", "PA"):
+        return image.getchannel(len(image.getbands()) - 1).getextrema()[0] < 255
     # A palette or one value that is transparent: all at once it would be four times as large.
     return any(
         strip.convert("RGBA").getchannel("A").getextrema()[0] < 255 for _, strip in strips(image)
@@ -336,8 +337,8 @@ def save_options(
         if told["iptc"] and len(iptc) <= _JPEG_SEGMENT_BYTES:
             options["extra"] = b"\xff\xed" + (len(iptc) + 2).to_bytes(2, "big") + iptc
         options |= {"quality": quality or 95, "subsampling": 0}
-        for key, limit in (("exif", _JPEG_EXIF_BYTES), ("xmp", _JPEG_XMP_BYTES)):
-            if len(options.get(key, b"")) > limit:
+        for key, limit in _JPEG_BYTES.items():
+            if len(options.get(key) or b"") > limit:
                 options[key] = b""
     elif format in ("WEBP", "AVIF", "JXL"):
         options["quality"] = quality or 90

@@ -36,7 +36,7 @@ from tadsr.images.metadata import (
     upright_size,
 )
 from tadsr.images.png import PngWriter
-from tadsr.images.reading import ANIMATED_FORMATS, check_readable, named_errors, open_image
+from tadsr.images.reading import check_readable, named_errors, num_frames_of, open_image
 
 _RESTORE_BACKGROUND = 2
 
@@ -263,10 +263,8 @@ def _hundredths(durations_ms: Sequence[float]) -> list[int]:
 
 def _frame_indices(image: Image.Image) -> range:
     """Return which of an opened file's images are its animation."""
-    if image.format not in ANIMATED_FORMATS:
-        return range(1)
     # An APNG may hold a picture for viewers that do not know APNG, which is no frame.
-    return range(1 if image.info.get("default_image") else 0, getattr(image, "n_frames", 1))
+    return range(1 if image.info.get("default_image") else 0, num_frames_of(image))
 
 
 def _checked(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,13 @@ FRAME_PIXEL_BYTES = 16
 """The same of an animation: also what Pillow keeps of the last frame and the one it draws."""
 MAX_FRAMES = 2
 """Pixels of an animation, of which one frame is in memory, over those of a picture."""
+_LEAST_FRAME_PIXELS = 2**13
+"""What each frame counts for, whose own costs are as large."""
+_MAX_SCANS = 20
+"""Of a JPEG of the most pixels; each takes time for all of them, and progressive ones have ten."""
+_SMALL_FILES_SHARE = 3
+_MOST_PACKED = 400
+"""Bytes in memory to one of a file, above which it is small: a JPEG of one colour is below."""
 
 
 class _LiftingLock(Lock):
@@ -74,21 +82,38 @@ def check_size(
     """Raise ImageReadError if an image is empty, or small in its file but not in memory."""
     if width * height == 0:
         raise ImageReadError(f"{path}: must have no side of 0 px, got {width}×{height}")
-    if max_pixels is not None and width * height > max_pixels:
-        raise ImageTooLargeError(
-            f"{path}: must have at most {max_pixels} pixels, got {width}×{height} = "
-            f"{width * height}; {_WAY_OUT}"
-        )
-    if max_pixels is not None and width * height * pixel_bytes > max_pixels * PIXEL_BYTES:
+    if max_pixels is None:
+        return
+    num_pixels, found = width * height, f"got {width}×{height} = {width * height}; {_WAY_OUT}"
+    if num_pixels > max_pixels:
+        raise ImageTooLargeError(f"{path}: must have at most {max_pixels} pixels, {found}")
+    if num_pixels * pixel_bytes > max_pixels * PIXEL_BYTES:
         raise ImageTooLargeError(
             f"{path}: must have at most {max_pixels * PIXEL_BYTES // pixel_bytes} pixels, which "
-            f"take {pixel_bytes} bytes each to read, got {width}×{height} = {width * height}; "
-            f"{_WAY_OUT}"
+            f"take {pixel_bytes} bytes each to read, {found}"
         )
-    if max_pixels is not None and width * height * num_frames > max_pixels * MAX_FRAMES:
+    most = max(max_pixels, MAX_PIXELS) * PIXEL_BYTES // _SMALL_FILES_SHARE
+    if num_pixels * pixel_bytes > max(most, os.path.getsize(path) * _MOST_PACKED):
+        raise ImageTooLargeError(
+            f"{path}: a file of only {os.path.getsize(path)} bytes must have at most "
+            f"{most // pixel_bytes} pixels, {found}"
+        )
+    is_long = num_frames * _LEAST_FRAME_PIXELS > max(max_pixels, MAX_PIXELS)
+    if is_long or num_pixels * num_frames > max_pixels * MAX_FRAMES:
         raise ImageTooLargeError(
             f"{path}: all frames must have at most {max_pixels * MAX_FRAMES} pixels, got "
             f"{num_frames} × {width}×{height}; {_WAY_OUT}"
+        )
+
+
+def check_scans(path: Path, width: int, height: int, max_pixels: int | None) -> None:
+    """Raise ImageReadError if a JPEG goes through its pixels very often."""
+    num_scans = path.read_bytes().count(b"\xff\xda")
+    most = max(max_pixels or 0, MAX_PIXELS) * _MAX_SCANS // (width * height)
+    if max_pixels is not None and num_scans > most:
+        raise ImageTooLargeError(
+            f"{path}: a JPEG of {width}×{height} must have at most {most} scans, got {num_scans}; "
+            f"{_WAY_OUT}"
         )
 
 

@@ -44,7 +44,8 @@ STORAGE_TAGS = frozenset(
 _XMP_ORIENTATION = re.compile(rb"""(tiff:Orientation(?:=["']|>))\s*[0-9]\s*(?=["'<])""")
 _XMP_STALE = re.compile(
     rb"""\s(?:tiff:Image(?:Width|Length)|exif:Pixel[XY]Dimension)=(?:"[^"]*"|'[^']*')"""
-    rb"""|<(tiff:Image(?:Width|Length)|exif:Pixel[XY]Dimension|xmp:Thumbnails)>.*?</\1>""",
+    # No second beginning within, or a packet of many beginnings would be searched for hours.
+    rb"""|<(tiff:Image(?:Width|Length)|exif:Pixel[XY]Dimension|xmp:Thumbnails)>(?:(?!<\1>).)*?</\1>""",
     re.DOTALL,
 )
 

@@ -26,7 +26,7 @@ from tadsr.images.array_image import (
 )
 from tadsr.images.color_space import HDR, profile_of_code_points
 from tadsr.images.containers import find_nclx, open_png
-from tadsr.images.limits import BOMBS, check_size, pillow_opens, too_large
+from tadsr.images.limits import BOMBS, check_scans, check_size, pillow_opens, too_large
 from tadsr.images.metadata import (
     find_metadata,
     is_marked,
@@ -73,7 +73,7 @@ def read_image(
             if path.suffix.lower() in RAW_SUFFIXES:
                 return read_raw(path, max_pixels)
             with pillow_opens(max_pixels), open_image(path, max_pixels) as image:
-                return _read(image, path)
+                return _read(image, path, max_pixels)
     except _NeedsTifffile:
         return _read_with_tifffile(path, max_pixels)
 
@@ -100,16 +100,20 @@ def read_facts(path: str | os.PathLike[str], *, max_pixels: int | None = MAX_PIX
             if path.suffix.lower() in RAW_SUFFIXES:
                 return FileFacts(raw_size(path, max_pixels), 1, False, False)
             with pillow_opens(max_pixels), open_image(path, max_pixels) as image:
-                is_animated = image.format in ANIMATED_FORMATS
                 return FileFacts(
                     upright_size(image),
-                    getattr(image, "n_frames", 1) if is_animated else 1,
+                    num_frames_of(image),
                     image.has_transparency_data,
                     is_marked(read_exif(image)),
                 )
     except _NeedsTifffile:
         image = _read_with_tifffile(path, max_pixels)
         return FileFacts(image.size, 1, image.has_transparency_data, False)
+
+
+def num_frames_of(image: Image.Image) -> int:
+    """Return how many images of equal rank an opened file holds."""
+    return getattr(image, "n_frames", 1) if image.format in ANIMATED_FORMATS else 1
 
 
 def find_losses(path: str | os.PathLike[str], *, max_pixels: int | None = MAX_PIXELS) -> list[str]:
@@ -194,10 +198,10 @@ def _with_colors(
 def _lost_of(image: Image.Image, path: Path) -> list[str]:
     """Return what of an opened file is not read, but for frames, in sentences."""
     losses = []
-    count = getattr(image, "n_frames", 1)
-    if count > 1 and image.format in _PAGED_FORMATS:
+    # Not how many: a small file may hold a hundred thousand.
+    if image.format in _PAGED_FORMATS and getattr(image, "is_animated", False):
         losses.append(
-            f"{path} holds {count} pages, of which the first is read; split it for the others"
+            f"{path} holds several pages, of which the first is read; split it for the others"
         )
     if "cicp" in image.info:
         curve = HDR[image.info["cicp"][1]]
@@ -225,11 +229,10 @@ def named_errors(path: Path) -> Iterator[None]:
         raise unreadable(path, error) from error
 
 
-def _read(image: Image.Image, path: Path) -> Image.Image | ArrayImage:
+def _read(image: Image.Image, path: Path, max_pixels: int | None) -> Image.Image | ArrayImage:
     """Load an opened image."""
     losses = _lost_of(image, path)
-    count = getattr(image, "n_frames", 1)
-    if count > 1 and image.format in ANIMATED_FORMATS:
+    if (count := num_frames_of(image)) > 1:
         losses.append(
             f"{path} holds {count} frames, of which the first is read; read_frames has them all"
         )
@@ -239,6 +242,8 @@ def _read(image: Image.Image, path: Path) -> Image.Image | ArrayImage:
     tags = getattr(image, "tag_v2", {})
     if is_tiff and tags.get(284, 1) == 2 and max(tags.get(258, (8,))) == 16:
         raise _NeedsTifffile(_NO_ANIMATION.format(path))
+    if image.format in ("JPEG", "MPO"):
+        check_scans(path, *image.size, max_pixels)
     pixels = read_16bit(image)
     image.load()
     if is_tiff and image.mode == "F":

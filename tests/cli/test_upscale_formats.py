@@ -139,7 +139,7 @@ def test_further_pages_are_named(upscale, tmp_path):
             writer.write(np.full((5, 6, 3), value, np.uint8), photometric="rgb")
     result = upscale("scan.tif")
     assert result.stderr.endswith(
-        "\nscan.tif holds 2 pages, of which the first is read; split it for the others\n"
+        "\nscan.tif holds several pages, of which the first is read; split it for the others\n"
     )
     assert upscale("scan.tif", "--overwrite", "--quiet").output == ""
 

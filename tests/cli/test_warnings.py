@@ -43,16 +43,16 @@ def test_quiet_runs_say_nothing(upscale, photo, little_memory):
 def test_further_pages_are_said_once(upscale, tadsr, tmp_path):
     (tmp_path / "scans").mkdir()
     scan(tmp_path / "scans" / "a.tif")
-    assert upscale("scans").stderr.count("holds 2 pages") == 1
+    assert upscale("scans").stderr.count("holds several pages") == 1
     said = tadsr("degrade", "scans", "small").stderr
-    assert said.count("Warning: scans/a.tif holds 2 pages, of which the first is read") == 1
+    assert said.count("Warning: scans/a.tif holds several pages, of which the first is read") == 1
     assert "UserWarning" not in said
 
 
 def test_every_command_says_it_as_a_plain_line(upscale, tadsr, photo, model_dir):
     scan("a.tif")
     photo("b.png")
-    line = "Warning: a.tif holds 2 pages, of which the first is read; split it for the others\n"
+    line = "Warning: a.tif holds several pages, of which the first is read"
     assert tadsr("compare", "a.tif", "a.tif", "--border", 0, code=2).stderr.startswith(line)
     options = ("-t", 1, "-s", 1, "-m", model_dir, "--process-size", 0)
     assert tadsr("sweep", "a.tif", *options).stderr == line

@@ -293,7 +293,7 @@ def test_further_pages_are_not_lost_silently(tmp_path):
     with tifffile.TiffWriter(tmp_path / "scan.tif") as writer:
         for value in (100, 200):
             writer.write(np.full((4, 5, 3), value, np.uint16), photometric="rgb")
-    with pytest.warns(ImageReadWarning, match=r"scan\.tif holds 2 pages, of which the first"):
+    with pytest.warns(ImageReadWarning, match=r"scan\.tif holds several pages, of which the first"):
         read = read_image(tmp_path / "scan.tif")
     assert (read.pixels == 100).all()
 

@@ -216,7 +216,7 @@ def test_pages_of_a_tiff_are_no_frames(tmp_path):
     frames = _frames()
     frames[0].save(tmp_path / "a.tif", save_all=True, append_images=frames[1:])
     assert count_frames(tmp_path / "a.tif") == 1
-    assert "3 pages" in find_losses(tmp_path / "a.tif")[0]
+    assert "several pages" in find_losses(tmp_path / "a.tif")[0]
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -278,6 +278,15 @@ def test_an_animation_is_a_value(tmp_path):
 def test_gif_keeps_time_in_hundredths(durations, expected, tmp_path):
     write_frames(_frames()[:3], tmp_path / "a.gif", durations_ms=durations)
     assert read_frames(tmp_path / "a.gif").durations_ms == expected
+
+
+def test_many_frames_of_no_size_are_refused(tmp_path):
+    Image.new("L", (1, 1)).save(tmp_path / "a.gif")
+    data = (tmp_path / "a.gif").read_bytes()
+    start = data.rindex(b",")
+    (tmp_path / "a.gif").write_bytes(data[:start] + data[start:-1] * 22_000 + data[-1:])
+    with pytest.raises(ImageTooLargeError, match="22000 × 1×1"):
+        read_frames(tmp_path / "a.gif")
 
 
 def test_frames_are_limited_together(tmp_path):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import struct
+import time
 import zlib
 
 import numpy as np
@@ -106,6 +108,17 @@ def test_much_text_does_not_cost_the_picture(kind, place, tmp_path):
     assert count_frames(tmp_path / "a.png") == 1
     if kind == b"iCCP":
         assert image.info["icc_profile"].startswith(SRGB_ICC)
+
+
+def test_many_texts_cost_no_time(tmp_path):
+    _large_chunk(tmp_path / "a.png", b"zTXt", "before")
+    data = (tmp_path / "a.png").read_bytes()
+    start = data.index(b"zTXt") - 4
+    stop = start + 12 + struct.unpack_from(">I", data, start)[0]
+    (tmp_path / "a.png").write_bytes(data[:start] + data[start:stop] * 3000 + data[stop:])
+    begin = time.process_time()
+    assert read_image(tmp_path / "a.png").size == (6, 5)
+    assert time.process_time() - begin < 1  # 3.6 GB to inflate
 
 
 def test_many_texts_do_not_cost_the_picture(tmp_path):
