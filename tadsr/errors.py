@@ -5,9 +5,16 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
+_LONGEST = 4000
+"""Letters of a message, which may quote what a file names."""
+
 
 class TADSRError(Exception):
     """Base of every error that tadsr raises about files, images and checkpoints."""
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 300]} … {text[-300:]}"
 
 
 class CheckpointError(TADSRError):

@@ -42,6 +42,9 @@ _KEYS = {
 }
 _FREE_KEYS = ("sample_size",)
 """Numbers that no tensor's shape follows from."""
+_LEAST = {"freq_shift": -1, "scaling_factor": 0, "mid_block_scale_factor": 0}
+_LEAST |= {"norm_eps": 0, "layer_norm_eps": 0}
+"""What numbers are above that are used with the first picture only."""
 _LAYER_KEYS = ("layers_per_block", "num_hidden_layers", "transformer_layers_per_block")
 _TENSORS_PER_LAYER = 8
 """Fewest tensors of a layer that these count."""
@@ -90,12 +93,13 @@ def check_sizes(
                     f"{path} must fit its weights, whose longest side is {largest}, but has "
                     f"{key} = {str(value)[:80]}; download or copy it again"
                 )
-    factor = kept.get("scaling_factor", 1)
-    if isinstance(factor, bool) or not isinstance(factor, int | float) or factor <= 0:
-        raise CheckpointError(
-            f"{path} must have a scaling_factor above 0, got {str(factor)[:80]}; download or copy "
-            "it again"
-        )
+    for key in kept.keys() & _LEAST.keys():
+        value, least = kept[key], _LEAST[key]
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= least:
+            raise CheckpointError(
+                f"{path} must have a {key} above {least}, got {str(value)[:80]}; download or copy "
+                "it again"
+            )
     num_blocks = len(kept["block_out_channels"]) if _is_list(kept, "block_out_channels") else 1
     for key in _LAYER_KEYS:
         counts = list(_numbers(kept.get(key)))

@@ -112,6 +112,8 @@ def download(
     def from_cache(why: str) -> Path:
         return _from_cache(repo_id, revision, cache, choose, why)
 
+    revision = revision or None
+    Snapshot(repo_id, revision or constants.DEFAULT_REVISION)  # it may be no name at all
     if local_files_only or constants.HF_HUB_OFFLINE:
         return from_cache("only the cache may be used")
     try:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from huggingface_hub import constants, hf_hub_download, hf_hub_url
@@ -41,6 +42,14 @@ class Snapshot:
     commit: str
     cache_dir: Path | None = None
     token: str | bool | None = None
+
+    def __post_init__(self) -> None:
+        path = PurePosixPath(self.commit)
+        is_path = path.is_absolute() or not path.parts or ".." in path.parts
+        if is_path or "\0" in self.commit or "\\" in self.commit:
+            raise CheckpointError(
+                f"a revision must be a branch, tag or commit, got {self.commit!r}; check its name"
+            )
 
     @classmethod
     def in_cache(
@@ -115,6 +124,11 @@ class Snapshot:
         return found
 
     def _blob(self, file: RepoSibling) -> Path:
+        if not re.fullmatch("[0-9a-f]{64}", str(file.lfs.sha256)):  # it could be any path
+            raise CheckpointError(
+                f"{file.rfilename} must be listed with a SHA-256, got {file.lfs.sha256!r}; use "
+                "another hub"
+            )
         return self._storage / "blobs" / file.lfs.sha256
 
     def _check_room(self, needed: int) -> None:

@@ -126,6 +126,9 @@ class TaggerNetwork(nn.Module):
             intermediate_size=config.intermediate_size,
         )
         self.image_encoder = SwinModel(swin)
+        for module in self.image_encoder.modules():  # transformers 4 has them saved
+            for name, buffer in list(module.named_buffers(recurse=False)):
+                module.register_buffer(name, buffer, persistent=False)
         width = config.embed_dim * 2 ** (len(config.depths) - 1)
         self.image_proj = nn.Linear(width, config.label_dim)
         self.label_embed = nn.Parameter(torch.zeros(config.num_tags, config.label_dim))

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
+from huggingface_hub.hf_api import BlobLfsInfo, RepoSibling
 from huggingface_hub.utils import enable_progress_bars
 
 from tadsr.checkpoints import inspect_checkpoint, load_checkpoint
 from tadsr.checkpoints.base import load_base
 from tadsr.checkpoints.hub import download, needed_files
+from tadsr.checkpoints.hub_files import Snapshot
 from tadsr.checkpoints.layout import BASE_MODEL_MIRRORS
 from tadsr.cli.reporting import silence_libraries
 from tadsr.errors import CheckpointError
@@ -193,6 +195,23 @@ def test_what_arrived_is_kept_for_another_call(native, hub):
     hub.requests.clear()
     assert download("owner/name") == folder
     assert len(hub.requests) == 1  # the listing
+
+
+@pytest.mark.parametrize("revision", ["..", "../../..", "/", "a\0b", "a\\..\\b"])
+def test_revisions_are_no_paths(revision, hub):
+    for options in ({}, {"local_files_only": True}):
+        with pytest.raises(CheckpointError, match="a revision must be"):
+            download("owner/name", revision=revision, **options)
+    assert not hub.requests
+
+
+def test_a_hash_is_no_path(tmp_path):
+    mine = tmp_path / "mine"
+    mine.touch()
+    large = BlobLfsInfo(size=5, sha256=str(mine), pointer_size=134)
+    with pytest.raises(CheckpointError, match="listed with a SHA-256"):
+        Snapshot("owner/name", "0" * 40, tmp_path).fetch([RepoSibling("a.pkl", 5, lfs=large)])
+    assert mine.exists()
 
 
 @pytest.mark.parametrize("is_later", [False, True])
