@@ -225,7 +225,9 @@ def folder_of(vae: nn.Module, unet: nn.Module) -> Path:
     digest.update(repr([__version__, *map(importlib.metadata.version, libraries)]).encode())
     for network in (vae, unet):
         digest.update(repr(network).encode())
-        digest.update(repr(sorted(dict(network.config).items(), key=str)).encode())
+        # Without diffusers' own notes, which hold a set in any order and where it was loaded from.
+        config = {k: v for k, v in dict(network.config).items() if not k.startswith("_")}
+        digest.update(repr(sorted(config.items(), key=str)).encode())
         for name, tensor in network.state_dict().items():
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
             digest.update(tensor.contiguous().numpy())
