@@ -271,6 +271,9 @@ def test_every_alpha_mode_where_it_fits(mode, suffix, tmp_path):
     if mode == "P":
         image = image.convert("RGB").convert("P")
         image.info["transparency"] = bytes([128] * 256)
+    elif mode == "PA":
+        image = image.convert("RGB").convert("P")
+        image.putalpha(128)  # Pillow 11.3 forgets it where RGBA is converted
     else:
         image = image.convert(mode)
     write_image(image, tmp_path / f"a{suffix}")
