@@ -12,6 +12,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from filelock import FileLock
 
 from tadsr import TADSRError, TADSRPipeline, onnx_export
 from tadsr.errors import CheckpointError
@@ -50,20 +51,24 @@ def pipe(model):
 
 @pytest.fixture(scope="module")
 def exported(model, tmp_path_factory):
-    """Once for all tests, from the shell: an export of tadsr-tiny takes a minute.
+    """Once for all tests and their processes, from the shell: an export takes a minute.
 
     In a process of its own: after all other tests torch.export failed in theirs.
     """
-    folder = tmp_path_factory.mktemp("onnx") / "model"
-    result = subprocess.run(
-        [sys.executable, "-m", "tadsr", "export", "onnx", model, folder],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith(f"{model} -> {folder} (onnx, ")
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = base / f"onnx-{Path(model).name}"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            result = subprocess.run(
+                [sys.executable, "-m", "tadsr", "export", "onnx", model, folder],
+                env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert result.returncode == 0, result.stderr
+            assert result.stdout.startswith(f"{model} -> {folder} (onnx, ")
     return Exported(folder)
 
 

@@ -126,7 +126,7 @@ def test_what_is_in_the_way_and_no_image_is_a_failure(upscale, photo):
 
 
 def test_a_run_with_nothing_to_do_loads_no_model(tadsr, photo):
-    result = tadsr("upscale", photo("a.jpg"), "-o", photo("b.png"), "-m", "missing-model")
+    result = tadsr("upscale", photo("a.jpg"), "-o", photo("b.png"), "-m", "owner/missing")
     assert "b.png: exists, skipped" in result.stderr
 
 

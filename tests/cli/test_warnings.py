@@ -52,7 +52,9 @@ def test_further_pages_are_said_once(upscale, tadsr, tmp_path):
 def test_every_command_says_it_as_a_plain_line(upscale, tadsr, photo, model_dir):
     scan("a.tif")
     photo("b.png")
-    line = "Warning: a.tif holds several pages, of which the first is read"
+    line = (
+        "Warning: a.tif holds several pages, of which the first is read; split it for the others\n"
+    )
     assert tadsr("compare", "a.tif", "a.tif", "--border", 0, code=2).stderr.startswith(line)
     options = ("-t", 1, "-s", 1, "-m", model_dir, "--process-size", 0)
     assert tadsr("sweep", "a.tif", *options).stderr == line
