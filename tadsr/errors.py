@@ -7,6 +7,8 @@ from types import ModuleType
 
 _LONGEST = 4000
 """Letters of a message, which may quote what a file names."""
+_LAST = 300
+"""Of these, the last ones, which say what to do."""
 
 
 class TADSRError(Exception):
@@ -14,7 +16,7 @@ class TADSRError(Exception):
 
     def __str__(self) -> str:
         text = super().__str__()
-        return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 300]} … {text[-300:]}"
+        return text if len(text) <= _LONGEST else f"{text[: _LONGEST - _LAST]} … {text[-_LAST:]}"
 
 
 class CheckpointError(TADSRError):

@@ -56,6 +56,9 @@ def test_graphs_are_made_once_for_each_model(stored, model, alphas_cumprod):
     assert {path.suffix for path in made} == {".xml", ".bin"}
     vae, unet = build_networks()
     assert folder_of(vae, unet) == folder
+    # diffusers' own notes: a set, whose order differs between processes, and a place.
+    unet.register_to_config(_use_default_values=["dropout", "act_fn"], _name_or_path="elsewhere")
+    assert folder_of(vae, unet) == folder
     with torch.no_grad():
         unet.conv_out.bias += 1e-3
     assert folder_of(vae, unet) not in (folder, folder_of(*model))
