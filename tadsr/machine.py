@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from tadsr.errors import TADSRError
+from tadsr.named_files import parse_json, read_text
 from tadsr.version import __version__
 from tadsr.whole_file import whole_file
 
@@ -85,7 +86,7 @@ def remember(kind: str, key: str, value: Any) -> None:
 
 def _remembered() -> dict[str, dict[str, Any]]:
     try:
-        found = json.loads(_cache_file().read_text(encoding="utf-8"))
+        found = parse_json(read_text(_cache_file()))
     except (OSError, ValueError):
         return {}
     is_ours = isinstance(found, dict) and all(isinstance(part, dict) for part in found.values())

@@ -27,6 +27,8 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         OSError: The file or its folder cannot be written.
     """
     target = Path(os.path.realpath(path))
+    if os.path.exists(target) and not os.path.isfile(target):
+        raise OSError(f"{target} must be a file, but is a folder, pipe or device")
     target.parent.mkdir(parents=True, exist_ok=True)
     name = f".tadsr-{_host()}-{os.getpid()}-{uuid.uuid4().hex}{target.suffix}"
     partial = target.with_name(name)

@@ -18,6 +18,7 @@ from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils import WeakFileLock, build_hf_headers
 
 from tadsr.errors import CheckpointError
+from tadsr.named_files import read_text
 
 WAITS_S = (1, 2, 4, 8)
 """Seconds before each further attempt; those that brought enough do not count."""
@@ -59,7 +60,7 @@ class Snapshot:
         named = cls(repo_id, revision or constants.DEFAULT_REVISION, cache_dir)
         reference = named._storage / "refs" / named.commit
         if reference.is_file():
-            named = replace(named, commit=reference.read_text(encoding="utf-8").strip())
+            named = replace(named, commit=read_text(reference).strip())
         return named if named.folder.is_dir() else None
 
     @property

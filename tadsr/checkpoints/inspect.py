@@ -12,9 +12,10 @@ from tadsr.checkpoints.adapter_files import load_adapters
 from tadsr.checkpoints.components import find_components, load_scheduler, open_weights
 from tadsr.checkpoints.detect import detect_format, find_adapter, locate, read_metadata
 from tadsr.checkpoints.hub import download
-from tadsr.checkpoints.json_files import read_json
+from tadsr.checkpoints.json_files import read_json, read_small
 from tadsr.checkpoints.layout import NATIVE, PUBLISHED_LICENCE, Component, Format, list_weight_files
 from tadsr.errors import CheckpointError
+from tadsr.named_files import holds_something
 
 NETWORK_SCALE = 4
 """Upscaling factor that the published networks are trained for."""
@@ -168,8 +169,8 @@ def _prompts(folder: Path, present: Mapping[str, Component]) -> tuple[str, ...] 
 def _licence(folder: Path, fmt: Format) -> str:
     """Return the stated licence: README's front matter, model_index.json, LICENSE's first line."""
     readme = folder / "README.md"
-    if readme.is_file():
-        text = readme.read_text(encoding="utf-8", errors="replace")
+    if holds_something(readme):
+        text = read_small(readme).decode(errors="replace")
         front = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
         stated = re.search(r"^license:\s*[\"']?([^\"'\n]+)", front[1], re.M) if front else None
         if stated:
@@ -178,8 +179,8 @@ def _licence(folder: Path, fmt: Format) -> str:
     if stated:
         return str(stated)
     licence = folder / "LICENSE"
-    if licence.is_file():
-        lines = licence.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    if holds_something(licence):
+        lines = read_small(licence).decode(errors="replace").strip().splitlines()
         if lines:
             return lines[0].strip()
     return "not stated" if fmt is NATIVE else PUBLISHED_LICENCE

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
 from tadsr.errors import CheckpointError
+from tadsr.named_files import check_is_file, parse_json
 
 AGAIN = "download or copy it again"
 """What to do about a damaged file, for errors."""
@@ -16,11 +15,16 @@ MAX_SMALL_BYTES = 2**26
 
 
 def check_file(path: Path) -> None:
-    """Raise CheckpointError unless a path is a file: reading a pipe might never end."""
-    if not os.path.isfile(path):
-        if os.path.exists(path):
-            raise CheckpointError(f"{path} must be a file, but is a folder, pipe or device")
-        raise CheckpointError(f"{path} must exist, but is missing; {AGAIN}")
+    """Raise CheckpointError unless a path is a file that holds something."""
+    try:
+        is_empty = check_is_file(path) == 0
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} must exist, but is missing; {AGAIN}") from error
+    except OSError as error:
+        reason = f"{path} cannot be read: {error.strerror}" if error.strerror else str(error)
+        raise CheckpointError(reason) from error
+    if is_empty:
+        raise CheckpointError(f"{path} must be a file with content, but is empty; {AGAIN}")
 
 
 def user_path(path: str | Path) -> Path:
@@ -42,8 +46,8 @@ def read_small(path: Path) -> bytes:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object."""
     try:
-        data = json.loads(read_small(path).decode())
-    except (OSError, ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+        data = parse_json(read_small(path).decode())
+    except (OSError, ValueError) as error:  # UnicodeDecodeError is a ValueError
         raise CheckpointError(f"{path} must be JSON, but cannot be read: {error}") from error
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} must hold a JSON object, got {type(data).__name__}")

@@ -16,6 +16,7 @@ from tadsr.checkpoints.detect import RUN_PROGRESS, is_run_checkpoint
 from tadsr.checkpoints.json_files import read_json
 from tadsr.checkpoints.load import load_checkpoint
 from tadsr.errors import CheckpointError
+from tadsr.named_files import check_is_file, read_yaml
 from tadsr.networks.adapter_targets import DEFAULT_ALPHA, DEFAULT_RANK
 from tadsr.networks.adapters import attach_new_adapters, extract_adapters, has_adapters
 from tadsr.networks.prompt_embeddings import PromptEmbeddings
@@ -52,12 +53,7 @@ def build_networks(path: str | Path, seed: int) -> Checkpoint:
         The networks with Stable Diffusion's noise schedule; the encoder's time layers change
         nothing yet, and the UNet predicts zero.
     """
-    import yaml
-
-    try:
-        configs = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} must be a readable YAML file of networks: {error}") from error
+    configs = read_yaml(path)
     if not isinstance(configs, dict) or set(configs) != set(_NETWORKS):
         raise ValueError(f"{path} must describe exactly {', '.join(_NETWORKS)}, got {configs!r}")
     with torch.random.fork_rng(devices=[]):
@@ -103,6 +99,7 @@ def load_run_checkpoint(folder: Path) -> Checkpoint:
         )
     try:
         start = load_start(model, vae=vae, seed=seed)
+        check_is_file(folder / f"{main}.safetensors")
         tensors = load_file(folder / f"{main}.safetensors")
         if (folder / "average.safetensors").is_file():
             tensors |= load_file(folder / "average.safetensors")

@@ -23,6 +23,7 @@ from tadsr.checkpoints.ram_weights import RamWeights, read_ram
 from tadsr.checkpoints.save import check_target, write_atomically
 from tadsr.checkpoints.tensor_files import TensorReader, load_strict
 from tadsr.errors import CheckpointError
+from tadsr.named_files import read_text
 from tadsr.prompts.tagger import Tagger, TaggerConfig, usual_dtype
 from tadsr.prompts.tagger_input import TaggerView
 
@@ -255,7 +256,7 @@ def _import_callable(named: str) -> Callable[[Any], str]:
 
 def _read_lines(path: Path, count: int) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_text(path).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     lines = [line.strip() for line in lines if line.strip()]

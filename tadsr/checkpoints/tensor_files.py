@@ -309,8 +309,6 @@ def _head(path: Path) -> bytes:
 def _describe(head: bytes) -> str | None:
     """Guess what a file is that holds no tensors; None without a guess."""
     text = head.lstrip().lower()
-    if not head:
-        return "it is empty"
     if text.startswith(b"<"):
         return "it is a web page saved under this name"
     if text.startswith(b"version https://git-lfs"):

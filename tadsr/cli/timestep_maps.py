@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tadsr.cli.reporting import UsageError, as_usage_errors
+from tadsr.named_files import parse_json, read_text
 
 if TYPE_CHECKING:
     from tadsr.conditioning import TimestepMap
@@ -69,7 +69,7 @@ def read_timestep_map(
     with as_usage_errors():
         try:
             if path.suffix.lower() == ".json":
-                found = json.loads(path.read_text(encoding="utf-8"))
+                found = parse_json(read_text(path))
             else:
                 found = TimestepMap.from_image(read_image(path), timestep_range)
                 if timestep_range is None and found.values.max() == _WHITE:

@@ -20,6 +20,7 @@ from tadsr.errors import TADSRError
 from tadsr.field_checks import Count, Natural, check_fields
 from tadsr.folders.jobs import Job, mirror_folder
 from tadsr.images import decode_image, encode_image, read_image, to_uint8, write_image
+from tadsr.named_files import parse_json, read_text
 from tadsr.whole_file import whole_file
 
 RECORDS = "degradations.jsonl"
@@ -152,10 +153,12 @@ def read_records(path: Path, *, strict: bool = True) -> Iterator[tuple[str, dict
         ValueError: A line is no record.
         OSError: The file cannot be read.
     """
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         try:
-            record = json.loads(line)
-            name, _ = record["hq"], record["lq"]
+            record = parse_json(line)
+            name = record["hq"]
+            if not isinstance(name, str) or not isinstance(record["lq"], str):
+                raise TypeError("names must be texts")
         except (ValueError, KeyError, TypeError) as error:
             if strict:
                 raise ValueError(

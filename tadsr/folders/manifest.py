@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -12,7 +13,7 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_type_hints
 
 from filelock import FileLock, Timeout
 
@@ -20,6 +21,7 @@ from tadsr.errors import TADSRError
 from tadsr.folders.jobs import MANIFEST_NAME, Job
 from tadsr.folders.memory_kills import count_kills, has_rebooted, has_run_out
 from tadsr.folders.outcome import Outcome
+from tadsr.named_files import holds_something, parse_json
 from tadsr.version import __version__
 
 _LOCK_NAME = ".tadsr-manifest.lock"
@@ -59,9 +61,6 @@ class Record:
     error: str | None = None
 
 
-_RECORD_FIELDS = {each.name for each in fields(Record)}
-
-
 @dataclass
 class _Beginning:
     """A note that a run began an image.
@@ -79,6 +78,9 @@ class _Beginning:
     means: str | None
     started: str
     memory: str | None = None
+
+
+Line = TypeVar("Line", Record, _Beginning)
 
 
 @dataclass
@@ -287,19 +289,18 @@ def read_manifest(folder: str | Path) -> list[Record]:
 
 def _read(path: Path) -> _Contents:
     contents = _Contents()
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
+    if not holds_something(path):
         return contents
-    for line in text.split("\n"):
-        try:
-            _take(json.loads(line), contents)
-        except (
-            *(ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError),
-            *(OverflowError, OSError),  # of a time that cannot be
-        ):
-            continue  # a line that was cut off by a power failure, or is none of ours
-    contents.is_cut = bool(text) and not text.endswith("\n")
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            contents.is_cut = not line.endswith("\n")
+            try:
+                _take(parse_json(line), contents)
+            except (
+                *(ValueError, TypeError, KeyError, IndexError, AttributeError),
+                *(OverflowError, OSError),  # of a time that cannot be
+            ):
+                continue  # a line that was cut off by a power failure, or is none of ours
     return contents
 
 
@@ -308,21 +309,33 @@ def _take(entry: dict[str, Any], contents: _Contents) -> None:
         contents.known.add(entry["run"]["settings"])
     elif "begun" in entry:
         times = (entry["started"], entry.get("memory"))
-        begun = _Beginning(entry["settings"], entry["means"], *times)
+        begun = _checked(_Beginning(entry["settings"], entry["means"], *times))
         datetime.fromisoformat(begun.started).timestamp()
         contents.begun[entry["begun"]].append(begun)
     elif "left" in entry:
         contents.begun[entry["left"]][-1].means = None
     else:
         # Fields of later versions are no matter.
-        record = Record(**{k: v for k, v in entry.items() if k in _RECORD_FIELDS})
+        known = {each.name for each in fields(Record)}
+        record = _checked(Record(**{k: v for k, v in entry.items() if k in known}))
         contents.records[record.target] = record
         contents.begun.pop(record.target, None)
 
 
+def _checked(line: Line) -> Line:
+    """Return a line whose values are of their fields' types, or raise TypeError."""
+    for name, hint in _hints(type(line)).items():
+        if not isinstance(getattr(line, name), float | int if hint is float else hint):
+            raise TypeError(f"{name} must be {hint}, got {getattr(line, name)!r}")
+    return line
+
+
+_hints = functools.cache(get_type_hints)
+
+
 def fingerprint(path: Path) -> tuple[int, str] | tuple[None, None]:
     """Return a file's size in bytes and its SHA-256; None for one that cannot be read."""
-    if not os.path.isfile(path):
+    if not holds_something(path):
         return None, None
     try:
         with open(path, "rb") as file:

@@ -12,11 +12,13 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
+from tadsr.errors import ImageTooLargeError
 from tadsr.folders.jobs import Job
 from tadsr.folders.manifest import Manifest, Record, is_changed
 from tadsr.folders.outcome import Outcome
 from tadsr.folders.restoring import FileRequest, choose_target
 from tadsr.folders.run import Report
+from tadsr.named_files import holds_something
 from tadsr.whole_file import remove_abandoned
 
 Run = Callable[[list[Job], Report], None]
@@ -160,7 +162,7 @@ def header_size(path: Path) -> tuple[int, int] | tuple[None, None] | None:
     Returns:
         Width and height in px; None for both where Pillow does not read them.
     """
-    if not os.path.isfile(path):  # a pipe would be waited for, for ever
+    if not holds_something(path):
         return None
     try:
         with warnings.catch_warnings():
@@ -173,22 +175,28 @@ def header_size(path: Path) -> tuple[int, int] | tuple[None, None] | None:
         # Pillow does not know every layout of a TIFF file.
         is_tiff = path.suffix.lower() in (".tif", ".tiff") and path.stat().st_size > 0
         return (None, None) if is_tiff else None
-    except OSError:
+    except Exception:  # a damaged file makes Pillow's plugins raise nearly anything
         return None
 
 
 def is_undamaged(path: Path) -> bool:
     """Return whether an image file without a record can be read to its end."""
+    from tadsr.images import count_frames, read_frames, read_image
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path) as image:
-                # A PNG has sums of its own, which cost no decoding.
-                image.verify() if image.format == "PNG" else image.load()
+            if path.suffix.lower() in (".png", ".apng"):
+                with Image.open(path) as image:
+                    image.verify()  # by sums, which cost no decoding
+            elif count_frames(path) > 1:
+                read_frames(path)
+            else:
+                read_image(path)
         return True
-    except (UnidentifiedImageError, Image.DecompressionBombError):
-        return True  # as for `header_size`: its header is sound
-    except Exception:  # a damaged file makes Pillow's decoders raise nearly anything
+    except (ImageTooLargeError, Image.DecompressionBombError):
+        return True  # its header is sound
+    except Exception:  # as for `header_size`
         return False
 
 

@@ -13,6 +13,7 @@ from tadsr.config import MAX_PIXELS
 from tadsr.errors import TADSRError
 from tadsr.folders.jobs import draft_folder
 from tadsr.images import decode_image, read_image
+from tadsr.named_files import parse_json, read_text
 from tadsr.prompts import describe_images, show_to_tagger
 from tadsr.whole_file import whole_file
 
@@ -149,14 +150,14 @@ def read_tags(path: str | Path) -> dict[str, str]:
 
 def _read_records(path: Path, *, may_be_torn: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_text(path).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{path} must be a readable file of tags, as `tadsr tag` writes it: {error}"
         ) from error
     for number, line in enumerate(lines, 1):
         try:
-            record = json.loads(line)
+            record = parse_json(line)
             name, is_text = record["file_name"], isinstance(record["tags"], str)
         except (ValueError, KeyError, TypeError):
             is_text = False

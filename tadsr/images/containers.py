@@ -14,6 +14,8 @@ from PIL import PngImagePlugin
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _COMPRESSED = (b"zTXt", b"iTXt", b"iCCP")
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+_LEAST_TEXT = 2**13
+"""Bytes that a text counts for, whose own costs are as large."""
 _LARGEST_PROFILE = 2**26
 _LARGEST_META = 2**24
 
@@ -38,10 +40,10 @@ def open_png(path: Path) -> tuple[Path | BinaryIO, dict[str, bytes]]:
             if kind == b"cICP" and length == 4:
                 found["cicp"] = file.read(4)
             elif kind in (*_TEXTS, b"iCCP"):
-                data = file.read(length)
                 is_enough = total > PngImagePlugin.MAX_TEXT_MEMORY  # inflated, for one picture
+                data = b"" if is_enough else file.read(length)
                 size = 0 if is_enough else _inflated_bytes(kind, data)
-                total += size
+                total += max(size, _LEAST_TEXT)
                 is_long = kind in _COMPRESSED and size > PngImagePlugin.MAX_TEXT_CHUNK
                 if is_long or total > PngImagePlugin.MAX_TEXT_MEMORY:
                     left_out.append((start - 8, start + length + 4))

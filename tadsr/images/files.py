@@ -71,8 +71,8 @@ def check_writable(
     if not os.path.isdir(path.parent):
         raise ImageWriteError(f"{path}: its folder must exist, but does not; create it first")
     _check_name_length(path)
-    if os.path.isdir(path):
-        raise ImageWriteError(f"{path}: must name a file, but is a folder")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ImageWriteError(f"{path}: must name a file, but is a folder, pipe or device")
     if reason := why_unwritable(path.parent):
         raise ImageWriteError(f"{path}: cannot be written, for {reason}; choose another folder")
     if os.path.lexists(path) and not overwrite:

@@ -149,9 +149,10 @@ def read_frames(path: str | os.PathLike[str], *, max_pixels: int | None = MAX_PI
         colors = {key: image.info[key] for key in COLOR_KEYS if key in image.info}
         indices = _frame_indices(image)
         cost = FRAME_PIXEL_BYTES if len(indices) > 1 else PIXEL_BYTES
-        check_size(path, *image.size, max_pixels, pixel_bytes=cost, num_frames=len(indices))
         for index in indices:
             image.seek(index)
+            # Here, as a GIF may grow on the way.
+            check_size(path, *image.size, max_pixels, pixel_bytes=cost, num_frames=len(indices))
             image.load()
             durations.append(float(image.info.get("duration") or 0))
             has_alpha = has_alpha or is_see_through(image)

@@ -139,6 +139,8 @@ def check_readable(path: str | os.PathLike[str], max_pixels: int | None) -> Path
         raise ImageReadError(f"{path}: must be an image file, but is a folder; name a file in it")
     if not os.path.isfile(path):  # a pipe would be waited for, for ever
         raise ImageReadError(f"{path}: must be a file, but is a pipe or device; save it first")
+    if not os.path.getsize(path):  # as the kernel's own files, of which some are waited for, too
+        raise ImageReadError(f"{path}: must hold an image, but is empty; copy it again")
     return path
 
 

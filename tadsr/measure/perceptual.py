@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tadsr.errors import CheckpointError, TADSRError, import_extra
+from tadsr.named_files import check_is_file
 
 SQUEEZENET_PREFIX = "squeezenet:"
 """A perceptual distance named so is followed by the path of the network's safetensors file."""
@@ -114,6 +115,7 @@ def _downloading(name: str) -> Iterator[None]:
 def _load_vgg16(features: nn.Module, path: Path) -> None:
     """Load the convolutions of torchvision's VGG16 into the slices that LPIPS cuts it into."""
     try:
+        check_is_file(path)
         if path.suffix == ".safetensors":
             stored = load_file(path)
         else:
@@ -187,6 +189,7 @@ class SqueezeNetDistance(nn.Module):
             self.add_module(name, _Fire(*widths))
         self.register_buffer("mean", torch.tensor(_MEAN_BGR)[:, None, None], persistent=False)
         try:
+            check_is_file(weights)
             tensors = load_file(weights)
             wanted = {k: tensors[k].float() for k in self.state_dict()}
             self.load_state_dict(wanted)

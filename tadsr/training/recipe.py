@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar, Union
 import yaml
 
 from tadsr.degradation import DegradationConfig, find_preset
+from tadsr.named_files import read_yaml
 from tadsr.training.data.data_config import DataConfig
 from tadsr.training.stages.stage_config import TimestepRamp
 from tadsr.training.training_config import TrainingConfig
@@ -50,10 +51,7 @@ def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Tr
 def _read_recipe(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path in extending:
         raise ValueError(f"{path} must not extend itself, not through other recipes either")
-    try:
-        mapping = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} must be a readable YAML file: {error}") from error
+    mapping = read_yaml(path)
     if not isinstance(mapping, dict):
         raise ValueError(f"{path} must hold a mapping of names to values, got {mapping!r}")
     beside = path.parent / str(mapping.get("model"))

@@ -10,6 +10,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from tadsr.checkpoints.json_files import read_json
 from tadsr.errors import TrainingError
 from tadsr.training.recipe import config_from_mapping, config_to_mapping
 from tadsr.training.training_config import TrainingConfig
@@ -26,7 +27,7 @@ def claim_folder(folder: Path, config: TrainingConfig) -> None:
     path = folder / "config.json"
     ours = json.loads(json.dumps(config_to_mapping(config)))
     if path.is_file():
-        theirs = _with_defaults(json.loads(path.read_text(encoding="utf-8")))
+        theirs = _with_defaults(read_json(path))
         differing = sorted(_differences(_fixed(ours), _fixed(theirs)))
         if differing:
             raise TrainingError(
@@ -70,7 +71,8 @@ def _with_defaults(mapping: dict[str, Any]) -> dict[str, Any]:
 
 def _fixed(mapping: dict[str, Any]) -> dict[str, Any]:
     fixed = {k: v for k, v in mapping.items() if k not in _FREE_TO_CHANGE}
-    fixed["data"] = {k: v for k, v in mapping["data"].items() if k not in _FREE_DATA_FIELDS}
+    if isinstance(data := mapping.get("data"), dict):
+        fixed["data"] = {k: v for k, v in data.items() if k not in _FREE_DATA_FIELDS}
     return fixed
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tadsr.errors import TrainingError
+from tadsr.named_files import parse_json, read_text
 from tadsr.training.recipe import config_to_mapping
 from tadsr.training.training_config import TrainingConfig
 from tadsr.whole_file import whole_file
@@ -64,9 +65,9 @@ class RunLog:
         """Drop the lines of steps after `step`, and a line that was cut off."""
         kept = []
         if self.path.is_file():
-            for text in self.path.read_text(encoding="utf-8").splitlines():
+            for text in read_text(self.path).splitlines():
                 try:
-                    is_kept = json.loads(text)["step"] <= step
+                    is_kept = parse_json(text)["step"] <= step
                 except (ValueError, KeyError, TypeError):
                     is_kept = False
                 if is_kept:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tadsr.errors import CheckpointError
+from tadsr.named_files import check_is_file, parse_json, read_text
 from tadsr.training.failures import full_disk
 
 _STEP_NAME = re.compile(r"step_(\d{8})")
@@ -91,10 +92,11 @@ class RunState:
         try:
             self.accelerator.load_state(str(checkpoint))
             if self.average:
+                check_is_file(checkpoint / "average.safetensors")
                 stored = load_file(checkpoint / "average.safetensors")
                 for name, tensor in self.average.items():
                     tensor.copy_(stored[name])
-            return json.loads((checkpoint / "progress.json").read_text(encoding="utf-8"))
+            return parse_json(read_text(checkpoint / "progress.json"))
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise CheckpointError(
                 f"{checkpoint} must be a checkpoint of this run, but cannot be restored: {error}; "

@@ -32,9 +32,13 @@ from tadsr.restorer import Restorer
 PACKAGE_PARENT = str(Path(tadsr.__file__).parents[1])
 FAST = FileRequest(UpscaleSettings(process_size=0))
 NOBODY = 65534
+RECORD = {"target": "a", "source": "b", "source_bytes": 1, "source_sha256": "", "settings": ""}
+RECORD |= {"finished": "", "seconds": 1, "width": 24}
+WRONG = ({"target": 5}, {"source": None}, {"seconds": "1"}, {"width": [1]}, {"error": 1})
 LINES = st.sampled_from(
     [
         *(b"[]", b"1", b'{"run": 1}', b'{"run": {}}', b"[" * 100_000, b'{"target": []}'),
+        *(json.dumps(RECORD | wrong).encode() for wrong in WRONG),
         *(b'{"left": "a"}', b'{"begun": "a", "settings": 1, "means": 2, "started": 3}'),
     ]
 )

@@ -11,6 +11,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from filelock import FileLock
 from PIL import Image
@@ -21,6 +22,7 @@ from tadsr.folders.manifest import MANIFEST_NAME, read_manifest
 from tadsr.folders.outcome import Outcome
 from tadsr.folders.resume import upscale_files
 from tadsr.folders.run import run_files
+from tadsr.images import ArrayImage, write_image
 from tadsr.tile_spec import TileSpec
 
 from .test_folders import FAST, PACKAGE_PARENT, load, write_photos
@@ -250,12 +252,14 @@ def test_a_time_that_cannot_be_is_none_of_ours(jobs):
         assert len(next_run(jobs)[0]) == 3
 
 
-@pytest.mark.parametrize("name", ["01.png", "01.jpg"])
+@pytest.mark.parametrize("name", ["01.png", "01.jpg", "01.tif", "01.jxl"])
 def test_a_truncated_result_that_no_record_tells_of_is_not_done(jobs, name):
     jobs = [replace(job, target=job.target.with_suffix(Path(name).suffix)) for job in jobs]
     Path("photos_x4").mkdir()
     path = Path("photos_x4", name)
-    Image.effect_noise((64, 64), 50).save(path)
+    # Of 16 bits, which Pillow does not read in a TIFF.
+    noise = np.random.default_rng(0).integers(0, 65536, (64, 64, 3), np.uint16)
+    write_image(ArrayImage(noise), path)
     assert next_run(jobs)[1][0].status == "skipped"
     path.write_bytes(path.read_bytes()[:-600])
     _, (outcome,) = next_run(jobs)

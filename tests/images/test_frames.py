@@ -289,6 +289,16 @@ def test_many_frames_of_no_size_are_refused(tmp_path):
         read_frames(tmp_path / "a.gif")
 
 
+def test_a_frame_that_reaches_beyond_the_others_is_limited(tmp_path):
+    Image.new("L", (1, 1)).save(tmp_path / "a.gif")
+    data = (tmp_path / "a.gif").read_bytes()
+    start = data.rindex(b",")
+    larger = data[start : start + 5] + struct.pack("<HH", 8000, 8000) + data[start + 9 :]
+    (tmp_path / "a.gif").write_bytes(data[:-1] + larger)
+    with pytest.raises(ImageTooLargeError, match="8000×8000"):
+        read_frames(tmp_path / "a.gif")
+
+
 def test_frames_are_limited_together(tmp_path):
     frames = [Image.new("RGB", (20, 10), (i, 0, 0)) for i in range(10)]
     write_frames(frames, tmp_path / "a.gif", durations_ms=[20] * 10)

@@ -10,6 +10,7 @@ import torch.distributed
 
 from tadsr.errors import TADSRWarning
 from tadsr.folders.tagging import read_tags
+from tadsr.named_files import read_text
 
 SIDECAR = "sidecar"
 """Value of `DataConfig.captions` for a .txt beside each photograph."""
@@ -27,7 +28,7 @@ def find_captions(captions: str | None, root: Path, photos: Sequence[Path]) -> d
         return {}
     if captions == SIDECAR:
         named = {path: path.with_suffix(".txt") for path in photos}
-        found = {p: t.read_text(encoding="utf-8").strip() for p, t in named.items() if t.is_file()}
+        found = {p: read_text(t).strip() for p, t in named.items() if t.is_file()}
         place, unused = "the .txt files beside them", []
     else:
         known = _read_file(Path(captions))
@@ -58,7 +59,7 @@ def _read_file(path: Path) -> dict[str, str]:
     if path.suffix == ".jsonl":
         return {_key(Path(name)): tags for name, tags in read_tags(path).items()}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_text(path).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(
             f"data.captions must be 'sidecar' or a readable file of captions: {error}"

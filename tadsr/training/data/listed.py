@@ -16,6 +16,7 @@ from torch.utils.data import Dataset, Sampler
 
 from tadsr.errors import DataError, ImageReadError
 from tadsr.image_files import find_images as find_photos
+from tadsr.named_files import read_text
 from tadsr.training.data.batch import Sample
 from tadsr.training.data.captions import find_captions
 from tadsr.training.data.data_config import DataConfig
@@ -87,7 +88,7 @@ def read_list(config: DataConfig) -> list[PhotoRecord]:
     """
     path = Path(config.source)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_text(path).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"data list must be a readable text file: {error}") from error
     records = []

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from tadsr.degradation import (
@@ -20,6 +20,7 @@ from tadsr.degradation import (
     sample_degradation,
 )
 from tadsr.images import decode_image, read_image, to_uint8
+from tadsr.named_files import check_is_file
 from tadsr.training.data.batch import Sample
 from tadsr.training.data.data_config import DataConfig
 
@@ -40,10 +41,11 @@ def photo_size(path: Path) -> Size | None:
     What Pillow does not know, such as wide TIFFs, is taken for large enough: it shows when decoded.
     """
     try:
+        check_is_file(path)
         with warnings.catch_warnings(), Image.open(path) as image:
             warnings.simplefilter("ignore")  # of huge images, which are not decoded here
             return image.size
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
+    except Exception:  # a damaged file makes Pillow's plugins raise nearly anything
         return UNKNOWN_PX if path.suffix.lower() in _OTHER_LIBRARIES else None
 
 

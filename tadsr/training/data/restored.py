@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from tadsr.checkpoints.json_files import read_json
 from tadsr.errors import DataError
 from tadsr.training.data.batch import Sample
 from tadsr.training.data.data_config import DataConfig
@@ -102,7 +103,7 @@ class RestoredSamples(Dataset):
         }
         path = self.folder / "samples.json"
         if path.is_file():
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = read_json(path)
             names = sorted(facts.keys() | found.keys())
             differing = [name for name in names if facts.get(name) != found.get(name)]
             if differing:
