@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from tadsr.errors import TADSRWarning
+from tadsr.training.muon import Muon, is_kernel
 from tadsr.training.stages.stage import TrainedNetwork
 
 _LONG_WARMUP = 0.1
@@ -29,35 +30,51 @@ def warn_of_long_warmup(networks: dict[str, TrainedNetwork], total_steps: int) -
 
 
 class Optimizers:
-    """One AdamW per network."""
+    """An AdamW per network, or an AdamW and a Muon."""
 
     def __init__(self, networks: dict[str, TrainedNetwork], accelerator: Accelerator) -> None:
         self.networks = networks
         self.accelerator = accelerator
         self.models: dict[str, nn.Module] = {}
-        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        self.optimizers: dict[str, list[torch.optim.Optimizer]] = {}
         self.parameters: dict[str, list[nn.Parameter]] = {}
         for name, (module, settings) in networks.items():
-            self.parameters[name] = [p for p in module.parameters() if p.requires_grad]
+            named = {n: p for n, p in module.named_parameters() if p.requires_grad}
+            self.parameters[name] = list(named.values())
+            kernels = []
+            if settings.muon_learning_rate is not None:
+                kernels = [n for n, p in named.items() if is_kernel(n, p)]
             adamw = torch.optim.AdamW(
-                self.parameters[name],
+                [p for n, p in named.items() if n not in kernels],
                 lr=settings.learning_rate,
                 betas=settings.betas,
                 weight_decay=settings.weight_decay,
             )
-            self.models[name], self.optimizers[name] = accelerator.prepare(module, adamw)
+            optimizers: list[torch.optim.Optimizer] = [adamw]
+            if kernels:
+                muon = Muon(
+                    [named[n] for n in kernels], settings.muon_learning_rate, settings.weight_decay
+                )
+                optimizers.append(muon)
+            self.models[name], *self.optimizers[name] = accelerator.prepare(module, *optimizers)
 
     def set_learning_rates(self, step: int, total_steps: int) -> None:
         """Set every network's learning rate for a step."""
-        for name, optimizer in self.optimizers.items():
+        for name, optimizers in self.optimizers.items():
             settings = self.networks[name].optimizer
             factor = settings.factor_at(step, total_steps)
-            for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate * factor
+            rates = (settings.learning_rate, settings.muon_learning_rate)
+            for optimizer, rate in zip(optimizers, rates, strict=False):
+                for group in optimizer.param_groups:
+                    group["lr"] = rate * factor
 
     def learning_rates(self) -> dict[str, float]:
         """Return the learning rates as figures for a log."""
-        return {f"{n}.lr": o.param_groups[0]["lr"] for n, o in self.optimizers.items()}
+        return {
+            f"{name}.{label}": optimizer.param_groups[0]["lr"]
+            for name, optimizers in self.optimizers.items()
+            for label, optimizer in zip(("lr", "muon_lr"), optimizers, strict=False)
+        }
 
     def clip(self) -> dict[str, Tensor]:
         """Clip accumulated gradients; return the norm before by network, for those that have any.
@@ -65,10 +82,11 @@ class Optimizers:
         A network may have had no loss, such as a discriminator while latents are matched.
         """
         norms = {}
-        for name, optimizer in self.optimizers.items():
+        for name, optimizers in self.optimizers.items():
             if any(p.grad is not None for p in self.parameters[name]):
                 if self.accelerator.scaler is not None:
-                    self.accelerator.scaler.unscale_(optimizer.optimizer)
+                    for optimizer in optimizers:
+                        self.accelerator.scaler.unscale_(optimizer.optimizer)
                 limit = self.networks[name].optimizer.max_grad_norm
                 norms[name] = nn.utils.clip_grad_norm_(self.parameters[name], limit)
         return norms
@@ -76,8 +94,7 @@ class Optimizers:
     def step(self, names: dict[str, Tensor] | list[str]) -> None:
         """Step networks by the gradients that `clip` has clipped, and drop these."""
         scaler = self.accelerator.scaler
-        for name in names:
-            optimizer = self.optimizers[name]
+        for optimizer in (each for name in names for each in self.optimizers[name]):
             if scaler is None:
                 optimizer.step()
             else:

@@ -170,7 +170,7 @@ def test_the_kind_chooses_the_stage(tmp_path):
             "{model: m, data: d, output: o, stage: {fake_score_optimizer: {learnin_rate: 1}}}",
             r"stage\.fake_score_optimizer has the unknown learnin_rate\. Did you mean learn",
         ),
-        ("{model: m, data: d, output: o, optimizer: {momentum: 1}}", "It has learning_rate, betas"),
+        ("{model: m, data: d, output: o, optimizer: {momentum: 1}}", "It has learning_rate, muon"),
         (
             "{model: m, data: d, output: o, stage: {mse_weight: .nan}}",
             r"stage\.mse_weight: start",

@@ -52,10 +52,13 @@ class TimestepRamp:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with warm-up and an optional cosine decay."""
+    """AdamW, or Muon and AdamW, with warm-up and an optional cosine decay."""
 
     learning_rate: Positive = 5e-5
     """Peak learning rate, > 0."""
+    muon_learning_rate: Limit | None = None
+    """Peak learning rate, > 0, of Muon, which then steps the kernels and matrices, so that AdamW
+    has the biases, norms and embeddings; None has AdamW step all (published code)."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's momentum terms, each in [0, 1)."""
     weight_decay: Weight = 1e-2
