@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import os
@@ -71,6 +72,12 @@ def golden_pipeline():
     from tadsr import TADSRPipeline
 
     return TADSRPipeline.from_pretrained(GOLDEN / "base", adapter=GOLDEN / "tadsr.pkl")
+
+
+@pytest.fixture
+def own_pipeline(golden_pipeline):
+    """The same for a test that changes it."""
+    return copy.deepcopy(golden_pipeline)
 
 
 @pytest.fixture(scope="session")

@@ -20,8 +20,8 @@ FAST = {"process_size": 0, "timestep": 300}
 
 
 @pytest.fixture
-def pipe(golden_dir):
-    return TADSRPipeline.from_pretrained(golden_dir / "base", adapter=golden_dir / "tadsr.pkl")
+def pipe(own_pipeline):
+    return own_pipeline
 
 
 @pytest.fixture
@@ -30,11 +30,11 @@ def image():
 
 
 @pytest.fixture
-def lora(golden_dir, tmp_path):
+def lora(golden_pipeline, tmp_path):
     """A LoRA of UNet and text encoder, as diffusers writes it."""
     torch.manual_seed(0)
     config = LoraConfig(r=2, target_modules=["to_q", "q_proj"], init_lora_weights=False)
-    other = TADSRPipeline.from_pretrained(golden_dir / "base", adapter=golden_dir / "tadsr.pkl")
+    other = copy.deepcopy(golden_pipeline)
     layers = {}
     for name in ("unet", "text_encoder"):
         model = other.components[name]
@@ -63,8 +63,8 @@ def test_diffusers_opens_a_saved_folder(pipe, model_dir, image, tmp_path, has_te
     assert np.array_equal(ours(image, at, process_size=0), ours(image, process_size=0))
 
 
-def test_results_have_images(pipe, image):
-    found = pipe(image, **FAST)
+def test_results_have_images(golden_pipeline, image):
+    found = golden_pipeline(image, **FAST)
     plain = Image.fromarray(np.asarray(found))
     (same,) = found.images
     assert same is found
@@ -74,26 +74,26 @@ def test_results_have_images(pipe, image):
     for copied in (found.copy(), pickle.loads(pickle.dumps(found)), copy.copy(found)):
         assert type(copied) is Image.Image
         assert copied == found
-    many = pipe([image, image], **FAST)
+    many = golden_pipeline([image, image], **FAST)
     assert many.images == many == [found, found]
 
 
 @pytest.mark.parametrize(
     ("is_dict", "images_of"), [(True, attrgetter("images")), (False, itemgetter(0))]
 )
-def test_return_dict_says_how_images_come(pipe, image, is_dict, images_of):
+def test_return_dict_says_how_images_come(golden_pipeline, image, is_dict, images_of):
     def images(source):
-        return images_of(pipe(source, **FAST, return_dict=is_dict))
+        return images_of(golden_pipeline(source, **FAST, return_dict=is_dict))
 
     (only,) = images(image)
-    assert only == pipe(image, **FAST)
+    assert only == golden_pipeline(image, **FAST)
     assert images([image, image]) == [only, only]
     assert images(torch.rand(2, 3, 9, 12)).shape == (2, 3, 36, 48)
 
 
-def test_arrays_are_bytes_and_tensors_floats(pipe, image):
-    assert pipe(image, **FAST, output_type="np").dtype == np.uint8
-    assert pipe(image, **FAST, output_type="pt").dtype == torch.float32
+def test_arrays_are_bytes_and_tensors_floats(golden_pipeline, image):
+    assert golden_pipeline(image, **FAST, output_type="np").dtype == np.uint8
+    assert golden_pipeline(image, **FAST, output_type="pt").dtype == torch.float32
 
 
 @pytest.mark.parametrize(
@@ -108,24 +108,24 @@ def test_arrays_are_bytes_and_tensors_floats(pipe, image):
         ("seed", "generator="),
     ],
 )
-def test_arguments_are_answered_with_ours(pipe, image, argument, instead):
+def test_arguments_are_answered_with_ours(golden_pipeline, image, argument, instead):
     with pytest.raises(TypeError, match=f"{argument} has no meaning here: .*{instead}"):
-        pipe(image, **{argument: 1})
+        golden_pipeline(image, **{argument: 1})
     with pytest.raises(TypeError, match="unexpected keyword argument 'timestepp'"):
-        pipe(image, timestepp=1)
+        golden_pipeline(image, timestepp=1)
     for arguments, named in ((("a house",), {"image": image}), (("a house", image), {})):
         with pytest.raises(TypeError, match="the image comes first"):
-            pipe(*arguments, **named)
+            golden_pipeline(*arguments, **named)
     with pytest.raises(TypeError, match="prompt="):
-        pipe(image, "a house")
+        golden_pipeline(image, "a house")
 
 
 @pytest.mark.parametrize(
     ("argument", "instead"),
     [("use_safetensors", "leave it out"), ("device_map", "to\\("), ("vae", "pipe.unet = ")],
 )
-def test_loading_and_saving_are_answered_with_ours(pipe, argument, instead, tmp_path):
-    for call in (TADSRPipeline.from_pretrained, pipe.save_pretrained):
+def test_loading_and_saving_are_answered_with_ours(golden_pipeline, argument, instead, tmp_path):
+    for call in (TADSRPipeline.from_pretrained, golden_pipeline.save_pretrained):
         with pytest.raises(TypeError, match=f"{argument} has no meaning here: .*{instead}"):
             call(tmp_path / "model", **{argument: True})
 
@@ -142,10 +142,10 @@ def test_loading_and_saving_are_answered_with_ours(pipe, argument, instead, tmp_
         ("cuda", "to\\(.cuda"),
     ],
 )
-def test_methods_are_answered_with_ours(pipe, method, instead):
+def test_methods_are_answered_with_ours(golden_pipeline, method, instead):
     name = method.removeprefix("vae.")
     with pytest.raises(TADSRError, match=f"{name} has no meaning here: .*{instead}"):
-        attrgetter(method)(pipe)()
+        attrgetter(method)(golden_pipeline)()
 
 
 def test_loras_are_attached_weighed_fused_and_taken_away(pipe, image, lora):

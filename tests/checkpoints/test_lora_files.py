@@ -25,8 +25,8 @@ WEIGHTS = "pytorch_lora_weights.safetensors"
 
 
 @pytest.fixture
-def pipe(golden_dir):
-    return TADSRPipeline.from_pretrained(golden_dir / "base", adapter=golden_dir / "tadsr.pkl")
+def pipe(own_pipeline):
+    return own_pipeline
 
 
 def config(**changes):
@@ -125,12 +125,10 @@ def test_the_text_encoders_part_changes_prompts_the_kept_empty_one_too(pipe, tmp
     assert (found - before).abs().max() > 1e-3
 
 
-def test_adapters_kept_apart_stay_apart(golden_dir, pipe, tmp_path):
+def test_adapters_kept_apart_stay_apart(unmerged_pipeline, pipe, tmp_path):
     lora = config()
     path = save_as_diffusers(with_lora(pipe.unet, lora), lora, tmp_path)
-    apart = TADSRPipeline.from_pretrained(
-        golden_dir / "base", adapter=golden_dir / "tadsr.pkl", merge_adapters=False
-    )
+    apart = copy.deepcopy(unmerged_pipeline)
     apart.merge_lora(path)
     pipe.merge_lora(path)
     assert apart.adapters is not None

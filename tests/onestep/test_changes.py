@@ -260,8 +260,8 @@ def test_compiled_networks_run_in_any_thread(model_dir, monkeypatch):
         torch.testing.assert_close(found, results["eager"][0], atol=1e-5, rtol=0)
 
 
-def test_a_model_that_was_run_is_saved_as_it_was(golden_dir, tmp_path):
-    pipe = TADSRPipeline.from_pretrained(golden_dir / "base", adapter=golden_dir / "tadsr.pkl")
+def test_a_model_that_was_run_is_saved_as_it_was(own_pipeline, tmp_path):
+    pipe = own_pipeline
     expected = {name: values.clone() for name, values in pipe.unet.state_dict().items()}
     pipe(torch.rand(3, 8, 8), process_size=0)
     pipe.save_pretrained(tmp_path / "model")

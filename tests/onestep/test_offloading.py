@@ -12,17 +12,14 @@ import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
 from torch import nn
 
-from tadsr import TADSRPipeline
 from tadsr.onestep import TileSpec
-
-PIECES = [None, TileSpec()]
 
 
 @pytest.fixture
-def pipe(golden_dir):
+def pipe(own_pipeline):
     # Networks that come and go are run by their own modules, so that the results are equal.
-    adapter = golden_dir / "tadsr.pkl"
-    return TADSRPipeline.from_pretrained(golden_dir / "base", adapter=adapter, engine="eager")
+    own_pipeline.set_engine("eager")
+    return own_pipeline
 
 
 def photo():
@@ -50,16 +47,6 @@ class OnlyWhileRunning(ModelHook):
         return output
 
 
-@pytest.mark.parametrize("tiling", PIECES, ids=["whole", "bands"])
-def test_whole_networks_come_and_go(pipe, tiling):
-    expected = pipe(photo(), tiling=tiling, process_size=0)
-    pipe.set_engine("auto")
-    pipe.enable_model_cpu_offload(device="cpu")
-    assert all(hasattr(model, "_hf_hook") for model in (pipe.vae, pipe.unet, pipe.text_encoder))
-    for _ in range(2):  # networks go back after a call
-        np.testing.assert_array_equal(pipe(photo(), tiling=tiling, process_size=0), expected)
-
-
 class OnlyDuringACall(OnlyWhileRunning):
     """Keep a whole network on the meta device until its hook is called, as beside a GPU."""
 
@@ -78,21 +65,28 @@ class OnlyDuringACall(OnlyWhileRunning):
         return output
 
 
-@pytest.mark.parametrize("tiling", PIECES, ids=["whole", "bands"])
-def test_a_network_is_brought_by_its_own_hook(pipe, tiling):
-    expected = pipe(photo(), tiling=tiling, process_size=0)
-    pipe.set_engine("auto")
+def by_model(pipe):
+    pipe.enable_model_cpu_offload(device="cpu")
+    assert all(hasattr(model, "_hf_hook") for model in (pipe.vae, pipe.unet, pipe.text_encoder))
+
+
+def by_its_own_hook(pipe):
     for network in (pipe.vae, pipe.unet):
         add_hook_to_module(network, OnlyDuringACall())
-    np.testing.assert_array_equal(pipe(photo(), tiling=tiling, process_size=0), expected)
 
 
-@pytest.mark.parametrize("tiling", PIECES, ids=["whole", "bands"])
-def test_weights_may_be_there_only_while_their_layer_runs(pipe, tiling):
-    expected = pipe(photo(), tiling=tiling, process_size=0)
-    pipe.set_engine("auto")
+def by_layer(pipe):
     for model in (pipe.vae, pipe.unet, pipe.text_encoder):
         for layer in list(model.modules()):
             add_hook_to_module(layer, OnlyWhileRunning())
         assert {p.device.type for p in model.parameters()} == {"meta"}
-    np.testing.assert_array_equal(pipe(photo(), tiling=tiling, process_size=0), expected)
+
+
+@pytest.mark.parametrize("tiling", [None, TileSpec()], ids=["whole", "bands"])
+@pytest.mark.parametrize("offload", [by_model, by_its_own_hook, by_layer])
+def test_weights_come_and_go(pipe, offload, tiling):
+    expected = pipe(photo(), tiling=tiling, process_size=0)
+    pipe.set_engine("auto")
+    offload(pipe)
+    for _ in range(2):  # they go back after a call
+        np.testing.assert_array_equal(pipe(photo(), tiling=tiling, process_size=0), expected)

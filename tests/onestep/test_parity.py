@@ -20,6 +20,10 @@ PLANS = {
 }
 
 
+OTHER_PLANS = ("cpu", "contiguous", "kernels")
+"""For networks beside the usual ones, whose upsampling is theirs."""
+
+
 @pytest.fixture(params=PLANS, ids=str)
 def plan(request):
     return PLANS[request.param]
@@ -66,6 +70,7 @@ def test_sampling_draws_the_same_noise(plan, networks, alphas_cumprod):
     ],
     ids=lambda options: next(iter(options)),
 )
+@pytest.mark.parametrize("plan", OTHER_PLANS, indirect=True)
 def test_other_unets_of_the_same_blocks(options, plan, alphas_cumprod):
     networks = build_networks(**options)
     compare(networks, alphas_cumprod, plan, make_inputs(2, timesteps=[5, 900]))

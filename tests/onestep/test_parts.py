@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tadsr import TADSRPipeline
 from tadsr.onestep import EnginePlan, choose_plan, same_size_ranges
 from tadsr.onestep.attention import attend_in_chunks
 from tadsr.onestep.fused_layers import FusedLayers
@@ -97,8 +96,8 @@ def test_batches_are_neighbours_of_one_size(sizes, limit):
         assert len(ranges) <= runs + len(sizes) // 4
 
 
-def test_a_list_in_batches_is_the_list_one_by_one(golden_dir, monkeypatch):
-    pipe = TADSRPipeline.from_pretrained(golden_dir / "base", adapter=golden_dir / "tadsr.pkl")
+def test_a_list_in_batches_is_the_list_one_by_one(own_pipeline, monkeypatch):
+    pipe = own_pipeline
     images = [*torch.rand(4, 3, 8, 12), torch.rand(3, 8, 8)]
     timesteps = [5, 5, 900, 30, 5]
     alone = [pipe(*each, process_size=0) for each in zip(images, timesteps, strict=True)]

@@ -35,8 +35,9 @@ def lq():
     return Image.open(PHOTO).crop((150, 60, 181, 99))
 
 
-@pytest.mark.parametrize("scale", [4, 2.7])
-@pytest.mark.parametrize("color_fix", ["adain", "wavelet", "none"])
+@pytest.mark.parametrize(
+    ("color_fix", "scale"), [("adain", 4), ("adain", 2.7), ("wavelet", 2.7), ("none", 4)]
+)
 def test_pieces_give_the_whole(pipe, lq, color_fix, scale):
     options = {"color_fix": color_fix, "scale": scale, "process_size": 0, "output_type": "pt"}
     whole = pipe(lq, 300, tiling=None, **options)
@@ -150,8 +151,8 @@ def test_an_engine_that_is_asked_for_is_used_or_a_warning_says_why_not(lq, room,
 
 
 @pytest.mark.parametrize("part", ["encoder", "UNet", "decoder"])
-def test_a_network_that_overflows_halves_in_bands_is_run_again(part, golden_dir):
-    pipe = TADSRPipeline.from_pretrained(golden_dir / "base", adapter=golden_dir / "tadsr.pkl")
+def test_a_network_that_overflows_halves_in_bands_is_run_again(part, own_pipeline):
+    pipe = own_pipeline
     network = {"encoder": pipe.vae.encoder, "UNet": pipe.unet, "decoder": pipe.vae.decoder}[part]
     with torch.no_grad():
         network.conv_in.weight.copy_(network.conv_in.weight.sign() * 6e4)
@@ -248,9 +249,8 @@ def test_rows_of_a_resized_image_are_those_of_the_whole(size, new, rows):
     torch.testing.assert_close(found, whole, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("suffix", [".png", ".tif"])
 @pytest.mark.parametrize("kind", ["RGB", "RGBA", "L", "I;16", "rgb16"])
-def test_a_file_written_in_strips_holds_the_image(pipe, lq, tmp_path, suffix, kind, monkeypatch):
+def test_a_file_written_in_strips_holds_the_image(pipe, lq, tmp_path, kind, monkeypatch):
     monkeypatch.setattr("tadsr.onestep.banded.STRIP_PIXELS", 124 * 7)
     image = lq
     if kind == "RGBA":
@@ -261,20 +261,21 @@ def test_a_file_written_in_strips_holds_the_image(pipe, lq, tmp_path, suffix, ki
         image = Image.fromarray(np.asarray(lq.convert("L")).astype(np.uint16) * 250)
     elif kind == "rgb16":
         image = np.asarray(lq).astype(np.uint16) * 250
-    path = tmp_path / f"out{suffix}"
-    pipe.upscale_to_file(image, path, 300, tiling=IN_PIECES, process_size=0)
     whole = pipe(image, 300, tiling=IN_PIECES, process_size=0)
-    if kind == "rgb16":
-        if suffix == ".png":  # Pillow reads 8 of the 16 bits
-            found, whole = np.asarray(Image.open(path)), whole >> 8
+    for name in ("out.png", "out.tif"):
+        path, expected = tmp_path / name, np.asarray(whole)
+        pipe.upscale_to_file(image, path, 300, tiling=IN_PIECES, process_size=0)
+        assert [file.name for file in tmp_path.iterdir()] == [name]
+        if kind != "rgb16":
+            with Image.open(path) as opened:
+                assert opened.mode == whole.mode
+                found = np.asarray(opened)
+        elif name == "out.png":  # Pillow reads 8 of the 16 bits
+            found, expected = np.asarray(Image.open(path)), whole >> 8
         else:
             found = tifffile.imread(path)
-    else:
-        with Image.open(path) as opened:
-            assert opened.mode == whole.mode
-            found = np.asarray(opened)
-    assert np.array_equal(found, np.asarray(whole))
-    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+        assert np.array_equal(found, expected)
+        path.unlink()
 
 
 def test_a_file_written_in_strips_keeps_profile_exif_and_resolution(pipe, lq, tmp_path):
