@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import typing
 from dataclasses import dataclass, fields, is_dataclass
@@ -55,9 +56,14 @@ def check_fields(config: Any) -> None:
     Raises:
         ValueError: A number is out of its range or not finite, or a value is none of a Literal's.
     """
-    hints = typing.get_type_hints(type(config), include_extras=True)
+    hints = _hints_of(type(config))
     for field in fields(config):
         _check(getattr(config, field.name), hints[field.name], field.name)
+
+
+@functools.cache
+def _hints_of(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind, include_extras=True)
 
 
 def _check(value: Any, hint: Any, name: str) -> None:

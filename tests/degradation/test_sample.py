@@ -25,13 +25,16 @@ def only(kind_weights=(1.0, 0, 0, 0, 0, 0), sinc=0.0):
     return dataclasses.replace(preset, stages=(stage, preset.stages[1]))
 
 
+ROUND, TURNED, SINC = only(), only((0, 1.0, 0, 0, 0, 0)), only(sinc=1.0)
+
+
 def first_blur(seed, config) -> KernelParams:
     return sample_degradation(np.random.default_rng(seed), config).stages[0].blur
 
 
 @given(SEEDS)
 def test_a_sinc_is_cut_off_higher_when_it_is_small(seed):
-    blur = first_blur(seed, only(sinc=1.0))
+    blur = first_blur(seed, SINC)
     assert blur.kind == "sinc"
     assert math.pi / (3 if blur.size < SMALL_SINC_PX else 5) <= blur.cutoff <= math.pi
 
@@ -46,18 +49,19 @@ def test_the_final_sinc_is_an_odd_low_pass(seed):
 
 @given(SEEDS)
 def test_isotropic_kernels_are_round_and_others_turned(seed):
-    iso, aniso = first_blur(seed, only()), first_blur(seed, only((0, 1.0, 0, 0, 0, 0)))
+    iso, aniso = first_blur(seed, ROUND), first_blur(seed, TURNED)
     assert (iso.sigma_x, iso.theta) == (iso.sigma_y, 0.0)
     assert -math.pi <= aniso.theta <= math.pi
     assert aniso.sigma_x != aniso.sigma_y
 
 
 def test_half_of_the_shapes_lie_on_each_side_of_one():
-    generalized = [first_blur(s, only((0, 0, 1.0, 0, 0, 0))).beta for s in range(600)]
+    generalized, plateaus = only((0, 0, 1.0, 0, 0, 0)), only((0, 0, 0, 0, 1.0, 0))
+    generalized = [first_blur(seed, generalized).beta for seed in range(600)]
     assert np.mean(np.array(generalized) < 1) == pytest.approx(0.5, abs=0.07)
     assert 0.5 <= min(generalized) <= max(generalized) <= 4
     # Real-ESRGAN's plateaus start at 1, so the lower half is exactly 1.
-    plateau = [first_blur(s, only((0, 0, 0, 0, 1.0, 0))).beta for s in range(600)]
+    plateau = [first_blur(seed, plateaus).beta for seed in range(600)]
     assert np.mean(np.array(plateau) == 1) == pytest.approx(0.5, abs=0.07)
     assert 1 <= min(plateau) <= max(plateau) <= 2
 
