@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -21,7 +20,7 @@ from tadsr.images import resize_bicubic, to_uint8, write_image
 from tadsr.measure.metrics import Metric, default_metrics, describe_size, make_metric
 from tadsr.measure.pairing import match_images
 from tadsr.measure.perceptual import SqueezeNetDistance
-from tadsr.measure.pictures import read_rgb8
+from tadsr.measure.pictures import read_rgb8, to_unit
 from tadsr.restorer import Restorer
 from tadsr.version import __version__
 
@@ -100,7 +99,7 @@ def make_perceptual_metric(weights: str | Path, *, device: Any = "cpu") -> Metri
     distance = SqueezeNetDistance(weights).to(device)
 
     def measure(image: np.ndarray, reference: np.ndarray | None) -> float:
-        pair = (_to_tensor(x).to(device) * 2 - 1 for x in (image, reference))
+        pair = (to_unit(x).to(device) * 2 - 1 for x in (image, reference))
         return float(distance(*pair))
 
     return Metric("squeezenet", measure, needs_reference=True, is_higher_better=False)
@@ -233,7 +232,7 @@ class _Sample:
 
     @cached_property
     def lq(self) -> Tensor:
-        return _to_tensor(read_rgb8(self.paths[LQ]))
+        return to_unit(read_rgb8(self.paths[LQ]))
 
     @cached_property
     def scale(self) -> float:
@@ -359,8 +358,3 @@ def _saving(method: _Method, folder: Path) -> Callable[[_Sample], np.ndarray]:
         return image
 
     return produce
-
-
-def _to_tensor(image: np.ndarray) -> Tensor:
-    """Turn uint8 (H, W, 3) into (1, 3, H, W) in [0, 1]."""
-    return torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255

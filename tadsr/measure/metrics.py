@@ -187,6 +187,8 @@ def make_metric(name: str, *, border_px: int = 4, device: Any = "cpu") -> Metric
 def _make_pyiqa_metric(name: str, device: Any) -> Metric:
     import torch
 
+    from tadsr.measure.pictures import to_unit
+
     try:
         pyiqa = importlib.import_module("pyiqa")
     except Exception as error:  # a torchvision built for another torch raises RuntimeError
@@ -213,12 +215,8 @@ def _make_pyiqa_metric(name: str, device: Any) -> Metric:
 
     def measure(image: np.ndarray, reference: np.ndarray | None) -> float:
         images = (image, reference) if needs_reference else (image,)
-        tensors = [
-            torch.from_numpy(np.ascontiguousarray(x)).permute(2, 0, 1)[None].float() / _PEAK
-            for x in images
-        ]
         with torch.no_grad():
-            return float(network(*(x.to(device) for x in tensors)).mean())
+            return float(network(*(to_unit(x).to(device) for x in images)).mean())
 
     return Metric(name, measure, needs_reference, not network.lower_better)
 

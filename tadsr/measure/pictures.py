@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from tadsr.images import ImageLike, decode_image, read_image, to_uint8
 from tadsr.images.color_space import to_srgb
@@ -28,6 +30,11 @@ def to_rgb8(image: ImageLike) -> np.ndarray:
         alpha = decoded.alpha.permute(1, 2, 0).cpu().numpy()  # [H, W, 1]
         colors = (colors * alpha + 255 * (1 - alpha)).round().astype(np.uint8)
     return np.ascontiguousarray(colors)
+
+
+def to_unit(image: np.ndarray) -> Tensor:
+    """Turn uint8 (H, W, 3) into (1, 3, H, W) in [0, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float() / 255
 
 
 def read_rgb8(path: str | os.PathLike[str]) -> np.ndarray:

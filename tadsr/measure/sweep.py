@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import torch
 from PIL import Image
 
-from tadsr.images import resize_bicubic
+from tadsr.images import resize_bicubic, to_uint8
 from tadsr.measure.evaluation import BASELINE, HQ, LQ, Evaluation, Row
 from tadsr.measure.metrics import Metric
+from tadsr.measure.pictures import to_unit
 from tadsr.measure.regions import Box, detail_map, difference_map, find_box
 from tadsr.measure.sheet import PANEL_PX, Panel, draw_sheet
 
@@ -36,9 +36,7 @@ class TimestepSweep:
     def bicubic(self) -> np.ndarray:
         """The LQ enlarged by bicubic, uint8, (H, W, 3)."""
         size = next(iter(self.results.values())).shape[:2]
-        pixels = torch.tensor(self.lq).permute(2, 0, 1)[None].float()
-        enlarged = resize_bicubic(pixels, size)[0].round().clamp(0, 255).byte()
-        return enlarged.permute(1, 2, 0).contiguous().numpy()
+        return to_uint8(resize_bicubic(to_unit(self.lq), size)[0])
 
     def find_box(self) -> Box:
         """Return the part with detail in which the timesteps differ most."""
