@@ -11,6 +11,16 @@ import torch
 import yaml
 from diffusers import AutoencoderKL
 from PIL import Image
+from safetensors.torch import load_file
+
+from tadsr.training import (
+    AutoencoderConfig,
+    DataConfig,
+    DistillationConfig,
+    OptimizerConfig,
+    TimestepRamp,
+    TrainingConfig,
+)
 
 PHOTO_PX = 96
 
@@ -89,3 +99,46 @@ def networks(tmp_path_factory):
     path = tmp_path_factory.mktemp("networks") / "networks.yaml"
     path.write_text(yaml.safe_dump(NETWORKS))
     return path
+
+
+QUICK = OptimizerConfig(learning_rate=2e-3)
+PLAIN = AutoencoderConfig(perceptual="none", perceptual_weight=0)
+
+
+def make_config(model, photos, output, stage, **changes):
+    settings = {
+        "data": DataConfig(str(photos), crop_px=32, num_workers=0),
+        "optimizer": QUICK,
+        "steps": 3,
+        "batch_size": 2,
+        "log_every": 1,
+        "save_every": 2,
+        "device": "cpu",
+    }
+    return TrainingConfig(model=str(model), output=str(output), stage=stage, **settings | changes)
+
+
+def distillation(**changes):
+    settings = {"perceptual_weight": TimestepRamp(0, 0), "fake_score_optimizer": QUICK}
+    return DistillationConfig(**settings | changes)
+
+
+PLAIN_STUDENT = distillation(adapter_rank=0, tavsd_weight=TimestepRamp(0, 0))
+"""Trained whole and without a teacher."""
+
+
+def read_log(output, kind="steps_per_second"):
+    lines = [json.loads(s) for s in (output / "log.jsonl").read_text().splitlines()]
+    return [line for line in lines if kind in line]
+
+
+def trained_tensors(output, network, step):
+    return load_file(output / "checkpoints" / f"step_{step:08d}" / f"{network}.safetensors")
+
+
+@pytest.fixture
+def configure(networks, photos, tmp_path):
+    """Configure a run on small networks in `tmp_path / "run"`."""
+    return lambda stage=PLAIN, **changes: make_config(
+        networks, photos, tmp_path / "run", stage, **changes
+    )

@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import multiprocessing
-import resource
-import shutil
-import signal
-import time
 
 import numpy as np
 import pytest
@@ -18,14 +13,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tadsr import TADSRError, TADSRPipeline
+from tadsr import TADSRPipeline
 from tadsr.checkpoints import load_adapters, load_checkpoint
-from tadsr.errors import CheckpointError, DataError, TADSRWarning, Terminated, TrainingError
+from tadsr.errors import TADSRWarning
 from tadsr.training import (
-    AutoencoderConfig,
     DataConfig,
-    DistillationConfig,
-    OptimizerConfig,
     RestoredConfig,
     TeacherConfig,
     TimestepRamp,
@@ -33,59 +25,28 @@ from tadsr.training import (
     TrainingConfig,
     ValidationConfig,
 )
-from tadsr.training.data import open_data
-from tadsr.training.failures import explain_worker_failure
 from tadsr.training.losses import mse_per_sample
 from tadsr.training.randomness import SampleRandomness
-from tadsr.training.run_folder import locked
 
-QUICK = OptimizerConfig(learning_rate=2e-3)
+from .conftest import PLAIN, PLAIN_STUDENT, distillation, make_config, read_log, trained_tensors
+
 FEW_TEXTS = {"negative_prompt": "degraded photo", "teacher_prompt": ""}
-
-
-def make_config(model, photos, output, stage, **changes):
-    settings = {
-        "data": DataConfig(str(photos), crop_px=32, num_workers=0),
-        "optimizer": QUICK,
-        "steps": 3,
-        "batch_size": 2,
-        "log_every": 1,
-        "save_every": 2,
-        "device": "cpu",
-    }
-    return TrainingConfig(model=str(model), output=str(output), stage=stage, **settings | changes)
-
-
-def distillation(**changes):
-    settings = {"perceptual_weight": TimestepRamp(0, 0), "fake_score_optimizer": QUICK}
-    return DistillationConfig(**settings | changes)
-
-
-def read_log(output, kind="steps_per_second"):
-    lines = [json.loads(s) for s in (output / "log.jsonl").read_text().splitlines()]
-    return [line for line in lines if kind in line]
-
-
-def trained_tensors(output, network, step):
-    return load_file(output / "checkpoints" / f"step_{step:08d}" / f"{network}.safetensors")
 
 
 @pytest.fixture(scope="module")
 def small_chain(networks, photos, tmp_path_factory):
     """An autoencoder and a teacher trained from scratch, each by its own run."""
     folder = tmp_path_factory.mktemp("chain")
-    stage = AutoencoderConfig(perceptual="none", perceptual_weight=0)
-    config = make_config(networks, photos, folder / "autoencoder", stage, steps=20, save_every=100)
+    output = folder / "autoencoder"
+    config = make_config(networks, photos, output, PLAIN, steps=20, save_every=100)
     autoencoder = Trainer(config).train()
     stage = TeacherConfig(degraded_probability=0.5)
-    config = make_config(
-        networks, photos, folder / "teacher", stage, steps=24, vae=str(autoencoder), batch_size=4,
-        save_every=100,
-    )  # fmt: skip
+    sizes = {"steps": 24, "batch_size": 4, "save_every": 100}
+    config = make_config(networks, photos, folder / "teacher", stage, vae=str(autoencoder), **sizes)
     return folder, autoencoder, Trainer(config).train()
 
 
-def test_the_stages_from_scratch_learn_and_hand_over(small_chain, networks, photos, tmp_path):
+def test_the_stages_from_scratch_learn_and_hand_over(configure, small_chain, photos, tmp_path):
     folder, autoencoder, teacher = small_chain
     history = [line["autoencoder.loss"] for line in read_log(folder / "autoencoder")]
     assert np.mean(history[-4:]) < 0.8 * np.mean(history[:4])
@@ -100,10 +61,8 @@ def test_the_stages_from_scratch_learn_and_hand_over(small_chain, networks, phot
         adapter_rank=0, teacher=str(teacher), latent_steps=8, train_decoder=True,
         tavsd_weight=TimestepRamp(0.01, 0.01), **FEW_TEXTS,
     )  # fmt: skip
-    config = make_config(
-        networks, photos, tmp_path / "run", stage, vae=str(autoencoder), steps=32, batch_size=4,
-        save_every=100,
-    )  # fmt: skip
+    sizes = {"steps": 32, "batch_size": 4, "save_every": 100}
+    config = configure(stage, vae=str(autoencoder), **sizes)
     model = Trainer(config).train()
     lines = read_log(tmp_path / "run")
     assert all(line["step"] == i + 1 for i, line in enumerate(lines))
@@ -117,7 +76,7 @@ def test_the_stages_from_scratch_learn_and_hand_over(small_chain, networks, phot
 
 
 def test_images_are_compared_with_what_a_restorer_makes_as_the_timestep_says(
-    networks, photos, tmp_path
+    configure, networks, photos, tmp_path
 ):
     data = DataConfig(
         str(photos), crop_px=32, num_workers=0, restored=RestoredConfig(str(tmp_path / "kept"), 4)
@@ -132,11 +91,8 @@ def test_images_are_compared_with_what_a_restorer_makes_as_the_timestep_says(
     def restorer(lq):
         return F.interpolate(1 - lq, scale_factor=4)
 
-    trainer = Trainer(
-        make_config(networks, photos, tmp_path / "run", stage, data=data),
-        perceptual=mse_per_sample,
-        restorer=restorer,
-    )
+    config = configure(stage, data=data)
+    trainer = Trainer(config, perceptual=mse_per_sample, restorer=restorer)
     assert TADSRPipeline.from_pretrained(trainer.train())
     log = read_log(tmp_path / "run")[-1]
     assert log["student.loss"] == pytest.approx(
@@ -155,12 +111,10 @@ def test_images_are_compared_with_what_a_restorer_makes_as_the_timestep_says(
         make_config(networks, photos, tmp_path / "other", stage)
 
 
-def test_an_encoder_is_fitted_to_a_decoder_that_stays(small_chain, networks, photos, tmp_path):
+def test_an_encoder_is_fitted_to_a_decoder_that_stays(configure, small_chain):
     _, autoencoder, _ = small_chain
-    stage = AutoencoderConfig(perceptual="none", perceptual_weight=0, train_decoder=False)
-    config = make_config(
-        networks, photos, tmp_path / "run", stage, vae=str(autoencoder), steps=2
-    )  # fmt: skip
+    stage = dataclasses.replace(PLAIN, train_decoder=False)
+    config = configure(stage, vae=str(autoencoder), steps=2)
     fitted, given = load_checkpoint(Trainer(config).train()).vae, load_checkpoint(autoencoder).vae
     assert fitted.config.scaling_factor == given.config.scaling_factor
     for name, tensor in given.decoder.state_dict().items():
@@ -253,11 +207,11 @@ SWITCHES = {
 
 
 @pytest.mark.parametrize("name", SWITCHES)
-def test_every_switch_trains(name, small_chain, networks, photos, tmp_path):
+def test_every_switch_trains(configure, name, small_chain, tmp_path):
     _, autoencoder, teacher = small_chain
     switches = SWITCHES[name]
     stage = distillation(adapter_rank=0, teacher=str(teacher), **{**FEW_TEXTS, **switches})
-    config = make_config(networks, photos, tmp_path / "run", stage, vae=str(autoencoder), steps=2)
+    config = configure(stage, vae=str(autoencoder), steps=2)
     trainer = Trainer(config)
     vae = trainer.stage.checkpoint.vae
     decoder = vae.decoder.conv_out.weight.detach().clone()
@@ -273,7 +227,7 @@ def test_every_switch_trains(name, small_chain, networks, photos, tmp_path):
     assert knows_time == stage.tae
 
 
-def test_every_weight_of_the_student_counts(small_chain, networks, photos, tmp_path):
+def test_every_weight_of_the_student_counts(configure, small_chain, tmp_path):
     _, autoencoder, teacher = small_chain
     weights = {"mse": 0.7, "plain_mse": 1.3, "chroma_mse": 2.0, "perceptual": 0.3}
     stage = distillation(
@@ -285,7 +239,7 @@ def test_every_weight_of_the_student_counts(small_chain, networks, photos, tmp_p
         **{f"{name}_weight": TimestepRamp(value, value) for name, value in weights.items()},
         **FEW_TEXTS,
     )
-    config = make_config(networks, photos, tmp_path / "run", stage, vae=str(autoencoder), steps=1)
+    config = configure(stage, vae=str(autoencoder), steps=1)
     Trainer(config, perceptual=mse_per_sample).train()
     line = read_log(tmp_path / "run")[0]
     weights |= {"tavsd": 0.4, "gan": 0.2}
@@ -308,48 +262,14 @@ class WatchedDistance(torch.nn.Module):
         return mse_per_sample(features, self.conv(target))
 
 
-def test_perceptual_distances_are_exact_under_every_precision(networks, photos, tmp_path):
-    stages = {
-        "student": distillation(
-            adapter_rank=0, perceptual="lpips", perceptual_weight=TimestepRamp(1, 1),
-            tavsd_weight=TimestepRamp(0, 0),
-        ),
-        "autoencoder": AutoencoderConfig(perceptual="lpips", perceptual_weight=1.0),
-    }  # fmt: skip
-    for name, stage in stages.items():
-        distance = WatchedDistance()
-        output = tmp_path / name
-        config = make_config(networks, photos, output, stage, steps=1, precision="bf16")
-        Trainer(config, perceptual=distance).train()
-        assert distance.seen == {torch.float32}, name
-
-
-def test_a_short_run_has_the_full_learning_rate(networks, photos, tmp_path):
-    stage = AutoencoderConfig(perceptual="none", perceptual_weight=0)
-    config = make_config(
-        networks, photos, tmp_path / "run", stage, steps=20, optimizer=OptimizerConfig()
-    )
-    Trainer(config).train()
-    assert {line["autoencoder.lr"] for line in read_log(tmp_path / "run")} == {5e-5}
-    slow = OptimizerConfig(warmup_steps=3)
-    config = dataclasses.replace(config, optimizer=slow, output=str(tmp_path / "slow"))
-    with pytest.warns(TADSRWarning, match="warm-up of autoencoder takes 3 of the run's 20 steps"):
-        Trainer(config)
-
-
-def test_a_run_of_an_older_version_goes_on(networks, photos, tmp_path):
-    config = make_config(networks, photos, tmp_path / "run", distillation(
-        adapter_rank=0, tavsd_weight=TimestepRamp(0, 0)))  # fmt: skip
-    Trainer(config)
-    path = tmp_path / "run" / "config.json"
-    older = json.loads(path.read_text())
-    del older["stage"]["clamp_image"], older["data"]["lq_resize"]
-    path.write_text(json.dumps(older))
-    Trainer(config)
-    older["stage"]["blurred"] = older["stage"].pop("blur")
-    path.write_text(json.dumps(older))
-    with pytest.raises(TADSRError, match=r"differs in .*stage\.blur"):
-        Trainer(config)
+@pytest.mark.parametrize(
+    ("stage", "weight"), [(PLAIN_STUDENT, TimestepRamp(1, 1)), (PLAIN, 1.0)], ids=["student", "vae"]
+)
+def test_perceptual_distances_are_exact_under_every_precision(stage, weight, configure):
+    stage = dataclasses.replace(stage, perceptual="lpips", perceptual_weight=weight)
+    distance = WatchedDistance()
+    Trainer(configure(stage, steps=1, precision="bf16"), perceptual=distance).train()
+    assert distance.seen == {torch.float32}
 
 
 def test_perceptual_distance_begins_elsewhere_on_each_pair(networks, photos, tmp_path):
@@ -361,12 +281,11 @@ def test_perceptual_distance_begins_elsewhere_on_each_pair(networks, photos, tmp
             kept += zip(pred.detach(), target, strict=True)
             return mse_per_sample(pred, target)
 
-        stage = distillation(
-            adapter_rank=0,
+        stage = dataclasses.replace(
+            PLAIN_STUDENT,
             perceptual="lpips",
             perceptual_weight=TimestepRamp(1, 1),
             perceptual_shift_px=shift,
-            tavsd_weight=TimestepRamp(0, 0),
         )
         config = make_config(networks, photos, tmp_path / str(shift), stage, steps=1, batch_size=4)
         Trainer(config, perceptual=watched).train()
@@ -391,13 +310,8 @@ def test_perceptual_distance_begins_elsewhere_on_each_pair(networks, photos, tmp
 def test_timesteps_without_adversary_train_without_it(networks, photos, tmp_path):
     lines = []
     for end in (0.0, 0.5):
-        stage = distillation(
-            adapter_rank=0,
-            perceptual="none",
-            tavsd_weight=TimestepRamp(0, 0),
-            gan_weight=TimestepRamp(0, end),
-            timestep_range=(0, 0),
-        )
+        gan = {"gan_weight": TimestepRamp(0, end), "timestep_range": (0, 0)}
+        stage = dataclasses.replace(PLAIN_STUDENT, perceptual="none", **gan)
         output = tmp_path / str(end)
         Trainer(make_config(networks, photos, output, stage, steps=2)).train()
         lines.append(read_log(output)[-1])
@@ -407,30 +321,24 @@ def test_timesteps_without_adversary_train_without_it(networks, photos, tmp_path
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch(networks, photos, tmp_path):
-    stage = AutoencoderConfig(perceptual="none", perceptual_weight=0)
     results = []
     for batch_size, accumulation in ((4, 1), (1, 4)):
         output = tmp_path / str(batch_size)
-        config = make_config(
-            networks, photos, output, stage, batch_size=batch_size,
-            gradient_accumulation_steps=accumulation,
-        )  # fmt: skip
+        sizes = {"batch_size": batch_size, "gradient_accumulation_steps": accumulation}
+        config = make_config(networks, photos, output, PLAIN, **sizes)
         Trainer(config).train()
         results.append(trained_tensors(output, "autoencoder", 3))
     for name, tensor in results[0].items():
         torch.testing.assert_close(results[1][name], tensor, atol=2e-5, rtol=1e-3)
 
 
-def test_validation_writes_a_picture_and_figures(networks, photos, tmp_path):
+def test_validation_writes_a_picture_and_figures(configure, photos, tmp_path):
     validation = ValidationConfig(
         str(photos), every_steps=2, num_images=2, crop_px=64, timesteps=(1, 800),
         keep_best="psnr_y",
     )  # fmt: skip
-    stage = distillation(adapter_rank=0, tavsd_weight=TimestepRamp(0, 0))
-    config = make_config(
-        networks, photos, tmp_path / "run", stage, validation=validation, ema_decay=0.9,
-        trackers=("tensorboard",),
-    )  # fmt: skip
+    options = {"validation": validation, "ema_decay": 0.9, "trackers": ("tensorboard",)}
+    config = configure(PLAIN_STUDENT, **options)
     trainer = Trainer(config, perceptual=mse_per_sample)
     model = trainer.train()
     names = sorted(p.name for p in (tmp_path / "run" / "samples").iterdir())
@@ -462,65 +370,6 @@ def test_validation_writes_a_picture_and_figures(networks, photos, tmp_path):
     torch.testing.assert_close(exported["conv_in.weight"], average["unet.conv_in.weight"])
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stop_requests_save_and_the_next_run_goes_on(number, networks, photos, tmp_path):
-    stage = AutoencoderConfig(perceptual="lpips", perceptual_weight=0.1)
-    config = make_config(networks, photos, tmp_path / "run", stage, steps=6, save_every=100)
-    calls = []
-
-    def interrupted(pred, target):
-        calls.append(1)
-        if len(calls) == 3:
-            signal.raise_signal(number)
-        return mse_per_sample(pred, target)
-
-    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
-    error = Terminated if number == signal.SIGTERM else KeyboardInterrupt
-    with pytest.raises(error, match=r"step 3 of 6; saved in .*_00000003\. .* goes on") as caught:
-        Trainer(config, perceptual=interrupted).train()
-    assert type(caught.value) is error
-    assert (tmp_path / "run" / "checkpoints" / "step_00000003").is_dir()
-    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
-    Trainer(config, perceptual=mse_per_sample).train()
-    assert [line["step"] for line in read_log(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
-
-
-@pytest.mark.parametrize("bad", [float("nan"), 1e6])
-def test_a_loss_gone_wrong_stops_with_the_state_before_it(bad, networks, photos, tmp_path):
-    stage = AutoencoderConfig(perceptual="lpips", perceptual_weight=1.0)
-    config = make_config(networks, photos, tmp_path / "run", stage, steps=30, save_every=100)
-    calls = []
-
-    def breaking(pred, target):
-        calls.append(1)
-        return mse_per_sample(pred, target) * (bad if len(calls) == 25 else 1)
-
-    with pytest.raises(TrainingError, match=r"step 24, samples \[48, 49\] \(.+\.png"):
-        Trainer(config, perceptual=breaking).train()
-    saved = tmp_path / "run" / "checkpoints" / "failed_00000024"
-    assert json.loads((saved / "progress.json").read_text())["step"] == 24
-    assert all(t.isfinite().all() for t in load_file(saved / "autoencoder.safetensors").values())
-
-
-def test_old_checkpoints_are_pruned(networks, photos, tmp_path):
-    stage = AutoencoderConfig(perceptual="none", perceptual_weight=0)
-    config = make_config(networks, photos, tmp_path / "run", stage, steps=5, save_every=1)
-    Trainer(config).train()
-    names = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
-    assert names == ["step_00000004", "step_00000005"]
-
-
-def test_a_finished_run_is_exported_again_and_a_longer_one_goes_on(networks, photos, tmp_path):
-    stage = AutoencoderConfig(perceptual="none", perceptual_weight=0)
-    config = make_config(networks, photos, tmp_path / "run", stage)
-    model = Trainer(config).train()
-    shutil.rmtree(model)
-    assert Trainer(config).train() == model
-    assert model.is_dir()
-    Trainer(dataclasses.replace(config, steps=5)).train()
-    assert [line["step"] for line in read_log(tmp_path / "run")] == [1, 2, 3, 4, 5]
-
-
 def test_what_is_left_open_is_chosen_for_the_model(photos, tmp_path):
     """The form of five lines, with a model that has no teacher and no perceptual library."""
     data = DataConfig(str(photos), crop_px=32, num_workers=0)
@@ -535,235 +384,6 @@ def test_what_is_left_open_is_chosen_for_the_model(photos, tmp_path):
     start = load_checkpoint("tadsr-tiny")
     trained = TADSRPipeline.from_pretrained(trainer.train())
     assert not trained.unet.conv_in.weight.equal(start.unet.conv_in.weight)
-
-
-@pytest.mark.parametrize("rank", [0, 2])
-def test_any_checkpoint_of_a_run_is_a_model(rank, networks, photos, tmp_path):
-    stage = distillation(adapter_rank=rank, tavsd_weight=TimestepRamp(0, 0))
-    config = make_config(networks, photos, tmp_path / "run", stage, ema_decay=0.5)
-    with pytest.raises(TrainingError, match="no step is done yet; train first"):
-        Trainer(config).export()
-    model = Trainer(config).train()
-    names = ("vae", "unet")
-    expected = {n: getattr(load_checkpoint(model), n).state_dict() for n in names}
-
-    def check(source, is_equal=True):
-        found = TADSRPipeline.from_pretrained(source)
-        same = {
-            tensor.equal(getattr(found, name).state_dict()[key])
-            for name in names
-            for key, tensor in expected[name].items()
-        }
-        assert same == {True} if is_equal else False in same
-
-    checkpoints = tmp_path / "run" / "checkpoints"
-    check(checkpoints / "step_00000003")
-    check(checkpoints / "step_00000002", is_equal=False)
-    shutil.rmtree(model)
-    check(Trainer(config).export())  # of the newest checkpoint, without training
-    # Another run starts from it, with the scale of its adapters.
-    config = make_config(
-        checkpoints / "step_00000003", photos, tmp_path / "next",
-        dataclasses.replace(stage, adapter_rank=rank or None), steps=1,
-    )  # fmt: skip
-    trainer = Trainer(config)
-    if rank:
-        assert trainer.stage.checkpoint.adapters.alpha == 2 * rank
-    trainer.train()
-
-
-def test_a_full_disk_keeps_the_checkpoint_before(networks, photos, tmp_path):
-    stage = AutoencoderConfig(perceptual="none", perceptual_weight=0)
-    config = make_config(networks, photos, tmp_path / "run", stage)
-    Trainer(config).train()
-    checkpoints = tmp_path / "run" / "checkpoints"
-    before = sorted(checkpoints.iterdir())
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    # Larger files fail to write: a checkpoint, and the log.
-    for size, what in ((20_000, "step 4 cannot be"), (100, "run cannot be written after step 3")):
-        trainer = Trainer(dataclasses.replace(config, steps=4))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-        try:
-            with pytest.raises(TrainingError, match=rf"{what}.* checkpoint is .*00003\. Make"):
-                trainer.train()
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert sorted(checkpoints.iterdir()) == before
-    Trainer(dataclasses.replace(config, steps=4)).train()
-
-
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
-def test_memory_that_runs_out_is_said_and_the_run_goes_on(error, networks, photos, tmp_path):
-    stage = AutoencoderConfig(perceptual="lpips", perceptual_weight=1.0)
-    config = make_config(networks, photos, tmp_path / "run", stage)
-    calls = []
-
-    def full(pred, target):
-        calls.append(1)
-        if len(calls) == 3:
-            raise error
-        return mse_per_sample(pred, target)
-
-    with pytest.raises(TrainingError, match=r"step 3 does .*: gradient_checkpointing, precision"):
-        Trainer(config, perceptual=full).train()
-    saved = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
-    assert saved == ["step_00000002"]
-    Trainer(config, perceptual=full).train()
-    assert [line["step"] for line in read_log(tmp_path / "run")] == [1, 2, 3]
-
-
-def test_two_runs_do_not_share_a_folder(networks, photos, tmp_path):
-    stage = AutoencoderConfig(perceptual="none", perceptual_weight=0)
-    config = make_config(networks, photos, tmp_path / "run", stage)
-    trainer = Trainer(config)
-    with locked(tmp_path / "run"):
-        for act in (trainer.train, trainer.export, lambda: Trainer(config)):
-            with pytest.raises(TrainingError, match="another process trains in it"):
-                act()
-
-
-def test_a_worker_that_dies_is_said_in_a_sentence(networks, photos, tmp_path):
-    stage = AutoencoderConfig(perceptual="lpips", perceptual_weight=1.0)
-    data = DataConfig(str(photos), crop_px=32, num_workers=1)
-    config = make_config(networks, photos, tmp_path / "run", stage, data=data, steps=50)
-
-    def killing(pred, target):
-        for worker in multiprocessing.active_children():
-            worker.kill()
-        return mse_per_sample(pred, target)
-
-    with pytest.raises(DataError, match=r"samples has died .* memory ran out.* last checkpoint"):
-        Trainer(config, perceptual=killing).train()
-
-
-def test_a_loaders_processes_end_at_once_although_a_traceback_holds_it(photos):
-    # Else torch's handler of ending children tells of them wherever the process is by then.
-    others = multiprocessing.active_children()
-    data = open_data(DataConfig(str(photos), crop_px=32, num_workers=1), seed=0)
-    batches = data.batches(batch_size=1)
-    next(batches)
-    assert len(multiprocessing.active_children()) == len(others) + 1
-    with pytest.raises(ConnectionResetError) as lost:
-        batches.throw(ConnectionResetError())
-    assert multiprocessing.active_children() == others
-    assert lost.tb is not None
-
-
-def test_only_a_lost_connection_to_a_worker_is_called_its_death():
-    ours, theirs = multiprocessing.Pipe()
-    theirs.close()
-    with pytest.raises(EOFError) as lost:
-        ours.recv()
-    assert isinstance(explain_worker_failure(lost.value), DataError)
-    with pytest.raises(ConnectionError) as other:
-        raise ConnectionError("the tracker's server")
-    assert explain_worker_failure(other.value) is other.value
-
-
-def test_broken_photos_are_skipped_and_counted(networks, photos, tmp_path):
-    folder = tmp_path / "photos"
-    shutil.copytree(photos, folder)
-    (folder / "broken.png").write_bytes((folder / "0.png").read_bytes()[:300])
-    (folder / "text.jpg").write_text("no image")
-    Image.new("RGB", (200, 31)).save(folder / "low.png")
-    stage = AutoencoderConfig(perceptual="none", perceptual_weight=0)
-    config = make_config(networks, folder, tmp_path / "run", stage, steps=5)
-    with pytest.warns(TADSRWarning, match=r"2 of 7 .* left out: 1 below 32 px and 1 unreadable"):
-        trainer = Trainer(config)
-    trainer.train()
-    assert trainer.num_skipped > 0
-    assert "broken.png" in (tmp_path / "run" / "log.jsonl").read_text()
-
-
-def test_another_runs_folder_is_refused(networks, photos, tmp_path):
-    stage = AutoencoderConfig(perceptual="none", perceptual_weight=0)
-    config = make_config(networks, photos, tmp_path / "run", stage)
-    Trainer(config)
-    with pytest.raises(TADSRError, match=r"differs in seed, stage\.l1_weight"):
-        Trainer(
-            dataclasses.replace(config, seed=1, stage=dataclasses.replace(stage, l1_weight=2.0))
-        )
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "thesis.txt").write_text("mine")
-    with pytest.raises(TADSRError, match="other files"):
-        Trainer(dataclasses.replace(config, output=str(tmp_path / "other")))
-    assert [p.name for p in (tmp_path / "other").iterdir()] == ["thesis.txt"]
-
-
-def test_what_cannot_work_is_refused_before_the_first_step(
-    official, networks, photos, tmp_path, monkeypatch
-):
-    def build(model, stage, **changes):
-        return Trainer(make_config(model, photos, tmp_path / "run", stage, **changes))
-
-    wrong = tmp_path / "v-prediction"
-    shutil.copytree(official, wrong)
-    path = wrong / "scheduler" / "scheduler_config.json"
-    scheduler = json.loads(path.read_text()) | {"prediction_type": "v_prediction"}
-    path.write_text(json.dumps(scheduler))
-    with pytest.raises(CheckpointError, match="epsilon"):
-        build(wrong, distillation())
-    with pytest.raises(CheckpointError, match="epsilon"):
-        build(networks, distillation(adapter_rank=0, teacher=str(wrong)))
-    with pytest.raises(ValueError, match="multiple of 8"):
-        build(official, distillation(), data=DataConfig(str(photos), crop_px=36, num_workers=0))
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    with pytest.raises(ValueError, match="empty"):
-        build(official, distillation(), data=DataConfig(str(empty), crop_px=32))
-    with pytest.raises(ValueError, match=r"stage\.teacher"):
-        build(networks, distillation(adapter_rank=0, tavsd_weight=TimestepRamp(1, 1)))
-    with pytest.raises(ValueError, match="share their latents"):
-        build(networks, distillation(adapter_rank=0, teacher=str(official)))
-    with pytest.raises(ValueError, match="prompt must be one of"):
-        build(
-            networks,
-            distillation(adapter_rank=0, tavsd_weight=TimestepRamp(0, 0)),
-            data=DataConfig(str(photos), crop_px=32, prompt="a cat"),
-        )
-    with pytest.raises(ValueError, match="fp16 needs a GPU"):
-        build(networks, AutoencoderConfig(), precision="fp16")
-    with pytest.raises(ValueError, match="compile needs a GPU"):
-        build(networks, AutoencoderConfig(), compile=True)
-    with pytest.raises(TADSRError, match="pip install wandb"):
-        build(networks, AutoencoderConfig(), trackers=("wandb",))
-    for plugin, value in {
-        "FSDP": "true",
-        "DEEPSPEED": "True",
-        "PARALLELISM_CONFIG": "true",
-    }.items():
-        with monkeypatch.context() as patch:
-            patch.setenv(f"ACCELERATE_USE_{plugin}", value)
-            with pytest.raises(TrainingError, match=rf"set to {plugin}.*--multi_gpu"):
-                build(networks, AutoencoderConfig())
-    with pytest.raises(ValueError, match="adapter_rank"):
-        build(official, distillation(adapter_rank=8))
-    with pytest.raises(TADSRError, match=r"tadsr\[train\]"):
-        build(official, DistillationConfig(perceptual="lpips"))
-    with pytest.raises(TrainingError, match="must be a folder that can be written"):
-        Trainer(
-            make_config(networks, photos, networks, AutoencoderConfig("autoencoder", "none", 1, 0))
-        )
-    unseen = ValidationConfig(str(photos), crop_px=32, keep_best="perceptual")
-    with pytest.raises(ValueError, match="must have a perceptual distance for 'perceptual'"):
-        build(networks, AutoencoderConfig("autoencoder", "none", 1, 0), validation=unseen)
-    listed = tmp_path / "list.txt"
-    listed.write_text("".join(f"{photos}/{i}.png {photos}/missing.png\n" for i in range(2)))
-    with pytest.raises(ValueError, match=r"of 2 in .* 2 without a readable LQ of a fitting size"):
-        build(networks, AutoencoderConfig(), data=DataConfig(str(listed), crop_px=32))
-    with pytest.raises(ValueError, match=r"of 4 in .* 4 below 128 px \(.* side of 96 px\)"):
-        build(networks, AutoencoderConfig(), data=DataConfig(str(photos), crop_px=128))
-    assert not (tmp_path / "run").exists()
-
-
-def test_the_speed_of_a_continued_run_counts_its_own_steps(networks, photos, tmp_path):
-    stage = AutoencoderConfig(perceptual="none", perceptual_weight=0)
-    config = make_config(networks, photos, tmp_path / "run", stage)
-    Trainer(config).train()
-    trainer = Trainer(dataclasses.replace(config, steps=4))
-    trainer.log.start_clock(3)
-    time.sleep(0.2)
-    assert trainer.log.speed(samples_per_step=2, step=4)["images_per_second"] <= 2 / 0.2
 
 
 @pytest.mark.gpu
