@@ -22,7 +22,9 @@ def test_imports_point_one_way():
     assert "0 broken" in result.stdout
 
 
-def _run_python(code: str) -> str:
+def test_imports_load_nothing_heavy():
+    code = "import sys, tadsr; print(*sys.modules)\nimport tadsr.kernels; print(*sys.modules)\n"
+    code += "from tadsr.degradation import apply_degradation; print(*sys.modules)"
     result = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
@@ -30,19 +32,13 @@ def _run_python(code: str) -> str:
         check=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
-    return result.stdout.strip()
-
-
-def test_importing_tadsr_loads_nothing_heavy():
-    loaded = _run_python("import sys, tadsr; print(*sorted(sys.modules))").split()
-    assert "tadsr" in loaded
-    assert not {"torch", "triton", "diffusers", "transformers", "PIL", "numpy"} & set(loaded)
-
-
-def test_importing_the_kernels_loads_no_triton():
-    loaded = _run_python("import sys, tadsr.kernels; print(*sys.modules)").split()
-    assert "tadsr.kernels" in loaded
-    assert not {"triton", "diffusers", "PIL"} & set(loaded)
+    bare, kernels, degradation = (set(line.split()) for line in result.stdout.splitlines())
+    assert "tadsr" in bare
+    assert not {"torch", "triton", "diffusers", "transformers", "PIL", "numpy"} & bare
+    assert "tadsr.kernels" in kernels
+    assert not {"triton", "diffusers", "PIL"} & kernels
+    assert "tadsr.degradation" in degradation
+    assert not {"diffusers", "transformers"} & degradation
 
 
 def test_the_public_api_is_complete_and_resolves():
