@@ -1,7 +1,5 @@
 """A local Ray cluster upscales a folder, with workers that die on the way."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 
@@ -96,7 +94,7 @@ def test_dead_workers_lose_nothing_and_an_image_that_kills_them_fails_alone(
 
     for name in failed:
         (photos / name).unlink()
-    again = upscale_folder_on_ray(photos, sharp, request=request, num_workers=2)
+    again = upscale_folder_on_ray(photos, sharp, request=request, num_workers=1)
     assert {outcome.status for outcome in again} == {"skipped"}
 
 

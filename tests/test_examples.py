@@ -1,7 +1,5 @@
 """The examples do what they say, at a small size; Ray's is in `test_distributed.py`."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import json
@@ -114,7 +112,10 @@ def test_a_model_grows_and_gives_what_it_gave(tmp_path, capsys):
     assert json.loads((grown / "unet" / "config.json").read_text())["in_channels"] == 10
 
 
-def test_a_folder_is_upscaled_and_goes_on(model_dir, tmp_path, capsys):
+@pytest.mark.parametrize(
+    "devices", [(), pytest.param(("--devices", "cpu"), marks=pytest.mark.slow)]
+)
+def test_a_folder_is_upscaled_and_goes_on(devices, model_dir, tmp_path, capsys):
     photos, sharp = tmp_path / "photos", tmp_path / "sharp"
     (photos / "sub").mkdir(parents=True)
     for name in ("a.png", "sub/b.jpg"):
@@ -129,5 +130,5 @@ def test_a_folder_is_upscaled_and_goes_on(model_dir, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert (printed.count("written"), printed.count("skipped ")) == (1, 1)
     (photos / "c.png").write_bytes(b"no image")
-    run("upscale_folder", *arguments, "--devices", "cpu")
+    run("upscale_folder", *arguments, *devices)
     assert capsys.readouterr().out.endswith("1 of 3 failed\n")

@@ -153,19 +153,27 @@ def test_pickles_must_hold_plain_tensors(golden_adapter, tmp_path, state):
         load_adapters(tmp_path / "tadsr.pkl")
 
 
+PICKLES = {
+    "arguments": b"ctorch._utils\n_rebuild_tensor_v2\n(K\0tR",  # which torch cannot take
+    "objects": b"]" * 5_000_000,  # lists of 56 bytes each
+    "text": b"X\x05\0\0\0\xff",
+    "tuples": b"})q\0" + b"h\0h\0\x86q\0" * 60 + b"K\1s",  # a key that is hashed 2 ** 60 times
+}
+
+
 @pytest.mark.parametrize(
-    "objects",
+    ("name", "method"),
     [
-        b"ctorch._utils\n_rebuild_tensor_v2\n(K\0tR",  # arguments that torch cannot take
-        b"]" * 5_000_000,  # lists of 56 bytes each
-        b"X\x05\0\0\0\xff",
-        b"})q\0" + b"h\0h\0\x86q\0" * 60 + b"K\1s",  # a key that is hashed 2 ** 60 times
+        pytest.param(
+            *(name, method),
+            marks=[pytest.mark.slow] * (name == "objects" and method != zipfile.ZIP_STORED),
+        )
+        for name in PICKLES
+        for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, None)
     ],
-    ids=["arguments", "objects", "text", "tuples"],
 )
-@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, None])
-def test_pickles_that_torch_stumbles_over_are_refused(tmp_path, objects, method):
-    path, objects = tmp_path / "tadsr.pkl", b"\x80\x02" + objects + b"."
+def test_pickles_that_torch_stumbles_over_are_refused(tmp_path, name, method):
+    path, objects = tmp_path / "tadsr.pkl", b"\x80\x02" + PICKLES[name] + b"."
     if method is None:
         path.write_bytes(objects)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,6 +39,14 @@ def upscale(tadsr, model_dir) -> Callable:
         return tadsr("upscale", *args, "-m", model_dir, "--process-size", 0, **options)
 
     return run
+
+
+@pytest.fixture
+def imported_once(monkeypatch) -> None:
+    """Start workers from a process that has imported already, to save their seconds."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["diffusers.models", "tadsr.pipeline", "tadsr.folders"])
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
 
 
 @pytest.fixture

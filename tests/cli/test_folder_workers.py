@@ -19,13 +19,7 @@ from tadsr.folders.workers import run_on_devices
 
 from .test_folders import FAST, check_whole, write_photos
 
-
-@pytest.fixture(autouse=True)
-def _imported_once(monkeypatch) -> None:
-    """Start workers from a process that has imported already, to save their seconds."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["diffusers.models", "tadsr.pipeline", "tadsr.folders"])
-    monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
+pytestmark = pytest.mark.usefixtures("imported_once")
 
 
 def workers() -> list[multiprocessing.process.BaseProcess]:

@@ -283,7 +283,7 @@ def test_what_a_worker_leaves_that_is_killed_on_the_way_is_removed(tmp_path):
     ("sent", "code", "message", "options"),
     [
         (signal.SIGINT, 130, "Interrupted", []),
-        (signal.SIGTERM, 143, "Terminated", []),
+        pytest.param(signal.SIGTERM, 143, "Terminated", [], marks=pytest.mark.slow),
         (signal.SIGTERM, 143, "Terminated", ["--devices", "cpu,cpu"]),
     ],
     ids=["ctrl-c", "sigterm", "sigterm_to_all_processes"],
@@ -313,12 +313,17 @@ def test_an_interrupt_leaves_whole_files_and_the_rest_is_done_later(
     assert len(records()) == 40, "what a worker could not report any more is in the manifest"
 
 
-def test_a_killed_run_goes_on(upscale, model_dir):
+def test_a_killed_run_goes_on(tadsr, upscale, model_dir):
     write_photos("photos", 40)
-    run = start("photos", "-m", model_dir, "--process-size", 128)
+    run = os.fork()
+    if run == 0:
+        try:
+            tadsr("upscale", "photos", "-m", model_dir, "--process-size", 128)
+        finally:
+            os._exit(1)
     wait_for_records(2)
-    run.kill()
-    run.communicate(timeout=60)
+    os.kill(run, signal.SIGKILL)
+    os.waitpid(run, 0)
     assert 2 <= len(records()) < 40
     upscale("photos")
     check_whole("photos_x4", 40, (24, 20))
@@ -346,20 +351,16 @@ def test_a_disk_that_fills_up_stops_the_run_and_it_goes_on_later(upscale, model_
     check_whole("photos_x4", 12, (160, 120))
 
 
-def test_files_that_grow_too_large_fail_alone(model_dir, tmp_path, monkeypatch):
+def test_files_that_grow_too_large_fail_alone(upscale):
     # The limit on a file's size is the one failure of writing that any user can bring about.
-    monkeypatch.chdir(tmp_path)
     write_photos("photos", 2)
     write_photos("photos/large", 1, (60, 60))
-
-    def limit() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-
-    options = ("-m", model_dir, "--process-size", 0)
-    run = start("photos", *options, preexec_fn=limit)
-    _, errors = run.communicate(timeout=120)
-    assert run.returncode == 1
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        errors = upscale("photos", code=1).stderr
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "1 of 3 images failed" in errors
     assert "large/00.png: cannot be written as PNG" in errors
     assert {path.name for path in Path("photos_x4").glob("*.png")} == {"00.png", "01.png"}
@@ -591,7 +592,7 @@ def test_a_pipe_among_the_files_is_not_waited_for(upscale):
     assert "2 written, 0 skipped, 1 failed" in result.stdout
 
 
-def test_several_devices_share_the_work(upscale, model_dir):
+def test_several_devices_share_the_work(upscale, imported_once):
     write_photos("photos", 6)
     Path("photos/05.png").write_bytes(b"no image")
     result = upscale("photos", "--devices", "cpu,cpu", code=1)

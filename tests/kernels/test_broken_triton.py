@@ -1,6 +1,7 @@
-"""Triton that is installed and does not work: the picture is right, and one warning says why."""
+"""Triton that is installed and does not work: the picture is right, and one warning says why.
 
-from __future__ import annotations
+The quick run has the same on a device that is pretended, in tests/pretend/test_calls.py.
+"""
 
 import os
 import subprocess
@@ -50,6 +51,7 @@ for reason, environment in ways.items():
 """
 
 
+@pytest.mark.slow
 def test_a_broken_triton_is_replaced_with_one_warning(tmp_path):
     removed = {"CC", "TRITON_INTERPRET", "TADSR_KERNELS", "TRITON_LIBCUDA_PATH"}
     environment = {name: value for name, value in os.environ.items() if name not in removed}

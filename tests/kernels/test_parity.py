@@ -3,8 +3,6 @@
 Run interpreted by test_interpreted.py; `pytest -m gpu` runs the same on a GPU.
 """
 
-from __future__ import annotations
-
 import pytest
 import torch
 
@@ -22,6 +20,11 @@ from tadsr.kernels.group_norm import merge_moments
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 IN_EVERY_TYPE = ("odd_channels", (3, 7, 84), (7, 11))
 """Cases of which no type is left to the slow run."""
+SLOW_CASES = (
+    *("one_group", "groups_of_10", "groups_of_20", "groups_of_40", "groups_of_60"),
+    *("groups_of_80", "blocked_channels"),
+)
+"""Cases between those of the quick run."""
 # |kernel − truth| ≤ 2·|torch in the same dtype − truth| + margin
 MARGIN = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 1e-3}
 FACTOR = 2
@@ -63,10 +66,15 @@ OPTIONS = {
 
 def in_types(cases):
     """Cases by types; in others than float16 most of them are slow."""
+
+    def is_slow(case, dtype):
+        is_other = dtype != torch.float16 and case not in IN_EVERY_TYPE
+        return is_other or case in SLOW_CASES
+
     return [
         pytest.param(
             *(case, dtype),
-            marks=[pytest.mark.slow] * (dtype != torch.float16 and case not in IN_EVERY_TYPE),
+            marks=[pytest.mark.slow] * is_slow(case, dtype),
             id=f"{case}-{dtype}",
         )
         for case in cases

@@ -1,7 +1,5 @@
 """A GPU that is not there, for everything that the package does on one."""
 
-from __future__ import annotations
-
 import copy
 import ctypes
 import shutil

@@ -1,7 +1,5 @@
 """Triton on a device that is not there: launches are checked, not run."""
 
-from __future__ import annotations
-
 import ast
 import functools
 from collections.abc import Callable

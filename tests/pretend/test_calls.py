@@ -1,7 +1,5 @@
 """Every kind of call on a GPU that is not there: nothing crosses devices, the picture is right."""
 
-from __future__ import annotations
-
 import subprocess
 import warnings
 from collections.abc import Callable
@@ -154,7 +152,13 @@ def run(pretend, small, pipes, wanted):
     return make
 
 
-@pytest.mark.parametrize("name", CALLS)
+SLOW_CALLS = ("bands, spilled", "bands, map", "bands, wavelet", "bands, generator", "map of a list")
+"""Bands and lists with what is shown of each alone as well."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW_CALLS)) for n in CALLS]
+)
 def test_a_modern_gpu_in_half_precision(name, run):
     # Noise is drawn in the type of the latents, and is another in half precision.
     dtype = torch.float32 if "generator" in name else torch.float16
@@ -186,7 +190,7 @@ OTHERS = {
 }
 
 
-IN_BANDS = ("modern, float32", "modern, bfloat16", "without Triton", "MPS")
+IN_BANDS = ("without Triton", "MPS")
 """Kinds whose bands are not left to the slow run: the others take the ways of one of these."""
 
 
@@ -244,15 +248,14 @@ def test_the_second_gpu_is_as_good_as_the_first(pretend, small, wanted):
 
 
 @pytest.mark.parametrize(
-    "failure",
+    ("engine", "failure"),
     [
-        RuntimeError("Failed to find C compiler."),
-        subprocess.CalledProcessError(1, ["gcc"]),
-        AssertionError("libcuda.so cannot found!"),
+        ("auto", RuntimeError("Failed to find C compiler.")),
+        ("auto", AssertionError("libcuda.so cannot found!")),
+        ("eager", subprocess.CalledProcessError(1, ["gcc"])),
     ],
-    ids=lambda failure: type(failure).__name__,
+    ids=str,
 )
-@pytest.mark.parametrize("engine", ["auto", "eager"])
 def test_a_broken_triton_costs_one_warning(failure, engine, pretend, small, wanted):
     with pretend(Machine(triton_failure=failure)), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", TADSRWarning)
@@ -266,8 +269,15 @@ def test_a_broken_triton_costs_one_warning(failure, engine, pretend, small, want
     assert type(failure).__name__ in messages[0]
 
 
-@pytest.mark.parametrize("name", ["one", "bands", pytest.param("list", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("way", ["model", "sequential"])
+@pytest.mark.parametrize(
+    ("way", "name"),
+    [
+        *(("model", "one"), ("sequential", "bands")),
+        pytest.param("model", "bands", marks=pytest.mark.slow),
+        pytest.param("sequential", "one", marks=pytest.mark.slow),
+        *(pytest.param(w, "list", marks=pytest.mark.slow) for w in ("model", "sequential")),
+    ],
+)
 def test_offloaded_weights_come_to_the_device(way, name, pretend, small, wanted):
     with pretend():
         pipe = small()

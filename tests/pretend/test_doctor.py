@@ -1,7 +1,5 @@
 """What `tadsr doctor` finds beside a GPU, and that its checks of kernels are right themselves."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """What the engine does about a GPU that computes wrongly: it notices, says so once, and goes on."""
 
-from __future__ import annotations
-
 import warnings
 from dataclasses import replace
 
@@ -68,7 +66,10 @@ def fail(_: torch.Tensor) -> None:
         ("geglu", lambda x: x.add_(3), "the UNet differs from plain modules by"),
         ("add_with_statistics", fail, "RuntimeError: an illegal memory access"),
         ("adain_color_fix_uint8", lambda x: x.bitwise_xor_(1), "adain colour fix gives wrong"),
-        ("wavelet_color_fix_uint8", lambda x: x.add_(2), "wavelet colour fix gives wrong"),
+        pytest.param(
+            *("wavelet_color_fix_uint8", lambda x: x.add_(2), "wavelet colour fix gives wrong"),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_wrong_kernels_are_left_out_with_one_warning(

@@ -1,7 +1,5 @@
 """Training's losses on a GPU that is not there; gradients would need a real one."""
 
-from __future__ import annotations
-
 import copy
 import shutil
 from collections.abc import Callable
@@ -61,6 +59,7 @@ def start(stage: Stage, device: str) -> Callable[[], dict[str, Tensor]]:
     return step
 
 
+@pytest.mark.slow
 def test_losses_are_those_of_the_cpu_and_wait_for_nothing(stage, pretend):
     expected = values_of(start(copy.deepcopy(stage), "cpu")())
     assert len(expected) >= 4
