@@ -1,7 +1,5 @@
 """The laws of the package's structure: what imports what, and how much an import costs."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

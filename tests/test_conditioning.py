@@ -1,7 +1,5 @@
 """Timestep maps by themselves: where they come from, and resizing."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """What users of diffusers type by habit works, or is answered with what to type here."""
 
-from __future__ import annotations
-
 import copy
 import pickle
 from operator import attrgetter, itemgetter

@@ -4,8 +4,6 @@ The blocks of a page run in their order, Python in one namespace and commands in
 folder with small photos. A block behind `<!-- not run: REASON -->` is checked without being run.
 """
 
-from __future__ import annotations
-
 import ast
 import importlib
 import inspect

@@ -1,7 +1,5 @@
 """Files that are copied into other programs, as far as they run without those."""
 
-from __future__ import annotations
-
 import importlib.util
 import inspect
 import json

@@ -1,7 +1,5 @@
 """The exported graphs compute what the pipeline does, in another runtime and at any size."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

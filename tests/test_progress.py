@@ -1,7 +1,5 @@
 """Callers are told of progress a few times a second, however small the pieces are."""
 
-from __future__ import annotations
-
 import time
 from itertools import pairwise
 

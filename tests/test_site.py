@@ -1,7 +1,5 @@
 """The documentation's site builds without a warning, loads nothing, and has all public names."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import re

@@ -1,7 +1,5 @@
 """Maps of timesteps through the whole pipeline, as a whole and in pieces."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A type checker knows what the public names take and give."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The model inside the package: small, whole, and better than doing nothing."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from importlib import resources

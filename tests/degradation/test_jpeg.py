@@ -1,7 +1,5 @@
 """The tensor JPEG gives what Pillow's codec gives."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Where the kernels run in tests: interpreted on the CPU, or on a GPU."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """Tests of kernels with Triton's interpreter, in a process where nothing else is interpreted."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

@@ -1,7 +1,5 @@
 """The references are what the library and diffusers compute, and calls go where they should."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Perceptual distances."""
 
-from __future__ import annotations
-
 import sys
 import warnings
 

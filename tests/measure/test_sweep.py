@@ -1,7 +1,5 @@
 """One image at several timesteps, against calls with each."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

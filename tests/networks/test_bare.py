@@ -1,7 +1,5 @@
 """Bare layers are diffusers' modules without their code: the same facts and the same result."""
 
-from __future__ import annotations
-
 import json
 import shutil
 

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import pytest
 
 from tadsr.networks.prompt_embeddings import PromptEmbeddings

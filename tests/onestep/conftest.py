@@ -1,7 +1,5 @@
 """Small models that have every layer of the full one: attention in the autoencoder, odd groups."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from diffusers import UNet2DConditionModel

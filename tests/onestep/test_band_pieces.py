@@ -1,7 +1,5 @@
 """Statistics, storage and windows: the laws that the layers build on."""
 
-from __future__ import annotations
-
 import resource
 from itertools import pairwise
 from unittest import mock

@@ -1,7 +1,5 @@
 """Networks computed in bands against the same networks as a whole."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from diffusers import UNet2DConditionModel

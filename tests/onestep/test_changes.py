@@ -1,7 +1,5 @@
 """Timesteps, prompts, weights and modules change; overflow; models that the engine cannot run."""
 
-from __future__ import annotations
-
 import copy
 import warnings
 from concurrent.futures import ThreadPoolExecutor

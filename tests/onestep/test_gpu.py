@@ -1,7 +1,5 @@
 """What only a GPU shows: recorded graphs, half precision, measured choices."""
 
-from __future__ import annotations
-
 import copy
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The engine with real kernels: interpreted by tests/kernels/test_interpreted.py, or on a GPU."""
 
-from __future__ import annotations
-
 import os
 
 import numpy as np

@@ -4,8 +4,6 @@ accelerate's own hook of `enable_sequential_cpu_offload` cannot bring weights to
 their class), so that here a hook with its interface does.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """The networks through OpenVINO itself: as plain modules, made once, never for other weights."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """Whatever the switches, the engine's result is that of diffusers' modules."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

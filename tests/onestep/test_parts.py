@@ -1,7 +1,5 @@
 """The engine's pieces by themselves."""
 
-from __future__ import annotations
-
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from threading import Event

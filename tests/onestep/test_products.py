@@ -1,7 +1,5 @@
 """Products in bfloat16 inside, everything between them in float32; and who chooses them."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

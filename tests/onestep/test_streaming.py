@@ -1,7 +1,5 @@
 """Whole images through the pipeline in pieces."""
 
-from __future__ import annotations
-
 import copy
 import warnings
 from pathlib import Path

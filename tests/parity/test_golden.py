@@ -1,7 +1,5 @@
 """The published implementation's own figures, on a small model in the published layout."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

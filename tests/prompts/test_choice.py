@@ -1,7 +1,5 @@
 """Whose prompt an image gets, through the whole pipeline."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

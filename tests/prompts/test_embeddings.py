@@ -1,7 +1,5 @@
 """Embeddings of prompts, with the text encoder of the small published model."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import pytest

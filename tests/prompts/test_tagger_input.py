@@ -1,7 +1,5 @@
 """What the published tagger is shown: the published code's pixels, and large pictures in bands."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """How many cases the tests of this folder try."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

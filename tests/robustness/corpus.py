@@ -1,7 +1,5 @@
 """Small real files of every format that is read, made of a photograph."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 

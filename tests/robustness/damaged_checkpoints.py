@@ -1,7 +1,5 @@
 """Checkpoints that got damaged, or were made to do damage: loaded and used, or refused."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -7,8 +7,6 @@ hand then lies in EMPTY/in. A line of JSON comes for each case: its number, the 
 what became of it, the CPU seconds and the memory it took, and where that is wrong why.
 """
 
-from __future__ import annotations
-
 import argparse
 import faulthandler
 import json

@@ -1,7 +1,5 @@
 """Ways in which a file gets damaged, or is made to do damage."""
 
-from __future__ import annotations
-
 import struct
 import zlib
 from collections.abc import Callable

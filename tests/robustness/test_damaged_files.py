@@ -1,7 +1,5 @@
 """Damaged files end as a picture of the right size or as one of our errors."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

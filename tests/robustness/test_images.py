@@ -1,7 +1,5 @@
 """Any array and any PIL image is upscaled to the right size or refused by one of our errors."""
 
-from __future__ import annotations
-
 import math
 import traceback
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Small photographs and small models to train."""
 
-from __future__ import annotations
-
 import json
 import shutil
 

@@ -1,7 +1,5 @@
 """The adversarial loss."""
 
-from __future__ import annotations
-
 import torch
 
 from tadsr.training.adversarial import PatchDiscriminator, discriminator_loss, generator_loss

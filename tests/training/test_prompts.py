@@ -1,7 +1,5 @@
 """Prompts embedded once, and the public names of training."""
 
-from __future__ import annotations
-
 import multiprocessing
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """Recipes that users copy are valid, and their errors say what to mend."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

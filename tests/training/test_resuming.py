@@ -1,7 +1,5 @@
 """Killed runs go on to the bit, and processes share the work without changing it."""
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import os

@@ -1,7 +1,5 @@
 """Runs end, go on, and fail: what stays in their folders, and what is refused before them."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import json

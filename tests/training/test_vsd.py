@@ -1,7 +1,5 @@
 """Distillation losses against the published figures, and what must get no gradient."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

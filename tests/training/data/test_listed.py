@@ -1,7 +1,5 @@
 """Folders, pairs and lists: samples are functions of (configuration, seed, number)."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Samples with a restoration network's results: computed once, kept, grown, turned alike."""
 
-from __future__ import annotations
-
 import dataclasses
 import sys
 

@@ -1,7 +1,5 @@
 """Streams: data sets of parquet and image folders, and WebDataset shards."""
 
-from __future__ import annotations
-
 import io
 import sys
 import tarfile
