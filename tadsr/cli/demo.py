@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from tadsr.cli import options
-from tadsr.cli.hosting import hosted_models
+from tadsr.cli.hosting import hosted_models, listen
 from tadsr.cli.reporting import (
     UsageError,
     as_usage_errors,
@@ -52,6 +52,8 @@ def demo(
     with as_usage_errors():
         upload_bytes = parse_bytes(max_upload)
     with readable_errors(debug):
+        with listen(host, port) as listener:  # gradio looks for one that is free by itself
+            port = listener.getsockname()[1]
         try:
             import gradio  # noqa: F401
         except ImportError as error:
@@ -63,12 +65,13 @@ def demo(
         from tadsr.demo.page import build
 
         page = build(models, DemoLimits(upload_bytes, max_pixels * 1_000_000))
+        typer.echo(f"http://{host}:{port}, until Ctrl-C", err=True)
         page.launch(
             server_name=host,
-            server_port=port or None,
+            server_port=port,
             max_file_size=upload_bytes,
             inbrowser=open_browser,
             share=False,
-            quiet=False,
+            quiet=True,  # it would offer to share the page, which is not possible here
             footer_links=[],
         )

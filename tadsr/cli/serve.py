@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import socket
 from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
 
 from tadsr.cli import options
-from tadsr.cli.hosting import hosted_models
+from tadsr.cli.hosting import hosted_models, listen
 from tadsr.cli.reporting import (
     UsageError,
     as_usage_errors,
@@ -24,8 +23,9 @@ from tadsr.errors import install
 SERVE_HELP = f"""Answer photos with pictures over HTTP (needs {install("serve")}).
 
 \b
-POST /api/upscale       form with file=, and timestep=, scale=, color_fix=,
-                        model=, prompt= in it or in the address; gives a PNG.
+POST /api/upscale       form with file=, or the photo itself; timestep=, scale=,
+                        color_fix=, model=, prompt= in the form or in the
+                        address; gives a PNG.
                         Accept: text/event-stream gives progress and result.
 POST /v1/images/edits   the same as OpenAI's clients ask for it
 GET  /v1/models, /health, /metrics
@@ -69,7 +69,7 @@ def serve(
             raise UsageError(f"{error}; {install('serve')}") from error
         silence_libraries(debug)
         models = hosted_models(model, device, dtype)
-        listener = _listen(host, port)
+        listener = listen(host, port)
 
         from tadsr.demo.actions import DemoLimits
         from tadsr.demo.service import Service
@@ -90,15 +90,3 @@ def serve(
         server = Server(uvicorn.Config(service.app(), log_level="warning", server_header=False))
         with suppress(KeyboardInterrupt):  # uvicorn raises it once all is closed
             server.run(sockets=[listener])
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """Take the port before the model is loaded."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family)
-    except OSError as error:
-        raise UsageError(
-            f"--host and --port must be free, but {host}:{port} cannot be listened on "
-            f"({error.strerror}); take another port, or 0 for any that is free"
-        ) from error

@@ -215,6 +215,9 @@ def build(models: Models, limits: DemoLimits) -> gr.Blocks:
             if len(stopped) < MAX_STOPPED:  # anyone may send any number of names
                 stopped.add(request.session_hash)
 
+        def start_again(request: gr.Request) -> None:
+            stopped.discard(request.session_hash)
+
         def take_example() -> Iterator[str]:
             # gradio takes files of the temporary folder, wherever the package lies.
             with tempfile.TemporaryDirectory() as folder:
@@ -239,12 +242,14 @@ def build(models: Models, limits: DemoLimits) -> gr.Blocks:
 
         # One photo at a time: a second one would take the first one's memory and slow both.
         one = {"concurrency_id": "device", "concurrency_limit": 1}
-        gr.on(
-            [run.click], run_restore, shared, [pair, summary, download], api_name="restore", **one
+        # Neither is in the queue, where it would wait for what it is to stop.
+        at_once = {"queue": False, "api_visibility": "private"}
+        results = [pair, summary, download]
+        run.click(start_again, **at_once).then(
+            run_restore, shared, results, api_name="restore", **one
         )
-        sweep.click(run_sweep, shared, sheet, api_name="sweep", **one)
-        # Not in the queue, where it would wait for what it is to stop.
-        stop.click(stop_it, queue=False, api_visibility="private")
+        sweep.click(start_again, **at_once).then(run_sweep, shared, sheet, api_name="sweep", **one)
+        stop.click(stop_it, **at_once)
         example.click(take_example, None, photo, api_visibility="private")
         photo.change(
             show_canvas,
@@ -317,7 +322,6 @@ def _told_to(
     progress: gr.Progress, stopped: set[str | None], session: str | None
 ) -> Callable[[float], None]:
     """Return what moves the bar, says how long it will take, and ends what its visitor stopped."""
-    stopped.discard(session)
     begin = time.monotonic()
     progress(0, desc="Restoring")
 
@@ -329,10 +333,10 @@ def _told_to(
 
     def report(share: float) -> None:
         if session in stopped:
-            stopped.discard(session)
             raise gr.Error("stopped", print_exception=False)
         shown(share)
 
+    report(0)  # what was stopped while it waited is not begun
     return report
 
 

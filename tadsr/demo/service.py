@@ -37,12 +37,19 @@ FORM_BYTES = 64 * 1024
 """Of a request beside its photo."""
 PHOTO_FIELDS = ("file", "image", "image[]")
 """What rembg's and OpenAI's clients call the photo."""
+_WANTED = (
+    f"the form must have a photo as {PHOTO_FIELDS[0]} (curl -F file=@photo.jpg), or the photo must "
+    "be the body, as Content-Type: image/jpeg"
+)
+SPOOLED_BYTES = 1_000_000
+"""Of a photo sent as the body; the rest of a larger one is kept on disk."""
 RETRY_SECONDS = 10
 LOOKING_SECONDS = 0.5
 """Between two looks whether a client that waits is still there."""
 VALUES = ("timestep", "scale", "color_fix", "model", "prompt")
 """What a form or an address may hold beside the photo."""
-ROUTES = f"""POST /api/upscale      a form with the photo as file=, and {", ".join(VALUES)}
+ROUTES = f"""POST /api/upscale      a form with the photo as file=, or the photo itself;
+                       {", ".join(VALUES)} in the form or the address
 POST /v1/images/edits  the same for OpenAI's clients
 GET  /v1/models, /health, /metrics
 """
@@ -159,7 +166,16 @@ class Service:
         if int(length) > self.limits.max_upload_bytes + FORM_BYTES:
             most = self.limits.max_upload_bytes / 1e6
             raise self._refusal(413, f"a photo must have at most {most:g} MB here")
+        kind = request.headers.get("content-type", "none").partition(";")[0].strip().lower()
         try:
+            if kind.startswith("image/") or kind == "application/octet-stream":
+                photo = UploadFile(tempfile.SpooledTemporaryFile(SPOOLED_BYTES))  # noqa: SIM115
+                async for chunk in request.stream():
+                    await photo.write(chunk)
+                await photo.seek(0)
+                return photo, dict(request.query_params)
+            if kind != "multipart/form-data":
+                raise self._refusal(415, f"{_WANTED}; got Content-Type {kind}")
             form = await request.form(max_files=1, max_fields=32, max_part_size=FORM_BYTES)
         except ClientDisconnect as error:
             raise self._refusal(400, "the client has gone before its photo was sent") from error
@@ -167,7 +183,7 @@ class Service:
             if isinstance(form.get(name), UploadFile):
                 values = {k: v for k, v in form.items() if isinstance(v, str)}
                 return form[name], dict(request.query_params) | values
-        raise self._refusal(422, f"the form must have a photo as {PHOTO_FIELDS[0]}; got none")
+        raise self._refusal(422, f"{_WANTED}; got {', '.join(form)[:80] or 'nothing'}")
 
     def _admit(self, photo: UploadFile, values: Mapping[str, Any]) -> Callable[[Progress], bytes]:
         """Check a request and return what computes it."""
@@ -299,5 +315,7 @@ def _event(name: str, data: Mapping[str, Any]) -> str:
 
 async def _as_json(request: Request, error: Exception) -> Response:
     status, detail = getattr(error, "status_code", 500), getattr(error, "detail", "")
+    if status in (404, 405):
+        detail = f"{request.method} {request.url.path} has no answer here; GET / lists what has"
     headers = getattr(error, "headers", None)
     return JSONResponse({"error": {"message": detail}}, status, headers=headers)

@@ -236,10 +236,11 @@ def test_a_whole_photo_is_painted_on_and_restored_in_a_minute(browser):
     assert "384×256 to 1536×1024 px" in browser.all("#summary")[0].text
 
 
-def test_what_takes_too_long_is_stopped(browser):
+@pytest.mark.parametrize("shown", ["", "s left"])
+def test_what_takes_too_long_is_stopped_whether_it_has_begun_or_not(browser, shown):
     browser.upload(PHOTO)
     browser.all("#run")[0].click()
-    browser.wait(lambda: "left" in browser.driver.page_source)
+    browser.wait(lambda: shown in browser.driver.page_source)
     browser.all("#stop")[0].click()
     assert browser.told("stopped")
     assert browser.result() is None

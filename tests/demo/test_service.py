@@ -100,6 +100,29 @@ def test_a_photo_comes_back_as_the_library_restores_it(address, photo, expected)
     assert np.array_equal(pixels(png), expected)
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "kind", "status"),
+    [
+        ("POST", "/api/upscale?timestep=300&scale=2", "image/png", 200),
+        ("POST", "/api/upscale?timestep=300&scale=2", "application/octet-stream", 200),
+        ("POST", "/api/upscale", "application/x-www-form-urlencoded", 415),  # curl --data-binary
+        ("PUT", "/api/upscale", "image/png", 405),
+        ("POST", "/upscale", "image/png", 404),
+    ],
+)
+def test_a_photo_may_be_the_body(address, photo, expected, method, path, kind, status):
+    client = http.client.HTTPConnection(urlsplit(address).netloc, timeout=300)
+    client.request(method, path, photo, {"Content-Type": kind})
+    answer = client.getresponse()
+    body = answer.read()
+    assert answer.status == status
+    if status == 200:
+        assert np.array_equal(pixels(body), expected)
+    else:
+        message = json.loads(body)["error"]["message"]
+        assert ("curl -F file=" if status == 415 else "GET / lists") in message
+
+
 def test_openais_clients_are_answered(address, photo, expected):
     values = {"model": "tiny", "timestep": 300, "scale": 2, "response_format": "b64_json"}
     status, body = post(
@@ -214,9 +237,10 @@ def test_to_be_told_to_stop_twice_leaves_no_photo():
     assert not folder.exists()
 
 
-def test_a_port_that_is_taken_is_an_error_before_the_model_is_loaded():
+@pytest.mark.parametrize("command", ["serve", "demo"])
+def test_a_port_that_is_taken_is_an_error_before_the_model_is_loaded(command):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = str(listener.getsockname()[1])
-        result = CliRunner().invoke(app, ["serve", "--port", port, "--model", "tadsr-tiny"])
+        result = CliRunner().invoke(app, [command, "--port", port, "--model", "tadsr-tiny"])
     assert result.exit_code == 2
     assert f"127.0.0.1:{port} cannot be listened on" in " ".join(result.output.split())
