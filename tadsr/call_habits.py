@@ -11,21 +11,27 @@ from torch import Tensor
 
 _KNOB = "there is one step without guidance; timestep=, 0..999, moves from faithful to vivid"
 _SIZE = "scale= is the output's size over the input's"
+_TILES = "tiling=TileSpec(...) sets how large images are computed in pieces"
+_MANY = "give a list of images, or call sweep() for several timesteps"
 _WHERE = "timestep= takes a map of how far each part may go"
 _NO_GUIDANCE = "there is no guidance that it could steer; leave it out"
 _LEAVE_OUT = "it is so anyway; leave it out"
 _PROGRESS = "progress= is told the share of the work that is done, and may raise to cancel"
 _ARGUMENTS_INSTEAD = {
     **dict.fromkeys(("num_inference_steps", "sigmas", "guidance_scale", "guidance_rescale"), _KNOB),
+    **dict.fromkeys(("denoise_strength", "fidelity_weight"), _KNOB),
     **dict.fromkeys(("strength", "noise_level", "denoising_start", "denoising_end"), _KNOB),
     "timesteps": "timestep= takes one for all images, one per image, or a map",
     "eta": "generator= samples; without it the likeliest result comes",
     **dict.fromkeys(("negative_prompt", "negative_prompt_embeds"), _NO_GUIDANCE),
-    **dict.fromkeys(("mask_image", "control_image"), _WHERE),
+    **dict.fromkeys(("mask_image", "control_image", "face_enhance"), _WHERE),
     "seed": "generator=torch.Generator().manual_seed(...) samples",
-    "tile": "tiling=TileSpec(...) sets how large images are computed in pieces",
-    **dict.fromkeys(("upscale", "height", "width"), _SIZE),
-    "num_images_per_prompt": "give a list of images, or call sweep() for several timesteps",
+    **dict.fromkeys(("tile", "tile_size", "tile_pad", "tile_overlap"), _TILES),
+    **dict.fromkeys(("upscale", "outscale", "scale_factor", "upscale_factor"), _SIZE),
+    **dict.fromkeys(("height", "width"), _SIZE),
+    **dict.fromkeys(("num_images_per_prompt", "batch_size"), _MANY),
+    "ip_adapter_image": "the image to restore is the only one it looks at; leave it out",
+    "clip_skip": "the text encoder is used as the student was trained with; leave it out",
     "latents": "restore() takes tensors",
     "prompt_embeds": "restore() takes embeddings",
     **dict.fromkeys(("callback", "callback_steps", "callback_on_step_end"), _PROGRESS),
@@ -33,6 +39,7 @@ _ARGUMENTS_INSTEAD = {
     "cross_attention_kwargs": "set_adapters(names, weights) weighs LoRAs",
 }
 _PART = "assign it after loading, as in pipe.unet = ..."
+_DEVICE = 'call to("cuda") after loading, or enable_model_cpu_offload()'
 _NONE = "there is none; leave it out"
 _NO_CODE = "no code is loaded from a checkpoint; leave it out"
 _LOADING_INSTEAD = {
@@ -40,7 +47,7 @@ _LOADING_INSTEAD = {
     "use_safetensors": "safetensors come first, and a pickle never executes; leave it out",
     **dict.fromkeys(("safe_serialization", "low_cpu_mem_usage", "resume_download"), _LEAVE_OUT),
     **dict.fromkeys(("safety_checker", "requires_safety_checker", "feature_extractor"), _NONE),
-    "device_map": 'call to("cuda") after loading, or enable_model_cpu_offload()',
+    **dict.fromkeys(("device", "device_map"), _DEVICE),
     "subfolder": "give the path of the folder itself",
     **dict.fromkeys(("custom_pipeline", "trust_remote_code"), _NO_CODE),
     "force_download": "delete the model from the hub's cache first",

@@ -28,6 +28,8 @@ _METHODS_INSTEAD = {
     "disable_vae_slicing": "as many images as fit are computed together; give a list",
     "enable_freeu": "the student was not trained for it; timestep= moves from faithful to vivid",
     "disable_freeu": "it is never on",
+    "enable_xformers_memory_efficient_attention": "PyTorch's own attention needs as little memory",
+    "enhance": "call the pipeline itself: pipe(image, scale=4)",
     "load_ip_adapter": "the image to restore is the only one it looks at",
     "load_textual_inversion": "load_lora_weights() is what changes a style",
     "from_single_file": "from_pretrained() takes a folder or a hub id, and adapter= one file",
@@ -111,12 +113,15 @@ def _reading_lora(method: Callable[..., None]) -> Callable[..., None]:
                     f"a LoRA must be a file, a folder or a hub id 'owner/name', but {source} does "
                     "not exist; check the path"
                 )
+        before = self.get_list_adapters()
+        name = "these tensors" if isinstance(source, Mapping) else source
         try:
             method(self, source, *arguments, **options)
+            if self.get_list_adapters() == before:
+                raise ValueError("it holds nothing for these networks")
         except (TADSRError, TypeError):
             raise
         except Exception as error:  # each library raises its own types
-            name = "these tensors" if isinstance(source, Mapping) else source
             raise CheckpointError(
                 f"{name} cannot be loaded as a LoRA ({reason_of(error)}); it must be "
                 "one for Stable Diffusion 2.1, in diffusers' or PEFT's format"

@@ -104,6 +104,9 @@ def test_arrays_are_bytes_and_tensors_floats(golden_pipeline, image):
         ("width", "scale="),
         ("mask_image", "takes a map"),
         ("seed", "generator="),
+        ("outscale", "scale="),
+        ("tile_pad", "TileSpec"),
+        ("batch_size", "list of images"),
     ],
 )
 def test_arguments_are_answered_with_ours(golden_pipeline, image, argument, instead):
@@ -120,7 +123,12 @@ def test_arguments_are_answered_with_ours(golden_pipeline, image, argument, inst
 
 @pytest.mark.parametrize(
     ("argument", "instead"),
-    [("use_safetensors", "leave it out"), ("device_map", "to\\("), ("vae", "pipe.unet = ")],
+    [
+        ("use_safetensors", "leave it out"),
+        ("device_map", "to\\("),
+        ("device", "to\\("),
+        ("vae", "pipe.unet = "),
+    ],
 )
 def test_loading_and_saving_are_answered_with_ours(golden_pipeline, argument, instead, tmp_path):
     for call in (TADSRPipeline.from_pretrained, golden_pipeline.save_pretrained):
@@ -137,6 +145,8 @@ def test_loading_and_saving_are_answered_with_ours(golden_pipeline, argument, in
         ("fuse_qkv_projections", "set_engine"),
         ("vae.enable_tiling", "tiling=TileSpec"),
         ("load_ip_adapter", "image to restore"),
+        ("enable_xformers_memory_efficient_attention", "PyTorch's own"),
+        ("enhance", "pipe\\(image"),
         ("cuda", "to\\(.cuda"),
     ],
 )
@@ -173,6 +183,7 @@ def test_loras_are_attached_weighed_fused_and_taken_away(pipe, image, lora):
         ("photo.jpg", "photo.jpg cannot be loaded as a LoRA"),
         (".", "cannot be loaded as a LoRA"),
         ({"conv.weight": torch.zeros(1)}, "these tensors cannot be loaded as a LoRA"),
+        ({}, "these tensors cannot be loaded as a LoRA .*nothing for these networks"),
     ],
 )
 def test_what_is_no_lora_is_refused_without_the_network(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,7 +17,9 @@ from tadsr.cli.reporting import (
     readable_errors,
     silence_libraries,
 )
-from tadsr.cli.targets import check_place, plan_jobs
+from tadsr.cli.targets import check_place, parse_format, plan_jobs
+
+FORMATS = ["png", "webp", "jpg"]
 
 DEGRADE_HELP = """Write low-quality copies of photographs, to train or to measure on.
 
@@ -56,9 +59,14 @@ def degrade(
         ),
     ] = None,
     format: Annotated[
-        Literal["png", "webp", "jpg"],
+        str,
         typer.Option(
-            "--format", "-f", help="Format of the outputs; jpg and webp lose a little more."
+            "--format",
+            "-f",
+            parser=partial(parse_format, formats=FORMATS),
+            autocompletion=lambda: FORMATS,
+            metavar="|".join(FORMATS),
+            help="Format of the outputs; jpg and webp lose a little more.",
         ),
     ] = "png",
     overwrite: options.OverwriteOption = False,

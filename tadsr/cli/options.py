@@ -12,6 +12,7 @@ import typer
 
 from tadsr.cli.model_request import DtypeName
 from tadsr.cli.reporting import format_bytes, parse_bytes
+from tadsr.cli.targets import FORMAT_SUFFIXES, parse_format
 from tadsr.config import MAX_PIXELS, ColorFix, EngineName, Seamless, TargetSize
 
 if TYPE_CHECKING:
@@ -30,10 +31,13 @@ TimestepOption = Annotated[
     ),
 ]
 FormatOption = Annotated[
-    Literal["same", "png", "jpg", "webp", "tiff", "avif", "bmp", "gif", "jxl"] | None,
+    str | None,
     typer.Option(
         "--format",
         "-f",
+        parser=parse_format,
+        autocompletion=lambda: ["same", *FORMAT_SUFFIXES],
+        metavar="|".join(("same", *FORMAT_SUFFIXES)),
         help="Format of outputs that are not named; same: the input's; png by default.",
     ),
 ]

@@ -11,6 +11,31 @@ from typer.core import TyperCommand, TyperGroup
 
 _KINDS = {"int_parsing": "a whole number", "float_parsing": "a number"}
 """What pydantic calls a wrong value, and people."""
+_STEP = "-t moves from faithful to vivid, in one step"
+_FOUND = "there is nothing to set: as many photos as fit are computed together"
+_OPTIONS_INSTEAD = {
+    **dict.fromkeys(("-i", "--input"), "inputs need no option: tadsr upscale photo.jpg"),
+    **dict.fromkeys(("-n", "--model-name", "--model_name"), "-m names the model"),
+    "--outscale": "-s is the output's size over the input's",
+    "--ext": "-f is the format",
+    **dict.fromkeys(("--half", "--fp16"), "--dtype fp16 is for GPUs"),
+    "--fp32": "--dtype fp32 says it",
+    **dict.fromkeys(("-g", "--gpu", "--gpu-id", "--cpu"), "--device takes cpu, cuda or cuda:N"),
+    **dict.fromkeys(("--tile-size", "--tile_size", "--tile_pad"), "--tile and --max-memory set it"),
+    "--face_enhance": "--timestep-map keeps faces faithful",
+    **dict.fromkeys(("--denoise_strength", "--strength", "--fidelity", "--steps"), _STEP),
+    **dict.fromkeys(("-y", "--force"), "--overwrite replaces results"),
+    **dict.fromkeys(("-r", "--recursive"), "sub-folders are read anyway"),
+    **dict.fromkeys(("-j", "--workers", "--num-workers", "--batch-size"), _FOUND),
+    "--share": "--host 0.0.0.0 lets others reach it",
+}
+"""What users of other upscalers type, and what does it here."""
+_COMMANDS_INSTEAD = {
+    **dict.fromkeys(("i", "p", "run", "enhance", "restore"), "tadsr upscale"),
+    "s": "tadsr serve",
+    **dict.fromkeys(("list", "models"), "tadsr info"),
+    **{name: f"tadsr --{name}" for name in ("help", "version")},
+}
 
 
 class SuggestingCommand(TyperCommand):
@@ -36,8 +61,8 @@ class SuggestingGroup(TyperGroup):
         is_path = os.path.exists(name) or os.path.splitext(name)[1] != ""
         if self.get_command(ctx, name) is None and is_path and not name.startswith("-"):
             ctx.fail(f"No such command {name!r}. Did you mean 'tadsr upscale {name}'?")
-        if name in ("help", "version"):
-            ctx.fail(f"No such command {name!r}. Did you mean 'tadsr --{name}'?")
+        if name in _COMMANDS_INSTEAD:
+            ctx.fail(f"No such command {name!r}. Did you mean '{_COMMANDS_INSTEAD[name]}'?")
         return super().resolve_command(ctx, args)
 
 
@@ -48,7 +73,11 @@ def _suggesting_options() -> Iterator[None]:
     except Exception as error:
         # Told by its attribute: the class lives in click or in typer, by typer's version.
         possibilities = getattr(error, "possibilities", None)
-        if possibilities:
+        instead = _OPTIONS_INSTEAD.get(getattr(error, "option_name", ""))
+        if instead:
+            error.message = f"{error.message}: {instead}"
+            error.possibilities = None
+        elif possibilities:
             begun = [p for p in possibilities if p.startswith(getattr(error, "option_name", "-"))]
             close = " or ".join(sorted(begun or possibilities))
             error.message = f"{error.message}. Did you mean {close}?"

@@ -11,6 +11,8 @@ from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import typer
+
 from tadsr.cli.reporting import UsageError, as_usage_errors
 from tadsr.errors import ImageWriteError, TADSRError
 from tadsr.folders.jobs import Draft, Job, check_targets, draft_folder, name_targets
@@ -32,6 +34,16 @@ FORMAT_SUFFIXES = {
     "jxl": (".jxl",),
 }
 """Suffixes that an output file may have, by format; the first where we name it."""
+
+
+def parse_format(text: str, formats: Sequence[str] = ("same", *FORMAT_SUFFIXES)) -> str:
+    """Return the format that is called so, or by one of its suffixes."""
+    name = text.lower().removeprefix(".")
+    for format in formats:
+        if name == format or f".{name}" in FORMAT_SUFFIXES.get(format, ()):
+            return format
+    raise typer.BadParameter(f"must be one of {', '.join(formats)}, got {text!r}")
+
 
 _OUTPUT_SUFFIXES = tuple(suffix for group in FORMAT_SUFFIXES.values() for suffix in group)
 

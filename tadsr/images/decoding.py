@@ -116,6 +116,8 @@ def decode_image(image: ImageLike) -> DecodedImage:
         hint = "; pass its images one at a time"
     elif isinstance(image, (str, os.PathLike)):
         hint = "; open the file with read_image first"
+    elif isinstance(image, bytes) or hasattr(image, "read"):
+        hint = "; open it with PIL.Image.open first"
     raise TypeError(
         "image must be a PIL image, an ArrayImage, a NumPy array or a torch tensor, "
         f"not {type(image).__name__}{hint}"
@@ -214,7 +216,7 @@ def _decode_array(array: np.ndarray) -> _Parts:
     if not channels_fit or 0 in array.shape:
         raise ValueError(
             "an array image must have the shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), "
-            f"no side 0, got {array.shape}"
+            f"no side 0, got {array.shape}; a list holds several"
         )
     white = INTEGER_WHITE.get(native, 1.0)
     rgb, alpha = _split_alpha(unit_planes(array, white, "a float array"))

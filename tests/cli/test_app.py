@@ -33,7 +33,7 @@ def run(*args: object, cwd=None) -> subprocess.CompletedProcess:
     ("args", "heavy", "code"),
     [
         (["--help"], {"torch", "PIL"}, 0),
-        (["--version"], {"torch", "PIL"}, 0),
+        (["-V"], {"torch", "PIL"}, 0),
         (["upscale", "--help"], {"torch", "PIL"}, 0),
         (["upscal"], {"torch", "PIL"}, 2),
         (["upscale", "photo.jpg", "-m", "tadsr-tny"], {"torch"}, 1),
@@ -109,6 +109,7 @@ def test_ctrl_c_exits_130_and_leaves_no_half_file(tmp_path, photo, model_dir):
         (["upscale", "photo.jpg", "--overwite"], "Did you mean --overwrite"),
         (["upscale", "photo.jpg", "--out"], "Did you mean --output?"),
         (["version"], "Did you mean 'tadsr --version'?"),
+        (["enhance", "photo.jpg"], "Did you mean 'tadsr upscale'?"),
         (["info", "x", "--jsn"], "Did you mean --json?"),
         (["--verson"], "Did you mean --version?"),
     ],

@@ -102,6 +102,11 @@ def test_sizes_that_nothing_holds_are_refused_before_the_model_is_loaded(upscale
         (("-t", "abc"), "'--timestep' / '-t': 'abc' is not a"),
         (("-s", "x"), "'--scale' / '-s': 'x' is not a"),
         (("--dtype", "fp8"), "'--dtype': 'fp8' is not one of 'auto', 'fp32'"),
+        (("-f", "doc"), "'--format' / '-f': must be one of same, png,"),
+        (("-i", "b.png"), "No such option: -i: inputs need no option"),
+        (("--outscale", "2"), "No such option: --outscale: -s is"),
+        (("--face_enhance",), "--timestep-map keeps faces"),
+        (("-g", "0"), "--device takes"),
     ],
 )
 def test_wrong_options_are_named_as_they_were_typed(options, message, upscale, photo):
@@ -111,6 +116,8 @@ def test_wrong_options_are_named_as_they_were_typed(options, message, upscale, p
 def test_names_and_formats_of_outputs(upscale, photo):
     photo("in/a.jpg")
     photo("in/b.webp")
+    for name, suffix in (("jpeg", "jpg"), ("JPG", "jpg"), (".tif", "tiff")):
+        assert f"in/a_x2.{suffix} (" in upscale("in/a.jpg", "-f", name, "--dry-run", *TWICE).stdout
     upscale("in/a.jpg", "--suffix", "_sharp", "-f", "same", *TWICE)
     assert Path("in/a_sharp.jpg").exists()
     upscale("in/b.webp", "-o", "new/dir/", *TWICE)
