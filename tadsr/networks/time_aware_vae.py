@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.attention_processor import Attention
-from diffusers.models.autoencoders.vae import Decoder, DiagonalGaussianDistribution, Encoder
+from diffusers.models.autoencoders.vae import (
+    Decoder,
+    DecoderOutput,
+    DiagonalGaussianDistribution,
+    Encoder,
+)
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.utils.accelerate_utils import apply_forward_hook
@@ -96,18 +100,6 @@ def neutralize_time_layers(vae: TimeAwareAutoencoderKL) -> None:
     for resnet in vae.encoder.time_conditioned_resnets():
         nn.init.zeros_(resnet.time_emb_proj.weight)
         nn.init.zeros_(resnet.time_emb_proj.bias)
-
-
-class EncodedPosterior(NamedTuple):
-    """The encoder's output, named as diffusers' autoencoders name it."""
-
-    latent_dist: DiagonalGaussianDistribution
-
-
-class DecodedSample(NamedTuple):
-    """The decoder's output, named as diffusers' autoencoders name it."""
-
-    sample: Tensor
 
 
 class TimeAwareAutoencoderKL(ModelMixin, ConfigMixin, PeftAdapterMixin):
@@ -207,7 +199,7 @@ class TimeAwareAutoencoderKL(ModelMixin, ConfigMixin, PeftAdapterMixin):
         return 2 ** (len(self.config.block_out_channels) - 1)
 
     @apply_forward_hook
-    def encode(self, x: Tensor, timestep: int | Tensor) -> EncodedPosterior:
+    def encode(self, x: Tensor, timestep: int | Tensor) -> AutoencoderKLOutput:
         """Encode images at a timestep.
 
         Args:
@@ -229,10 +221,10 @@ class TimeAwareAutoencoderKL(ModelMixin, ConfigMixin, PeftAdapterMixin):
                 f"got {timesteps.numel()}"
             )
         moments = self.quant_conv(self.encoder(x, timesteps.expand(x.shape[0])))
-        return EncodedPosterior(DiagonalGaussianDistribution(moments))
+        return AutoencoderKLOutput(latent_dist=DiagonalGaussianDistribution(moments))
 
     @apply_forward_hook
-    def decode(self, z: Tensor) -> DecodedSample:
+    def decode(self, z: Tensor) -> DecoderOutput:
         """Decode latents to images.
 
         Args:
@@ -241,7 +233,7 @@ class TimeAwareAutoencoderKL(ModelMixin, ConfigMixin, PeftAdapterMixin):
         Returns:
             `sample`, images (B, 3, f·h, f·w), about [-1, 1], not clamped.
         """
-        return DecodedSample(self.decoder(self.post_quant_conv(z)))
+        return DecoderOutput(sample=self.decoder(self.post_quant_conv(z)))
 
     def forward(self, x: Tensor, timestep: int | Tensor) -> Tensor:
         """Encode to the posterior mean and decode again, (B, 3, H, W) to (B, 3, H, W)."""
