@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -19,7 +20,8 @@ def check_is_file(path: str | os.PathLike[str]) -> int:
     """
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
-        raise OSError(f"{path} must be a file, but is a folder, pipe or device")
+        reason = "must be a file, but is a folder, pipe or device"
+        raise OSError(errno.EINVAL, reason, os.fspath(path))
     return status.st_size
 
 

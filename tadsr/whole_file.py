@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 
 from tadsr.errors import reason_of
+from tadsr.named_files import check_is_file
 
 _PARTIAL = re.compile(r"\.tadsr-(?P<host>[0-9a-f]{8})-(?P<process>\d+)-[0-9a-f]{32}(\..*)?")
 
@@ -27,8 +28,8 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         OSError: The file or its folder cannot be written.
     """
     target = Path(os.path.realpath(path))
-    if os.path.exists(target) and not os.path.isfile(target):
-        raise OSError(f"{target} must be a file, but is a folder, pipe or device")
+    if os.path.exists(target):
+        check_is_file(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     name = f".tadsr-{_host()}-{os.getpid()}-{uuid.uuid4().hex}{target.suffix}"
     partial = target.with_name(name)

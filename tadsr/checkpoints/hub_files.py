@@ -18,7 +18,7 @@ from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils import WeakFileLock, build_hf_headers
 
 from tadsr.errors import CheckpointError
-from tadsr.named_files import read_text
+from tadsr.named_files import check_is_file, holds_something
 
 WAITS_S = (1, 2, 4, 8)
 """Seconds before each further attempt; those that brought enough do not count."""
@@ -59,9 +59,10 @@ class Snapshot:
         """Return what a branch, tag or commit meant when there was a connection last, or None."""
         named = cls(repo_id, revision or constants.DEFAULT_REVISION, cache_dir)
         reference = named._storage / "refs" / named.commit
-        if reference.is_file():
-            named = replace(named, commit=read_text(reference).strip())
-        return named if named.folder.is_dir() else None
+        if holds_something(reference):
+            commit = reference.read_bytes().decode(errors="replace").strip()
+            named = replace(named, commit=commit)
+        return named if os.path.isdir(named.folder) else None
 
     @property
     def _storage(self) -> Path:
@@ -114,14 +115,13 @@ class Snapshot:
             reference.write_text(self.commit, encoding="utf-8")
 
     def _has(self, file: RepoSibling) -> bool:
-        """Tell whether a file is there; one of another size is damaged and removed."""
+        """Tell whether a file is there; one of another size or kind is damaged and removed."""
         blobs = [] if file.lfs is None else [self._blob(file)]
         found = False
         for path in (*blobs, self.folder / file.rfilename):
-            found = path.is_file()
-            if found and file.size not in (None, path.stat().st_size):
+            found = path.is_file() and file.size in (None, path.stat().st_size)
+            if not found and os.path.lexists(path):
                 _remove(path)
-                found = False
         return found
 
     def _blob(self, file: RepoSibling) -> Path:
@@ -175,6 +175,8 @@ class Snapshot:
         with WeakFileLock(locks / f"{blob.name}.lock"):
             if blob.is_file():  # another process was first
                 return
+            if partial.exists():
+                check_is_file(partial)
 
             def fetch() -> None:
                 retry(attempt, progress=lambda: partial.stat().st_size if partial.exists() else 0)

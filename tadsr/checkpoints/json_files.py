@@ -21,8 +21,7 @@ def check_file(path: Path) -> None:
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} must exist, but is missing; {AGAIN}") from error
     except OSError as error:
-        reason = f"{path} cannot be read: {error.strerror}" if error.strerror else str(error)
-        raise CheckpointError(reason) from error
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     if is_empty:
         raise CheckpointError(f"{path} must be a file with content, but is empty; {AGAIN}")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from tadsr.conditioning import TimestepMap
 from tadsr.config import ColorFix, UpscaleSettings
@@ -236,7 +236,8 @@ def canvas_for(photo: Path, limits: DemoLimits) -> Image.Image:
         ) from None
     canvas = Image.fromarray(to_rgb8(_shrunk(photo_read)))
     # Small photos are enlarged as well: the brush has one size.
-    return ImageOps.contain(canvas, (CANVAS_PX, CANVAS_PX), Image.Resampling.LANCZOS)
+    size = (max(1, round(side * CANVAS_PX / max(canvas.size))) for side in canvas.size)
+    return canvas.resize(tuple(size), Image.Resampling.LANCZOS)
 
 
 def paint_of(layers: Sequence[Path | BinaryIO]) -> np.ndarray | None:

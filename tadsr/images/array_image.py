@@ -21,6 +21,7 @@ _ORIENTATION_TAG = 274
 _XMP_TAG = 700
 _MIN_IS_WHITE = 0
 _PILLOW_BYTES = 4  # of a pixel of several bands, whatever its mode
+_JPEG2000_BYTES = 20  # four a sample, and a copy
 _STRIP_PIXELS = 2**20
 _BACK_FROM = {6: 8, 8: 6}
 
@@ -78,6 +79,8 @@ class ArrayImage:
 
 def pixel_bytes(image: Image.Image) -> int:
     """Return what a pixel of an opened file takes while it is read."""
+    if image.format == "JPEG2000":
+        return _JPEG2000_BYTES
     arguments = image.tile[0].args if image.tile else ""
     rawmode = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
     layout, wide, _ = str(rawmode).partition(";16")

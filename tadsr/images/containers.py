@@ -11,11 +11,15 @@ from typing import BinaryIO
 
 from PIL import PngImagePlugin
 
+from tadsr.errors import ImageReadError
+
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _COMPRESSED = (b"zTXt", b"iTXt", b"iCCP")
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 _LEAST_TEXT = 2**13
 """Bytes that a text counts for, whose own costs are as large."""
+_MAX_CHUNKS = 2**18
+"""As many as a PNG of two gigabytes has; each takes time."""
 _LARGEST_PROFILE = 2**26
 _LARGEST_META = 2**24
 
@@ -82,7 +86,7 @@ def find_nclx(path: Path) -> tuple[int, int] | None:
 def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
     """Walk through a PNG's chunks, the file standing at each one's data."""
     place = 8
-    while True:
+    for _ in range(_MAX_CHUNKS):
         file.seek(place)
         head = file.read(8)
         if len(head) < 8:
@@ -92,6 +96,7 @@ def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
         if kind == b"IEND":
             return
         place += length + 12
+    raise ImageReadError(f"{file.name}: must have at most {_MAX_CHUNKS} chunks; save it anew")
 
 
 def _packed(kind: bytes, data: bytes) -> bytes | None:

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from tadsr.config import MAX_PIXELS
-from tadsr.errors import ImageReadError, ImageReadWarning
+from tadsr.errors import ImageReadError, ImageReadWarning, ImageTooLargeError
 from tadsr.image_files import RAW_SUFFIXES
 from tadsr.images.array_image import (
     ArrayImage,
@@ -42,6 +42,8 @@ ANIMATED_FORMATS = ("GIF", "PNG", "WEBP", "AVIF")
 _PAGED_FORMATS = ("TIFF", "HEIF")
 _PHOTOMETRIC_TAG = 262
 _NO_ANIMATION = "{}: must be an animation, but is a TIFF; read_image reads its first page"
+_MAX_TILES = 2**16
+"""Pieces of a file, each of which takes time."""
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
@@ -169,6 +171,11 @@ def open_image(path: Path, max_pixels: int | None) -> Image.Image:
                 f"{path}: must be a picture, but is a PostScript program; save it as PNG or TIFF"
             )
         check_size(path, *image.size, max_pixels, pixel_bytes=pixel_bytes(image))
+        if len(image.tile) > _MAX_TILES:
+            raise ImageTooLargeError(
+                f"{path}: must have at most {_MAX_TILES} strips or tiles, got {len(image.tile)}; "
+                "save it with larger ones"
+            )
     except ImageReadError:
         image.close()
         raise

@@ -1,4 +1,5 @@
 import json
+import os
 import warnings
 from pathlib import Path
 
@@ -137,6 +138,13 @@ def test_cached_repository_loads_without_network(cache):
 def test_uncached_repository_says_what_to_do(cache, request_):
     with pytest.raises(CheckpointError, match=r"must be in the hub's cache .*connect once"):
         download(**request_, cache_dir=cache, local_files_only=True)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"x" * 5000, b""])
+def test_a_damaged_reference_means_nothing(cache, content):
+    (cache / "models--owner--name" / "refs" / "main").write_bytes(content)
+    with pytest.raises(CheckpointError, match="must be in the hub's cache"):
+        download("owner/name", cache_dir=cache, local_files_only=True)
 
 
 @pytest.fixture(params=["native", "official"])
@@ -324,13 +332,15 @@ def test_who_may_read_is_the_hubs_business_and_tokens_stay_there(native, hub):
     assert not any("Authorization" in headers for headers in elsewhere)
 
 
-def test_a_file_of_another_size_in_the_cache_is_fetched_again(native, hub):
+def test_a_file_of_another_size_or_kind_in_the_cache_is_fetched_again(native, hub):
     repository = hub.repositories["owner/name"] = repository_of(native)
     folder = download("owner/name")
     for name in ("unet/diffusion_pytorch_model.safetensors", "unet/config.json"):
         (folder / name).resolve().write_bytes(repository.files[name][:-1])
+    (folder / "vae/config.json").unlink()
+    os.mkfifo(folder / "vae/config.json")
     download("owner/name")
-    for name in ("unet/diffusion_pytorch_model.safetensors", "unet/config.json"):
+    for name in ("unet/diffusion_pytorch_model.safetensors", "unet/config.json", "vae/config.json"):
         assert (folder / name).read_bytes() == repository.files[name]
 
 

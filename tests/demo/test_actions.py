@@ -183,6 +183,8 @@ def test_a_canvas_has_one_size_whatever_the_photos(photo, tmp_path):
     assert canvas_for(photo, DemoLimits()).size == (1024, 683)
     Image.new("RGB", (3000, 1500)).save(tmp_path / "large.png")
     assert canvas_for(tmp_path / "large.png", DemoLimits()).size == (1024, 512)
+    Image.new("RGB", (1, 5000)).save(tmp_path / "thin.png")
+    assert canvas_for(tmp_path / "thin.png", DemoLimits()).size == (1, 1024)
     for limits in (DemoLimits(max_output_pixels=10**6), DemoLimits(max_canvas_pixels=10**6)):
         with pytest.raises(ImageReadError, match="at most"):
             canvas_for(tmp_path / "large.png", limits)

@@ -146,6 +146,25 @@ def test_small_files_hold_fewer_pixels(tmp_path):
             read_image(path, **trusted)
 
 
+def test_what_costs_more_than_its_pixels_is_limited(tmp_path):
+    image = Image.new("RGB", (16, 16))
+    image.save(tmp_path / "a.jp2", no_jp2=True)
+    data = (tmp_path / "a.jp2").read_bytes()
+    start = data.index(b"\xff\x51") + 6
+    size = struct.pack(">II", 6000, 6000)
+    (tmp_path / "a.jp2").write_bytes(data[:start] + size + data[start + 8 :])
+    with pytest.raises(ImageTooLargeError, match=r"at most 23860929 pixels"):
+        read_image(tmp_path / "a.jp2")
+    image.save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(data[:33] + struct.pack(">I4sI", 0, b"teXt", 0) * 2**18)
+    with pytest.raises(ImageReadError, match="262144 chunks"):
+        read_image(tmp_path / "a.png")
+    Image.new("L", (1, 70_000)).save(tmp_path / "a.tif", tiffinfo={278: 1}, strip_size=1)
+    with pytest.raises(ImageTooLargeError, match="65536 strips"):
+        read_image(tmp_path / "a.tif")
+
+
 def test_jpegs_of_many_scans_are_refused(tmp_path):
     path = tmp_path / "bomb.jpg"
     Image.new("L", (2000, 2000)).save(path, progressive=True)

@@ -20,7 +20,7 @@ from tadsr.degradation import (
     sample_degradation,
 )
 from tadsr.images import decode_image, read_image, to_uint8
-from tadsr.named_files import check_is_file
+from tadsr.named_files import holds_something
 from tadsr.training.data.batch import Sample
 from tadsr.training.data.data_config import DataConfig
 
@@ -40,8 +40,9 @@ def photo_size(path: Path) -> Size | None:
 
     What Pillow does not know, such as wide TIFFs, is taken for large enough: it shows when decoded.
     """
+    if not holds_something(path):
+        return None
     try:
-        check_is_file(path)
         with warnings.catch_warnings(), Image.open(path) as image:
             warnings.simplefilter("ignore")  # of huge images, which are not decoded here
             return image.size
