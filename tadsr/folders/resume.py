@@ -181,15 +181,16 @@ def header_size(path: Path) -> tuple[int, int] | tuple[None, None] | None:
 
 def is_undamaged(path: Path) -> bool:
     """Return whether an image file without a record can be read to its end."""
-    from tadsr.images import count_frames, read_frames, read_image
-
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if path.suffix.lower() in (".png", ".apng"):
                 with Image.open(path) as image:
                     image.verify()  # by sums, which cost no decoding
-            elif count_frames(path) > 1:
+                return True
+            from tadsr.images import count_frames, read_frames, read_image  # and with them torch
+
+            if count_frames(path) > 1:
                 read_frames(path)
             else:
                 read_image(path)
