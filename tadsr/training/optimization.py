@@ -36,44 +36,46 @@ class Optimizers:
         self.networks = networks
         self.accelerator = accelerator
         self.models: dict[str, nn.Module] = {}
-        self.optimizers: dict[str, list[torch.optim.Optimizer]] = {}
+        self.optimizers: dict[str, dict[str, torch.optim.Optimizer]] = {}
         self.parameters: dict[str, list[nn.Parameter]] = {}
         for name, (module, settings) in networks.items():
             named = {n: p for n, p in module.named_parameters() if p.requires_grad}
             self.parameters[name] = list(named.values())
-            kernels = []
-            if settings.muon_learning_rate is not None:
-                kernels = [n for n, p in named.items() if is_kernel(n, p)]
-            adamw = torch.optim.AdamW(
-                [p for n, p in named.items() if n not in kernels],
-                lr=settings.learning_rate,
-                betas=settings.betas,
-                weight_decay=settings.weight_decay,
-            )
-            optimizers: list[torch.optim.Optimizer] = [adamw]
-            if kernels:
-                muon = Muon(
-                    [named[n] for n in kernels], settings.muon_learning_rate, settings.weight_decay
+            rate = settings.muon_learning_rate
+            kernels = [n for n, p in named.items() if rate is not None and is_kernel(n, p)]
+            others = [p for n, p in named.items() if n not in kernels]
+            optimizers: dict[str, torch.optim.Optimizer] = {}
+            if others:
+                optimizers["lr"] = torch.optim.AdamW(
+                    others,
+                    lr=settings.learning_rate,
+                    betas=settings.betas,
+                    weight_decay=settings.weight_decay,
                 )
-                optimizers.append(muon)
-            self.models[name], *self.optimizers[name] = accelerator.prepare(module, *optimizers)
+            if kernels:
+                optimizers["muon_lr"] = Muon(
+                    [named[n] for n in kernels], rate, settings.weight_decay
+                )
+            prepared = accelerator.prepare(module, *optimizers.values())
+            self.models[name] = prepared[0]
+            self.optimizers[name] = dict(zip(optimizers, prepared[1:], strict=True))
 
     def set_learning_rates(self, step: int, total_steps: int) -> None:
         """Set every network's learning rate for a step."""
         for name, optimizers in self.optimizers.items():
             settings = self.networks[name].optimizer
             factor = settings.factor_at(step, total_steps)
-            rates = (settings.learning_rate, settings.muon_learning_rate)
-            for optimizer, rate in zip(optimizers, rates, strict=False):
+            rates = {"lr": settings.learning_rate, "muon_lr": settings.muon_learning_rate}
+            for label, optimizer in optimizers.items():
                 for group in optimizer.param_groups:
-                    group["lr"] = rate * factor
+                    group["lr"] = rates[label] * factor
 
     def learning_rates(self) -> dict[str, float]:
         """Return the learning rates as figures for a log."""
         return {
             f"{name}.{label}": optimizer.param_groups[0]["lr"]
             for name, optimizers in self.optimizers.items()
-            for label, optimizer in zip(("lr", "muon_lr"), optimizers, strict=False)
+            for label, optimizer in optimizers.items()
         }
 
     def clip(self) -> dict[str, Tensor]:
@@ -85,7 +87,7 @@ class Optimizers:
         for name, optimizers in self.optimizers.items():
             if any(p.grad is not None for p in self.parameters[name]):
                 if self.accelerator.scaler is not None:
-                    for optimizer in optimizers:
+                    for optimizer in optimizers.values():
                         self.accelerator.scaler.unscale_(optimizer.optimizer)
                 limit = self.networks[name].optimizer.max_grad_norm
                 norms[name] = nn.utils.clip_grad_norm_(self.parameters[name], limit)
@@ -94,7 +96,7 @@ class Optimizers:
     def step(self, names: dict[str, Tensor] | list[str]) -> None:
         """Step networks by the gradients that `clip` has clipped, and drop these."""
         scaler = self.accelerator.scaler
-        for optimizer in (each for name in names for each in self.optimizers[name]):
+        for optimizer in (o for name in names for o in self.optimizers[name].values()):
             if scaler is None:
                 optimizer.step()
             else:

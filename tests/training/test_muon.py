@@ -6,9 +6,13 @@ import copy
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
 
+from tadsr.training import OptimizerConfig
 from tadsr.training.muon import Muon, is_kernel, orthogonalize
+from tadsr.training.optimization import Optimizers
+from tadsr.training.stages.stage import TrainedNetwork
 
 
 @pytest.mark.parametrize("shape", [(6, 40), (40, 6), (16, 16)])
@@ -38,6 +42,23 @@ def test_steps_are_those_of_torch():
         assert (ours - before).abs().max() > 0.01
     # Theirs is computed in bfloat16.
     torch.testing.assert_close(ours.detach().flatten(1), theirs.detach(), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("muon_rate", "labels"), [(None, {"lr"}), (0.03, {"lr", "muon_lr"}), (0.01, {"muon_lr"})]
+)
+def test_rates_are_those_of_the_optimizers_that_have_parameters(muon_rate, labels):
+    layers = nn.Sequential(nn.Linear(8, 8, bias=muon_rate != 0.01), nn.Linear(8, 8, bias=False))
+    config = OptimizerConfig(learning_rate=0.02, muon_learning_rate=muon_rate, warmup_steps=2)
+    optimizers = Optimizers({"a": TrainedNetwork(layers, config)}, Accelerator(cpu=True))
+    optimizers.set_learning_rates(step=0, total_steps=4)
+    assert optimizers.learning_rates() == {
+        f"a.{label}": pytest.approx((0.02 if label == "lr" else muon_rate) / 2) for label in labels
+    }
+    before = [p.detach().clone() for p in layers.parameters()]
+    layers(torch.ones(1, 8)).square().sum().backward()
+    optimizers.step(optimizers.clip())
+    assert all(not torch.equal(p, q) for p, q in zip(layers.parameters(), before, strict=True))
 
 
 def test_kernels_are_stepped_by_muon_and_the_rest_by_adamw():
