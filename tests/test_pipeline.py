@@ -23,6 +23,7 @@ from tadsr import TADSRError, TADSRPipeline, UpscaleSettings
 from tadsr.images import ArrayImage, resize_bicubic
 from tadsr.networks.prompt_embeddings import PromptEmbeddings
 from tadsr.onestep import OneStepEngine, TileSpec
+from tests.crossings import crossed
 from tests.small_models import pipeline_of, small_unet, small_vae
 
 
@@ -142,13 +143,20 @@ def cutout(kind, hidden):
     return Image.fromarray(pixels) if kind == "RGBA" else pixels, 1
 
 
+CUTOUTS = ("RGBA", "LA", "P", "key", "uint8", "uint16", "ArrayImage")
+
+
 # What follows the fix is the same for all kinds.
 @pytest.mark.parametrize(
     ("kind", "color_fix"),
-    [
-        *((kind, "adain") for kind in ("RGBA", "LA", "P", "key", "uint8", "uint16", "ArrayImage")),
-        *((kind, fix) for kind in ("LA", "uint16") for fix in ("wavelet", "none")),
-    ],
+    crossed(
+        [
+            *((kind, "adain") for kind in CUTOUTS),
+            *((kind, fix) for kind in ("LA", "uint16") for fix in ("wavelet", "none")),
+        ],
+        CUTOUTS,
+        ("adain", "wavelet", "none"),
+    ),
 )
 def test_what_lies_hidden_under_alpha_0_does_not_show(kind, color_fix, pipe):
     results = []

@@ -11,6 +11,7 @@ from PIL import ExifTags, Image
 
 from tadsr import TADSRPipeline, TimestepMap
 from tadsr.onestep import TileSpec
+from tests.crossings import crossed
 
 PHOTO = Path(__file__).parents[1] / "examples" / "photos" / "lighthouse.jpg"
 IN_PIECES = TileSpec(band_bytes=2**18, max_memory=1, attention_px=0)
@@ -37,13 +38,18 @@ def test_a_constant_map_equals_the_integer(pipe, timestep, height, width, proces
         assert relative_error(found, expect) < 1e-5
 
 
-# Every pair of an axis, a colour fix and a way, once.
+# Quick: every pair of an axis, a colour fix and a way, once.
 @pytest.mark.parametrize(
     ("axis", "color_fix", "tiling"),
-    [
-        *((0, "adain", None), (1, "wavelet", None), (0, "none", None)),
-        *((1, "adain", IN_PIECES), (0, "wavelet", IN_PIECES), (1, "none", IN_PIECES)),
-    ],
+    crossed(
+        [
+            *((0, "adain", None), (1, "wavelet", None), (0, "none", None)),
+            *((1, "adain", IN_PIECES), (0, "wavelet", IN_PIECES), (1, "none", IN_PIECES)),
+        ],
+        (0, 1),
+        ("adain", "wavelet", "none"),
+        (None, IN_PIECES),
+    ),
 )
 def test_each_half_of_a_map_is_its_own_result_away_from_the_border(
     pipe, lq, axis, color_fix, tiling

@@ -14,11 +14,13 @@ from tadsr.onestep.banded_layers import Bands
 from tadsr.onestep.banded_walk import BandedLayers
 from tadsr.onestep.storage import BandStorage, PlannedStorage
 from tadsr.onestep.support import check_unet
+from tests.crossings import crossed
 
 from .conftest import relative_error
 
 CPU = torch.device("cpu")
 SMALLEST = 1  # bytes of a band: one row at a time
+UNET_SIZES = ((8, 8), (13, 7), (1, 9), (22, 18))
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,10 @@ def decoded(vae, z, bands):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("band_bytes", "limit"), [(SMALLEST, 0), (30_000, None), (2**30, 0)])
+@pytest.mark.parametrize(
+    ("band_bytes", "limit"),
+    crossed([(SMALLEST, 0), (30_000, None), (2**30, 0)], (SMALLEST, 30_000, 2**30), (None, 0)),
+)
 def test_the_autoencoder_with_attention_equals_the_whole(golden_pipeline, band_bytes, limit):
     vae = golden_pipeline.vae
     assert vae.config.mid_block_add_attention
@@ -115,11 +120,15 @@ def test_the_shipped_autoencoder_equals_the_whole_at_any_size(tiny, rows, column
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("name", "size"),
-    [
-        *(("tiny", size) for size in ((8, 8), (13, 7), (1, 9), (22, 18))),
-        *(("golden_pipeline", size) for size in ((13, 7), (1, 9))),
-        ("unmerged_pipeline", (9, 5)),
-    ],
+    crossed(
+        [
+            *(("tiny", size) for size in UNET_SIZES),
+            *(("golden_pipeline", size) for size in ((13, 7), (1, 9))),
+            ("unmerged_pipeline", (1, 9)),
+        ],
+        ("tiny", "golden_pipeline", "unmerged_pipeline"),
+        UNET_SIZES,
+    ),
 )
 def test_the_unet_equals_the_whole_at_any_size(request, name, size):
     pipe = request.getfixturevalue(name)

@@ -5,6 +5,7 @@ import torch
 
 from tadsr import TADSRPipeline
 from tadsr.onestep import EnginePlan, OneStepEngine
+from tests.crossings import crossed
 
 from .conftest import build_networks, make_inputs, relative_error
 
@@ -18,7 +19,7 @@ PLANS = {
 }
 
 
-OTHER_PLANS = ("cpu", "contiguous", "kernels")
+OTHER_PLANS = crossed([("cpu",), ("contiguous",), ("kernels",)], PLANS)
 """For networks beside the usual ones, whose upsampling is theirs."""
 
 

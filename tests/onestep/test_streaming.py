@@ -20,6 +20,7 @@ from tadsr.onestep.conditions import Conditions
 from tadsr.onestep.stages import FusedStages
 from tadsr.onestep.storage import BandStorage
 from tadsr.prompts import Prompts
+from tests.crossings import crossed
 
 PHOTO = Path(__file__).parents[2] / "examples" / "photos" / "lighthouse.jpg"
 IN_PIECES = TileSpec(band_bytes=2**18, max_memory=1, attention_px=0)
@@ -34,7 +35,12 @@ def lq():
 
 
 @pytest.mark.parametrize(
-    ("color_fix", "scale"), [("adain", 4), ("adain", 2.7), ("wavelet", 2.7), ("none", 4)]
+    ("color_fix", "scale"),
+    crossed(
+        [("adain", 4), ("adain", 2.7), ("wavelet", 2.7), ("none", 4)],
+        ("adain", "wavelet", "none"),
+        (4, 2.7),
+    ),
 )
 def test_pieces_give_the_whole(pipe, lq, color_fix, scale):
     options = {"color_fix": color_fix, "scale": scale, "process_size": 0, "output_type": "pt"}

@@ -13,6 +13,7 @@ from PIL import Image
 from tadsr import TADSRPipeline, TileSpec
 from tadsr.errors import TADSRWarning
 from tadsr.images import resize_bicubic, resize_bicubic_rows
+from tests.crossings import crossed
 
 from .conftest import Machine
 from .tensors import PretendDevice
@@ -247,13 +248,20 @@ def test_the_second_gpu_is_as_good_as_the_first(pretend, small, wanted):
     assert np.abs(found[0] - wanted("one")[0]).mean() < 4
 
 
+FAILURES = (
+    RuntimeError("Failed to find C compiler."),
+    subprocess.CalledProcessError(1, ["gcc"]),
+    AssertionError("libcuda.so cannot found!"),
+)
+
+
 @pytest.mark.parametrize(
     ("engine", "failure"),
-    [
-        ("auto", RuntimeError("Failed to find C compiler.")),
-        ("auto", AssertionError("libcuda.so cannot found!")),
-        ("eager", subprocess.CalledProcessError(1, ["gcc"])),
-    ],
+    crossed(
+        [("auto", FAILURES[0]), ("auto", FAILURES[2]), ("eager", FAILURES[1])],
+        ("auto", "eager"),
+        FAILURES,
+    ),
     ids=str,
 )
 def test_a_broken_triton_costs_one_warning(failure, engine, pretend, small, wanted):
