@@ -331,12 +331,15 @@ def _told_to(
 
     shown = paced(tell, interval=BAR_SECONDS)
 
-    def report(share: float) -> None:
+    def end_if_stopped() -> None:
         if session in stopped:
             raise gr.Error("stopped", print_exception=False)
+
+    def report(share: float) -> None:
+        end_if_stopped()
         shown(share)
 
-    report(0)  # what was stopped while it waited is not begun
+    end_if_stopped()  # it may have waited for its turn
     return report
 
 
