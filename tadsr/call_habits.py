@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import wraps
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from PIL import Image
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from tadsr.pipeline_types import Restore
 
 _KNOB = "there is one step without guidance; timestep=, 0..999, moves from faithful to vivid"
 _SIZE = "scale= is the output's size over the input's"
@@ -60,7 +63,7 @@ _LOADING_INSTEAD = {
 Call = TypeVar("Call", bound=Callable[..., Any])
 
 
-def takes_habits(call: Call) -> Call:
+def takes_habits(call: Callable[..., Any]) -> Restore:
     """Let a call answer diffusers' arguments, `return_dict` too, and show its progress bar."""
 
     @wraps(call)
@@ -88,7 +91,7 @@ def takes_habits(call: Call) -> Call:
 
         return ImagePipelineOutput(images=images)
 
-    return answered  # type: ignore[return-value]
+    return answered
 
 
 def answers_loading(method: Call) -> Call:

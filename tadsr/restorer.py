@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -34,13 +34,6 @@ from tadsr.pipeline_base import OneStepPipeline
 from tadsr.progress import Progress, paced, share_of
 from tadsr.prompts import Prompts, choose_prompts
 
-if TYPE_CHECKING:
-    import numpy as np
-    from PIL import Image
-
-    from tadsr.images import ArrayImage
-    from tadsr.pipeline_types import CallOptions, Picture, Unpack
-
 _Group: TypeAlias = tuple[list[DecodedImage], Conditions]
 """Images of one size and what the step on them is taken at, or one image for several of these."""
 
@@ -48,61 +41,6 @@ _Group: TypeAlias = tuple[list[DecodedImage], Conditions]
 class Restorer(OneStepPipeline):
     """Restores and enlarges images by the networks that a class derived from it holds."""
 
-    @overload
-    def __call__(
-        self,
-        image: Picture,
-        timestep: TimestepLike | Sequence[TimestepLike] | None = ...,
-        *,
-        output_type: None = None,
-        **options: Unpack[CallOptions],
-    ) -> Picture: ...
-    @overload
-    def __call__(
-        self,
-        image: Sequence[Picture],
-        timestep: TimestepLike | Sequence[TimestepLike] | None = ...,
-        *,
-        output_type: None = None,
-        **options: Unpack[CallOptions],
-    ) -> list[Picture]: ...
-    @overload
-    def __call__(
-        self,
-        image: Image.Image | np.ndarray | ArrayImage,
-        timestep: TimestepLike | None = ...,
-        *,
-        output_type: Literal["pil"],
-        **options: Unpack[CallOptions],
-    ) -> Image.Image: ...
-    @overload
-    def __call__(
-        self,
-        image: Image.Image | np.ndarray | ArrayImage,
-        timestep: TimestepLike | None = ...,
-        *,
-        output_type: Literal["np"],
-        **options: Unpack[CallOptions],
-    ) -> np.ndarray: ...
-    @overload
-    def __call__(
-        self,
-        image: Image.Image | np.ndarray | ArrayImage | Tensor,
-        timestep: TimestepLike | Sequence[TimestepLike] | None = ...,
-        *,
-        output_type: Literal["pt"],
-        **options: Unpack[CallOptions],
-    ) -> Tensor: ...
-    @overload
-    def __call__(
-        self,
-        image: Any,
-        timestep: TimestepLike | Sequence[TimestepLike] | None = ...,
-        *,
-        output_type: str | None = None,
-        return_dict: bool | None = None,
-        **options: Unpack[CallOptions],
-    ) -> Any: ...
     @takes_habits
     @torch.inference_mode(False)  # what is kept for later calls must outlive a caller's mode
     @torch.no_grad()

@@ -48,6 +48,14 @@ LOOKING_SECONDS = 0.5
 """Between two looks whether a client that waits is still there."""
 VALUES = ("timestep", "scale", "color_fix", "model", "prompt")
 """What a form or an address may hold beside the photo."""
+EDIT_VALUES = {
+    "n": "1",
+    "response_format": "b64_json",
+    "output_format": "png",
+    "stream": "false",
+    **dict.fromkeys(("size", "quality", "background"), "auto"),
+}
+"""What OpenAI's clients may say as well, and the only answer there is to it."""
 ROUTES = f"""POST /api/upscale      a form with the photo as file=, or the photo itself;
                        {", ".join(VALUES)} in the form or the address
 POST /v1/images/edits  the same for OpenAI's clients
@@ -151,8 +159,14 @@ class Service:
         return Response(await self._answer(request, compute), media_type="image/png")
 
     async def _edit(self, request: Request) -> Response:
-        """Answer as OpenAI's image edits do; `size` and `n` have no meaning here."""
+        """Answer as OpenAI's image edits do."""
         photo, values = await self._read(request)
+        for name, value in values.items():
+            if value.lower() != EDIT_VALUES.get(name, value.lower()):
+                raise self._refusal(400, f"{name} must be {EDIT_VALUES[name]}, got {value[:80]!r}")
+            if name not in (*VALUES, *EDIT_VALUES, "user"):
+                known = ", ".join((*VALUES, *EDIT_VALUES, "user"))
+                raise self._refusal(400, f"{name[:80]} must be one of {known}")
         png = await self._answer(request, self._admit(photo, values))
         encoded = base64.b64encode(png).decode()
         return JSONResponse({"created": int(time.time()), "data": [{"b64_json": encoded}]})

@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -124,14 +125,17 @@ def test_a_photo_may_be_the_body(address, photo, expected, method, path, kind, s
 
 
 def test_openais_clients_are_answered(address, photo, expected):
+    edit = partial(post, f"{address}/v1/images/edits", photo, name="image", filename="blob")
     values = {"model": "tiny", "timestep": 300, "scale": 2, "response_format": "b64_json"}
-    status, body = post(
-        f"{address}/v1/images/edits", photo, name="image", filename="blob", **values
-    )
+    status, body = edit(**values, n=1, size="auto", user="me")
     assert status == 200
     encoded = json.loads(body)["data"][0]["b64_json"]
     assert np.array_equal(pixels(base64.b64decode(encoded)), expected)
     assert json.loads(get(f"{address}/v1/models"))["data"][0]["id"] == "tiny"
+    for wrong in ({"n": 2}, {"size": "1024x1024"}, {"response_format": "url"}, {"sizes": "auto"}):
+        status, body = edit(**wrong)
+        assert status == 400
+        assert f"{next(iter(wrong))} must be " in json.loads(body)["error"]["message"]
 
 
 def test_progress_comes_as_events(address, photo, expected):
