@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import typing
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Annotated, Any, Literal
@@ -48,17 +49,30 @@ Limit = Annotated[float, Within(0, is_open=True, may_be_infinite=True)]
 """Above 0; infinity switches it off."""
 Probability = Annotated[float, Within(0, 1)]
 """In [0, 1]."""
+Place = Annotated[str, "place"]
+"""A path, or a name on the hub; "~" and $NAME mean what they mean in a shell."""
 
 
 def check_fields(config: Any) -> None:
-    """Check a dataclass' numbers and choices against the types of its fields.
+    """Check a dataclass' numbers and choices against the types of its fields; expand its paths.
 
     Raises:
-        ValueError: A number is out of its range or not finite, or a value is none of a Literal's.
+        ValueError: A number is out of its range or not finite, a value is none of a Literal's, or
+            a path is empty.
     """
     hints = _hints_of(type(config))
     for field in fields(config):
-        _check(getattr(config, field.name), hints[field.name], field.name)
+        value, hint = getattr(config, field.name), hints[field.name]
+        if Place in (hint, *typing.get_args(hint)) and isinstance(value, str | os.PathLike):
+            object.__setattr__(config, field.name, _expand(value, field.name))
+        else:
+            _check(value, hint, field.name)
+
+
+def _expand(path: str | os.PathLike[str], name: str) -> str:
+    if not os.fspath(path).strip():
+        raise ValueError(f"{name} must be a path or a name, got {path!r}")
+    return os.path.expanduser(os.path.expandvars(os.fspath(path)))
 
 
 @functools.cache

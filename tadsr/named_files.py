@@ -9,9 +9,6 @@ import stat
 from pathlib import Path
 from typing import Any
 
-_MAX_ALIASES = 30
-"""Of a YAML file: ten lines of ten each would stand for ten thousand million values."""
-
 
 def check_is_file(path: str | os.PathLike[str]) -> int:
     """Return a file's size in bytes; raise OSError for a pipe, whose end may never come.
@@ -50,12 +47,11 @@ def parse_json(text: str | bytes) -> Any:
 
 def read_yaml(path: str | os.PathLike[str]) -> Any:
     """Read a YAML file of plain values; raises ValueError."""
-    import yaml
+    from yaml import YAMLError
+
+    from tadsr.plain_yaml import parse_yaml
 
     try:
-        text = read_text(path)
-        if sum(isinstance(each, yaml.AliasEvent) for each in yaml.parse(text)) > _MAX_ALIASES:
-            raise ValueError(f"it has more than {_MAX_ALIASES} aliases")
-        return yaml.safe_load(text)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        return parse_yaml(read_text(path))
+    except (OSError, ValueError, RecursionError, YAMLError) as error:
         raise ValueError(f"{path} must be a readable YAML file: {error}") from error

@@ -75,30 +75,30 @@ def train(
     overrides = {name: value for name, value in overrides.items() if value is not None}
     if perceptual == "none":
         overrides["stage.perceptual_weight"] = 0
-    for item in settings or ():
-        name, separator, value = item.partition("=")
-        if not separator:
-            raise UsageError(f"--set must be NAME=VALUE such as stage.tavsd_weight=0, got {item!r}")
-        overrides[name] = value
     if config is None and not {"model", "data.source", "output"} <= overrides.keys():
         raise UsageError("--config FILE, or --model, --data and --output must be given")
     with readable_errors(debug):
         silence_libraries(debug)
         # Of pages and animations the first is meant, and it would be said once a worker.
         warnings.simplefilter("ignore", ImageReadWarning)
-        _run(config, overrides)
+        _run(config, overrides, settings or [])
 
 
-def _run(config: str | None, overrides: dict[str, Any]) -> None:
+def _run(config: str | None, overrides: dict[str, Any], settings: list[str]) -> None:
     import logging
 
     with lasting_imports():
-        from tadsr.training.recipe import config_from_mapping, load_recipe, override
+        from tadsr.training.recipe import config_from_mapping, load_recipe, override, parse_value
         from tadsr.training.trainer import Trainer
         from tadsr.training.training_config import TrainingConfig
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("tadsr").setLevel(logging.INFO)
+    for item in settings:
+        name, separator, text = item.partition("=")
+        if not separator:
+            raise UsageError(f"--set must be NAME=VALUE such as stage.tavsd_weight=0, got {item!r}")
+        overrides[name] = parse_value(name, text)
     if config is None:
         run = config_from_mapping(TrainingConfig, override({}, overrides))
     else:

@@ -6,7 +6,6 @@ import dataclasses
 import difflib
 import types
 import typing
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
@@ -14,6 +13,7 @@ import yaml
 
 from tadsr.degradation import DegradationConfig, find_preset
 from tadsr.named_files import read_yaml
+from tadsr.plain_yaml import parse_yaml
 from tadsr.training.data.data_config import DataConfig
 from tadsr.training.stages.stage_config import TimestepRamp
 from tadsr.training.training_config import TrainingConfig
@@ -33,7 +33,7 @@ def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Tr
     Args:
         path: YAML file whose mapping mirrors `TrainingConfig`.
         overrides: Values by dotted name, such as {"stage.tavsd_weight": 0}; they win over the
-            file. Values that are text are read as YAML.
+            file.
 
     Returns:
         The checked configuration.
@@ -49,7 +49,7 @@ def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Tr
 
 
 def _read_recipe(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
-    if path in extending:
+    if path.resolve() in extending:
         raise ValueError(f"{path} must not extend itself, not through other recipes either")
     mapping = read_yaml(path)
     if not isinstance(mapping, dict):
@@ -60,7 +60,9 @@ def _read_recipe(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]
     base = mapping.pop("extends", None)
     if base is None:
         return mapping
-    return _merge(_read_recipe(path.parent / str(base), (*extending, path)), mapping)
+    if not isinstance(base, str):
+        raise ValueError(f"{path}: extends must name one recipe, got {base!r}")
+    return _merge(_read_recipe(path.parent / base, (*extending, path.resolve())), mapping)
 
 
 def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -68,6 +70,10 @@ def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for name, value in changes.items():
         inner = merged.get(name)
+        if name in _SHORT_FOR and isinstance(inner, str):
+            inner = {_SHORT_FOR[name]: inner}
+        if name == "data" and isinstance(value, str):  # a preset's name stands for all ranges
+            value = {"source": value}
         is_deeper = isinstance(inner, dict) and isinstance(value, dict)
         merged[name] = _merge(inner, value) if is_deeper else value
     return merged
@@ -76,7 +82,7 @@ def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 def _merge_into_preset(value: dict[str, Any]) -> dict[str, Any]:
     """Lay a degradation's mapping over the preset that it starts from, stage by stage."""
     changes = {k: v for k, v in value.items() if k != "preset"}
-    base = dataclasses.asdict(find_preset(value["preset"]))
+    base = dataclasses.asdict(find_preset(value.get("preset", DataConfig.degradation)))
     stages = changes.get("stages", [])
     if isinstance(stages, list) and len(stages) == len(base["stages"]):
         changes["stages"] = [
@@ -88,26 +94,19 @@ def _merge_into_preset(value: dict[str, Any]) -> dict[str, Any]:
 
 def override(mapping: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
     """Return a mapping with values replaced by dotted name; the original stays as it is."""
-    result = {k: dict(v) if isinstance(v, dict) else v for k, v in mapping.items()}
     for dotted, value in overrides.items():
-        first, _, rest = dotted.partition(".")
-        if not rest:
-            result[first] = _read_value(dotted, value)
-            continue
-        inner = result.get(first, DataConfig.degradation if first == "degradation" else {})
-        if first in _SHORT_FOR and isinstance(inner, str):
-            inner = {_SHORT_FOR[first]: inner}
-        if not isinstance(inner, dict):
-            raise ValueError(f"{dotted} must lie in a mapping, but {first} is {inner!r}")
-        result[first] = override(inner, {rest: value})
-    return result
+        for name in reversed(dotted.split(".")):
+            value = {name: value}
+        mapping = _merge(mapping, value)
+    return mapping
 
 
-def _read_value(name: str, value: Any) -> Any:
+def parse_value(name: str, text: str) -> Any:
+    """Parse a field's value as it would stand in a recipe."""
     try:
-        return yaml.safe_load(value) if isinstance(value, str) else value
-    except yaml.YAMLError as error:
-        raise ValueError(f"{name} must be given a value in YAML, got {value!r}") from error
+        return parse_yaml(text)
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ValueError(f"{name} must be given a value in YAML, got {text!r}") from error
 
 
 def config_to_mapping(config: Any) -> dict[str, Any]:
@@ -162,9 +161,10 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
             inner = arguments[:1] * len(value) if arguments[1:] == (...,) else arguments
             if len(inner) == len(value):
                 return tuple(_convert(v, h, name) for v, h in zip(value, inner, strict=True))
-        if option is float and (is_number or isinstance(value, str)):
-            with suppress(ValueError):  # YAML reads 5e-5, without a point, as text
-                return float(value)
+        if option is float and is_number:
+            return float(value)
+        if option is int and isinstance(value, float) and value.is_integer():  # 1e5
+            return int(value)
         if (option in (int, bool, str) and type(value) is option) or (
             origin is Literal and value in arguments
         ):
@@ -181,11 +181,8 @@ def _convert_mapping(value: dict[str, Any], classes: list[type], name: str) -> A
         if kind not in kinds:
             raise ValueError(f"{name}.kind must be one of {', '.join(kinds)}, got {kind!r}")
         config_type = classes[kinds.index(kind)]
-    if config_type is DegradationConfig:
-        if "preset" in value:
-            value = _merge_into_preset(value)
-        elif "stages" not in value:
-            raise ValueError(f"{name} must start from a preset or have stages, got {value!r}")
+    if config_type is DegradationConfig and ("preset" in value or "stages" not in value):
+        value = _merge_into_preset(value)
     return config_from_mapping(config_type, value, name)
 
 
@@ -204,5 +201,5 @@ def _describe(hint: Any) -> str:
     if typing.get_origin(hint) is tuple:
         return f"a list [{', '.join('…' if a is ... else _describe(a) for a in arguments)}]"
     if dataclasses.is_dataclass(hint):
-        return "a mapping"
+        return "a number or a mapping" if hint is TimestepRamp else "a mapping"
     return "null" if hint is type(None) else hint.__name__

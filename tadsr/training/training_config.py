@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from os import PathLike
 from typing import Annotated, Literal
 
 from tadsr.checkpoints.detect import EMBEDDED
 from tadsr.config import Precision
 from tadsr.degradation import DegradationConfig, find_preset
-from tadsr.field_checks import Count, Natural, Probability, Within, check_fields
+from tadsr.field_checks import Count, Natural, Place, Probability, Within, check_fields
 from tadsr.training.data import DataConfig
 from tadsr.training.data.data_config import DEFAULT_CROP_PX
 from tadsr.training.stages.stage_config import DistillationConfig, OptimizerConfig, StageConfig
@@ -21,9 +22,9 @@ _SMALL_CROP_PX = 128
 class ValidationConfig:
     """Fixed images that are restored now and then, for figures and for the eye."""
 
-    photos: str | None = None
+    photos: Place | None = None
     """Folder of HQ photographs, never those trained on; None switches validation off."""
-    lq: str | None = None
+    lq: Place | None = None
     """Folder of their LQ partners (same stems); None degrades the photographs' middle."""
     every_steps: Count = 500
     """Steps between validations, at least 1; the last step is always validated."""
@@ -49,16 +50,16 @@ class ValidationConfig:
 class TrainingConfig:
     """A whole run: what is trained, on what, how, and where it goes."""
 
-    model: str
+    model: Place
     """What to start from: a TADSR checkpoint (folder, hub id or "tadsr-tiny"), a Stable Diffusion
     2.1-base folder or hub id, or a YAML file of networks to build at random weights."""
     data: DataConfig | str
     """Photographs; a string is a `DataConfig` with that source."""
-    output: str
+    output: Place
     """Folder for checkpoints, log, pictures and the result; an interrupted run there continues."""
     stage: StageConfig = field(default_factory=DistillationConfig)
     """What is trained: the one-step student, or what a small model needs before it."""
-    vae: str | None = None
+    vae: Place | None = None
     """Checkpoint whose autoencoder takes the place of the model's; None keeps the model's."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Optimizer of the stage's main model."""
@@ -101,7 +102,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if isinstance(self.data, str):
+        if isinstance(self.data, str | PathLike):
             object.__setattr__(self, "data", DataConfig(self.data))
         if self.data.crop_px is None:
             crop_px = _SMALL_CROP_PX if self.model in EMBEDDED else DEFAULT_CROP_PX

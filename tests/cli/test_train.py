@@ -86,6 +86,11 @@ def test_misuse_is_explained(tadsr, files):
     assert "NAME=VALUE" in tadsr(*options, "--set", "steps", code=2).output
     assert "unknown steeps" in tadsr(*options, "--set", "steeps=3", code=1).output
     assert "steps must be int" in tadsr(*options, "--set", "steps=many", code=1).output
+    assert (
+        "steps must be given a value in YAML" in tadsr(*options, "--set", "steps=[1", code=1).output
+    )
+    # Options are taken as they are: in YAML this would be a text and a comment.
+    assert "got photos #2" in tadsr(*options, "--data", "photos #2", code=1).output
     assert "got nowhere" in tadsr(*options, code=1).output
     assert "Traceback" not in tadsr(*options, code=1).output
     assert not (files / "elsewhere").exists()

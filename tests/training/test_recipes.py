@@ -1,11 +1,11 @@
 """Recipes that users copy are valid, and their errors say what to mend."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from torch.testing import assert_close
 
 from tadsr.checkpoints.layout import BASE_MODEL
@@ -99,22 +99,23 @@ def test_options_win_over_the_recipe_and_keep_its_other_values(tmp_path):
     recipe = write(tmp_path / "r.yaml", "{extends: base.yaml, stage: {vsd_lambda: 0.25}}")
     config = load_recipe(
         recipe,
-        {"data.source": "mine", "stage.mse_weight": "{start: 1, end: 2}", "steps": 5,
-         "stage.perceptual_weight": "0"},
+        {"data.source": "mine: #1", "stage.mse_weight": {"start": 1, "end": 2}, "steps": 5,
+         "stage.perceptual_weight": 0},
     )  # fmt: skip
-    assert config.data == DataConfig("mine", crop_px=64)
+    assert config.data == DataConfig("mine: #1", crop_px=64)
     assert config.stage.vsd_lambda == 0.25
     assert config.stage.mse_weight == TimestepRamp(1, 2)
     assert config.stage.perceptual_weight == TimestepRamp(0, 0)
     assert config.steps == 5
     short = write(tmp_path / "s.yaml", MINIMAL)
     assert load_recipe(short, {"data.crop_px": 64}).data == DataConfig("d", crop_px=64)
-    with pytest.raises(ValueError, match="steps must be given a value in YAML"):
-        load_recipe(short, {"steps": "[1"})
+    # A text for the data is their source, in a recipe too.
+    recipe = write(tmp_path / "r.yaml", "{extends: base.yaml, data: mine}")
+    assert load_recipe(recipe).data == DataConfig("mine", crop_px=64)
     # A part of the degradation changes the default preset, or the one that the recipe names.
-    for text in (MINIMAL, DEGRADED % "mild"):
+    for text in (MINIMAL, DEGRADED % "mild", DEGRADED % "{final_sinc_probability: 0}"):
         recipe = write(tmp_path / "d.yaml", text)
-        found = load_recipe(recipe, {"data.degradation.final_sinc_probability": "0.5"}).data
+        found = load_recipe(recipe, {"data.degradation.final_sinc_probability": 0.5}).data
         preset = PRESETS["mild" if "mild" in text else "realesrgan"]
         assert found.degradation == replace(preset, final_sinc_probability=0.5)
 
@@ -158,7 +159,6 @@ def test_the_kind_chooses_the_stage(tmp_path):
         ("{model: m, data: d, output: o, trackers: wandb}", r"must be a list \[one of 'tensor"),
         ("{model: m, data: {source: d, crop_px: 30}, output: o}", "crop_px must be"),
         (DEGRADED % "{preset: [mild]}", "ranges or one of realesrgan"),
-        (DEGRADED % "{final_sinc_probability: 0}", "must start from a preset or have stages"),
         (DEGRADED % "[mild]", "data.degradation must be str or a mapping, got"),
         (
             DEGRADED % "{preset: mild, stages: [{blur: {sigmapx: [1, 2]}}]}",
@@ -179,13 +179,23 @@ def test_the_kind_chooses_the_stage(tmp_path):
         ),
         ("{model: m, data: d, output: o, stage: {guidance: .inf}}", "must be a finite number"),
         ("{model: m, extends: r.yaml}", "must not extend itself"),
+        ("{model: m, extends: ../it/r.yaml}", "must not extend itself"),
+        ("{model: m, extends: [r.yaml]}", r"extends must name one recipe, got \['r"),
+        ("model: m\nsteps: 5\noutput: o\nsteps: 7", "steps must stand once.* lines 2 and 4"),
+        ("{<<: {steps: 1}, steps: 2, stage: {blur: no,\n blur: yes}}", "blur .*lines 1 and 2"),
+        ("{model: m, data: d, output: o, steps: '5'}", "steps must be int, got '5'"),
+        ("{model: m, data: d, output: o, steps: 1:30}", "steps must be int, got '1:30'"),
+        ("{model: m, data: d, output: o, tf32: 'no'}", "tf32 must be bool, got 'no'"),
+        ("{model: m, data: d, output: ''}", "output must be a path or a name"),
+        ("{model: m, data: d, output: o, stage: {l1_weight: '2'}}", "must be a number or a map"),
     ],
 )
 def test_a_wrong_recipe_says_what_is_wrong_and_where(text, message, tmp_path):
-    path = write(tmp_path / "r.yaml", text)
+    (tmp_path / "it").mkdir()
+    path = write(tmp_path / "it" / "r.yaml", text)
     with pytest.raises(ValueError, match=message) as caught:
         load_recipe(path)
-    assert str(path) in str(caught.value)
+    assert "it/r.yaml" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +247,24 @@ def test_a_ramp_changes_by_its_exponent():
     assert_close(steep, torch.tensor([6.0, 4.0, 2.0, 0.0]))
 
 
-def test_a_recipes_lists_become_what_the_fields_are(tmp_path):
-    mapping = yaml.safe_load(MINIMAL) | {"validation": {"timesteps": [1, 2]}}
-    config = config_from_mapping(TrainingConfig, mapping)
-    assert config.validation.timesteps == (1, 2)
+def test_a_recipe_means_what_it_seems_to(tmp_path, monkeypatch):
+    """With numbers that YAML 1.1 reads as texts and as other numbers, and a shell's paths."""
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("SCRATCH", "/scratch")
+    text = """\ufeffmodel: ~/m\r
+        data: {source: $SCRATCH/d}\r
+        output: ${SCRATCH}/2026-11-26\r
+        stage: {<<: {guidance: 1}, guidance: 1e+1, fake_score_optimizer: &o {learning_rate: 1e-4}}\r
+        optimizer: {<<: *o, max_grad_norm: inf, weight_decay: .5}\r
+        steps: 2e3\r
+        seed: 0100\r
+        validation: {timesteps: [1, 2], photos: ~/v}\r
+        """
+    path = tmp_path / "r.yaml"
+    path.write_bytes(text.replace("\n        ", "\n").encode())
+    stage = DistillationConfig(guidance=10, fake_score_optimizer=OptimizerConfig(1e-4))
+    assert load_recipe(path) == TrainingConfig(
+        "/home/me/m", Path("/scratch/d"), Path("$SCRATCH/2026-11-26"), stage, steps=2000, seed=100,
+        optimizer=OptimizerConfig(1e-4, max_grad_norm=math.inf, weight_decay=0.5),
+        validation=ValidationConfig("/home/me/v", timesteps=(1, 2)),
+    )  # fmt: skip

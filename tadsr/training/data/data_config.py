@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from tadsr.degradation import DegradationConfig, find_preset
-from tadsr.field_checks import Count, Natural, Probability, Within, check_fields
+from tadsr.field_checks import Count, Natural, Place, Probability, Within, check_fields
 
 Kind = Literal["auto", "folder", "pairs", "list", "huggingface", "webdataset"]
 """What a source is; "auto" tells by its name."""
@@ -20,11 +20,11 @@ _PRESET_SHARES = ("bicubic_probability", "mild_probability", "web_probability")
 class RestoredConfig:
     """A finite set of samples that carry what a restoration network makes of their LQ."""
 
-    folder: str
+    folder: Place
     """Folder where they are kept, computed once; an interrupted computation goes on."""
     num_samples: Count = 20000
     """How many there are, at least 1. With more of them, those that are kept stay the same."""
-    network: str | None = None
+    network: Place | None = None
     """Checkpoint of the network, of any architecture that spandrel detects; None takes the callable
     that `Trainer` is given, or needs all samples to be there."""
     seed: Natural = 0
@@ -38,12 +38,12 @@ class RestoredConfig:
 class DataConfig:
     """Photographs, and how their low-quality partners are made."""
 
-    source: str
+    source: Place
     """Folder of HQ photographs (searched recursively), list file (*.txt), data set id
     "owner/name" on the hub, or WebDataset shards (*.tar, braces allowed)."""
     kind: Kind = "auto"
     """What the source is."""
-    lq: str | None = None
+    lq: Place | None = None
     """Folder of LQ partners with the same relative names, at 1/scale or at the HQ's size; None
     degrades on the fly."""
     lq_resize: Literal["bicubic", "lanczos"] = "bicubic"
@@ -73,7 +73,7 @@ class DataConfig:
     """Where degradation is computed: in the worker processes, or by `Batch.to` on its device."""
     prompt: str = ""
     """Prompt of every sample that has no caption."""
-    captions: str | None = None
+    captions: Place | None = None
     """None for none; "sidecar" for a .txt beside each photo; a file of `tadsr tag` (*.jsonl); or
     one of lines "relative name<TAB>caption". Lists and streams carry their own captions."""
     prompt_dropout: Probability = 0.0

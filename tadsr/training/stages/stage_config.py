@@ -6,7 +6,16 @@ import math
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from tadsr.field_checks import Limit, Natural, Positive, Probability, Weight, Within, check_fields
+from tadsr.field_checks import (
+    Limit,
+    Natural,
+    Place,
+    Positive,
+    Probability,
+    Weight,
+    Within,
+    check_fields,
+)
 from tadsr.schedule import NUM_TRAIN_TIMESTEPS
 
 _LAST = NUM_TRAIN_TIMESTEPS - 1
@@ -137,7 +146,7 @@ class DistillationConfig:
 
     kind: Literal["distillation"] = "distillation"
     """Name of the stage in recipes."""
-    teacher: str | None = None
+    teacher: Place | None = None
     """Checkpoint whose UNet and prompts are the teacher's; None takes the base UNet of `model`."""
     adapter_rank: Natural | None = None
     """Rank of the student's LoRA, at least 0; 0 trains all weights of encoder and UNet. None takes
