@@ -18,6 +18,7 @@ _TILES = "tiling=TileSpec(...) sets how large images are computed in pieces"
 _MANY = "give a list of images, or call sweep() for several timesteps"
 _WHERE = "timestep= takes a map of how far each part may go"
 _NO_GUIDANCE = "there is no guidance that it could steer; leave it out"
+_FIRST = "the image, or a list of them, comes first: pipe(image)"
 _LEAVE_OUT = "it is so anyway; leave it out"
 _PROGRESS = "progress= is told the share of the work that is done, and may raise to cancel"
 _ARGUMENTS_INSTEAD = {
@@ -33,6 +34,8 @@ _ARGUMENTS_INSTEAD = {
     **dict.fromkeys(("upscale", "outscale", "scale_factor", "upscale_factor"), _SIZE),
     **dict.fromkeys(("height", "width"), _SIZE),
     **dict.fromkeys(("num_images_per_prompt", "batch_size"), _MANY),
+    **dict.fromkeys(("images", "img", "input", "input_image"), _FIRST),
+    "verbose": _PROGRESS,
     "ip_adapter_image": "the image to restore is the only one it looks at; leave it out",
     "clip_skip": "the text encoder is used as the student was trained with; leave it out",
     "latents": "restore() takes tensors",
@@ -115,6 +118,9 @@ class _Picture(Image.Image):
     """A result with diffusers' `.images`."""
 
     images = property(lambda self: [self])
+
+    def __getitem__(self, key: object) -> None:
+        raise TypeError("one image in is one image out, no list; give a list to get one")
 
     def __eq__(self, other: object) -> bool:
         return self.copy() == (other.copy() if isinstance(other, Image.Image) else other)

@@ -21,6 +21,7 @@ from tadsr.prompts import TextEmbeddings
 from tadsr.quiet import quiet_libraries
 
 _PIECES = "large images are computed in pieces anyway; tiling=TileSpec(...) sets how"
+_CALL = "call the pipeline itself: pipe(image, scale=4)"
 _METHODS_INSTEAD = {
     "enable_vae_tiling": _PIECES,
     "disable_vae_tiling": "tiling=None never computes in pieces",
@@ -29,7 +30,8 @@ _METHODS_INSTEAD = {
     "enable_freeu": "the student was not trained for it; timestep= moves from faithful to vivid",
     "disable_freeu": "it is never on",
     "enable_xformers_memory_efficient_attention": "PyTorch's own attention needs as little memory",
-    "enhance": "call the pipeline itself: pipe(image, scale=4)",
+    **dict.fromkeys(("enhance", "upscale", "process", "predict", "run"), _CALL),
+    "compile": 'set_engine("compile") compiles the networks',
     "load_ip_adapter": "the image to restore is the only one it looks at",
     "load_textual_inversion": "load_lora_weights() is what changes a style",
     "from_single_file": "from_pretrained() takes a folder or a hub id, and adapter= one file",

@@ -58,6 +58,12 @@ class TADSRPipeline(DiffusersHabits, Restorer, DiffusionPipeline):
     model_cpu_offload_seq = "text_encoder->prompt_embeddings->vae->unet"
     _optional_components = ("text_encoder", "tokenizer", "prompt_embeddings")
 
+    def __new__(cls, *arguments: Any, **options: Any) -> Self:
+        """Answer who gives a model's name where its networks belong."""
+        if arguments and isinstance(arguments[0], str | Path):
+            raise TypeError(f"load a model by from_pretrained({str(arguments[0])!r})")
+        return super().__new__(cls)
+
     def __init__(
         self,
         vae: TimeAwareAutoencoderKL,

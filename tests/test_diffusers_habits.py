@@ -65,6 +65,9 @@ def test_results_have_images(golden_pipeline, image):
     found = golden_pipeline(image, **FAST)
     plain = Image.fromarray(np.asarray(found))
     (same,) = found.images
+    for take in (itemgetter(0), list):
+        with pytest.raises(TypeError, match="one image in is one image out"):
+            take(found)
     assert same is found
     assert found == plain
     assert plain == found
@@ -107,6 +110,7 @@ def test_arrays_are_bytes_and_tensors_floats(golden_pipeline, image):
         ("outscale", "scale="),
         ("tile_pad", "TileSpec"),
         ("batch_size", "list of images"),
+        ("images", "comes first"),
     ],
 )
 def test_arguments_are_answered_with_ours(golden_pipeline, image, argument, instead):
@@ -134,6 +138,8 @@ def test_loading_and_saving_are_answered_with_ours(golden_pipeline, argument, in
     for call in (TADSRPipeline.from_pretrained, golden_pipeline.save_pretrained):
         with pytest.raises(TypeError, match=f"{argument} has no meaning here: .*{instead}"):
             call(tmp_path / "model", **{argument: True})
+    with pytest.raises(TypeError, match="from_pretrained\\('tadsr-tiny'"):
+        TADSRPipeline("tadsr-tiny")
 
 
 @pytest.mark.parametrize(
@@ -146,7 +152,7 @@ def test_loading_and_saving_are_answered_with_ours(golden_pipeline, argument, in
         ("vae.enable_tiling", "tiling=TileSpec"),
         ("load_ip_adapter", "image to restore"),
         ("enable_xformers_memory_efficient_attention", "PyTorch's own"),
-        ("enhance", "pipe\\(image"),
+        ("process", "pipe\\(image"),
         ("cuda", "to\\(.cuda"),
     ],
 )

@@ -21,7 +21,7 @@ from tadsr.config import Precision
 if TYPE_CHECKING:
     from tadsr.checkpoints import CheckpointInfo
 
-INFO_HELP = """Show what a model is made of: format, sizes, adapters, licence.
+INFO_HELP = """Show a model's format, size, timesteps and licence.
 
 \b
 Examples:
@@ -49,7 +49,7 @@ SourceArgument = Annotated[
 
 
 def info(
-    source: SourceArgument,
+    source: SourceArgument = "tadsr-tiny",
     adapter: options.AdapterOption = None,
     as_json: options.JsonOption = False,
     debug: options.DebugOption = False,
@@ -108,7 +108,7 @@ def convert(
 def _table(found: CheckpointInfo) -> list[str]:
     first, last = found.timestep_range
     default = "" if found.default_timestep is None else f", default {found.default_timestep}"
-    prompts = "any" if found.prompts is None else "only " + ", ".join(map(repr, found.prompts))
+    prompts = "any" if found.prompts is None else ", ".join(filter(None, found.prompts)) or "none"
     facts = {
         "source": found.source,
         "folder": str(found.folder),

@@ -21,7 +21,9 @@ from tadsr.cli.targets import check_place, parse_format, plan_jobs
 
 FORMATS = ["png", "webp", "jpg"]
 
-DEGRADE_HELP = """Write low-quality copies of photographs, to train or to measure on.
+DEGRADE_HELP = """Write low-quality copies of photographs.
+
+They are for training and for measuring.
 
 \b
 Examples:

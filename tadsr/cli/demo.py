@@ -18,7 +18,9 @@ from tadsr.cli.reporting import (
 )
 from tadsr.errors import install
 
-DEMO_HELP = f"""Try models in the browser (needs {install("demo")}).
+DEMO_HELP = f"""Try models in the browser.
+
+Needs {install("demo")}.
 
 \b
 Opens a page on this machine, at http://127.0.0.1:7860, and works without a

@@ -72,7 +72,10 @@ def doctor(
 def _table(report: Report) -> list[str]:
     machine, device = report.machine, report.device
     memory = {name: format_bytes(int(machine[f"{name}_bytes"])) for name in ("memory", "available")}
-    about = ", ".join(value for name, value in device.items() if not name.endswith("_bytes"))
+    shown = {name: value for name, value in device.items() if not name.endswith("_bytes")}
+    if "threads" in shown:
+        shown["threads"] = f"threads of torch: {shown['threads']}"
+    about = ", ".join(shown.values())
     if "free_bytes" in device:
         free, total = (format_bytes(int(device[f"{name}_bytes"])) for name in ("free", "total"))
         about += f", {free} of {total} free"

@@ -81,7 +81,14 @@ def evaluate(
     ] = None,
     border: options.BorderOption = 4,
     scale: Annotated[
-        float, typer.Option("--scale", "-s", metavar="X", help="Scale for --lq without --hq.")
+        float,
+        typer.Option(
+            "--scale",
+            "-s",
+            parser=options.parse_scale,
+            metavar="X",
+            help="Scale for --lq without --hq.",
+        ),
     ] = 4,
     color_fix: options.ColorFixOption = "adain",
     process_size: options.ProcessSizeOption = 512,

@@ -16,7 +16,9 @@ from tadsr.errors import install
 
 EXPORT_HELP = "Write a model in another program's format."
 
-ONNX_HELP = f"""Write a model's three stages as ONNX graphs that take images of any size.
+ONNX_HELP = f"""Write a model as three ONNX graphs.
+
+They take images of any size.
 
 \b
 OUT gets encoder.onnx (lq, timestep -> latents), unet.onnx (latents, timestep,

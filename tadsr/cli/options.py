@@ -41,15 +41,31 @@ FormatOption = Annotated[
         help="Format of outputs that are not named; same: the input's; png by default.",
     ),
 ]
+
+
+def parse_scale(text: str) -> float:
+    """Turn a scale, which people write as 4, 4x or x4, into a number."""
+    try:
+        return float(re.sub("^[x×]|[x×]$", "", str(text).strip().lower()))
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is not a number such as 2 or 1.5") from error
+
+
 ScaleOption = Annotated[
     float,
     typer.Option(
-        "--scale", "-s", metavar="X", help="Output size divided by input size, at least 1."
+        "--scale",
+        "-s",
+        parser=parse_scale,
+        metavar="X",
+        help="Output size divided by input size, at least 1.",
     ),
 ]
 PromptOption = Annotated[
     str | None,
-    typer.Option("--prompt", "-p", help="What the pictures show, for models that read text."),
+    typer.Option(
+        "--prompt", "-p", metavar="TEXT", help="What the pictures show, for models that read text."
+    ),
 ]
 TaggerOption = Annotated[
     str | None,
@@ -81,7 +97,10 @@ SeamlessOption = Annotated[
     ),
 ]
 ModelOption = Annotated[
-    str, typer.Option("--model", "-m", help="Built-in model, folder, or hub id owner/name.")
+    str,
+    typer.Option(
+        "--model", "-m", metavar="MODEL", help="Built-in model, folder, or hub id owner/name."
+    ),
 ]
 AdapterOption = Annotated[
     str | None,
@@ -150,7 +169,10 @@ PanelWidthOption = Annotated[
 ModelsOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--model", "-m", help="Built-in model, folder, or hub id; repeatable, to choose from."
+        "--model",
+        "-m",
+        metavar="MODEL",
+        help="Built-in model, folder, or hub id; repeatable, to choose from.",
     ),
 ]
 HostOption = Annotated[

@@ -20,7 +20,9 @@ from tadsr.cli.reporting import (
 )
 from tadsr.errors import install
 
-SERVE_HELP = f"""Answer photos with pictures over HTTP (needs {install("serve")}).
+SERVE_HELP = f"""Restore photos over HTTP.
+
+Needs {install("serve")}.
 
 \b
 POST /api/upscale       form with file=, or the photo itself; timestep=, scale=,

@@ -52,8 +52,17 @@ class SuggestingGroup(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse arguments, with a suggestion in the error for an unknown option."""
-        with _suggesting_options():
-            return super().parse_args(ctx, args)
+        try:
+            with _suggesting_options():
+                return super().parse_args(ctx, args)
+        except Exception as error:
+            name = getattr(error, "option_name", None)
+            commands = [
+                n for n, c in self.commands.items() if any(name in p.opts for p in c.params)
+            ]
+            if name and commands:
+                error.message = f"{name} comes after the command, as in tadsr {commands[0]} {name}"
+            raise
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
         """Find the command, with a suggestion in the error for an unknown one."""

@@ -20,7 +20,9 @@ from tadsr.cli.reporting import (
 )
 from tadsr.config import Precision
 
-TAG_HELP = """Write what a tagger says of each image of a folder, or print it for one image.
+TAG_HELP = """Describe images by a tagger's words.
+
+For a folder they are written to a file, for one image printed.
 
 \b
 Examples:
@@ -32,10 +34,10 @@ The file has a JSON line per image, {"file_name": ..., "tags": ...}; the same co
 goes on where a run was broken off. The result is what `data.captions` of a recipe takes.
 """
 
-CONVERT_TAGGER_HELP = """Write the part of the published tagger that tags as safetensors.
+CONVERT_TAGGER_HELP = """Convert the published tagger to safetensors.
 
-The published file has 5.6 GB, an optimizer's state among them; the result has 0.85 GB, half of
-that with --dtype fp16, with the adapter merged, and is what --tagger takes.
+The published file has 5.6 GB, among them an optimizer's state. The result is what --tagger takes:
+the adapter is merged, and it has 0.85 GB, or half of that with --dtype fp16.
 
 \b
 Examples:

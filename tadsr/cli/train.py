@@ -12,7 +12,9 @@ from tadsr.cli.reporting import UsageError, readable_errors, silence_libraries
 from tadsr.errors import ImageReadWarning
 from tadsr.lazily import lasting_imports
 
-TRAIN_HELP = """Train a model; an interrupted run in the same output folder goes on where it was.
+TRAIN_HELP = """Train a model, or go on with an interrupted run.
+
+The same command in the same output folder goes on where it was.
 
 \b
 Examples:

@@ -116,8 +116,10 @@ def verify_model(source: str) -> Finding:
     if damaged:
         return Finding(name, False, f"damaged: {', '.join(damaged)} in {folder}; get it again")
     if not expected:
-        return Finding(name, True, f"headers are right, there are no hashes to compare, {folder}")
-    return Finding(name, True, f"{len(expected)} files are as their hashes say, {folder}")
+        return Finding(
+            name, True, f"the headers are right; there are no hashes to compare with, {folder}"
+        )
+    return Finding(name, True, f"{len(expected)} files match their hashes, {folder}")
 
 
 def _hashes_of(folder: Path) -> dict[str, str]:

@@ -112,6 +112,7 @@ def test_ctrl_c_exits_130_and_leaves_no_half_file(tmp_path, photo, model_dir):
         (["enhance", "photo.jpg"], "Did you mean 'tadsr upscale'?"),
         (["info", "x", "--jsn"], "Did you mean --json?"),
         (["--verson"], "Did you mean --version?"),
+        (["-v", "upscale", "photo.jpg"], "-v comes after the command, as in tadsr upscale -v"),
     ],
 )
 def test_typos_get_a_suggestion(tadsr, args, suggestion):

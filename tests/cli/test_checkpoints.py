@@ -12,7 +12,7 @@ def test_info_is_an_aligned_table(tadsr, model_dir):
     assert facts["format"] == "native"
     assert facts["timesteps"] == "0..999"
     assert facts["adapters"] == "merged"
-    assert facts["prompts"] == "only ''"
+    assert facts["prompts"] == "none"
     header, *rows = lines[lines.index("") + 1 :]
     assert {row.split()[0] for row in rows} >= {"vae", "unet", "prompt_embeddings", "scheduler"}
     vae = next(row for row in rows if row.startswith("vae"))

@@ -24,7 +24,7 @@ def test_it_says_what_runs_and_what_does_not(tadsr):
     assert facts["products"].startswith(("float32; ", "bfloat16; a convolution in bfloat16 takes "))
     assert facts["engine"] == "auto takes fused"
     assert facts["kernels"].startswith("not used: ")
-    assert facts["ok"].startswith("model tadsr-tiny: 8 files are as their hashes say")
+    assert facts["ok"].startswith("model tadsr-tiny: 8 files match their hashes")
 
 
 def test_json_is_for_bug_reports(tadsr, model_dir):

@@ -16,7 +16,7 @@ from tadsr.folders.jobs import mirror_folder
 from tadsr.folders.restoring import FileRequest
 from tadsr.images import ArrayImage, lay_over, read_facts
 
-TWICE = ("-s", 2)
+TWICE = ("-s", "2x")
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
