@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -28,6 +28,9 @@ DTYPE_NAMES: dict[Precision, str] = {"fp32": "float32", "fp16": "float16", "bf16
 
 MAX_PIXELS = 178_956_970
 """Largest input that is read unless asked: where Pillow itself refuses to open a file."""
+
+PAPER_PROCESS_SIZE = 512
+"""`process_size` of models that name none: the size that Stable Diffusion 2.1 is at home at."""
 
 MAX_ENLARGED_ASPECT = 4
 """Enlarging to `process_size` stops at an area of this many process_size × process_size squares,
@@ -76,9 +79,9 @@ class UpscaleSettings:
     color_fix: ColorFix | None = "adain"
     """"adain" (mean and spread per channel), "wavelet" (low band), or "none", which None
     becomes."""
-    process_size: int = 512
+    process_size: int | None = None
     """Images whose output has a shorter side below this many px are processed enlarged and
-    shrunk back; 0 switches that off."""
+    shrunk back; 0 switches that off, None is the model's own."""
     tiling: TileSpec | Literal["auto"] | None = "auto"
     """Whether, and by what, large images are computed in pieces; None for never."""
     seamless: Seamless | None = None
@@ -103,12 +106,17 @@ class UpscaleSettings:
                 f"seamless must be one of {', '.join(get_args(Seamless))}, or None, got "
                 f"{self.seamless!r}"
             )
-        is_whole = isinstance(self.process_size, int) and not isinstance(self.process_size, bool)
-        if not is_whole or self.process_size < 0:
+        size = 0 if self.process_size is None else self.process_size
+        is_whole = isinstance(size, int) and not isinstance(size, bool)
+        if not is_whole or size < 0:
             raise (ValueError if is_whole else TypeError)(
                 f"process_size must be a whole number of at least 0 px, got {self.process_size!r}; "
                 "0 switches the minimum size off"
             )
+
+    def of_model(self, process_size: int) -> UpscaleSettings:
+        """Return these settings with a model's own `process_size` where they name none."""
+        return self if self.process_size is not None else replace(self, process_size=process_size)
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the output's height and width in px for an input's."""
@@ -122,9 +130,10 @@ class UpscaleSettings:
     def network_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the height and width in px, before padding, that the network works at."""
         out_height, out_width = self.output_size(height, width)
-        area_limit = MAX_ENLARGED_ASPECT * self.process_size**2
+        shorter = PAPER_PROCESS_SIZE if self.process_size is None else self.process_size
+        area_limit = MAX_ENLARGED_ASPECT * shorter**2
         factor = min(
-            self.process_size / min(out_height, out_width),
+            shorter / min(out_height, out_width),
             math.sqrt(area_limit / (out_height * out_width)),
         )
         if factor <= 1:

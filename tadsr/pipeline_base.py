@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tadsr.conditioning import TimestepField, read_timesteps, run_at
+from tadsr.config import PAPER_PROCESS_SIZE
 from tadsr.errors import TADSRError
 from tadsr.locks import NetworkLock
 from tadsr.onestep import EngineName, EnginePlan, OneStepEngine
@@ -49,6 +50,11 @@ class OneStepPipeline:
     def default_timestep(self) -> int:
         """The timestep where none is named: the one stored with the model, else the paper's."""
         return self.metadata.get("default_timestep", PAPER_TIMESTEP)
+
+    @property
+    def default_process_size(self) -> int:
+        """The `process_size` where none is named: the one stored with the model, else 512 px."""
+        return self.metadata.get("default_process_size", PAPER_PROCESS_SIZE)
 
     @property
     def engine(self) -> OneStepEngine:

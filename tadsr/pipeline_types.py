@@ -31,7 +31,7 @@ class CallOptions(TypedDict, total=False):
     scale: float
     prompt: str | Sequence[str] | None
     color_fix: ColorFix | None
-    process_size: int
+    process_size: int | None
     seamless: Seamless | None
     tiling: TileSpec | Literal["auto"] | None
     settings: UpscaleSettings | None

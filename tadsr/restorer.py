@@ -52,7 +52,7 @@ class Restorer(OneStepPipeline):
         scale: float = 4,
         prompt: str | Sequence[str] | None = None,
         color_fix: ColorFix | None = "adain",
-        process_size: int = 512,
+        process_size: int | None = None,
         tiling: TileSpec | Literal["auto"] | None = "auto",
         seamless: Seamless | None = None,
         settings: UpscaleSettings | None = None,
@@ -74,7 +74,8 @@ class Restorer(OneStepPipeline):
             prompt: What the picture shows, one for all or one per image; None is "", which is
                 neutral. A tagger's words come before it.
             color_fix: "adain", "wavelet" or None, which may be written "none".
-            process_size: Smallest shorter side in px that the network works at; 0 for no limit.
+            process_size: Smallest shorter side in px that the network works at; 0 for no limit,
+                None for the model's own, `default_process_size`.
             tiling: "auto" computes large images in pieces, within the memory there is; a
                 `TileSpec` sets the pieces; None never does. Up to 2048 × 2048 px of output the
                 result is that of the whole.
@@ -101,7 +102,7 @@ class Restorer(OneStepPipeline):
 
         Source: TADSR (arXiv 2508.16557), one-step inference.
         """
-        settings = _one_of(
+        settings = self._one_of(
             settings,
             scale=scale,
             color_fix=color_fix,
@@ -151,7 +152,7 @@ class Restorer(OneStepPipeline):
             ValueError: An argument is out of range, or there is no timestep.
             TADSRError: The result is not finite at the model's precision.
         """
-        settings = _one_of(settings, **options)
+        settings = self._one_of(settings, **options)
         decoded = decode_image(image)
         device = self._execution_device
         whole = read_timesteps(list(timesteps), len(timesteps), self._last_timestep)
@@ -195,7 +196,7 @@ class Restorer(OneStepPipeline):
             TADSRError: The result is not finite, or the file cannot be written; an existing one
                 is left as it was.
         """
-        settings = _one_of(settings, **options)
+        settings = self._one_of(settings, **options)
         check_streamable(path)
         decoded = decode_image(image)
         size = settings.output_size(*decoded.rgb.shape[-2:])
@@ -220,8 +221,23 @@ class Restorer(OneStepPipeline):
             settings: What is done to them.
         """
         pixels = batch_pixels(self.vae, self._execution_device)
+        settings = settings.of_model(self.default_process_size)
         sides = zip(settings.network_size(*size), margins_of(settings), strict=True)
         return max(1, pixels // math.prod(side + 2 * margin for side, margin in sides))
+
+    def _one_of(self, settings: UpscaleSettings | None, **options: Any) -> UpscaleSettings:
+        """Return the settings of a call, given as a whole or one by one."""
+        made = UpscaleSettings(**options)
+        if settings is None:
+            return made.of_model(self.default_process_size)
+        plain = vars(UpscaleSettings())
+        beside = [name for name, value in vars(made).items() if value != plain[name]]
+        if beside:
+            raise TypeError(
+                f"settings must hold {', '.join(beside)}, which came beside it; change them in it "
+                "by dataclasses.replace"
+            )
+        return settings.of_model(self.default_process_size)
 
     def _read_prompts(
         self, prompt: str | Sequence[str] | None, images: Sequence[DecodedImage]
@@ -305,18 +321,3 @@ class Restorer(OneStepPipeline):
             if strip is None:
                 return
             yield strip
-
-
-def _one_of(settings: UpscaleSettings | None, **options: Any) -> UpscaleSettings:
-    """Return the settings of a call, given as a whole or one by one."""
-    made = UpscaleSettings(**options)
-    if settings is None:
-        return made
-    plain = vars(UpscaleSettings())
-    beside = [name for name, value in vars(made).items() if value != plain[name]]
-    if beside:
-        raise TypeError(
-            f"settings must hold {', '.join(beside)}, which came beside it; change them in it by "
-            "dataclasses.replace"
-        )
-    return settings

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import json
 import os
 import signal
@@ -101,13 +100,9 @@ def pipe():
 def unenlarged() -> Iterator[None]:
     """Restore small photos at their own size where nothing else is said, which takes no seconds."""
     from tadsr import TADSRPipeline
-    from tadsr.config import UpscaleSettings
 
-    init = UpscaleSettings.__init__
-    sizes = tuple(0 if v == UpscaleSettings.process_size else v for v in init.__defaults__)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(inspect.unwrap(TADSRPipeline.__call__).__kwdefaults__, "process_size", 0)
-        patch.setattr(init, "__defaults__", sizes)
+        patch.setattr(TADSRPipeline, "default_process_size", 0)
         yield
 
 

@@ -45,7 +45,7 @@ def lora(golden_pipeline, tmp_path):
 @pytest.mark.parametrize("has_text", [True, False])
 def test_diffusers_opens_a_saved_folder(pipe, model_dir, image, tmp_path, has_text):
     if has_text:
-        pipe.metadata = {"default_timestep": 300}
+        pipe.metadata = {"default_timestep": 300, "default_process_size": 0}
         pipe.save_pretrained(tmp_path / "model")
     folder = str(tmp_path / "model" if has_text else model_dir)
     opened = DiffusionPipeline.from_pretrained(
@@ -57,7 +57,7 @@ def test_diffusers_opens_a_saved_folder(pipe, model_dir, image, tmp_path, has_te
     for options in (FAST, {"process_size": 0}):  # without a timestep the model's own
         assert np.array_equal(opened(image, **options), ours(image, **options))
     at = ours.default_timestep
-    assert at == (300 if has_text else 500)
+    assert (at, ours.default_process_size) == ((300, 0) if has_text else (500, 512))
     assert np.array_equal(ours(image, at, process_size=0), ours(image, process_size=0))
 
 

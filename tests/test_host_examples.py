@@ -132,8 +132,8 @@ def test_comfyui_lists_the_models_of_its_folder(nodes, model_dir, tmp_path, monk
 
 def test_comfyui_defaults_are_the_librarys(nodes, model, image):
     one = image[:1, :2, :2]
-    result = run(nodes, "UpscaleTADSR", model=model, image=one, process_size=512)
-    assert torch.equal(result, restored(model, one, process_size=512))
+    result = run(nodes, "UpscaleTADSR", model=model, image=one, process_size=-1)
+    assert torch.equal(result, restored(model, one, process_size=None))
 
 
 @pytest.mark.parametrize(

@@ -264,8 +264,16 @@ def test_any_size_and_scale_gives_exactly_the_rounded_size(height, width, scale,
 PIPE = build_pipeline()
 
 
-def test_one_pixel_at_the_default_process_size(pipe):
-    assert pipe(photo(1, 1)).shape == (4, 4, 3)
+def test_one_pixel_at_the_paper_s_process_size(pipe):
+    assert pipe(photo(1, 1), process_size=512).shape == (4, 4, 3)
+
+
+def test_the_models_own_process_size_is_taken_where_none_is_named():
+    pipe, small = TADSRPipeline.from_pretrained("tadsr-tiny"), photo(8, 12)
+    assert pipe.default_process_size == 64  # it is trained on small crops
+    for options in ({}, {"settings": UpscaleSettings()}):
+        assert np.array_equal(pipe(small, **options), pipe(small, process_size=64))
+    assert not np.array_equal(pipe(small), pipe(small, process_size=0))
 
 
 def test_small_images_are_processed_enlarged(pipe):

@@ -33,7 +33,7 @@ except ImportError:
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 GIGABYTE = 10**9
 PROGRESS_STEPS = 1000
-SMALL_IMAGES = "images whose shorter side is below this are computed at it"
+SMALL_IMAGES = "results whose shorter side is below this are computed at it; -1: the model's own"
 ATTENTION_PX = {"auto": None, "512": 512, "1024": 1024, "everywhere": 0}
 """How far a place of a large result looks around; see `TileSpec.attention_px`."""
 
@@ -98,7 +98,7 @@ class UpscaleTADSR:
         timestep: dict[str, Any] = {"default": 500, "min": 0, "max": 999}
         hint = "small: faithful, large: vivid"
         memory = {"default": 0.0, "min": 0.0, "max": 1024.0, "tooltip": "0: what is free"}
-        process_size = {"default": 512, "min": 0, "max": 4096, "step": 8}
+        process_size = {"default": -1, "min": -1, "max": 4096}
         return {
             "required": {
                 "model": ("TADSR_MODEL",),
@@ -161,7 +161,7 @@ class UpscaleTADSR:
             scale=scale,
             prompt=prompt,
             color_fix=color_fix,
-            process_size=process_size,
+            process_size=None if process_size < 0 else process_size,
             tiling=tiling,
             progress=_progress(),
         )

@@ -21,6 +21,9 @@ SUMS_NAME = "SHA256SUMS"
 PIPELINE_CLASS = "TADSRPipeline"
 RUN_PROGRESS = "progress.json"
 """What a checkpoint of a training run has at its top, and no other checkpoint."""
+_MOST_DEFAULTS = {"default_timestep": 10**6, "default_process_size": 2048}
+"""Largest value of each number that a model may name as its default."""
+
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -140,10 +143,11 @@ def read_metadata(folder: Path, fmt: Format) -> dict[str, Any]:
         metadata = read_json(path).get("tadsr_metadata") or {}
         if not isinstance(metadata, dict):
             raise CheckpointError(f"{path} must have an object under tadsr_metadata")
-        timestep = metadata.get("default_timestep", 0)
-        if type(timestep) is not int or timestep < 0:
-            raise CheckpointError(
-                f"{path} must have a whole number from 0 on as default_timestep, got {timestep!r}"
-            )
+        for name, most in _MOST_DEFAULTS.items():
+            value = metadata.get(name, 0)
+            if type(value) is not int or not 0 <= value <= most:
+                raise CheckpointError(
+                    f"{path} must have a whole number from 0 to {most} as {name}, got {value!r}"
+                )
         return metadata
     return {"license": PUBLISHED_LICENCE}

@@ -58,6 +58,7 @@ class CheckpointInfo:
         lora_alpha: Numerator of the LoRA scaling, or None where merged.
         timestep_range: First and last timestep, both included.
         default_timestep: Where none is named, or None where the checkpoint does not say.
+        default_process_size: Shorter side in px that smaller results are computed at, likewise.
         latent_channels: Channels of the latents.
         scale: Upscaling factor.
         prompts: The known prompts, or None where a text encoder takes any.
@@ -75,6 +76,7 @@ class CheckpointInfo:
     lora_alpha: float | None
     timestep_range: tuple[int, int]
     default_timestep: int | None
+    default_process_size: int | None
     latent_channels: int
     scale: int
     prompts: tuple[str, ...] | None
@@ -115,6 +117,7 @@ def inspect_checkpoint(source: str | Path, adapter: str | Path | None = None) ->
     present = find_components(folder, fmt)
     schedule = load_scheduler(folder, fmt.component("scheduler"))
     vae_config = _config(folder, fmt.component("vae"))
+    metadata = read_metadata(folder, fmt)
     return CheckpointInfo(
         source=str(source),
         folder=folder,
@@ -126,7 +129,8 @@ def inspect_checkpoint(source: str | Path, adapter: str | Path | None = None) ->
         rank_vae=adapters.rank_vae if adapters else None,
         lora_alpha=adapters.alpha if adapters else None,
         timestep_range=(0, schedule.config.num_train_timesteps - 1),
-        default_timestep=read_metadata(folder, fmt).get("default_timestep"),
+        default_timestep=metadata.get("default_timestep"),
+        default_process_size=metadata.get("default_process_size"),
         latent_channels=vae_config.get("latent_channels", 4),
         scale=NETWORK_SCALE,
         prompts=_prompts(folder, present),

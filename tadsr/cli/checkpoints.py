@@ -108,6 +108,8 @@ def convert(
 def _table(found: CheckpointInfo) -> list[str]:
     first, last = found.timestep_range
     default = "" if found.default_timestep is None else f", default {found.default_timestep}"
+    size = found.default_process_size
+    small = {} if size is None else {"small photos": f"computed at a shorter side of {size} px"}
     prompts = "any" if found.prompts is None else ", ".join(filter(None, found.prompts)) or "none"
     facts = {
         "source": found.source,
@@ -116,6 +118,7 @@ def _table(found: CheckpointInfo) -> list[str]:
         "licence": found.licence,
         "scale": f"×{found.scale}",
         "timesteps": f"{first}..{last}{default}",
+        **small,
         "latents": f"{found.latent_channels} channels",
         "prompts": prompts,
         "adapters": _adapters(found),

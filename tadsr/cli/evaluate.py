@@ -91,7 +91,7 @@ def evaluate(
         ),
     ] = 4,
     color_fix: options.ColorFixOption = "adain",
-    process_size: options.ProcessSizeOption = 512,
+    process_size: options.ProcessSizeOption = None,
     model: options.ModelOption = "tadsr-tiny",
     adapter: options.AdapterOption = None,
     device: options.DeviceOption = "auto",

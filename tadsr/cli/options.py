@@ -83,11 +83,12 @@ ColorFixOption = Annotated[
     ColorFix, typer.Option("--color-fix", help="How to keep the input's colours.")
 ]
 ProcessSizeOption = Annotated[
-    int,
+    int | None,
     typer.Option(
         "--process-size",
         metavar="PX",
         help="Shorter side that small photos are computed at; 0: their own.",
+        show_default="the model's own",
     ),
 ]
 SeamlessOption = Annotated[

@@ -66,7 +66,7 @@ def sweep(
     tagger: options.TaggerOption = None,
     prompt_style: options.PromptStyleOption = "published",
     color_fix: options.ColorFixOption = "adain",
-    process_size: options.ProcessSizeOption = 512,
+    process_size: options.ProcessSizeOption = None,
     model: options.ModelOption = "tadsr-tiny",
     adapter: options.AdapterOption = None,
     device: options.DeviceOption = "auto",

@@ -118,7 +118,7 @@ def upscale(
     tagger: options.TaggerOption = None,
     prompt_style: options.PromptStyleOption = "published",
     color_fix: options.ColorFixOption = "adain",
-    process_size: options.ProcessSizeOption = 512,
+    process_size: options.ProcessSizeOption = None,
     seamless: options.SeamlessOption = None,
     seed: Annotated[
         int | None,

@@ -153,7 +153,7 @@ def evaluate_model(
     scale: float = 4,
     prompt: str = "",
     color_fix: ColorFix = "adain",
-    process_size: int = 512,
+    process_size: int | None = None,
     save: str | Path | None = None,
     model_name: str = "",
     allow_missing: bool = False,
@@ -186,7 +186,7 @@ def evaluate_model(
     timesteps = pipe.check_timesteps(timesteps, len(timesteps)).tolist()
     if not timesteps or len(set(timesteps)) < len(timesteps):
         raise ValueError(f"timesteps must be different numbers, at least one, got {timesteps}")
-    upscaling = UpscaleSettings(scale, color_fix, process_size)
+    upscaling = UpscaleSettings(scale, color_fix, process_size).of_model(pipe.default_process_size)
     pipe.encode_prompt([prompt])
     metrics = _check_metrics(metrics, hq is not None)
     outputs = dict(outputs or {})
@@ -209,7 +209,7 @@ def evaluate_model(
         "timesteps": timesteps,
         "prompt": prompt,
         "color_fix": color_fix,
-        "process_size_px": process_size,
+        "process_size_px": upscaling.process_size,
         "device": pipe.device.type,
         "dtype": str(pipe.unet.dtype).removeprefix("torch."),
         **_describe_settings(folders, metrics),

@@ -123,6 +123,7 @@ def test_deep_json_and_pipes_are_refused(native, file):
     [
         ("abc", "tadsr_metadata"),
         *(({"default_timestep": t}, "default_timestep") for t in ("5", -1)),
+        *(({"default_process_size": px}, "default_process_size") for px in (None, True, 10**9)),
     ],
 )
 def test_metadata_must_be_an_object_of_facts(native, metadata, named):
