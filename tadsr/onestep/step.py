@@ -20,6 +20,7 @@ from tadsr.onestep.products import choose_products
 from tadsr.onestep.selfcheck import is_distrusted, is_settled, recall_fastest, settle
 from tadsr.onestep.stages import AnyStages, CompiledStages, EagerStages, FusedStages
 from tadsr.onestep.support import unknown_blocks, wrapped_modules
+from tadsr.progress import Progress
 from tadsr.prompts import Prompts
 from tadsr.recently_used import RecentlyUsed
 from tadsr.schedule import latents_of
@@ -33,6 +34,8 @@ Stages = EagerStages | CompiledStages | FusedStages
 
 _MAX_COUNTED = 64
 _STAGE_NAMES = ("encoder", "UNet", "decoder")
+_SHARES = (0.25, 0.5)
+"""Roughly what of the work is done after the encoder, and after the UNet."""
 
 
 class OneStepEngine:
@@ -180,6 +183,7 @@ class OneStepEngine:
         *,
         generator: torch.Generator | None = None,
         finish: Callable[[Tensor], Tensor] = lambda image: image.clamp(-1, 1),
+        progress: Progress | None = None,
     ) -> Tensor:
         """Restore LQ images in one step.
 
@@ -191,10 +195,11 @@ class OneStepEngine:
             generator: Samples the posterior; None takes its mean.
             finish: What follows on the device with the images, which may exceed [-1, 1]; it is
                 launched before the check for overflow waits for the device. Clamps by default.
+            progress: Called between the networks; may raise to cancel.
         """
         timesteps, prompts = as_numbers(timesteps), as_prompts(prompts)
         stages = self._settled(lq, timesteps, prompts)
-        return self.take(stages, lq, timesteps, prompts, generator, finish)
+        return self.take(stages, lq, timesteps, prompts, generator, finish, progress)
 
     def take(
         self,
@@ -204,6 +209,7 @@ class OneStepEngine:
         prompts: Prompts,
         generator: torch.Generator | None = None,
         finish: Callable[[Any], Any] = lambda image: image,
+        progress: Progress | None = None,
     ) -> Any:
         """Take the one step: encode, z_L / √ᾱ − r, decode; for whole images and for bands.
 
@@ -226,6 +232,8 @@ class OneStepEngine:
             else:
                 image, largest[2] = ways[2].decode(inputs[2])
                 result = finish(image)
+            if progress is not None and index < len(_SHARES):
+                progress(_SHARES[index])
             index += 1
             if index < len(ways) and not stages.checks_each:
                 continue

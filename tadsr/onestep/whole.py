@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import count
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from tadsr.onestep.choose import can_be_cut, choose_way
 from tadsr.onestep.conditions import Conditions
 from tadsr.onestep.memory import is_out_of_memory
 from tadsr.onestep.step import OneStepEngine
-from tadsr.progress import Progress
+from tadsr.progress import Progress, share_of
 from tadsr.tile_spec import TileSpec
 
 _COLOR_FIXES_TO_BYTES = {
@@ -45,7 +46,9 @@ def upscale(
     if spec is None:
         is_cut = settings.tiling == "auto" and can_be_cut(rgb, settings)
         try:
-            result = upscale_whole(engine, conditions, rgb, settings, takes_bytes=takes_bytes)
+            result = upscale_whole(
+                engine, conditions, rgb, settings, progress, takes_bytes=takes_bytes
+            )
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or not (is_cut or conditions.batch > 1):
                 raise
@@ -98,6 +101,7 @@ def upscale_whole(
     conditions: Conditions,
     rgb: Tensor,
     settings: UpscaleSettings,
+    progress: Progress | None = None,
     *,
     takes_bytes: bool = False,
 ) -> Tensor:
@@ -109,9 +113,8 @@ def upscale_whole(
     device = conditions.device
     height, width = rgb.shape[-2:]
     size, output_size = settings.network_size(height, width), settings.output_size(height, width)
-    ends_in_bytes = (
-        takes_bytes and size == output_size and not isinstance(conditions.timesteps, TimestepField)
-    )
+    is_map = isinstance(conditions.timesteps, TimestepField)
+    ends_in_bytes = takes_bytes and size == output_size and not is_map
     enlarged = resize_bicubic(rgb.to(device), size).clamp(0, 1)
     multiple = engine.vae.downscale_factor
     enlarged = enlarged.expand(conditions.batch, -1, -1, -1)
@@ -131,9 +134,18 @@ def upscale_whole(
         fixed = fix_color(restored, reference).clamp(0, 1)
         return resize_bicubic(fixed, output_size).clamp(0, 1)
 
+    steps = len(conditions.timesteps.knots) if is_map else 1
+    number = count()
+
     def restore(timesteps: Sequence[int]) -> Tensor:
-        prompts, generator = conditions.prompts, conditions.generator
-        return engine.restore(lq, timesteps, prompts, generator=generator, finish=finish)
+        return engine.restore(
+            lq,
+            timesteps,
+            conditions.prompts,
+            generator=conditions.generator,
+            finish=finish,
+            progress=share_of(progress, next(number), steps),
+        )
 
     results = run_at(conditions.timesteps, restore, conditions.generator)
     return conditions.mix(results, output_size)
