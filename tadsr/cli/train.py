@@ -35,10 +35,18 @@ def train(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option("--model", "-m", help="What to start from: folder, hub id, or networks.yaml."),
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="MODEL",
+            help="What to start from: folder, hub id, or networks.yaml.",
+        ),
     ] = None,
     data: Annotated[
-        str | None, typer.Option("--data", "-d", help="Photographs: folder, list file, shards.")
+        str | None,
+        typer.Option(
+            "--data", "-d", metavar="PATH", help="Photographs: folder, list file, shards."
+        ),
     ] = None,
     output: Annotated[
         str | None, typer.Option("--output", "-o", metavar="FOLDER", help="The run's folder.")
@@ -56,7 +64,8 @@ def train(
         int | None, typer.Option("--seed", metavar="N", help="Seed of everything random.")
     ] = None,
     perceptual: Annotated[
-        str | None, typer.Option("--perceptual", help="lpips, dists, squeezenet:FILE or none.")
+        str | None,
+        typer.Option("--perceptual", metavar="NAME", help="lpips, dists, squeezenet:FILE or none."),
     ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help=_SET_HELP)
@@ -91,7 +100,6 @@ def _run(config: str | None, overrides: dict[str, Any], settings: list[str]) -> 
 
     with lasting_imports():
         from tadsr.training.recipe import config_from_mapping, load_recipe, override, parse_value
-        from tadsr.training.trainer import Trainer
         from tadsr.training.training_config import TrainingConfig
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -105,6 +113,9 @@ def _run(config: str | None, overrides: dict[str, Any], settings: list[str]) -> 
         run = config_from_mapping(TrainingConfig, override({}, overrides))
     else:
         run = load_recipe(config, overrides)
+    with lasting_imports():
+        from tadsr.training.trainer import Trainer  # heavier still
+
     trainer = Trainer(run)
     if trainer.accelerator.is_main_process:
         steps = run.steps

@@ -165,11 +165,13 @@ class Page:
         time.sleep(1)
 
     def save(self, name, selector):
-        """Save a picture of a part of the page."""
-        (part,) = self.all(selector)
-        self.driver.execute_script("window.scrollTo(0, 0)" if selector == "body" else "")
+        """Save a picture of a part of the page, or of what the window shows of it."""
+        if selector == "body":
+            self.driver.execute_script("window.scrollTo(0, 0)")
         time.sleep(1)
-        png = self.driver.get_screenshot_as_png() if selector == "body" else part.screenshot_as_png
+        is_whole = selector in ("body", "window")
+        part = self.driver if is_whole else self.all(selector)[0]
+        png = part.get_screenshot_as_png() if is_whole else part.screenshot_as_png
         folder = Path(os.environ.get("DEMO_PICTURES", self.downloads.parent))
         with Image.open(io.BytesIO(png)) as image:
             image = image.convert("RGB")
@@ -247,9 +249,11 @@ def test_what_takes_too_long_is_stopped_whether_it_has_begun_or_not(browser, sho
 
 
 def test_restore_stays_in_reach_on_a_phone(browser):
-    browser.driver.set_window_size(420, 800)
+    phone = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+    browser.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
     browser.upload(PHOTO)
     browser.paint()
+    browser.save("demo_phone.jpg", "window")
     button = browser.all("#run")[0].rect
     top = browser.driver.execute_script("return window.scrollY")
     height = browser.driver.execute_script("return window.innerHeight")
