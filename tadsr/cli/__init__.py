@@ -31,6 +31,9 @@ from tadsr.version import __version__
 
 __all__ = ["app", "main"]
 
+SPINS = "1000"
+"""How often a thread of torch looks for work before it sleeps; the default is 300,000."""
+
 _HELP = """Enlarge photographs in one diffusion step (TADSR).
 
 \b
@@ -106,6 +109,9 @@ def main() -> None:
     atexit.register(_keep_garbage)
     # Read by torch once: large tensors in pages of 2 MB, which take fewer faults and look-ups.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # Read by torch's threads once: beside other work they must sleep rather than wait awake.
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     app(prog_name="tadsr")
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import tadsr as package
+from tadsr.cli import SPINS, main
 
 # What the tests import is what the processes run, installed or not.
 ENVIRONMENT = {
@@ -27,6 +28,19 @@ def run(*args: object, cwd=None) -> subprocess.CompletedProcess:
     return subprocess.run(
         command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, encoding="utf-8"
     )
+
+
+@pytest.mark.parametrize("policy", [None, "active"])
+def test_threads_sleep_when_they_have_nothing_to_do_unless_told_otherwise(monkeypatch, policy):
+    for name, value in (("GOMP_SPINCOUNT", None), ("OMP_WAIT_POLICY", policy)):
+        monkeypatch.setenv(name, "to be put back")
+        monkeypatch.delenv(name)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["tadsr", "--version"])
+    with pytest.raises(SystemExit):
+        main()
+    assert os.environ.get("GOMP_SPINCOUNT") == (SPINS if policy is None else None)
 
 
 @pytest.mark.parametrize(
