@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -148,7 +149,9 @@ def leave_out_unusable(
 ) -> tuple[list[PhotoRecord], str]:
     """Leave out photographs that are too small or no images, by their headers."""
     checked, later = records[:_MAX_CHECKED], records[_MAX_CHECKED:]
-    with ThreadPoolExecutor(_HEADER_THREADS) as pool:
+    # Around the threads: in them, one's filters would be left behind by another.
+    with warnings.catch_warnings(), ThreadPoolExecutor(_HEADER_THREADS) as pool:
+        warnings.simplefilter("ignore")  # of huge images, which are not decoded here
         sizes = list(pool.map(photo_size, [record.hq for record in checked]))
         partners = pool.map(photo_size, [record.lq or record.hq for record in checked])
         reasons = [_flaw(*pair, config) for pair in zip(sizes, partners, strict=True)]

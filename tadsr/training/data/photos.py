@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,8 +42,7 @@ def photo_size(path: Path) -> Size | None:
     if not holds_something(path):
         return None
     try:
-        with warnings.catch_warnings(), Image.open(path) as image:
-            warnings.simplefilter("ignore")  # of huge images, which are not decoded here
+        with Image.open(path) as image:
             return image.size
     except Exception:  # a damaged file makes Pillow's plugins raise nearly anything
         return UNKNOWN_PX if path.suffix.lower() in _OTHER_LIBRARIES else None

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -243,6 +245,21 @@ def test_unusable_photos_are_replaced_and_named(photos, tmp_path):
     with pytest.warns(TADSRWarning, match="left out"):
         again = take(open_data(config, seed=0), 6, batch_size=1)
     assert all(same(a, b) for a, b in zip(batches, again, strict=True))
+
+
+def test_reading_headers_in_threads_leaves_warnings_as_they_were(tmp_path):
+    for i in range(64):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.png")
+    config = DataConfig(str(tmp_path), crop_px=8, num_workers=0)
+    sys.setswitchinterval(1e-5)
+    try:
+        with warnings.catch_warnings():
+            before = list(warnings.filters)
+            for _ in range(10):
+                open_data(config, seed=0)
+            assert warnings.filters == before
+    finally:
+        sys.setswitchinterval(5e-3)
 
 
 def test_a_folder_of_unusable_photos_ends_with_the_reason(photos, tmp_path):
