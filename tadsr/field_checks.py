@@ -1,13 +1,15 @@
-"""Ranges that a configuration's numbers must lie in, stated with the fields' types."""
+"""What a configuration's values must be, as its fields' types say."""
 
 from __future__ import annotations
 
 import functools
 import math
 import os
+import types
 import typing
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Annotated, Any, Literal
+from numbers import Integral, Real
+from typing import Annotated, Any, Literal, Union
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,9 @@ class Within:
     is_ordered: bool = False
     """Whether a tuple's numbers rise or stay."""
 
-    def holds(self, numbers: tuple[float, ...]) -> bool:
-        """Tell whether all numbers lie inside."""
+    def holds(self, value: float | tuple[float, ...]) -> bool:
+        """Tell whether a number, or all of several, lie inside."""
+        numbers = value if isinstance(value, tuple) else (value,)
         is_inside = all(
             (self.low < n if self.is_open else self.low <= n) and n <= self.high for n in numbers
         )
@@ -54,25 +57,16 @@ Place = Annotated[str, "place"]
 
 
 def check_fields(config: Any) -> None:
-    """Check a dataclass' numbers and choices against the types of its fields; expand its paths.
+    """Bring a dataclass' values into its fields' types: numbers, lists as tuples, whole paths.
 
     Raises:
-        ValueError: A number is out of its range or not finite, a value is none of a Literal's, or
-            a path is empty.
+        ValueError: A value is of another type, a number is out of its range or not finite, or a
+            path is empty.
     """
     hints = _hints_of(type(config))
     for field in fields(config):
-        value, hint = getattr(config, field.name), hints[field.name]
-        if Place in (hint, *typing.get_args(hint)) and isinstance(value, str | os.PathLike):
-            object.__setattr__(config, field.name, _expand(value, field.name))
-        else:
-            _check(value, hint, field.name)
-
-
-def _expand(path: str | os.PathLike[str], name: str) -> str:
-    if not os.fspath(path).strip():
-        raise ValueError(f"{name} must be a path or a name, got {path!r}")
-    return os.path.expanduser(os.path.expandvars(os.fspath(path)))
+        value = _convert(getattr(config, field.name), hints[field.name], field.name)
+        object.__setattr__(config, field.name, value)
 
 
 @functools.cache
@@ -80,29 +74,69 @@ def _hints_of(kind: type) -> dict[str, Any]:
     return typing.get_type_hints(kind, include_extras=True)
 
 
-def _check(value: Any, hint: Any, name: str) -> None:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if value is None or is_dataclass(value):
-        return
+def options_of(hint: Any) -> tuple[Any, ...]:
+    """Return the types of a union, or the only one."""
+    is_union = typing.get_origin(hint) in (Union, types.UnionType)
+    return typing.get_args(hint) if is_union else (hint,)
+
+
+def _convert(value: Any, hint: Any, name: str) -> Any:
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    for option in options_of(hint):
+        is_marked = typing.get_origin(option) is Annotated
+        kind, mark = typing.get_args(option) if is_marked else (option, None)
+        origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+        if origin is tuple and isinstance(value, list | tuple):
+            inner = arguments[:1] * len(value) if arguments[1:] == (...,) else arguments
+            if len(inner) != len(value):
+                raise ValueError(f"{name} must have {len(inner)} values, got {value}")
+            found = tuple(_convert(v, h, name) for v, h in zip(value, inner, strict=True))
+        elif origin is Literal:
+            if value not in arguments:
+                continue
+            found = value
+        elif option is Place:
+            if not isinstance(value, str | os.PathLike):
+                continue
+            found = _expand(os.fspath(value), name)
+        elif kind is float and is_number:
+            found = float(value)
+            is_limit = isinstance(mark, Within) and mark.may_be_infinite and found == math.inf
+            if not (is_limit or math.isfinite(found)):
+                raise ValueError(f"{name} must be a finite number, got {value}")
+        elif kind is int and is_number and (isinstance(value, Integral) or value == value // 1):
+            found = int(value)
+        elif is_number and hasattr(kind, "constant"):
+            found = kind.constant(_convert(value, Weight, name))
+        elif kind not in (int, float) and isinstance(value, origin or kind):
+            found = value
+        else:
+            continue
+        if isinstance(mark, Within) and not mark.holds(found):
+            raise ValueError(f"{name} must be {mark}, got {value}")
+        return found
+    raise ValueError(f"{name} must be {_describe(hint)}, got {value!r}")
+
+
+def _expand(path: str, name: str) -> str:
+    if not path.strip():
+        raise ValueError(f"{name} must be a path or a name, got {path!r}")
+    return os.path.expanduser(os.path.expandvars(path))
+
+
+def _describe(hint: Any) -> str:
+    """Return what a type is called in errors."""
+    options, arguments = options_of(hint), typing.get_args(hint)
+    if len(options) > 1:
+        return " or ".join(dict.fromkeys(map(_describe, options)))
+    origin = typing.get_origin(hint)
     if origin is Annotated:
-        inner, within = arguments
-        numbers = value if isinstance(value, tuple) else (value,)
-        if not (within.may_be_infinite and value == math.inf):
-            _check(value, inner, name)
-        if not within.holds(numbers):
-            raise ValueError(f"{name} must be {within}, got {value}")
-    elif origin is Literal:
-        if value not in arguments:
-            choices = ", ".join(map(repr, arguments))
-            raise ValueError(f"{name} must be one of {choices}, got {value!r}")
-    elif origin is tuple:
-        if arguments[1] is not ... and len(value) != len(arguments):
-            raise ValueError(f"{name} must have {len(arguments)} values, got {value}")
-        for item in value:
-            _check(item, arguments[0], name)
-    elif origin is not None:  # a union
-        for option in arguments:
-            if typing.get_origin(option) in (Literal, Annotated):
-                _check(value, option, name)
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{name} must be a finite number, got {value}")
+        return _describe(arguments[0])
+    if origin is Literal:
+        return f"one of {', '.join(map(repr, arguments))}"
+    if origin is tuple:
+        return f"a list [{', '.join('…' if a is ... else _describe(a) for a in arguments)}]"
+    if is_dataclass(hint):
+        number = "a number or " if hasattr(hint, "constant") else ""
+        return f"{number}a {hint.__name__} (in a recipe a mapping)"
+    return "null" if hint is types.NoneType else (origin or hint).__name__

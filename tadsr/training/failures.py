@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 import traceback
 from pathlib import Path
 
@@ -30,15 +31,17 @@ def explain_failure(error: Exception, step: int, folder: Path, latest: Path | No
             "the same run goes on from its last checkpoint"
         )
     if getattr(error, "errno", None) in _FULL:
-        return full_disk(f"{folder} cannot be written after step {step}", error, latest)
+        return full_disk(f"{folder} cannot be written after step {step}", folder, error, latest)
     return explained
 
 
-def full_disk(what: str, error: Exception, latest: Path | None) -> TrainingError:
+def full_disk(what: str, folder: Path, error: Exception, latest: Path | None) -> TrainingError:
     """Return the error for a file that cannot be written."""
     kept = f"the last whole checkpoint is {latest}" if latest else "there is no checkpoint yet"
+    free = shutil.disk_usage(folder).free
     return TrainingError(
-        f"{what}: {str(error).splitlines()[0]}; {kept}. Make room and start the same run again"
+        f"{what}: {str(error).splitlines()[0]} ({free / 1e6:.1f} MB are free); {kept}. Make room "
+        "and start the same run again"
     )
 
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import types
 import typing
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union
+from typing import Any, TypeVar
 
 import yaml
 
 from tadsr.degradation import DegradationConfig, find_preset
+from tadsr.field_checks import options_of
 from tadsr.named_files import read_yaml
 from tadsr.plain_yaml import parse_yaml
 from tadsr.training.data.data_config import DataConfig
-from tadsr.training.stages.stage_config import TimestepRamp
 from tadsr.training.training_config import TrainingConfig
 
 Config = TypeVar("Config")
@@ -139,37 +138,17 @@ def config_from_mapping(
     try:
         return config_type(**values)
     except ValueError as error:
-        raise ValueError(f"{place}: {error}" if place else str(error)) from error
+        raise ValueError(f"{place}.{error}" if place else str(error)) from error
 
 
 def _convert(value: Any, hint: Any, name: str) -> Any:
-    """Convert a value to its field's type, or raise ValueError."""
-    options = _options(hint)
-    if value is None and type(None) in options:
-        return None
-    classes = [option for option in options if dataclasses.is_dataclass(option)]
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if TimestepRamp in classes and is_number:
-        value = {"start": value, "end": value}
+    """Build the configurations that mappings stand for; the rest is the fields' own concern."""
+    classes = [option for option in options_of(hint) if dataclasses.is_dataclass(option)]
     if classes and isinstance(value, dict):
         return _convert_mapping(value, classes, name)
-    if isinstance(value, tuple(classes)):
-        return value
-    for option in options:
-        origin, arguments = typing.get_origin(option), typing.get_args(option)
-        if origin is tuple and isinstance(value, list | tuple):
-            inner = arguments[:1] * len(value) if arguments[1:] == (...,) else arguments
-            if len(inner) == len(value):
-                return tuple(_convert(v, h, name) for v, h in zip(value, inner, strict=True))
-        if option is float and is_number:
-            return float(value)
-        if option is int and isinstance(value, float) and value.is_integer():  # 1e5
-            return int(value)
-        if (option in (int, bool, str) and type(value) is option) or (
-            origin is Literal and value in arguments
-        ):
-            return value
-    raise ValueError(f"{name} must be {_describe(hint)}, got {value!r}")
+    if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
+        return tuple(_convert(item, typing.get_args(hint)[0], name) for item in value)
+    return value
 
 
 def _convert_mapping(value: dict[str, Any], classes: list[type], name: str) -> Any:
@@ -184,22 +163,3 @@ def _convert_mapping(value: dict[str, Any], classes: list[type], name: str) -> A
     if config_type is DegradationConfig and ("preset" in value or "stages" not in value):
         value = _merge_into_preset(value)
     return config_from_mapping(config_type, value, name)
-
-
-def _options(hint: Any) -> tuple[Any, ...]:
-    is_union = typing.get_origin(hint) in (Union, types.UnionType)
-    return typing.get_args(hint) if is_union else (hint,)
-
-
-def _describe(hint: Any) -> str:
-    """Return what a type is called in a recipe."""
-    options, arguments = _options(hint), typing.get_args(hint)
-    if len(options) > 1:
-        return " or ".join(dict.fromkeys(map(_describe, options)))
-    if typing.get_origin(hint) is Literal:
-        return f"one of {', '.join(map(repr, arguments))}"
-    if typing.get_origin(hint) is tuple:
-        return f"a list [{', '.join('…' if a is ... else _describe(a) for a in arguments)}]"
-    if dataclasses.is_dataclass(hint):
-        return "a number or a mapping" if hint is TimestepRamp else "a mapping"
-    return "null" if hint is type(None) else hint.__name__

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tadsr.errors import TrainingError
-from tadsr.named_files import parse_json, read_text
+from tadsr.named_files import parse_json
 from tadsr.training.recipe import config_to_mapping
 from tadsr.training.training_config import TrainingConfig
 from tadsr.whole_file import whole_file
@@ -65,15 +65,15 @@ class RunLog:
         """Drop the lines of steps after `step`, and a line that was cut off."""
         kept = []
         if self.path.is_file():
-            for text in read_text(self.path).splitlines():
+            for text in self.path.read_bytes().splitlines():
                 try:
                     is_kept = parse_json(text)["step"] <= step
                 except (ValueError, KeyError, TypeError):
                     is_kept = False
                 if is_kept:
-                    kept.append(text + "\n")
+                    kept.append(text + b"\n")
         with whole_file(self.path) as partial:
-            partial.write_text("".join(kept), encoding="utf-8")
+            partial.write_bytes(b"".join(kept))
 
 
 def peak_memory_gib() -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
 import shutil
 from pathlib import Path
@@ -19,6 +20,7 @@ from tadsr.errors import CheckpointError
 from tadsr.named_files import check_is_file, parse_json, read_text
 from tadsr.training.failures import full_disk
 
+_DAMAGED = (pickle.UnpicklingError, SafetensorError)
 _STEP_NAME = re.compile(r"step_(\d{8})")
 
 
@@ -60,7 +62,7 @@ class RunState:
             for partial in self.folder.glob(".*.partial"):
                 shutil.rmtree(partial, ignore_errors=True)
             what = f"the checkpoint of step {step} cannot be written to {self.folder}"
-            raise full_disk(what, error, self.latest()) from error
+            raise full_disk(what, self.folder, error, self.latest()) from error
 
     def _save(self, step: int, progress: dict[str, Any], name: str | None) -> Path:
         target = self.folder / (name or f"step_{step:08d}")
@@ -97,9 +99,10 @@ class RunState:
                 for name, tensor in self.average.items():
                     tensor.copy_(stored[name])
             return parse_json(read_text(checkpoint / "progress.json"))
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, EOFError, *_DAMAGED) as error:
             raise CheckpointError(
-                f"{checkpoint} must be a checkpoint of this run, but cannot be restored: {error}; "
+                f"{checkpoint} must be a checkpoint of this run, but cannot be restored: "
+                f"{str(error).splitlines()[0] or error!r}; "
                 "delete it to go on from the one before, or choose another output folder"
             ) from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import signal
+import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
@@ -16,7 +17,7 @@ from accelerate.utils import broadcast_object_list, set_seed
 from torch import Tensor, nn
 
 from tadsr.config import torch_dtype
-from tadsr.errors import DataError, Terminated, TrainingError
+from tadsr.errors import DataError, TADSRWarning, Terminated, TrainingError
 from tadsr.measure.perceptual import PerceptualDistance
 from tadsr.training.acceleration import make_accelerator
 from tadsr.training.average import WeightAverage
@@ -261,7 +262,7 @@ class Trainer:
 
     def _resume(self) -> None:
         """Resume from the newest checkpoint, if there is any."""
-        checkpoint = self.state.latest()
+        checkpoint, is_main = self.state.latest(), self.accelerator.is_main_process
         if checkpoint is not None:
             progress = self.state.load(checkpoint)
             self.step = progress["step"]
@@ -269,7 +270,14 @@ class Trainer:
             self.metrics = progress["metrics"]
             self.best = progress.get("best")
             self.num_skipped = progress["num_skipped"]
-        if self.accelerator.is_main_process:
+            if is_main and progress.get("data", self.data.description) != self.data.description:
+                warnings.warn(
+                    f"{self.folder} was trained on {progress['data']} so far and goes on with "
+                    f"{self.data.description}: other samples than an unbroken run would have seen",
+                    TADSRWarning,
+                    stacklevel=3,
+                )
+        if is_main:
             # Lines after the checkpoint will be written again.
             self.log.truncate(self.step or -1)
             if self.step:
@@ -387,5 +395,5 @@ class Trainer:
 
     def _save(self, *, name: str | None = None) -> Path:
         progress = {n: getattr(self, n) for n in ("means", "metrics", "best", "num_skipped")}
-        progress["config"] = config_to_mapping(self.config)
+        progress |= {"config": config_to_mapping(self.config), "data": self.data.description}
         return self.state.save(self.step, progress, name=name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from os import PathLike
 from typing import Annotated, Literal
 
 from tadsr.checkpoints.detect import EMBEDDED
@@ -53,7 +52,7 @@ class TrainingConfig:
     model: Place
     """What to start from: a TADSR checkpoint (folder, hub id or "tadsr-tiny"), a Stable Diffusion
     2.1-base folder or hub id, or a YAML file of networks to build at random weights."""
-    data: DataConfig | str
+    data: DataConfig | Place
     """Photographs; a string is a `DataConfig` with that source."""
     output: Place
     """Folder for checkpoints, log, pictures and the result; an interrupted run there continues."""
@@ -102,7 +101,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if isinstance(self.data, str | PathLike):
+        if isinstance(self.data, str):
             object.__setattr__(self, "data", DataConfig(self.data))
         if self.data.crop_px is None:
             crop_px = _SMALL_CROP_PX if self.model in EMBEDDED else DEFAULT_CROP_PX

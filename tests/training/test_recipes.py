@@ -1,9 +1,11 @@
 """Recipes that users copy are valid, and their errors say what to mend."""
 
+import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
@@ -155,11 +157,11 @@ def test_the_kind_chooses_the_stage(tmp_path):
         ("{model: m, data: d, output: o, precision: fp8}", "must be one of 'fp32'"),
         ("{model: m, data: d, output: o, stage: {kind: gan}}", "kind must be one of"),
         ("{model: m, data: d, output: o, stage: {kind: [gan]}}", "kind must be one of"),
-        ("{model: m, data: d, output: o, stage: {vsd_range: [1]}}", "vsd_range must be"),
+        ("{model: m, data: d, output: o, stage: {vsd_range: [1]}}", "vsd_range must have 2 values"),
         ("{model: m, data: d, output: o, trackers: wandb}", r"must be a list \[one of 'tensor"),
         ("{model: m, data: {source: d, crop_px: 30}, output: o}", "crop_px must be"),
         (DEGRADED % "{preset: [mild]}", "ranges or one of realesrgan"),
-        (DEGRADED % "[mild]", "data.degradation must be str or a mapping, got"),
+        (DEGRADED % "[mild]", "data.degradation must be str or a Degradation.* mapping., got"),
         (
             DEGRADED % "{preset: mild, stages: [{blur: {sigmapx: [1, 2]}}]}",
             r"data\.degradation\.stages\.blur has the unknown sigmapx\. Did you mean sigma_px\?",
@@ -171,7 +173,7 @@ def test_the_kind_chooses_the_stage(tmp_path):
         ("{model: m, data: d, output: o, optimizer: {momentum: 1}}", "It has learning_rate, muon"),
         (
             "{model: m, data: d, output: o, stage: {mse_weight: .nan}}",
-            r"stage\.mse_weight: start",
+            r"stage\.mse_weight must be a finite",
         ),
         (
             "{model: m, data: d, output: o, optimizer: {betas: [0.9, .nan]}}",
@@ -187,7 +189,10 @@ def test_the_kind_chooses_the_stage(tmp_path):
         ("{model: m, data: d, output: o, steps: 1:30}", "steps must be int, got '1:30'"),
         ("{model: m, data: d, output: o, tf32: 'no'}", "tf32 must be bool, got 'no'"),
         ("{model: m, data: d, output: ''}", "output must be a path or a name"),
-        ("{model: m, data: d, output: o, stage: {l1_weight: '2'}}", "must be a number or a map"),
+        (
+            "{model: m, data: d, output: o, stage: {l1_weight: '2'}}",
+            "l1_weight must be a number or a Timestep",
+        ),
     ],
 )
 def test_a_wrong_recipe_says_what_is_wrong_and_where(text, message, tmp_path):
@@ -233,11 +238,30 @@ def test_a_wrong_recipe_says_what_is_wrong_and_where(text, message, tmp_path):
         lambda: TrainingConfig("m", "d", "o", precision="fp8"),
         lambda: TrainingConfig("m", "d", "o", max_loss_ratio=1.0),
         lambda: TrainingConfig("m", "d", "o", trackers=("print",)),
+        lambda: TrainingConfig("m", "d", "o", steps="5"),
+        lambda: TrainingConfig("m", "d", "o", steps=True),
+        lambda: TrainingConfig("m", "d", "o", steps=float("inf")),
+        lambda: TrainingConfig("m", "d", "o", tf32="no"),
+        lambda: TrainingConfig("m", "d", "o", stage={"kind": "teacher"}),
+        lambda: TrainingConfig("m", ["a", "b"], "o"),
+        lambda: TrainingConfig("m", "d", None),
+        lambda: DistillationConfig(perceptual_weight="2"),
     ],
 )
 def test_values_out_of_range_are_refused(make):
     with pytest.raises(ValueError, match="must"):
         make()
+
+
+def test_python_takes_what_a_recipe_takes():
+    config = TrainingConfig(
+        "m", Path("d"), "o", steps=1e3, seed=np.int64(3), trackers=["wandb"],
+        validation=ValidationConfig(timesteps=[1, 2]), stage=DistillationConfig(tavsd_weight=0),
+    )  # fmt: skip
+    assert config_from_mapping(TrainingConfig, json.loads(json.dumps(asdict(config)))) == config
+    assert (config.data.source, config.steps, type(config.seed)) == ("d", 1000, int)
+    assert (config.trackers, config.validation.timesteps) == (("wandb",), (1, 2))
+    assert config.stage.tavsd_weight == TimestepRamp(0, 0)
 
 
 def test_a_ramp_changes_by_its_exponent():

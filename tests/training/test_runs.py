@@ -62,6 +62,25 @@ def test_a_short_run_has_the_full_learning_rate(configure, tmp_path):
         Trainer(config)
 
 
+def test_damage_in_a_runs_folder_is_said_or_mended(configure, photos, tmp_path):
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    config = configure(data=DataConfig(str(folder), crop_px=32, num_workers=0), save_every=3)
+    Trainer(config).train()
+    config = dataclasses.replace(config, steps=4)
+    with (tmp_path / "run" / "log.jsonl").open("ab") as file:
+        file.write(b"\0\xff\n")  # as a machine that lost its power leaves it
+    (folder / "3.png").unlink()
+    with pytest.warns(TADSRWarning, match="on 4 photos in photos so far and goes on with 3 photos"):
+        Trainer(config).train()
+    assert steps_of(tmp_path / "run") == [1, 2, 3, 4]
+    checkpoint = tmp_path / "run" / "checkpoints" / "step_00000004"
+    for name, content in (("optimizer.bin", b"x"), ("autoencoder.safetensors", b"x")):
+        (checkpoint / name).write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"cannot be restored: .*; delete it to go on"):
+            Trainer(config).train()
+
+
 def test_a_run_of_an_older_version_goes_on(configure, tmp_path):
     config = configure(PLAIN_STUDENT)
     Trainer(config)

@@ -43,6 +43,11 @@ class TimestepRamp:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    @classmethod
+    def constant(cls, value: float) -> TimestepRamp:
+        """Return the same weight at every timestep; a number in a ramp's place stands for it."""
+        return cls(value, value)
+
     @property
     def largest(self) -> float:
         """The largest value, at one of the ends."""
@@ -81,7 +86,7 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+        if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must be two numbers in [0, 1), got {self.betas}")
 
     def factor_at(self, step: int, total_steps: int) -> float:
