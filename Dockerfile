@@ -6,8 +6,8 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 COPY pyproject.toml README.md LICENSE /src/
 COPY tadsr /src/tadsr
 RUN pip install --no-cache-dir --extra-index-url "$TORCH_INDEX" "/src[serve,heif]" && rm -rf /src
-RUN useradd --create-home tadsr
-USER tadsr
+RUN useradd --create-home --uid 1000 tadsr
+USER 1000
 WORKDIR /data
 ENTRYPOINT ["tadsr"]
 CMD ["--help"]

@@ -195,12 +195,20 @@ def check_training():
     TADSRPipeline.from_pretrained("runs/python/checkpoints/step_00000002")
 
 
+def check_onnx():
+    with Image.open("photo.jpg") as photo:
+        expected = TADSRPipeline.from_pretrained("tadsr-tiny")(photo, 500, process_size=0)
+    for name in ("onnx_x4.png", "openvino_x4.png"):
+        difference = np.asarray(Image.open(name), np.int16) - np.asarray(expected, np.int16)
+        assert abs(difference).max() <= 1, name
+
+
 WHAT_COMES_OUT = {
     "README.md": check_readme,
     "docs/formats.md": check_formats,
     "docs/tiling.md": check_tiling,
     "docs/training.md": check_training,
-    "docs/onnx.md": lambda: Image.open("onnx_x4.png").verify(),
+    "docs/onnx.md": check_onnx,
     "docs/weights.md": check_weights,
 }
 
@@ -304,13 +312,9 @@ def parse(arguments: list[str]) -> None:
 
 
 def check_installation(words: list[str]) -> None:
-    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    extras = project.split("[project.optional-dependencies]")[1].split("\n[")[0]
     for word in words:
         if match := re.search(r"\[(.*)\]", word):
-            assert set(match[1].split(",")) <= set(re.findall(r"^(\w+) =", extras, re.MULTILINE)), (
-                words
-            )
+            assert set(match[1].split(",")) <= extras(), words
         if word.endswith(".txt"):
             assert (ROOT / word).is_file()
 
@@ -331,6 +335,30 @@ def test_the_checks_of_blocks_that_are_not_run_find_what_is_wrong():
         check_command(["pip", "install", "tadsr[everything]"])
     with pytest.raises(AssertionError):
         check_command(["python", "benchmarks/engine.py", "--fast"])
+
+
+def extras() -> set[str]:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    listed = project.split("[project.optional-dependencies]")[1].split("\n[")[0]
+    return set(re.findall(r"^(\w+) =", listed, re.MULTILINE))
+
+
+def test_the_quickstart_lists_every_extra():
+    text = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == extras()
+
+
+def test_the_dockerfile_names_what_exists():
+    """That it is well written is hadolint's part."""
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    for line in text.splitlines():
+        instruction, *words = line.split()
+        if instruction == "COPY":
+            assert all((ROOT / word).exists() for word in words[:-1]), line
+        elif "install" in words:
+            check_installation(words)
+    for command in re.findall(r"^# docker.* tadsr (\w+ .*)$", text, re.MULTILINE):
+        parse(shlex.split(command))
 
 
 def test_the_first_command_upscales_a_photo_that_exists():
