@@ -88,6 +88,11 @@ def detect_format(folder: Path) -> Format:
             return NATIVE
     if (folder / OFFICIAL.component("vae").folder).is_dir():
         return OFFICIAL
+    if is_run_checkpoint(folder):
+        raise CheckpointError(
+            f"{folder} must hold whole networks, but is a checkpoint of a training run; make a "
+            "model of it with `tadsr convert`"
+        )
     present = ", ".join(sorted(p.name for p in folder.iterdir())[:12]) or "nothing"
     reason = f" (its model_index.json is of {class_name})" if class_name else ""
     raise CheckpointError(
@@ -132,7 +137,7 @@ def find_adapter(folder: Path, fmt: Format, adapter: str | Path | None) -> Path 
 def check_source(source: str | Path, adapter: str | Path | None = None) -> None:
     """Check that a user's checkpoint can exist, before anything heavy is imported."""
     folder = locate(source)
-    if folder is not None:
+    if folder is not None and not is_run_checkpoint(folder):
         find_adapter(folder, detect_format(folder), adapter)
 
 

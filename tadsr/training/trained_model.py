@@ -32,12 +32,12 @@ class TrainingFacts:
 
     step: int
     """Steps done."""
+    num_samples: int
+    """Samples seen, by all processes."""
     data: str
     """What was trained on, in a few words."""
     metrics: dict[str, Any]
     """The last validation's figures by label; empty without validation."""
-    num_processes: int
-    """Processes that trained together."""
 
 
 def export_model(
@@ -64,8 +64,6 @@ def export_model(
 
 def _training_card(config: TrainingConfig, facts: TrainingFacts) -> str:
     """Return the model card as Markdown: what it is, data, length, figures, configuration."""
-    samples = facts.step * config.batch_size * config.gradient_accumulation_steps
-    samples *= facts.num_processes
     lines = [
         "---",
         "library_name: tadsr",
@@ -78,7 +76,7 @@ def _training_card(config: TrainingConfig, facts: TrainingFacts) -> str:
         "",
         f"- Started from: `{config.model}`",
         f"- Data: {facts.data}; degradation `{config.data.degradation}`",
-        f"- Length: {facts.step} steps, {samples} samples of {config.data.crop_px} px, "
+        f"- Length: {facts.step} steps, {facts.num_samples} samples of {config.data.crop_px} px, "
         f"{config.precision}",
         "",
     ]

@@ -105,6 +105,7 @@ class Trainer:
         self.means: dict[str, float] = {}
         self.metrics: dict[str, Any] = {}
         self.best: float | None = None
+        self.num_samples = 0
         self.num_skipped = 0
         self.is_stopping = False
 
@@ -171,7 +172,7 @@ class Trainer:
             self.accelerator.wait_for_everyone()
         batches = self.data.batches(
             batch_size=config.batch_size,
-            first_sample=self.step * self._samples_per_step,
+            first_sample=self.num_samples,
             rank=self.accelerator.process_index,
             num_processes=self.accelerator.num_processes,
             pin_memory=self.accelerator.device.type == "cuda",
@@ -204,9 +205,7 @@ class Trainer:
             samples = self.data.batches(batch_size=self.config.batch_size)
             self.stage.finish(samples)
             samples.close()
-            facts = TrainingFacts(
-                self.step, self.data.description, self.metrics, self.accelerator.num_processes
-            )
+            facts = TrainingFacts(self.step, self.num_samples, self.data.description, self.metrics)
             export_model(self.stage.checkpoint, target, self.config, facts)
             logger.info("exported %s", target)
         self.accelerator.wait_for_everyone()
@@ -270,13 +269,11 @@ class Trainer:
             self.metrics = progress["metrics"]
             self.best = progress.get("best")
             self.num_skipped = progress["num_skipped"]
-            if is_main and progress.get("data", self.data.description) != self.data.description:
-                warnings.warn(
-                    f"{self.folder} was trained on {progress['data']} so far and goes on with "
-                    f"{self.data.description}: other samples than an unbroken run would have seen",
-                    TADSRWarning,
-                    stacklevel=3,
-                )
+            self.num_samples = progress.get("num_samples", self.step * self._samples_per_step)
+            before, now = progress.get("data"), self.data.description
+            if is_main and before not in (None, now):
+                what = f"{self.folder} was trained on {before} so far and goes on with {now}"
+                warnings.warn(f"{what}: the samples change", TADSRWarning, stacklevel=3)
         if is_main:
             # Lines after the checkpoint will be written again.
             self.log.truncate(self.step or -1)
@@ -308,6 +305,7 @@ class Trainer:
         optimizers.step(norms)
         self.average.update(self.step)
         self.step += 1
+        self.num_samples += self._samples_per_step
 
     def _check(
         self,
@@ -394,6 +392,7 @@ class Trainer:
                 self._save(name="best")
 
     def _save(self, *, name: str | None = None) -> Path:
-        progress = {n: getattr(self, n) for n in ("means", "metrics", "best", "num_skipped")}
-        progress |= {"config": config_to_mapping(self.config), "data": self.data.description}
+        progress = {"config": config_to_mapping(self.config), "data": self.data.description}
+        for field in ("means", "metrics", "best", "num_samples", "num_skipped"):
+            progress[field] = getattr(self, field)
         return self.state.save(self.step, progress, name=name)

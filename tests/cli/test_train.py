@@ -70,7 +70,7 @@ def test_a_recipe_is_trained_with_options_over_it(tadsr, files):
         "photos/0.png",
         "sharp.png",
         "--model",
-        "runs/mine/model",
+        "runs/mine/checkpoints/step_00000002",
         "--scale",
         2,
         "--process-size",
@@ -78,6 +78,9 @@ def test_a_recipe_is_trained_with_options_over_it(tadsr, files):
     )
     with Image.open("sharp.png") as image:
         assert image.size == (80, 96)
+    assert (
+        "make a model of it" in tadsr("info", "runs/mine/checkpoints/step_00000002", code=1).output
+    )
 
 
 def test_misuse_is_explained(tadsr, files):

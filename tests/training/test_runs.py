@@ -81,6 +81,20 @@ def test_damage_in_a_runs_folder_is_said_or_mended(configure, photos, tmp_path):
             Trainer(config).train()
 
 
+def test_a_run_goes_on_with_the_sample_after_the_last_whoever_saw_it(configure, tmp_path):
+    config = configure(steps=2)
+    Trainer(config).train()
+    path = tmp_path / "run" / "checkpoints" / "step_00000002" / "progress.json"
+    progress = json.loads(path.read_text())
+    assert progress["num_samples"] == 4
+    path.write_text(json.dumps(progress | {"num_samples": 16}))  # as by four processes
+    seen = []
+    trainer = Trainer(dataclasses.replace(config, steps=3))
+    trainer._note_skipped = lambda batch: seen.append(batch.indices.tolist())
+    assert "3 steps, 18 samples" in (trainer.train() / "README.md").read_text()
+    assert seen == [[16, 17]]
+
+
 def test_a_run_of_an_older_version_goes_on(configure, tmp_path):
     config = configure(PLAIN_STUDENT)
     Trainer(config)
