@@ -6,7 +6,11 @@ import base64
 import http.client
 import io
 import json
+import re
+import shlex
+import shutil
 import socket
+import subprocess
 import threading
 import time
 import urllib.error
@@ -149,6 +153,22 @@ def test_progress_comes_as_events(address, photo, expected):
     assert shares[-1] == 1
     _, body = post(url, b"no photo", accept="text/event-stream")
     assert b"event: error\n" in body
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_guides_commands(address, photo, tmp_path):
+    guide = (Path(__file__).parents[2] / "docs" / "serve.md").read_text(encoding="utf-8")
+    commands = re.findall("^curl .*", guide, re.MULTILINE)
+    assert len(commands) == 6
+    (tmp_path / "photo.jpg").write_bytes(photo)
+    for command in commands:
+        words = command.replace("http://localhost:7000", address).replace("tadsr-tiny", "tiny")
+        answer = subprocess.run([*shlex.split(words), "-f"], cwd=tmp_path, capture_output=True)
+        assert answer.returncode == 0, command
+        kinds = (b"# TYPE", b"event: result", b'"b64_json"')
+        assert "-o" in command or any(kind in answer.stdout for kind in kinds), command
+    sizes = {path.name: pixels(path.read_bytes()).shape[:2] for path in tmp_path.glob("*.png")}
+    assert sizes == {"photo_x4.png": (32, 48), "photo_x2.png": (16, 24)}
 
 
 @pytest.mark.parametrize(
