@@ -291,6 +291,6 @@ def parse_tiling(tile: str, max_memory: str | None) -> TileSpec | Literal["auto"
     if num_bytes is not None and num_bytes < _LEAST_MEMORY:
         raise ValueError(
             f"--max-memory must be at least {format_bytes(_LEAST_MEMORY)}, since the program takes "
-            f"more by itself, got {max_memory}"
+            f"more by itself, got {max_memory}; write it as 4GB"
         )
     return TileSpec(max_memory=num_bytes, attention_px=None if tile == "auto" else int(tile))

@@ -34,6 +34,7 @@ _COMMANDS_INSTEAD = {
     **dict.fromkeys(("i", "p", "run", "enhance", "restore"), "tadsr upscale"),
     "s": "tadsr serve",
     **dict.fromkeys(("list", "models"), "tadsr info"),
+    **dict.fromkeys(("onnx", "openvino"), "tadsr export onnx"),
     **{name: f"tadsr --{name}" for name in ("help", "version")},
 }
 

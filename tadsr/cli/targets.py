@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from functools import cache
-from glob import glob
+from glob import glob, has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -201,6 +201,8 @@ def _missing_hint(path: str) -> str:
     folder, name = os.path.split(path)
     if "://" in path:
         return "but addresses are not read; download it first"
+    if has_magic(path):
+        return "but no file has a name of that kind; check the path"
     try:
         close = get_close_matches(name, os.listdir(folder or "."), n=1)
     except OSError:

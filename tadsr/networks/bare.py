@@ -282,8 +282,8 @@ def prompt_rows(known: Sequence[str], prompts: Sequence[str]) -> list[int]:
     known = list(known)
     unknown = [prompt for prompt in prompts if prompt not in known]
     if unknown:
+        wanted = f"one of {known}" if any(known) else "left out"
         raise ValueError(
-            f"prompt must be one of {known} for this model, got {unknown[0]!r}; it has no text "
-            "encoder, so only the prompts it was trained with exist"
+            f"prompt must be {wanted} for this model, got {unknown[0]!r}; it has no text encoder"
         )
     return [known.index(prompt) for prompt in prompts]

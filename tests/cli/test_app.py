@@ -122,6 +122,8 @@ def test_ctrl_c_exits_130_and_leaves_no_half_file(tmp_path, photo, model_dir):
         (["photo.jpg"], "Did you mean 'tadsr upscale photo.jpg'?"),
         (["upscale", "photo.jpg", "--overwite"], "Did you mean --overwrite"),
         (["upscale", "photo.jpg", "--out"], "Did you mean --output?"),
+        (["upscale", "photos/*.gif"], "but no file has a name of that kind"),
+        (["onnx", "tadsr-tiny"], "Did you mean 'tadsr export onnx'?"),
         (["version"], "Did you mean 'tadsr --version'?"),
         (["enhance", "photo.jpg"], "Did you mean 'tadsr upscale'?"),
         (["info", "x", "--jsn"], "Did you mean --json?"),
