@@ -12,27 +12,44 @@ from typer.core import TyperCommand, TyperGroup
 _KINDS = {"int_parsing": "a whole number", "float_parsing": "a number"}
 """What pydantic calls a wrong value, and people."""
 _STEP = "-t moves from faithful to vivid, in one step"
-_FOUND = "there is nothing to set: as many photos as fit are computed together"
+_FOUND = "there is nothing to set: one process keeps the device busy"
 _OPTIONS_INSTEAD = {
     **dict.fromkeys(("-i", "--input"), "inputs need no option: tadsr upscale photo.jpg"),
     **dict.fromkeys(("-n", "--model-name", "--model_name"), "-m names the model"),
     "--outscale": "-s is the output's size over the input's",
     "--ext": "-f is the format",
     **dict.fromkeys(("--half", "--fp16"), "--dtype fp16 is for GPUs"),
-    "--fp32": "--dtype fp32 says it",
-    **dict.fromkeys(("-g", "--gpu", "--gpu-id", "--cpu"), "--device takes cpu, cuda or cuda:N"),
-    **dict.fromkeys(("--tile-size", "--tile_size", "--tile_pad"), "--tile and --max-memory set it"),
+    **dict.fromkeys(("--fp32", "--no-half", "--precision"), "--dtype sets it, such as fp32"),
+    **dict.fromkeys(
+        ("-g", "--gpu", "--gpu-id", "--gpu-ids", "--cpu"), "--device takes cpu, cuda or cuda:N"
+    ),
+    **dict.fromkeys(
+        ("--tile-size", "--tile_size", "--tile_pad", "--tile_overlap"),
+        "--tile and --max-memory set it",
+    ),
     "--face_enhance": "--timestep-map keeps faces faithful",
     **dict.fromkeys(("--denoise_strength", "--strength", "--fidelity", "--steps"), _STEP),
     **dict.fromkeys(("-y", "--force"), "--overwrite replaces results"),
     **dict.fromkeys(("-r", "--recursive"), "sub-folders are read anyway"),
-    **dict.fromkeys(("-j", "--workers", "--num-workers", "--batch-size"), _FOUND),
-    "--share": "--host 0.0.0.0 lets others reach it",
+    **dict.fromkeys(("-j", "--jobs", "--workers", "--num-workers", "--batch-size"), _FOUND),
+    **dict.fromkeys(("--share", "--listen", "--server-name"), "--host 0.0.0.0 lets others in"),
+    **dict.fromkeys(("-p", "--server-port"), "--port sets it"),
+    **dict.fromkeys(("--lowvram", "--medvram"), "--max-memory bounds it"),
+    **dict.fromkeys(("--resume", "--skip-existing"), "results that exist are skipped anyway"),
+    **dict.fromkeys(("-z", "--upscale", "--factor"), "-s is the output's size over the input's"),
+    **dict.fromkeys(("-w", "--resolution"), "--width and --height set it"),
+    **dict.fromkeys(("--auto-launch", "--inbrowser"), "--open opens the page"),
+    "--alpha_upsampler": "alpha is carried anyway",
+    "--tta": "there is none; leave it out",
+    "-c": "--quality sets it",
 }
 """What users of other upscalers type, and what does it here."""
 _COMMANDS_INSTEAD = {
     **dict.fromkeys(("i", "p", "run", "enhance", "restore"), "tadsr upscale"),
     "s": "tadsr serve",
+    **dict.fromkeys(("ui", "gui", "webui"), "tadsr demo"),
+    **dict.fromkeys(("d", "download"), "tadsr upscale -m owner/name, which downloads"),
+    **dict.fromkeys(("finetune", "fine-tune"), "tadsr train"),
     **dict.fromkeys(("list", "models"), "tadsr info"),
     **dict.fromkeys(("onnx", "openvino"), "tadsr export onnx"),
     **{name: f"tadsr --{name}" for name in ("help", "version")},

@@ -123,6 +123,8 @@ def test_ctrl_c_exits_130_and_leaves_no_half_file(tmp_path, photo, model_dir):
         (["upscale", "photo.jpg", "--overwite"], "Did you mean --overwrite"),
         (["upscale", "photo.jpg", "--out"], "Did you mean --output?"),
         (["upscale", "photos/*.gif"], "but no file has a name of that kind"),
+        (["webui"], "Did you mean 'tadsr demo'?"),
+        (["demo", "--listen"], "--host 0.0.0.0"),
         (["onnx", "tadsr-tiny"], "Did you mean 'tadsr export onnx'?"),
         (["version"], "Did you mean 'tadsr --version'?"),
         (["enhance", "photo.jpg"], "Did you mean 'tadsr upscale'?"),
