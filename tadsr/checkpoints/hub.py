@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import ModelInfo
 
-from tadsr.checkpoints.hub_files import Snapshot, may_pass, retry, status_of
+from tadsr.checkpoints.hub_files import UNREADABLE, Snapshot, may_pass, retry, status_of
 from tadsr.checkpoints.json_files import user_path
 from tadsr.checkpoints.layout import (
     BASE_MODEL_MIRRORS,
@@ -296,6 +296,11 @@ def _explain(repo_id: str, revision: str | None, error: Exception) -> Checkpoint
         reason = f"is not served at the moment (status {status}): try again later"
     elif isinstance(error, OSError) and error.errno:
         reason = f"cannot be stored ({reason_of(error)}): mend that, or give another cache_dir"
+    elif isinstance(error, UNREADABLE):
+        reason = (
+            f"is listed in a form that cannot be read ({reason_of(error)}): check HF_ENDPOINT, and "
+            "whether the network asks for a login first"
+        )
     else:
         reason = f"cannot be reached ({reason_of(error)}): check the connection"
     if may_pass(error):

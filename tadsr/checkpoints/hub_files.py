@@ -24,6 +24,8 @@ WAITS_S = (1, 2, 4, 8)
 """Seconds before each further attempt; those that brought enough do not count."""
 _ENOUGH_BYTES = 2**16
 _MAX_WAIT_S = 60
+UNREADABLE = (TypeError, ValueError, LookupError, AttributeError, RecursionError)
+"""What the hub's library raises at an answer of another form than it expects."""
 _PASSING_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 _Result = TypeVar("_Result")
 
@@ -88,6 +90,12 @@ class Snapshot:
         Raises:
             Exception: What the hub's library raises, after several attempts.
         """
+        for file in files:
+            if file.size is not None and not (isinstance(file.size, int) and file.size >= 0):
+                raise CheckpointError(
+                    f"{file.rfilename} must be listed with a size in bytes, got {file.size!r}; use "
+                    "another hub"
+                )
         missing = sorted((f for f in files if not self._has(f)), key=lambda f: f.size or 0)
         self._check_room(sum(f.size or 0 for f in missing))
         for file in missing:
@@ -208,7 +216,7 @@ def may_pass(error: Exception) -> bool:
         return status in _PASSING_STATUSES
     # A number is the operating system's: no space, no permission.
     is_local = isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError)
-    return not is_local and not isinstance(error, (CheckpointError, ValueError, TypeError))
+    return not is_local and not isinstance(error, (CheckpointError, *UNREADABLE))
 
 
 def retry(

@@ -20,8 +20,6 @@ PIXEL_BYTES = 8
 """What a pixel of 8-bit colours takes while it is read: Pillow's four bytes, and a copy."""
 FRAME_PIXEL_BYTES = 16
 """The same of an animation: also what Pillow keeps of the last frame and the one it draws."""
-MAX_FRAMES = 2
-"""Pixels of an animation, of which one frame is in memory, over those of a picture."""
 _LEAST_FRAME_PIXELS = 2**13
 """What each frame counts for, whose own costs are as large."""
 _MAX_SCANS = 20
@@ -99,9 +97,9 @@ def check_size(
             f"{most // pixel_bytes} pixels, {found}"
         )
     is_long = num_frames * _LEAST_FRAME_PIXELS > max(max_pixels, MAX_PIXELS)
-    if is_long or num_pixels * num_frames > max_pixels * MAX_FRAMES:
+    if is_long or num_pixels * num_frames > max_pixels:
         raise ImageTooLargeError(
-            f"{path}: all frames must have at most {max_pixels * MAX_FRAMES} pixels, got "
+            f"{path}: all frames must have at most {max_pixels} pixels together, got "
             f"{num_frames} × {width}×{height}; {_WAY_OUT}"
         )
 

@@ -35,8 +35,10 @@ class Repository:
     gated: bool = False
     private: bool = False
     knows_range: bool = True
-    sizes: dict[str, int] = field(default_factory=dict)
+    sizes: dict[str, object] = field(default_factory=dict)
     """Sizes that the listing states instead of the true ones."""
+    siblings: object = None
+    """What the listing has in place of the files."""
 
 
 class HubServer:
@@ -133,6 +135,8 @@ class _Handler(BaseHTTPRequestHandler):
         return None
 
     def do_GET(self):
+        if self.path == "/api/agent-harnesses":  # asked by the library once a process
+            return self.answer(404)
         self.hub.requests.append((self.part, self.command, self.path, dict(self.headers)))
         path = unquote(urlsplit(self.path).path)
         if self.part == "large":
@@ -162,6 +166,7 @@ class _Handler(BaseHTTPRequestHandler):
                 sha256 = hashlib.sha256(data).hexdigest()
                 sibling["lfs"] = {"sha256": sha256, "size": size, "pointerSize": 134}
             siblings.append(sibling)
+        siblings = siblings if repository.siblings is None else repository.siblings
         return self.answer(
             200,
             {"id": name, "modelId": name, "sha": commit_of(repository), "private": False,

@@ -367,6 +367,23 @@ def test_too_little_room_is_said_first(native, hub):
     assert len(hub.requests) == 1
 
 
+@pytest.mark.parametrize(
+    ("size", "siblings", "told"),
+    [
+        *((size, None, "must be listed with a size in bytes") for size in ("700", [1], -5)),
+        *((7, siblings, "listed in a form that cannot be read") for siblings in ("abc", 5, [1])),
+    ],
+)
+def test_a_listing_that_is_none_is_said_to_be_the_fault(native, hub, size, siblings, told):
+    repository = hub.repositories["owner/name"] = repository_of(native)
+    repository.sizes["unet/diffusion_pytorch_model.safetensors"] = size
+    repository.siblings = siblings
+    with pytest.raises(CheckpointError, match=told) as caught:
+        download("owner/name")
+    assert "is kept" not in str(caught.value)
+    assert len(hub.requests) == 1
+
+
 def test_named_files_must_all_be_there(hub):
     hub.repositories["owner/partial"] = Repository({"a.pth": b"a"})
     with pytest.raises(CheckpointError, match=r"lacks b\.txt"):

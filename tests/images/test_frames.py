@@ -303,8 +303,8 @@ def test_frames_are_limited_together(tmp_path):
     frames = [Image.new("RGB", (20, 10), (i, 0, 0)) for i in range(10)]
     write_frames(frames, tmp_path / "a.gif", durations_ms=[20] * 10)
     with pytest.raises(ImageTooLargeError, match="10 × 20×10"):
-        read_frames(tmp_path / "a.gif", max_pixels=999)
-    assert len(read_frames(tmp_path / "a.gif", max_pixels=1000)) == 10
+        read_frames(tmp_path / "a.gif", max_pixels=1999)
+    assert len(read_frames(tmp_path / "a.gif", max_pixels=2000)) == 10
     write_frames(frames[:2], tmp_path / "b.gif", durations_ms=[20] * 2)
     with pytest.raises(ImageTooLargeError, match="at most 199 pixels, which take 16 bytes each"):
         read_frames(tmp_path / "b.gif", max_pixels=399)
