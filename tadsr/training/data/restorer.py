@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tadsr.checkpoints.tensor_files import TensorReader, read_pickle
 from tadsr.errors import CheckpointError, import_extra
 
 Restorer = Callable[[Tensor], Tensor]
@@ -28,8 +29,13 @@ def load_restorer(path: str | Path, scale: int) -> Restorer:
     library = f"spandrel with a torchvision that fits torch {torch.__version__}"
     needs = f"restoration networks need the library {library}"
     spandrel = import_extra("spandrel", needs, "train", ", or give Trainer a callable")
+    path = Path(path)
+    # Not load_from_file, which would run a TorchScript file.
+    is_safe = path.suffix == ".safetensors"
+    state = dict(TensorReader([path]).items()) if is_safe else read_pickle(path)
     try:
-        network = spandrel.ModelLoader().load_from_file(path)
+        state = spandrel.canonicalize_state_dict(state)
+        network = spandrel.ModelLoader().load_from_state_dict(state)
     except Exception as error:
         raise CheckpointError(
             f"{path} must be the checkpoint of a network that spandrel knows: {error}"

@@ -7,6 +7,8 @@ import importlib
 import io
 import itertools
 import json
+import os
+import re
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,6 +29,8 @@ from tadsr.training.data.photos import UnusablePhotoError, make_sample
 _BATCHES_AHEAD = 4
 _LOOK_AHEAD = 32
 """Photographs of a stream, encoded, among which an unusable one finds its substitute."""
+_ADDRESS = re.compile(r"(https?|hf|gs)://[\w.~:/?#@!&=%+,-]+")
+"""Of a shard elsewhere; the library would also run commands."""
 _CAPTION_SUFFIX = "txt"
 
 Item = TypeVar("Item")
@@ -103,12 +107,16 @@ class HubStream:
             shuffled = split(shuffled, *share)
         for number, row in enumerate(shuffled):
             image = row[config.image_column]
-            encoded = image.get("bytes")
-            if encoded is None and image.get("path"):
-                encoded = Path(image["path"]).read_bytes()
+            encoded, path = image.get("bytes"), image.get("path")
+            if encoded is None and path and self._is_own(path):
+                encoded = Path(path).read_bytes()
             caption = row[config.caption_column] if config.caption_column else None
-            name = image.get("path") or f"row {number} of epoch {epoch}"
-            yield RawPhoto(encoded or b"", caption, name)
+            yield RawPhoto(encoded or b"", caption, path or f"row {number} of epoch {epoch}")
+
+    def _is_own(self, path: str) -> bool:
+        """Tell whether a path is a file of the data set's folder; rows could name any other."""
+        folder = os.path.realpath(self.config.source)
+        return os.path.isfile(path) and Path(os.path.realpath(path)).is_relative_to(folder)
 
 
 class ShardStream:
@@ -122,12 +130,14 @@ class ShardStream:
             self.shards = sorted(map(str, path.glob("*.tar")))
         else:
             self.shards = list(importlib.import_module("braceexpand").braceexpand(config.source))
-        missing = [s for s in self.shards if "://" not in s and not Path(s).is_file()]
+        missing = [s for s in self.shards if not _ADDRESS.fullmatch(s) and not Path(s).is_file()]
         if missing or not self.shards:
             raise ValueError(
                 f"data.source must name WebDataset shards that exist, got {config.source}"
                 + (f"; missing: {missing[:3]}" if missing else "")
             )
+        # Whole paths: the library runs what follows "pipe:" as a command, were it a file's name.
+        self.shards = [s if _ADDRESS.fullmatch(s) else os.path.abspath(s) for s in self.shards]
         self.description = f"{len(self.shards)} shards of {path.name}"
 
     def read(self, seed: int, epoch: int, share: Share) -> Iterator[RawPhoto]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from types import ModuleType
 
 import pytest
 import torch
@@ -122,7 +123,7 @@ def test_spandrel_is_asked_for_where_it_is_missing(photos, tmp_path, monkeypatch
 
 def test_a_checkpoint_is_loaded_by_spandrel(tmp_path):
     try:
-        from spandrel.architectures.ESRGAN import RRDBNet
+        from spandrel.architectures.ESRGAN.__arch.RRDB import RRDBNet
     except Exception as error:  # its torchvision may be built for another torch
         pytest.skip(f"spandrel does not import: {error}")
     torch.manual_seed(0)
@@ -135,6 +136,32 @@ def test_a_checkpoint_is_loaded_by_spandrel(tmp_path):
         torch.testing.assert_close(load_restorer(path, 4)(lq), expect)
     with pytest.raises(CheckpointError, match="enlarge it by 2"):
         load_restorer(path, 2)
-    (tmp_path / "other.pth").write_bytes(b"no network")
+    torch.save({"weight": torch.ones(2)}, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match="spandrel knows"):
         load_restorer(tmp_path / "other.pth", 4)
+
+
+class Scripted(torch.nn.Module):
+    """A TorchScript file whose loading runs code; `torch.jit.load` would print."""
+
+    def forward(self, x):
+        return x
+
+    @torch.jit.export
+    def __getstate__(self):
+        return (self.training,)
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[bool]):
+        print("executed")  # noqa: T201
+        self.training = state[0]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_network_that_is_a_program_is_refused(tmp_path, monkeypatch, capfd):
+    # It is refused before the library, which need not be there, sees it.
+    monkeypatch.setitem(sys.modules, "spandrel", ModuleType("spandrel"))
+    torch.jit.script(Scripted()).save(tmp_path / "network.pt")
+    with pytest.raises(CheckpointError, match="must hold tensors as torch saves them"):
+        load_restorer(tmp_path / "network.pt", 4)
+    assert "executed" not in capfd.readouterr().out

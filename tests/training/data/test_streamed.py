@@ -88,6 +88,41 @@ def test_an_epoch_shows_every_photo_and_its_caption(config):
         assert batch.hq.shape == batch.lq.shape == (2, 3, CROP_PX, CROP_PX)
 
 
+@pytest.mark.parametrize("folder", [False, True])
+def test_shards_are_no_commands(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = "pipe:touch executed; cat ://x.tar"
+    if folder:  # a file of that name is one
+        (tmp_path / command).parent.mkdir(parents=True)
+        tarfile.open(tmp_path / command, "w").close()
+        with pytest.raises(ValueError, match="No samples"):
+            take(open_data(DataConfig(command), seed=0), 1)
+    else:
+        with pytest.raises(ValueError, match="must name WebDataset shards that exist"):
+            open_data(DataConfig(command), seed=0)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("is_inside", [True, False])
+def test_rows_name_files_of_their_folder_only(photos, tmp_path, is_inside):
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    path = (folder if is_inside else tmp_path) / "photo.png"
+    path.write_bytes(encoded_photos(photos)[0])
+    image = {"bytes": None, "path": f"{folder}/../{path.relative_to(tmp_path)}"}
+    features = datasets.Features({"image": datasets.Image(decode=False)})
+    rows = datasets.Dataset.from_dict({"image": [image] * 3}, features=features)
+    rows.to_parquet(folder / "part.parquet")
+    data = open_data(
+        DataConfig(str(folder), kind="huggingface", crop_px=CROP_PX, num_workers=1), seed=0
+    )
+    if is_inside:
+        assert take(data, 1, batch_size=1)[0].hq.shape == (1, 3, CROP_PX, CROP_PX)
+    else:
+        with pytest.raises(DataError, match="could not be used"):
+            take(data, 1, batch_size=1)
+
+
 def test_the_order_is_the_seeds_and_differs_between_epochs(config):
     first, again = (take(open_data(config, seed=1), NUM_PHOTOS) for _ in range(2))
     assert all(
