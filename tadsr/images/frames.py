@@ -39,6 +39,8 @@ from tadsr.images.png import PngWriter
 from tadsr.images.reading import check_readable, named_errors, num_frames_of, open_image
 
 _RESTORE_BACKGROUND = 2
+_GIF_MS, _WEBP_MS = 655_350, 2**24 - 1
+"""Longest time that a frame may be shown."""
 
 
 @dataclass(frozen=True)
@@ -223,7 +225,7 @@ def write_frames(
         pairs = list(zip(alike, durations_ms, strict=True))
         images = [image for image, _ in pairs]
         if suffix == ".webp":
-            format, durations = "WEBP", [round(duration) for duration in durations_ms]
+            format, durations = "WEBP", [min(round(ms), _WEBP_MS) for ms in durations_ms]
             options = save_options(first, format, quality, is_lossless=is_lossless)
             options["loop"] = num_plays
         else:
@@ -257,8 +259,8 @@ def _hundredths(durations_ms: Sequence[float]) -> list[int]:
     Below 20 ms viewers wait for a tenth of a second instead.
     """
     rounded: list[int] = []
-    for total in accumulate(durations_ms):
-        rounded.append(max(20, round((total - sum(rounded)) / 10) * 10))
+    for total in accumulate(min(duration, _GIF_MS) for duration in durations_ms):
+        rounded.append(min(_GIF_MS, max(20, round((total - sum(rounded)) / 10) * 10)))
     return rounded
 
 

@@ -273,6 +273,7 @@ def test_an_animation_is_a_value(tmp_path):
         ((33.3, 33.3, 33.3), (30, 40, 30)),
         ((16.7, 16.7, 16.7), (20, 20, 20)),
         ((5, 104, 0), (20, 90, 20)),
+        ((1e9, 20, 30), (655_350, 20, 30)),
     ],
 )
 def test_gif_keeps_time_in_hundredths(durations, expected, tmp_path):
