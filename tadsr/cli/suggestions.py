@@ -86,9 +86,10 @@ class SuggestingGroup(TyperGroup):
         """Find the command, with a suggestion in the error for an unknown one."""
         name = args[0]
         is_path = os.path.exists(name) or os.path.splitext(name)[1] != ""
-        if self.get_command(ctx, name) is None and is_path and not name.startswith("-"):
+        is_unknown = self.get_command(ctx, name) is None
+        if is_unknown and is_path and not name.startswith("-"):
             ctx.fail(f"No such command {name!r}. Did you mean 'tadsr upscale {name}'?")
-        if name in _COMMANDS_INSTEAD:
+        if is_unknown and name in _COMMANDS_INSTEAD:
             ctx.fail(f"No such command {name!r}. Did you mean '{_COMMANDS_INSTEAD[name]}'?")
         return super().resolve_command(ctx, args)
 

@@ -41,6 +41,9 @@ def released():
 
 @pytest.fixture(scope="module")
 def address(pipe, released):
+    # Long enough for a client to lose patience.
+    pipe.metadata = {**pipe.metadata, "default_process_size": 512}
+
     def load(name):
         assert name == "tiny" or released.wait(100)
         return pipe
