@@ -53,7 +53,8 @@ Limit = Annotated[float, Within(0, is_open=True, may_be_infinite=True)]
 Probability = Annotated[float, Within(0, 1)]
 """In [0, 1]."""
 Place = Annotated[str, "place"]
-"""A path, or a name on the hub; "~" and $NAME mean what they mean in a shell."""
+"""A path, or a name on the hub; "~" and $NAME mean what they mean in a shell, though not
+in an address."""
 
 
 def check_fields(config: Any) -> None:
@@ -121,6 +122,8 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
 def _expand(path: str, name: str) -> str:
     if not path.strip():
         raise ValueError(f"{name} must be a path or a name, got {path!r}")
+    if "://" in path:  # another's recipe must not send what the variables hold
+        return path
     return os.path.expanduser(os.path.expandvars(path))
 
 

@@ -292,3 +292,5 @@ def test_a_recipe_means_what_it_seems_to(tmp_path, monkeypatch):
         optimizer=OptimizerConfig(1e-4, max_grad_norm=math.inf, weight_decay=0.5),
         validation=ValidationConfig("/home/me/v", timesteps=(1, 2)),
     )  # fmt: skip
+    address = "https://host/$SCRATCH/~.tar"  # a server would learn what the variable holds
+    assert DataConfig(address).source == address
