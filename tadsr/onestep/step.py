@@ -35,7 +35,7 @@ Stages = EagerStages | CompiledStages | FusedStages
 _MAX_COUNTED = 64
 _STAGE_NAMES = ("encoder", "UNet", "decoder")
 _SHARES = (0.25, 0.5)
-"""Roughly what of the work is done after the encoder, and after the UNet."""
+"""Of the work, what is done after the encoder and after the UNet; from benchmarks/engine.py."""
 
 
 class OneStepEngine:
