@@ -3,17 +3,17 @@
 python benchmarks/engine.py --out benchmarks/results/engine_DEVICE.json
 
 Weights are random, in the published shapes, as speed does not depend on their values, or those of a
-`--model`. Each way runs in
-a process of its own, which ends at a deadline, so that the whole fits `--budget-s`; what could not
-be measured is named. Nothing is timed whose result is not right: a way's picture is compared first
+`--model`. Each way runs in a process of its own, which ends at a deadline, so that the whole fits
+`--budget-s`; what could not be measured is named, and the report is written anew after every way.
+Nothing is timed whose result is not right: a way's picture is compared first
 with that of the plain modules in float64, from which plain modules are some way off themselves,
 and then in every case with that of the plain modules in its own type.
 Ways:
 
-published  adapters kept apart, a text encoder for every image, resizing and colours on the CPU
 eager      diffusers' modules with merged adapters
-compile    torch.compile on them ("max-autotune" on CUDA)
 fused      tadsr's engine, what `pipe.to("cuda", torch.float16)` uses
+published  adapters kept apart, a text encoder for every image, resizing and colours on the CPU
+compile    torch.compile on diffusers' modules ("max-autotune" on CUDA)
 """
 
 from __future__ import annotations
@@ -38,19 +38,32 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tadsr import TADSRPipeline
+from tadsr.onestep import EnginePlan
 
 TESTS_DATA = Path(__file__).parents[1] / "tests" / "data"
-WAYS = ("eager", "fused", "compile", "published")
-"""In order of importance; the last one's time is kept for it, since compiling takes minutes."""
-LAST_S = 75
-"""Kept for the last way, in seconds."""
+WAYS = ("eager", "fused", "published", "compile")
+"""In order of importance."""
+KEPT_S = 20
+"""Kept for every way that is still to come, in seconds, up to half of what is left."""
+COMPILE_S = 120
+"""Compiling gets nowhere in less."""
+SHORT_S = 240
+"""Of less time than this only the first cases are measured."""
+SHORT_CASES = 3
 SCALE = 4
 TIMESTEP = 500
-SIDES_PX = (512, 1024, 2048)
-BATCHES = (1, 4, 16)
+CASES = (
+    *((512, 1), (1024, 1), (512, 4), (2048, 1)),
+    *((512, 16), (1024, 4), (1024, 16), (2048, 4), (2048, 16)),
+)
+"""Side in px and batch, in order of importance."""
 MAX_PIXELS = 16 * 512 * 512
 """Largest output, batch × side², that is timed on a GPU."""
 MIN_REPEATS, MAX_REPEATS, SECONDS_PER_CASE = 3, 30, 1.0
+WARM_UPS = 3
+"""Calls in which a GPU's kernels are compiled and its memory is taken."""
+CALLS_BEFORE_GRAPHS = 10
+"""Timed calls of a shape that is not recorded yet."""
 FP32_ERROR = 1e-5
 """Relative error in float32 that is never too much; nor is that of plain modules."""
 MIN_PSNR_DB = 50.0
@@ -202,11 +215,16 @@ class Way:
         return stages["decoder"]().double().cpu().numpy()
 
     @torch.no_grad()
-    def seconds(self, run: Callable[[], object], repeats: int | None = None) -> float:
-        """Return the median time of a call until the device has done it."""
+    def seconds(self, run: Callable[[], object], most: float, repeats: int | None = None) -> float:
+        """Return the median time of a call until the device has done it.
+
+        Args:
+            most: Seconds for all repetitions.
+            repeats: A fixed number of repetitions; None takes those that fit.
+        """
         times: list[float] = []
         while len(times) < (repeats or MIN_REPEATS) or (
-            repeats is None and len(times) < MAX_REPEATS and sum(times) < SECONDS_PER_CASE
+            repeats is None and len(times) < MAX_REPEATS and sum(times) < most
         ):
             self.wait()
             begin = time.perf_counter()
@@ -214,6 +232,11 @@ class Way:
             self.wait()
             times.append(time.perf_counter() - begin)
         return statistics.median(times)
+
+    def records(self, batch: int, side_px: int) -> bool:
+        """Tell whether graphs are recorded for a shape that comes often."""
+        pixels = batch * side_px * side_px
+        return self.is_cuda and self.name == "fused" and pixels <= EnginePlan.max_graphed_pixels
 
     def wait(self) -> None:
         """Wait for the device."""
@@ -245,7 +268,9 @@ def wrong(error: dict[str, float], dtype: torch.dtype, limits: dict[str, float])
 
 
 def work(options: argparse.Namespace) -> None:
-    """Measure one way in this process, and write after every case."""
+    """Measure one way in this process once it is told to, and write after every case."""
+    if not sys.stdin.readline():
+        return  # whoever started this has ended
     # TensorFloat-32 is no truth.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     diffusers.utils.logging.set_verbosity_error()
@@ -258,20 +283,17 @@ def work(options: argparse.Namespace) -> None:
         part.write_text(json.dumps(report), encoding="utf-8")
         part.replace(report_file)
 
-    photo = make_photos(1, SIDES_PX[0])[0]
+    photo = make_photos(1, CASES[0][0])[0]
     if options.way == "truth":
         way = Way("eager", options.device, torch.float64, options.model)
         np.save(truth_file, way.picture(photo))
         return
     way = Way(options.way, options.device, dtype, options.model)
     begin = time.perf_counter()
-    pictures = [way.picture(photo)]
+    picture = way.picture(photo)
     report["first_call_s"] = time.perf_counter() - begin
-    if way.is_cuda:
-        pictures += [way.picture(photo) for _ in range(2)]  # a graph is recorded, and replayed
     truth = np.load(truth_file)
-    errors = [compare(picture, truth) for picture in pictures]
-    report["error"] = errors[-1]
+    report["error"] = compare(picture, truth)
     limits = {"relative_error": FP32_ERROR, "psnr_db": MIN_PSNR_DB}
     plain = options.folder / "eager.json"
     if options.way == "eager":
@@ -280,16 +302,16 @@ def work(options: argparse.Namespace) -> None:
         own = json.loads(plain.read_text("utf-8"))["error"]
         limits["relative_error"] = max(FP32_ERROR, own["relative_error"])
         limits["psnr_db"] = min(MIN_PSNR_DB, own["psnr_db"] - PSNR_SLACK_DB[options.way])
-    report["wrong"] = next(filter(None, (wrong(e, dtype, limits) for e in errors)), None)
+    report["wrong"] = wrong(report["error"], dtype, limits)
     save()
     if report["wrong"]:
         return
-    cases = [(side, 1) for side in SIDES_PX]
-    cases += [(side, batch) for side in SIDES_PX for batch in BATCHES[1:]]
+    cases = CASES[:SHORT_CASES] if options.budget_s < SHORT_S else CASES
     if not way.is_cuda:
         cases = cases[:1]
     if options.way == "compile":
         cases = cases[:2]  # every shape is compiled anew, for minutes
+    seconds = SECONDS_PER_CASE * min(1.0, options.budget_s / SHORT_S)
     plain_psnr = MIN_PSNR_DB
     if plain.exists():
         plain_psnr = json.loads(plain.read_text("utf-8"))["error"]["psnr_db"]
@@ -301,7 +323,10 @@ def work(options: argparse.Namespace) -> None:
                 case["error"] = f"left out: more than {MAX_PIXELS} px of output"
             else:
                 picture_file = options.folder / f"picture_{side}_{batch}.npy"
-                case |= measure(way, side, batch, picture_file, min_psnr)
+                case |= measure(way, side, batch, picture_file, min_psnr, seconds)
+                if way.records(batch, side) and (side, batch) == CASES[0]:
+                    replayed = report["replayed_error"] = compare(way.picture(photo), truth)
+                    report["wrong"] = wrong(replayed, dtype, limits)
         except RuntimeError as error:  # out of memory, or what a kernel raises
             case["error"] = str(error).splitlines()[0]
             torch.cuda.empty_cache()
@@ -311,22 +336,35 @@ def work(options: argparse.Namespace) -> None:
 
 
 @torch.no_grad()
-def measure(way: Way, side: int, batch: int, picture_file: Path, min_psnr: float) -> dict[str, Any]:
-    """Time pictures in, pictures out, and the networks alone, if the pictures are right."""
+def measure(
+    way: Way, side: int, batch: int, picture_file: Path, min_psnr: float, seconds: float
+) -> dict[str, Any]:
+    """Time pictures in, pictures out, and the networks alone, if the pictures are right.
+
+    Args:
+        seconds: For repetitions of a call, and of each network.
+    """
     photos = make_photos(batch, side)
+    result: dict[str, Any] = {}
     if way.is_cuda:
         torch.cuda.reset_peak_memory_stats()
-    for _ in range(3 if way.is_cuda else 1):  # compile, measure convolutions, record graphs
-        pictures = np.stack([np.asarray(picture) for picture in way(photos)])
+    for _ in range(WARM_UPS if way.is_cuda else 1):
+        pictures = way(photos)
+    if way.records(batch, side):
+        result["seconds_before_graphs"] = way.seconds(
+            lambda: way(photos), seconds, CALLS_BEFORE_GRAPHS
+        )
+        for _ in range(EnginePlan.record_after + 1 - CALLS_BEFORE_GRAPHS):
+            pictures = way(photos)
+    pictures = np.stack([np.asarray(picture) for picture in pictures])
     if way.name == "eager":
         np.save(picture_file, pictures)
     elif picture_file.exists():
         psnr = compare(pictures / 127.5 - 1, np.load(picture_file) / 127.5 - 1)["psnr_db"]
         if not psnr >= min_psnr:
             return {"error": f"wrong: {psnr:.1f} dB from plain modules, not {min_psnr:.1f}"}
-    result: dict[str, Any] = {}
     begin, num_before = time.process_time(), way.num_calls
-    result["seconds"] = way.seconds(lambda: way(photos))
+    result["seconds"] = way.seconds(lambda: way(photos), seconds)
     # What others do on the machine changes the time on the clock more than this.
     result["cpu_seconds"] = (time.process_time() - begin) / (way.num_calls - num_before)
     result["images_per_second"] = batch / result["seconds"]
@@ -335,7 +373,7 @@ def measure(way: Way, side: int, batch: int, picture_file: Path, min_psnr: float
     for name, stage in stages.items():
         for _ in range(2 if way.is_cuda else 0):
             stage()
-        result[f"{name}_seconds"] = way.seconds(stage, None if way.is_cuda else 1)
+        result[f"{name}_seconds"] = way.seconds(stage, seconds, None if way.is_cuda else 1)
     return result
 
 
@@ -347,6 +385,8 @@ def describe(way: str, case: dict[str, Any]) -> str:
     stages = ", ".join(
         f"{n} {1000 * case[f'{n}_seconds']:.1f}" for n in ("encoder", "unet", "decoder")
     )
+    if "seconds_before_graphs" in case:
+        stages += f"; without graphs {1000 * case['seconds_before_graphs']:.1f}"
     return (
         f"{line}  {1000 * case['seconds']:9.1f} ms  {case['images_per_second']:6.1f} images/s  "
         f"{case['peak_gib']:5.1f} GiB  ({stages} ms)"
@@ -378,23 +418,26 @@ def main() -> int:
     deadline = time.monotonic() + options.budget_s
     results, missing, has_failed = [], [], False
     with tempfile.TemporaryDirectory() as folder:
-        for way in ("truth", *ways):
+        # A GPU waits for no processor: what is measured later is imported beside.
+        waiting = {way: start(way, options, folder) for way in ("truth", *ways) if is_cuda}
+        for number, way in enumerate(("truth", *ways)):
             left = deadline - time.monotonic()
-            if way != ways[-1]:
-                left = max(left - LAST_S, left / 2)
-            command = [sys.executable, __file__, "--way", way, "--folder", folder]
-            command += ["--device", options.device, "--dtype", options.dtype]
-            command += ["--model", options.model] if options.model else []
-            try:
-                subprocess.run(command, check=True, timeout=max(left, 1))
-            except subprocess.TimeoutExpired:
+            process = waiting.pop(way, None) or start(way, options, folder)
+            if way == "compile" and is_cuda and left < COMPILE_S:
+                missing.append(f"{way}: left out, as compiling takes minutes")
+                left = 0
+            later = [other for other in ways[number:] if other != "compile"]
+            code = finish(process, max(left - KEPT_S * len(later), left / 2))
+            if code is None and left > 0:
                 missing.append(f"{way}: what is not listed was not reached in the time there is")
-            except subprocess.CalledProcessError as error:
-                missing.append(f"{way}: ended with {error.returncode}")
+            elif code:
+                missing.append(f"{way}: ended with {code}")
                 has_failed = True
             report = Path(folder) / f"{way}.json"
             if report.exists():
                 results.append(json.loads(report.read_text("utf-8")))
+            if options.out is not None:
+                write(options, results, missing)
     for result in results:
         error = result["error"]
         print(
@@ -405,15 +448,40 @@ def main() -> int:
             print(describe(result["way"], case))
     print_ratios(results)
     print("\n".join(missing))
-    if options.out is not None:
-        report = {"machine": describe_machine(), "dtype": options.dtype}
-        report["model"] = options.model or "random weights of full size"
-        report |= {"threads": torch.get_num_threads(), "ways": results, "missing": missing}
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     wrong_cases = (case.get("error", "") for result in results for case in result["cases"])
     has_failed |= any(error.startswith("wrong") for error in wrong_cases)
     return int(has_failed or any(result["wrong"] for result in results) or not results)
+
+
+def start(way: str, options: argparse.Namespace, folder: str) -> subprocess.Popen[str]:
+    """Start a process that measures a way, which waits to be told."""
+    command = [sys.executable, __file__, "--way", way, "--folder", folder]
+    command += ["--device", options.device, "--dtype", options.dtype]
+    command += ["--budget-s", str(options.budget_s)]
+    command += ["--model", options.model] if options.model else []
+    return subprocess.Popen(command, stdin=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str], seconds: float) -> int | None:
+    """Tell a process to go on; return how it ended, or None where the time did not do."""
+    try:
+        if seconds > 0:
+            process.communicate("go\n", timeout=seconds)
+            return process.returncode
+    except subprocess.TimeoutExpired:
+        pass
+    process.kill()
+    process.wait()
+    return None
+
+
+def write(options: argparse.Namespace, results: list[dict[str, Any]], missing: list[str]) -> None:
+    """Write what there is."""
+    report = {"machine": describe_machine(), "dtype": options.dtype}
+    report["model"] = options.model or "random weights of full size"
+    report |= {"threads": torch.get_num_threads(), "ways": results, "missing": missing}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def print_ratios(results: list[dict[str, Any]]) -> None:

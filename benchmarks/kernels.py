@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import json
 import os
 import statistics
@@ -136,13 +137,16 @@ def to_bytes(image: Tensor, _: Tensor, *, backend=None) -> Tensor:
 
 
 def make_cases(image_px: int, *, is_shrunk: bool) -> list[Case]:
-    """Return all cases of an image's size, or the same operations at small sizes."""
+    """Return all cases of an image's size, or the same operations at small sizes.
+
+    They take turns by operation, so that one that is broken off has measured some of each.
+    """
     factor = image_px // 512
 
     def side_of(side: int) -> int:
         return SHRUNK_SIDE_PX if is_shrunk else factor * side
 
-    cases = []
+    norms, adds, gates, ends = [], [], [], []
     for channels, side in ENCODER_DECODER + UNET:
         px = side_of(side)
         # GroupNorm reads twice unless a group stays in registers.
@@ -152,14 +156,14 @@ def make_cases(image_px: int, *, is_shrunk: bool) -> list[Case]:
         other = normalize_other_way if elements <= 2**15 else None
         name = f"group_norm_silu {channels} × {px}²"
         passes = 2 if is_small else 3
-        cases.append(Case(name, activations(channels, px), normalize, passes, other_way=other))
+        norms.append(Case(name, activations(channels, px), normalize, passes, other_way=other))
     for channels, side in RESIDUALS:
         px = side_of(side)
         name = f"add_with_statistics {channels} × {px}²"
-        cases.append(Case(name, activations(channels, px), add, 3))
+        adds.append(Case(name, activations(channels, px), add, 3))
     for width, side in FEED_FORWARD:
         px = side_of(side)
-        cases.append(Case(f"geglu {px * px} × {width}", hidden(px * px, width), geglu, 1.5))
+        gates.append(Case(f"geglu {px * px} × {width}", hidden(px * px, width), geglu, 1.5))
     px = side_of(512)
     # The image is 2 bytes a value, its result 1, the reference 4: in units of the image.
     for name, call, passes in (
@@ -167,8 +171,9 @@ def make_cases(image_px: int, *, is_shrunk: bool) -> list[Case]:
         ("adain_color_fix_uint8", adain_color_fix_uint8, 4.5),
         ("wavelet_color_fix_uint8", wavelet_color_fix_uint8, 4.5),
     ):
-        cases.append(Case(f"{name} {px}²", pictures(px), call, passes, is_bytes=True))
-    return cases
+        ends.append(Case(f"{name} {px}²", pictures(px), call, passes, is_bytes=True))
+    turns = itertools.zip_longest(norms, adds, gates, ends)
+    return [case for turn in turns for case in turn if case is not None]
 
 
 def find_parity_error(case: Case, device: str, dtype: torch.dtype) -> str | None:
