@@ -31,6 +31,16 @@ def alphas_cumprod():
     return make_alphas_cumprod()
 
 
+@pytest.fixture
+def exact_products():
+    """Without TF32, in which no two implementations agree."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    with torch.no_grad():
+        yield
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
 def make_inputs(batch=1, height=24, width=32, timesteps=None, dtype=torch.float32):
     generator = torch.Generator().manual_seed(batch + height)
     lq = torch.rand(batch, 3, height, width, generator=generator) * 2 - 1

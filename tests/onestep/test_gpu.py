@@ -14,17 +14,10 @@ from tadsr.onestep.attention import attend_in_chunks
 
 from .conftest import build_networks, make_inputs, relative_error
 
+ROUNDING = 1e-4
+"""Between a recorded graph and plain modules in float32: cuDNN measures what it records, and takes
+Winograd's algorithms, whose 2e-6 a convolution come to 1e-5. What is stale is off by 1e-2."""
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("exact_products")]
-
-
-@pytest.fixture
-def exact_products():
-    """Without TF32, in which no two implementations agree."""
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    with torch.no_grad():
-        yield
-    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 @pytest.fixture
@@ -51,7 +44,7 @@ def test_recorded_graphs_take_new_images_timesteps_and_prompts(on_gpu, alphas_cu
     for run, timestep in enumerate((500, 500, 1, 999, 500)):
         lq, timesteps, embeds = make_inputs(timesteps=[timestep])
         inputs = to_gpu((lq * (1 - run / 10), timesteps, embeds * (run - 2)))
-        assert relative_error(engine.restore(*inputs), eager_of(engine, inputs)) < 1e-5
+        assert relative_error(engine.restore(*inputs), eager_of(engine, inputs)) < ROUNDING
         if run == 1:
             graphs = dict(engine.stages.graphs.graphs)
             assert len(graphs) == 3
@@ -64,7 +57,7 @@ def test_graphs_of_several_shapes_do_not_disturb_each_other(on_gpu, alphas_cumpr
     shapes = [(1, 24, 32), (2, 16, 16), (1, 40, 24)]
     for shape in [*shapes, *shapes, *reversed(shapes), *shapes]:
         inputs = to_gpu(make_inputs(*shape))
-        assert relative_error(engine.restore(*inputs), eager_of(engine, inputs)) < 1e-5
+        assert relative_error(engine.restore(*inputs), eager_of(engine, inputs)) < ROUNDING
         assert len(engine.stages.graphs.graphs) <= 4
 
 
@@ -74,7 +67,7 @@ def test_changed_weights_are_recorded_anew(on_gpu, alphas_cumprod):
     for factor in (1.0, 1.3, 0.7):
         engine.unet.conv_in.weight.mul_(factor)
         for _ in range(3):
-            assert relative_error(engine.restore(*inputs), eager_of(engine, inputs)) < 1e-5
+            assert relative_error(engine.restore(*inputs), eager_of(engine, inputs)) < ROUNDING
 
 
 @pytest.mark.parametrize("color_fix", ["adain", "wavelet", "none"])

@@ -13,7 +13,8 @@ from tadsr.onestep import EnginePlan, OneStepEngine
 from .conftest import build_networks, make_inputs, relative_error
 
 IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-pytestmark = [] if IS_INTERPRETED else pytest.mark.gpu
+pytestmark = [pytest.mark.usefixtures("exact_products")]
+pytestmark += [] if IS_INTERPRETED else [pytest.mark.gpu]
 DEVICE = "cpu" if IS_INTERPRETED else "cuda"
 KERNELS = {f"{name}_kernel" for name in ("whole_group", "measure", "apply", "geglu")}
 ENDS = {"adain": "adain_kernel", "wavelet": "wavelet_level_kernel", "none": "to_uint8_kernel"}
@@ -33,7 +34,6 @@ def launched(monkeypatch) -> list[str]:
     return names
 
 
-@torch.no_grad()
 def test_the_result_is_that_of_plain_modules(launched):
     networks = [network.to(DEVICE) for network in build_networks()]
     alphas_cumprod = torch.linspace(0.99, 0.01, 1000)
@@ -43,7 +43,8 @@ def test_the_result_is_that_of_plain_modules(launched):
         engine = OneStepEngine(*networks, alphas_cumprod, choice)
         results.append(engine.restore(lq, timesteps, embeds))
         assert set(launched) == (set() if choice == "eager" else KERNELS)
-    assert relative_error(results[1], results[0]) < 1e-5
+    # cuDNN rounds differently in another layout.
+    assert relative_error(results[1], results[0]) < (1e-5 if IS_INTERPRETED else 1e-4)
 
 
 @pytest.mark.parametrize("color_fix", ENDS)
