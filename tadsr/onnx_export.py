@@ -156,20 +156,21 @@ def _export(
 ) -> None:
     num_bytes = sum(tensor.nbytes for tensor in network.state_dict().values())
     try:
+        # Left to itself, torch.onnx traces the UNet twice, of which the slower way succeeds.
+        program = torch.export.export(
+            network, tuple(inputs.values()), dynamic_shapes=tuple(free.values()), strict=False
+        )
         torch.onnx.export(
-            network,
-            tuple(inputs.values()),
-            str(path),
+            program,
+            f=str(path),
             input_names=list(inputs),
             output_names=[output],
-            dynamic_shapes=free,
             dynamo=True,
             external_data=num_bytes > _MAX_GRAPH_BYTES,
             verbose=False,
         )
-    except torch.onnx.OnnxExporterError as error:
-        lines = str(error).strip().splitlines()
-        reason = next((line for line in lines if line.startswith("<class")), lines[0])
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
         raise TADSRError(f"{path.stem} cannot be exported to ONNX: {reason}") from error
 
 

@@ -81,7 +81,7 @@ def hub(monkeypatch, tmp_path):
         "ENDPOINT": server.address,
         "HUGGINGFACE_CO_URL_TEMPLATE": template,
         "HF_HUB_CACHE": str(tmp_path / "cache"),
-        "DOWNLOAD_CHUNK_SIZE": 1000,
+        "DOWNLOAD_CHUNK_SIZE": 5000,
         "HF_HUB_DISABLE_XET": True,
         "HF_HUB_OFFLINE": False,
         "HF_TOKEN_PATH": str(tmp_path / "token"),

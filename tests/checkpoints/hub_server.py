@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
 import re
@@ -71,7 +72,7 @@ class HubServer:
 
     def asked_for(self, name: str) -> int:
         """Return how often the content of a file was sent, or begun to be."""
-        digest = {hashlib.sha256(r.files[name]).hexdigest() for r in self._holding(name)}
+        digest = {sha256(r.files[name]) for r in self._holding(name)}
         return sum(
             method == "GET" and (path.endswith(name) or path.rpartition("/")[2] in digest)
             for part, method, path, _ in self.requests
@@ -90,7 +91,18 @@ class HubServer:
 
 
 def commit_of(repository: Repository) -> str:
-    return hashlib.sha1(repr(sorted(repository.files.items())).encode()).hexdigest()
+    files = [(name, sha256(data)) for name, data in sorted(repository.files.items())]
+    return hashlib.sha1(repr(files).encode()).hexdigest()
+
+
+@functools.lru_cache(maxsize=256)
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+@functools.lru_cache(maxsize=256)
+def blob_id(data: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -160,11 +172,9 @@ class _Handler(BaseHTTPRequestHandler):
         siblings = []
         for file, data in repository.files.items():
             size = repository.sizes.get(file, len(data))
-            sha1 = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-            sibling = {"rfilename": file, "size": size, "blobId": sha1}
+            sibling = {"rfilename": file, "size": size, "blobId": blob_id(data)}
             if file.endswith(_LARGE):
-                sha256 = hashlib.sha256(data).hexdigest()
-                sibling["lfs"] = {"sha256": sha256, "size": size, "pointerSize": 134}
+                sibling["lfs"] = {"sha256": sha256(data), "size": size, "pointerSize": 134}
             siblings.append(sibling)
         siblings = siblings if repository.siblings is None else repository.siblings
         return self.answer(
@@ -183,20 +193,18 @@ class _Handler(BaseHTTPRequestHandler):
             return self.answer(404, {"error": file}, commit, "EntryNotFound")
         data = repository.files[file]
         if not file.endswith(_LARGE):
-            sha1 = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-            return self.send_content(
-                "file", file, data, {**commit, "ETag": f'"{sha1}"'}, repository
-            )
-        sha256 = hashlib.sha256(data).hexdigest()
-        linked = {"X-Linked-Etag": f'"{sha256}"', "X-Linked-Size": str(len(data))}
-        place = f"{self.hub.elsewhere}/{name}/{sha256}"
+            etag = {"ETag": f'"{blob_id(data)}"'}
+            return self.send_content("file", file, data, commit | etag, repository)
+        digest = sha256(data)
+        linked = {"X-Linked-Etag": f'"{digest}"', "X-Linked-Size": str(len(data))}
+        place = f"{self.hub.elsewhere}/{name}/{digest}"
         return self.answer(302, None, {**commit, **linked, "Location": place})
 
     def send_large(self, path):
         name, _, digest = path.strip("/").rpartition("/")
         repository = self.hub.repositories[name]
         for file, data in repository.files.items():
-            if hashlib.sha256(data).hexdigest() == digest:
+            if sha256(data) == digest:
                 return self.send_content("large", file, data, {"ETag": f'"{digest}"'}, repository)
         return self.answer(404)
 
@@ -245,7 +253,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self.answer(fault.status)
         digest = self.path.rpartition("/")[2]
         self.hub._uploads[digest] = data
-        return self.answer(200 if hashlib.sha256(data).hexdigest() == digest else 400)
+        return self.answer(200 if sha256(data) == digest else 400)
 
     def do_POST(self):
         body = self.body()

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import warnings
 from pathlib import Path
 
@@ -112,6 +113,12 @@ def test_other_adapter_of_the_repository_is_fetched_instead():
 def test_other_repositories_are_refused():
     with pytest.raises(CheckpointError, match="no TADSR checkpoint"):
         needed_files(["README.md", "model.onnx"])
+
+
+@pytest.fixture
+def native(model_dir, tmp_path):
+    """A smaller one than elsewhere, as most tests here download it."""
+    return shutil.copytree(model_dir, tmp_path / "native")
 
 
 @pytest.fixture
