@@ -113,11 +113,11 @@ def load_run_checkpoint(folder: Path) -> Checkpoint:
         make_trainable(start, stage.get("adapter_rank"), stage.get("adapter_alpha"))
         if not stage.get("tae", True):
             neutralize_time_layers(vae)
+    states = {"unet": unet.state_dict(), "vae": vae.state_dict()}
     with torch.no_grad():
         for name, tensor in tensors.items():
             part, _, inner = name.partition(".")
-            module = getattr(start, part, None)
-            state = {} if module is None else module.state_dict()
+            state = states.get(part, {})
             if inner not in state or state[inner].shape != tensor.shape:
                 raise CheckpointError(
                     f"{folder} must hold what was trained of {model}, but {name} does not fit it"

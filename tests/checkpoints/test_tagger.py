@@ -154,8 +154,7 @@ def test_a_converted_folder_is_the_same_tagger(tmp_path):
     ]
     found, expected = load_tagger(out), load_tagger(GOLDEN, config=SMALL)
     assert found.network.config == SMALL
-    for name, tensor in expected.network.state_dict().items():
-        assert torch.equal(tensor, found.network.state_dict()[name]), name
+    assert same_tensors(found.network, expected.network)
     assert (found.tags, found.thresholds.tolist()) == (expected.tags, expected.thresholds.tolist())
     with pytest.raises(CheckpointError, match=r"DAPE\.pth merged for good, but None was asked"):
         load_tagger(out, adapter=None)

@@ -90,5 +90,5 @@ def test_save_and_load_round_trip(small_vae, tmp_path):
     small_vae.save_pretrained(tmp_path)
     again = TimeAwareAutoencoderKL.from_pretrained(tmp_path)
     assert again.config.latent_channels == 5
-    for name, tensor in small_vae.state_dict().items():
-        torch.testing.assert_close(again.state_dict()[name], tensor, atol=0, rtol=0)
+    state = small_vae.state_dict()
+    torch.testing.assert_close(dict(again.state_dict()), dict(state), atol=0, rtol=0)

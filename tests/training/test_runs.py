@@ -168,8 +168,9 @@ def test_any_checkpoint_of_a_run_is_a_model(rank, configure, photos, tmp_path):
 
     def check(source, is_equal=True):
         found = TADSRPipeline.from_pretrained(source)
+        states = {name: getattr(found, name).state_dict() for name in names}
         same = {
-            tensor.equal(getattr(found, name).state_dict()[key])
+            tensor.equal(states[name][key])
             for name in names
             for key, tensor in expected[name].items()
         }

@@ -51,8 +51,7 @@ def test_the_stages_from_scratch_learn_and_hand_over(configure, small_chain, pho
     history = [line["teacher.loss"] for line in read_log(folder / "teacher")]
     assert np.mean(history[-8:]) < 0.95 * np.mean(history[:8])
     trained, given = load_checkpoint(teacher), load_checkpoint(autoencoder)
-    for name, tensor in given.vae.state_dict().items():
-        torch.testing.assert_close(trained.vae.state_dict()[name], tensor)
+    torch.testing.assert_close(dict(trained.vae.state_dict()), dict(given.vae.state_dict()))
     assert given.vae.config.scaling_factor != 0.18215
 
     stage = distillation(
@@ -115,8 +114,8 @@ def test_an_encoder_is_fitted_to_a_decoder_that_stays(configure, small_chain):
     config = configure(stage, vae=str(autoencoder), steps=2)
     fitted, given = load_checkpoint(Trainer(config).train()).vae, load_checkpoint(autoencoder).vae
     assert fitted.config.scaling_factor == given.config.scaling_factor
-    for name, tensor in given.decoder.state_dict().items():
-        torch.testing.assert_close(fitted.decoder.state_dict()[name], tensor, rtol=0, atol=0)
+    states = [dict(vae.decoder.state_dict()) for vae in (fitted, given)]
+    torch.testing.assert_close(*states, rtol=0, atol=0)
     assert not fitted.encoder.conv_in.weight.equal(given.encoder.conv_in.weight)
 
 
