@@ -113,7 +113,8 @@ def load_run_checkpoint(folder: Path) -> Checkpoint:
         make_trainable(start, stage.get("adapter_rank"), stage.get("adapter_alpha"))
         if not stage.get("tae", True):
             neutralize_time_layers(vae)
-    states = {"unet": unet.state_dict(), "vae": vae.state_dict()}
+    modules = {n: m for n, m in start.components().items() if isinstance(m, nn.Module)}
+    states = {name: module.state_dict() for name, module in modules.items()}
     with torch.no_grad():
         for name, tensor in tensors.items():
             part, _, inner = name.partition(".")

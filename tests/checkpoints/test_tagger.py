@@ -27,7 +27,7 @@ from tadsr.errors import CheckpointError
 from tadsr.prompts.choice import join_prompt
 from tadsr.prompts.tagger import Tagger, TaggerConfig, usual_dtype
 
-from .conftest import repository_of
+from .conftest import repository_of, same_tensors
 from .hub_server import Fault
 
 GOLDEN = Path(__file__).parents[1] / "data" / "tagger"

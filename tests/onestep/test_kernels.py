@@ -37,7 +37,7 @@ def launched(monkeypatch) -> list[str]:
 def test_the_result_is_that_of_plain_modules(launched):
     networks = [network.to(DEVICE) for network in build_networks()]
     alphas_cumprod = torch.linspace(0.99, 0.01, 1000)
-    lq, timesteps, embeds = (x.to(DEVICE) for x in make_inputs(2, 16, 12, [300, 900]))
+    lq, timesteps, embeds = (x.to(DEVICE) for x in make_inputs(2, 8, 4, [300, 900]))
     results = []
     for choice in ("eager", EnginePlan(fused_kernels=True)):
         engine = OneStepEngine(*networks, alphas_cumprod, choice)
