@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
+import typer.testing
 from safetensors.torch import load_file
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -38,6 +40,14 @@ def _findings(tmp_path_factory) -> Iterator[None]:
     """Keep what is found out about this machine out of the user's folder, and the other way."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TADSR_CACHE", str(tmp_path_factory.mktemp("findings")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _commands() -> Iterator[None]:
+    """Build the commands once, as a process does, and not for each that a test runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.testing, "_get_command", functools.cache(typer.testing._get_command))
         yield
 
 

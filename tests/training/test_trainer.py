@@ -209,7 +209,7 @@ def test_every_switch_trains(configure, name, small_chain, tmp_path):
     _, autoencoder, teacher = small_chain
     switches = SWITCHES[name]
     stage = distillation(adapter_rank=0, teacher=str(teacher), **{**FEW_TEXTS, **switches})
-    config = configure(stage, vae=str(autoencoder), steps=2)
+    config = configure(stage, vae=str(autoencoder), steps=1 + stage.latent_steps)
     trainer = Trainer(config)
     vae = trainer.stage.checkpoint.vae
     decoder = vae.decoder.conv_out.weight.detach().clone()
