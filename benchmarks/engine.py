@@ -148,7 +148,7 @@ def as_published(pipe: Any, photos: list[Image.Image]) -> list[Image.Image]:
     for photo in photos:
         size = (photo.width * SCALE, photo.height * SCALE)
         lq = photo.resize(size, Image.Resampling.BICUBIC)
-        x = torch.from_numpy(np.asarray(lq)).permute(2, 0, 1)[None].float() / 127.5 - 1
+        x = torch.from_numpy(np.array(lq)).permute(2, 0, 1)[None].float() / 127.5 - 1
         pipe._text_embeddings.clear()  # it encodes the prompt of every image
         embeds = pipe.encode_prompt([""])
         timesteps = torch.tensor([TIMESTEP], device=pipe.unet.device)
@@ -354,8 +354,10 @@ def measure(
         result["seconds_before_graphs"] = way.seconds(
             lambda: way(photos), seconds, CALLS_BEFORE_GRAPHS
         )
-        for _ in range(EnginePlan.record_after + 1 - CALLS_BEFORE_GRAPHS):
-            pictures = way(photos)
+        for _ in range(EnginePlan.record_after - WARM_UPS - CALLS_BEFORE_GRAPHS):
+            way(photos)
+        result["recording_seconds"] = way.seconds(lambda: way(photos), seconds, 1)
+        pictures = way(photos)
     pictures = np.stack([np.asarray(picture) for picture in pictures])
     if way.name == "eager":
         np.save(picture_file, pictures)
@@ -387,6 +389,7 @@ def describe(way: str, case: dict[str, Any]) -> str:
     )
     if "seconds_before_graphs" in case:
         stages += f"; without graphs {1000 * case['seconds_before_graphs']:.1f}"
+        stages += f", recording {1000 * case['recording_seconds']:.1f}"
     return (
         f"{line}  {1000 * case['seconds']:9.1f} ms  {case['images_per_second']:6.1f} images/s  "
         f"{case['peak_gib']:5.1f} GiB  ({stages} ms)"
