@@ -41,12 +41,17 @@ def adapters(pickle):
     )
 
 
-@pytest.fixture
-def models():
+@pytest.fixture(scope="module")
+def untouched():
     torch.manual_seed(0)
     unet = UNet2DConditionModel.from_config(read_config("unet")).eval()
     vae = TimeAwareAutoencoderKL.from_config(read_config("time_vae")).eval()
     return unet, vae
+
+
+@pytest.fixture
+def models(untouched):
+    return copy.deepcopy(untouched)
 
 
 @torch.no_grad()

@@ -23,11 +23,9 @@ class Namer:
 
 
 @pytest.fixture
-def pipe(golden_dir):
-    namer = Namer()
-    return TADSRPipeline.from_pretrained(
-        golden_dir / "base", adapter=golden_dir / "tadsr.pkl", tagger=namer
-    )
+def pipe(own_pipeline):
+    own_pipeline.tagger = Namer()
+    return own_pipeline
 
 
 def photo(width: int, height: int = 8) -> np.ndarray:
