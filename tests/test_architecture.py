@@ -22,7 +22,8 @@ def test_imports_point_one_way():
 
 def test_imports_load_nothing_heavy():
     code = "import sys, tadsr; print(*sys.modules)\nimport tadsr.kernels; print(*sys.modules)\n"
-    code += "from tadsr.degradation import apply_degradation; print(*sys.modules)"
+    code += "from tadsr.degradation import apply_degradation; print(*sys.modules)\n"
+    code += "tadsr.TADSRPipeline.from_pretrained('tadsr-tiny'); print(*sys.modules)"
     result = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
@@ -30,13 +31,17 @@ def test_imports_load_nothing_heavy():
         check=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
-    bare, kernels, degradation = (set(line.split()) for line in result.stdout.splitlines())
+    bare, kernels, degradation, pipeline = map(str.split, result.stdout.splitlines())
     assert "tadsr" in bare
-    assert not {"torch", "triton", "diffusers", "transformers", "PIL", "numpy"} & bare
+    assert not {"torch", "triton", "diffusers", "transformers", "PIL", "numpy"} & set(bare)
     assert "tadsr.kernels" in kernels
-    assert not {"triton", "diffusers", "PIL"} & kernels
+    assert not {"triton", "diffusers", "PIL"} & set(kernels)
     assert "tadsr.degradation" in degradation
-    assert not {"diffusers", "transformers"} & degradation
+    assert not {"diffusers", "transformers"} & set(degradation)
+    assert "tadsr.pipeline" in pipeline
+    assert not [m for m in pipeline if m.startswith(("torchvision", "cv2", "tadsr.training"))]
+    # Nor the tagger, unless it is asked for.
+    assert not [m for m in pipeline if ".swin." in m or m.endswith(".tagger")]
 
 
 def test_the_public_api_is_complete_and_resolves():

@@ -31,7 +31,7 @@ SAME_PART_DB = 90
 
 @pytest.fixture(scope="module")
 def lq():
-    return Image.open(PHOTO).crop((150, 60, 181, 99))
+    return Image.open(PHOTO).crop((150, 60, 174, 90))
 
 
 @pytest.mark.parametrize(
