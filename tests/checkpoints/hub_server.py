@@ -70,18 +70,6 @@ class HubServer:
             server.shutdown()
             server.server_close()
 
-    def asked_for(self, name: str) -> int:
-        """Return how often the content of a file was sent, or begun to be."""
-        digest = {sha256(r.files[name]) for r in self._holding(name)}
-        return sum(
-            method == "GET" and (path.endswith(name) or path.rpartition("/")[2] in digest)
-            for part, method, path, _ in self.requests
-            if part == "large" or not name.endswith(_LARGE)
-        )
-
-    def _holding(self, name: str) -> list[Repository]:
-        return [r for r in self.repositories.values() if name in r.files]
-
     def fault(self, place: str, path: str) -> Fault | None:
         for fault in self.faults:
             if fault.place == place and fault.match in path and fault.times > 0:
