@@ -49,7 +49,7 @@ TARGETS = (".png", ".tif", ".webp", ".jpg", ".gif", ".bmp")
 PACKAGE = str(Path(tadsr.__file__).parent)
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True)
     parser.add_argument("--folder", type=Path, required=True)
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--count", type=int, default=1)
     parser.add_argument("--checkpoints", type=float, default=0.04, help="their share")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
