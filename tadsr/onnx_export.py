@@ -170,7 +170,8 @@ def _export(
             verbose=False,
         )
     except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        cause = error.__cause__ or error  # torch.onnx's own message says what to report to whom
+        reason = (str(cause).strip() or repr(cause)).splitlines()[0]
         raise TADSRError(f"{path.stem} cannot be exported to ONNX: {reason}") from error
 
 

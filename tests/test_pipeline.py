@@ -339,10 +339,13 @@ def test_a_forked_process_waits_for_no_thread(pipe):
         is_held.wait()
         child = os.fork()
         if child == 0:
-            signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            signal.alarm(60)
-            is_same = np.abs(pipe(image, **FAST) - expected).max() <= 1
-            os._exit(0 if is_same else 1)
+            is_same = False
+            try:
+                signal.signal(signal.SIGALRM, signal.SIG_DFL)
+                signal.alarm(60)
+                is_same = np.abs(pipe(image, **FAST) - expected).max() <= 1
+            finally:
+                os._exit(0 if is_same else 1)
         status = os.waitpid(child, 0)[1]
         may_end.set()
     torch.set_num_threads(num_threads)
