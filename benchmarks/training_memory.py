@@ -25,8 +25,8 @@ from torch.utils._pytree import tree_iter
 from tadsr.networks.adapters import adapter_parameters, attach_new_adapters
 from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
 from tadsr.schedule import make_alphas_cumprod
+from tadsr.training.acceleration import keep_frozen_weights_in
 from tadsr.training.losses import blurred_mse
-from tadsr.training.networks import keep_frozen_weights_in
 from tadsr.training.student import OneStepStudent
 from tadsr.training.vsd import diffusion_loss, guided_noise, vsd_loss
 

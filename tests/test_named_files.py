@@ -16,10 +16,9 @@ from tadsr.folders.tagging import read_tags
 from tadsr.images import read_image, write_image
 from tadsr.measure.perceptual import SqueezeNetDistance
 from tadsr.named_files import parse_json, read_yaml
-from tadsr.training.data.captions import find_captions
-from tadsr.training.data.data_config import DataConfig
-from tadsr.training.data.listed import read_list
-from tadsr.training.data.photos import photo_size
+from tadsr.training.data.samples import photo_size
+from tadsr.training.data.sources import find_captions, read_list
+from tadsr.training.training_config import DataConfig
 from tadsr.whole_file import whole_file
 
 READERS = {

@@ -1,15 +1,16 @@
-"""Optimizers of a stage's networks: learning rates, clipping, and steps that are checked first."""
+"""Optimizers of a stage's networks, and the average of what they train."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from tadsr.errors import TADSRWarning
-from tadsr.training.muon import Muon, is_kernel
 from tadsr.training.stages.stage import TrainedNetwork
 
 _LONG_WARMUP = 0.1
@@ -104,3 +105,116 @@ class Optimizers:
             optimizer.zero_grad(set_to_none=True)
         if scaler is not None:  # one scale serves all; it changes after the last
             scaler.update()
+
+
+MOMENTUM = 0.95
+_NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+"""Coefficients of the quintic iteration, which takes singular values to about 1."""
+_ITERATIONS = 5
+_RMS_OF_ADAMW = 0.2
+"""Root mean square of AdamW's steps per learning rate, which is given to these steps too."""
+_FEWEST_ROWS = 5
+"""Kernels of fewer outputs, such as an image's colours, are left to AdamW."""
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum that is orthogonalised, for convolution kernels and matrices.
+
+    `torch.optim.Muon` takes matrices alone, and computes in bfloat16, which is slow on most CPUs.
+
+    Args:
+        params: Parameters of at least two dimensions; the first is taken for the rows.
+        lr: Learning rate, on the scale of AdamW's.
+        weight_decay: Decoupled weight decay, at least 0.
+
+    Source: https://kellerjordan.github.io/posts/muon; the scale is that of arXiv 2502.16982.
+    """
+
+    def __init__(self, params: Iterable[Tensor], lr: float, weight_decay: float = 0.0) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """Step all parameters that have a gradient."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["momentum"] = torch.zeros_like(parameter)
+                momentum = state["momentum"].mul_(MOMENTUM).add_(parameter.grad)
+                ahead = parameter.grad.add(momentum, alpha=MOMENTUM)
+                direction = orthogonalize(ahead.flatten(1))
+                scale = _RMS_OF_ADAMW * max(direction.shape) ** 0.5
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.add_(direction.view_as(parameter), alpha=-group["lr"] * scale)
+
+
+def orthogonalize(matrix: Tensor) -> Tensor:
+    """Return a matrix of the same singular vectors, with singular values of about 1.
+
+    Source: Newton-Schulz iteration of https://kellerjordan.github.io/posts/muon.
+    """
+    is_tall = matrix.shape[0] > matrix.shape[1]
+    x = (matrix.T if is_tall else matrix).float()
+    x = x / (x.norm() + 1e-7)
+    a, b, c = _NEWTON_SCHULZ
+    for _ in range(_ITERATIONS):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x.T if is_tall else x).to(matrix.dtype)
+
+
+def is_kernel(name: str, parameter: nn.Parameter) -> bool:
+    """Whether Muon steps a parameter: kernels and matrices, but not embeddings' or times'."""
+    return (
+        parameter.ndim >= 2
+        and parameter.shape[0] >= _FEWEST_ROWS
+        and not any(word in name for word in ("embed", "time"))
+    )
+
+
+class WeightAverage:
+    """Average the trained weights of a network; a decay of 0 switches it off.
+
+    Args:
+        decay: Decay per step, in [0, 1).
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.parameters = {
+            n: p for n, p in network.named_parameters() if decay > 0 and p.requires_grad
+        }
+        self.tensors: dict[str, Tensor] = {
+            n: p.detach().clone() for n, p in self.parameters.items()
+        }
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after a step, from 0."""
+        if self.tensors:
+            # A short average at the start, or the first weights would linger in it.
+            decay = min(self.decay, (1 + step) / (10 + step))
+            current = [p.detach() for p in self.parameters.values()]
+            torch._foreach_lerp_(list(self.tensors.values()), current, 1 - decay)
+
+    def use(self) -> None:
+        """Replace the weights by their average."""
+        self._put(self.tensors)
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Replace the weights by their average for a block of code."""
+        before = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.use()
+        try:
+            yield
+        finally:
+            self._put(before)
+
+    @torch.no_grad()
+    def _put(self, tensors: dict[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            self.parameters[name].copy_(tensor)

@@ -14,8 +14,7 @@ from tadsr.degradation import DegradationConfig, find_preset
 from tadsr.field_checks import options_of
 from tadsr.named_files import read_yaml
 from tadsr.plain_yaml import parse_yaml
-from tadsr.training.data.data_config import DataConfig
-from tadsr.training.training_config import TrainingConfig
+from tadsr.training.training_config import DataConfig, TrainingConfig
 
 Config = TypeVar("Config")
 

@@ -19,16 +19,12 @@ from torch import Tensor, nn
 from tadsr.config import torch_dtype
 from tadsr.errors import DataError, TADSRWarning, Terminated, TrainingError
 from tadsr.measure.perceptual import PerceptualDistance
-from tadsr.training.acceleration import make_accelerator
-from tadsr.training.average import WeightAverage
+from tadsr.training.acceleration import compile_networks, keep_frozen_weights_in, make_accelerator
 from tadsr.training.data import Batch, Restorer, TrainingData, open_data
-from tadsr.training.failures import explain_failure
-from tadsr.training.interruption import StopRequest
-from tadsr.training.networks import compile_networks, keep_frozen_weights_in
-from tadsr.training.optimization import Optimizers, warn_of_long_warmup
+from tadsr.training.optimization import Optimizers, WeightAverage, warn_of_long_warmup
 from tadsr.training.randomness import SampleRandomness
 from tadsr.training.recipe import config_to_mapping
-from tadsr.training.run_folder import claim_folder, locked
+from tadsr.training.run_folder import RunState, claim_folder, locked
 from tadsr.training.run_log import (
     Progress,
     RunLog,
@@ -38,7 +34,7 @@ from tadsr.training.run_log import (
 )
 from tadsr.training.stages.build import build_stage
 from tadsr.training.stages.stage import Runtime
-from tadsr.training.state import RunState
+from tadsr.training.stopping import StopRequest, explain_failure
 from tadsr.training.trained_model import TrainingFacts, export_model
 from tadsr.training.training_config import TrainingConfig
 from tadsr.training.validation import Validator

@@ -2,7 +2,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tadsr.degradation.kernels import (
+from tadsr.degradation.apply import (
     gaussian_kernel,
     generalized_gaussian_kernel,
     plateau_kernel,

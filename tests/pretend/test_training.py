@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tadsr.training import DataConfig, DistillationConfig, TimestepRamp, TrainingConfig
-from tadsr.training.data.batch import Batch
+from tadsr.training.data.samples import Batch
 from tadsr.training.randomness import SampleRandomness
 from tadsr.training.stages.build import build_stage
 from tadsr.training.stages.stage import Runtime, Stage

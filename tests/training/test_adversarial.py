@@ -2,7 +2,7 @@
 
 import torch
 
-from tadsr.training.adversarial import PatchDiscriminator, discriminator_loss, generator_loss
+from tadsr.training.losses import PatchDiscriminator, discriminator_loss, generator_loss
 
 
 def test_the_discriminator_learns_to_tell_two_kinds_apart():

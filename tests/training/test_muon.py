@@ -10,8 +10,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from tadsr.training import OptimizerConfig
-from tadsr.training.muon import Muon, is_kernel, orthogonalize
-from tadsr.training.optimization import Optimizers
+from tadsr.training.optimization import Muon, Optimizers, is_kernel, orthogonalize
 from tadsr.training.stages.stage import TrainedNetwork
 
 

@@ -27,9 +27,9 @@ from tadsr.training import (
     ValidationConfig,
 )
 from tadsr.training.data import open_data
-from tadsr.training.failures import explain_worker_failure
 from tadsr.training.losses import mse_per_sample
 from tadsr.training.run_folder import locked
+from tadsr.training.stopping import explain_worker_failure
 
 from .conftest import PLAIN, PLAIN_STUDENT, distillation, make_config, read_log
 

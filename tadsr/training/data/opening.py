@@ -13,20 +13,16 @@ from torch.utils.data import DataLoader
 from tadsr.checkpoints.detect import HUB_ID
 from tadsr.errors import TADSRWarning
 from tadsr.image_files import find_images as find_photos
-from tadsr.training.data.batch import Batch, collate
-from tadsr.training.data.data_config import DEFAULT_CROP_PX, DataConfig
 from tadsr.training.data.listed import (
     ListedPhotos,
-    PhotoRecord,
     SharedIndices,
-    leave_out_unusable,
-    list_folder,
-    read_list,
     start_worker,
 )
-from tadsr.training.data.restored import RestoredSamples
-from tadsr.training.data.restorer import Restorer
+from tadsr.training.data.restored import RestoredSamples, Restorer
+from tadsr.training.data.samples import Batch, collate
+from tadsr.training.data.sources import PhotoRecord, leave_out_unusable, list_folder, read_list
 from tadsr.training.data.streamed import HubStream, ShardStream, StreamedData
+from tadsr.training.training_config import DEFAULT_CROP_PX, DataConfig
 
 _PREFETCH_BATCHES = 4
 

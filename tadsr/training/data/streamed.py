@@ -22,9 +22,8 @@ from PIL import Image
 from tadsr.errors import DataError, import_extra
 from tadsr.image_files import IMAGE_SUFFIXES
 from tadsr.images import decode_image, to_uint8
-from tadsr.training.data.batch import Batch, Sample, collate
-from tadsr.training.data.data_config import DataConfig
-from tadsr.training.data.photos import UnusablePhotoError, make_sample
+from tadsr.training.data.samples import Batch, Sample, UnusablePhotoError, collate, make_sample
+from tadsr.training.training_config import DataConfig
 
 _BATCHES_AHEAD = 4
 _LOOK_AHEAD = 32

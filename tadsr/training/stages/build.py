@@ -14,8 +14,8 @@ from tadsr.checkpoints.runs import base_of, load_start
 from tadsr.errors import TADSRError, TADSRWarning
 from tadsr.measure.perceptual import PerceptualDistance, make_perceptual
 from tadsr.training.prompts import PromptEncoder
-from tadsr.training.stages.autoencoder import AutoencoderStage
 from tadsr.training.stages.distillation import DistillationStage
+from tadsr.training.stages.from_scratch import AutoencoderStage, TeacherStage
 from tadsr.training.stages.stage import Stage
 from tadsr.training.stages.stage_config import (
     AutoencoderConfig,
@@ -23,7 +23,6 @@ from tadsr.training.stages.stage_config import (
     TeacherConfig,
     TimestepRamp,
 )
-from tadsr.training.stages.teacher import TeacherStage
 from tadsr.training.training_config import TrainingConfig
 
 

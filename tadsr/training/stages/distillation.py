@@ -15,11 +15,13 @@ from tadsr.measure.perceptual import PerceptualDistance, make_perceptual
 from tadsr.networks.adapter_targets import DEFAULT_ALPHA, DEFAULT_RANK
 from tadsr.networks.adapters import attach_new_adapters, plain_state_dict
 from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL, neutralize_time_layers
-from tadsr.training.adversarial import PatchDiscriminator, discriminator_loss, generator_loss
 from tadsr.training.data import Batch
 from tadsr.training.losses import (
+    PatchDiscriminator,
     blurred_mse,
     chroma_mse,
+    discriminator_loss,
+    generator_loss,
     gradient_l1,
     l1_per_sample,
     mse_per_sample,

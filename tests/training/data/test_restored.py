@@ -13,7 +13,7 @@ from tadsr.errors import CheckpointError, DataError
 from tadsr.training import DataConfig, RestoredConfig
 from tadsr.training.data import load_restorer, open_data
 from tadsr.training.data import restored as module
-from tadsr.training.data.batch import collate
+from tadsr.training.data.samples import collate
 
 CROP_PX = 32
 
