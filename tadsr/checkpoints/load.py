@@ -138,7 +138,7 @@ def load_parts(
 
 
 def _load_run(folder: Path, dtype: torch.dtype | None, merge: bool) -> Checkpoint:
-    from tadsr.checkpoints.runs import load_run_checkpoint  # loads what the run started from
+    from tadsr.checkpoints.base import load_run_checkpoint  # loads what the run started from
 
     checkpoint = load_run_checkpoint(folder)
     if merge and checkpoint.adapters is not None:

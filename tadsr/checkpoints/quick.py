@@ -8,8 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tadsr.checkpoints.architectures import check_sizes
-from tadsr.checkpoints.components import find_components, open_weights, read_scheduler
+from tadsr.checkpoints.components import (
+    check_sizes,
+    find_components,
+    open_weights,
+    read_scheduler,
+)
 from tadsr.checkpoints.detect import (
     detect_format,
     find_adapter,

@@ -24,8 +24,7 @@ from tadsr.checkpoints.save import check_target, write_atomically
 from tadsr.checkpoints.tensor_files import TensorReader, load_strict
 from tadsr.errors import CheckpointError
 from tadsr.named_files import read_text
-from tadsr.prompts.tagger import Tagger, TaggerConfig, usual_dtype
-from tadsr.prompts.tagger_input import TaggerView
+from tadsr.prompts.tagger import Tagger, TaggerConfig, TaggerView, usual_dtype
 
 TAGGER_FILE = "ram_swin_large_14m.pth"
 TAGGER_ADAPTER_FILE = "DAPE.pth"

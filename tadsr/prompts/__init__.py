@@ -2,10 +2,12 @@
 
 from tadsr.prompts.choice import (
     PROMPT_STYLES,
+    Prompts,
     PromptStyle,
+    TextEmbeddings,
     check_taggable,
     choose_prompts,
     describe_images,
+    embed_texts,
     show_to_tagger,
 )
-from tadsr.prompts.embeddings import Prompts, TextEmbeddings, embed_texts

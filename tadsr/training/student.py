@@ -9,8 +9,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
+from tadsr.checkpoints.base import make_trainable
 from tadsr.checkpoints.checkpoint import Checkpoint
-from tadsr.checkpoints.runs import make_trainable
 from tadsr.networks.adapters import adapter_parameters, has_adapters
 from tadsr.networks.prompt_embeddings import PromptEmbeddings
 from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL, neutralize_time_layers

@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from tadsr.prompts import TextEmbeddings, embed_texts
-from tadsr.prompts.embeddings import MAX_PROMPTS
+from tadsr.prompts.choice import MAX_PROMPTS
 
 CPU = torch.device("cpu")
 

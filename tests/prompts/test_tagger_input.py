@@ -8,7 +8,7 @@ from PIL import Image
 from PIL.Image import Resampling
 from safetensors.torch import load_file
 
-from tadsr.prompts.tagger_input import prepare_view
+from tadsr.prompts.tagger import prepare_view
 
 MEAN = torch.tensor((0.485, 0.456, 0.406))[:, None, None]
 STD = torch.tensor((0.229, 0.224, 0.225))[:, None, None]

@@ -7,10 +7,15 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
-from tadsr.checkpoints.base import find_folder, is_stable_diffusion, load_base
+from tadsr.checkpoints.base import (
+    base_of,
+    find_folder,
+    is_stable_diffusion,
+    load_base,
+    load_start,
+)
 from tadsr.checkpoints.checkpoint import Checkpoint
 from tadsr.checkpoints.detect import detect_format
-from tadsr.checkpoints.runs import base_of, load_start
 from tadsr.errors import TADSRError, TADSRWarning
 from tadsr.measure.perceptual import PerceptualDistance, make_perceptual
 from tadsr.training.prompts import PromptEncoder
