@@ -27,7 +27,7 @@ from torch import Tensor
 
 from tadsr import TADSRPipeline
 from tadsr.onestep import TileSpec
-from tadsr.onestep.attention import Windows
+from tadsr.onestep.operations import Windows
 
 COMPARED_LQ_PX = 512
 PEAK = """

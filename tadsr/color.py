@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor
 
-from tadsr.kernels import color
+VARIANCE_FLOOR = 1e-5
+"""Added to variances of channels in [0, 1]."""
 
 
 def adain_color_fix(image: Tensor, reference: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -25,7 +27,7 @@ def adain_color_fix(image: Tensor, reference: Tensor, weights: Tensor | None = N
         TypeError: If an argument is not a floating-point tensor.
         ValueError: If the shapes differ, are not (B, 3, H, W) or hold no pixel.
     """
-    _check_pair(image, reference)
+    check_pair(image, reference)
     return match_moments(image, _moments(image, weights), _moments(reference, weights))
 
 
@@ -42,8 +44,11 @@ def match_moments(
     Returns:
         A tensor like `image`; computed in float32, not clamped.
     """
-    pairs = (tuple(m.float() for m in pair) for pair in (moments, wanted))
-    return color.match_moments(image.float(), *pairs).to(image.dtype)
+    mean, variance = (m.float()[..., None, None] for m in moments)  # [B, 3, 1, 1]
+    wanted_mean, wanted_variance = (m.float()[..., None, None] for m in wanted)
+    normalized = (image.float() - mean) / (variance + VARIANCE_FLOOR).sqrt()
+    fixed = normalized * (wanted_variance + VARIANCE_FLOOR).sqrt() + wanted_mean
+    return fixed.to(image.dtype)
 
 
 def wavelet_reach_px(levels: int = 5) -> int:
@@ -69,12 +74,16 @@ def wavelet_color_fix(image: Tensor, reference: Tensor, levels: int = 5) -> Tens
         TypeError: If an argument is not a floating-point tensor or `levels` is not an int.
         ValueError: If the shapes differ, are not (B, 3, H, W) or hold no pixel, or `levels` < 1.
     """
-    _check_pair(image, reference)
+    check_pair(image, reference)
     if isinstance(levels, bool) or not isinstance(levels, int):
         raise TypeError(f"levels must be an int, not {type(levels).__name__}")
     if levels < 1:
         raise ValueError(f"levels must be at least 1, got {levels}")
-    return color.swap_low_band(image.float(), reference.float(), levels).to(image.dtype)
+    # The blur is linear, so image - low(image) + low(reference) needs only one low band.
+    difference = reference.float() - image.float()
+    for level in range(levels):
+        difference = _blur(difference, distance_px=2**level)
+    return (image.float() + difference).to(image.dtype)
 
 
 def no_color_fix(image: Tensor, reference: Tensor) -> Tensor:
@@ -97,7 +106,8 @@ COLOR_FIXES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def _check_pair(image: Tensor, reference: Tensor) -> None:
+def check_pair(image: Tensor, reference: Tensor) -> None:
+    """Check that two images are float tensors of one shape (B, 3, H, W)."""
     for name, value in (("image", image), ("reference", reference)):
         if not isinstance(value, Tensor) or not value.is_floating_point():
             found = value.dtype if isinstance(value, Tensor) else type(value).__name__
@@ -119,4 +129,18 @@ def _moments(x: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
         mean = (x.float() * weights).sum((-2, -1)) / count.clamp(min=1)
         spread = ((x.float() - mean[..., None, None]).square() * weights).sum((-2, -1))
         return mean, spread / (count - 1).clamp(min=1)
-    return color.moments(x.float())
+    # A single pixel has no unbiased variance (0 / 0); its spread is 0.
+    correction = min(1, x.shape[-2] * x.shape[-1] - 1)
+    variance, mean = torch.var_mean(x.float(), dim=(-2, -1), correction=correction)
+    return mean, variance
+
+
+def _blur(x: Tensor, distance_px: int) -> Tensor:
+    # Clamped indices are replicate padding without the padded copy, at any distance.
+    for dim in (-2, -1):
+        last = x.shape[dim] - 1
+        index = torch.arange(last + 1, device=x.device)
+        before = x.index_select(dim, (index - distance_px).clamp(min=0))
+        after = x.index_select(dim, (index + distance_px).clamp(max=last))
+        x = before.add_(after).add_(x, alpha=2).mul_(0.25)
+    return x

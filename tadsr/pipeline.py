@@ -19,8 +19,7 @@ from tadsr.checkpoints.lora_files import read_lora
 from tadsr.diffusers_habits import DiffusersHabits
 from tadsr.machine import check_device
 from tadsr.networks.adapter_targets import AdapterSet
-from tadsr.networks.adapters import extract_adapters, fuse_adapters, has_adapters
-from tadsr.networks.lora import merge_lora
+from tadsr.networks.adapters import extract_adapters, fuse_adapters, has_adapters, merge_lora
 from tadsr.networks.prompt_embeddings import PromptEmbeddings
 from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
 from tadsr.onestep import EngineName, OneStepEngine

@@ -28,8 +28,7 @@ from tadsr.images import (
 from tadsr.onestep import TileSpec, batch_pixels, group_timesteps, read_generators, same_size_ranges
 from tadsr.onestep.banded import Strip
 from tadsr.onestep.conditions import Conditions
-from tadsr.onestep.seamless import margins_of, upscale_seamless
-from tadsr.onestep.whole import upscale
+from tadsr.onestep.upscaling import margins_of, upscale, upscale_seamless
 from tadsr.pipeline_base import OneStepPipeline
 from tadsr.progress import Progress, paced, share_of
 from tadsr.prompts import Prompts, choose_prompts

@@ -15,8 +15,7 @@ from tadsr.checkpoints.components import clip_common_name
 from tadsr.checkpoints.json_files import read_json, user_path
 from tadsr.checkpoints.tensor_files import TensorReader
 from tadsr.errors import CheckpointError
-from tadsr.networks.adapters import plain_state_dict
-from tadsr.networks.lora import LoraProduct
+from tadsr.networks.adapters import LoraProduct, plain_state_dict
 
 _FOLDER_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 _PEFT_CONFIG = "adapter_config.json"

@@ -5,13 +5,10 @@ imported when a kernel first runs; without it, without a GPU or where gradients 
 references compute the same.
 """
 
-from tadsr.kernels.add_with_statistics import add_with_statistics
 from tadsr.kernels.backends import Backend
-from tadsr.kernels.color import adain_color_fix_uint8, wavelet_color_fix_uint8
 from tadsr.kernels.geglu import geglu
-from tadsr.kernels.group_norm import group_norm_silu
-from tadsr.kernels.row_moments import row_moments
-from tadsr.kernels.to_uint8 import to_uint8_nhwc
+from tadsr.kernels.group_norm import add_with_statistics, group_norm_silu, row_moments
+from tadsr.kernels.images import adain_color_fix_uint8, to_uint8_nhwc, wavelet_color_fix_uint8
 
 __all__ = [
     "Backend",

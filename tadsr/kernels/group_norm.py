@@ -1,13 +1,50 @@
-"""GroupNorm with what is around it in a ResNet block: a bias before and SiLU after."""
+"""GroupNorm with what is around it in a ResNet block, and what measures activations for it."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tadsr.kernels.backends import Backend, register, run_fastest
-from tadsr.kernels.per_channel import check_activations, check_per_channel, over_positions
+from tadsr.kernels.gpu.launch import choose_chunks
+
+
+def check_per_channel(name: str, values: Tensor | None, batch: int, channels: int) -> None:
+    """Check that values are (C,), (1, C) or (B, C).
+
+    Raises:
+        ValueError: They are not.
+    """
+    if values is None or values.shape in ((channels,), (1, channels), (batch, channels)):
+        return
+    raise ValueError(
+        f"{name} must be ({channels},), (1, {channels}) or ({batch}, {channels}), "
+        f"got {tuple(values.shape)}"
+    )
+
+
+def check_activations(name: str, x: Tensor) -> None:
+    """Check that a tensor is float (B, C, H, W) with elements.
+
+    Raises:
+        TypeError: It is not a float tensor.
+        ValueError: It has another number of dimensions, or a side of 0.
+    """
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        found = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"{name} must be a floating-point tensor, not {found}")
+    if x.ndim != 4 or x.numel() == 0:
+        raise ValueError(
+            f"{name} must have the shape (B, C, H, W), no side 0, got {tuple(x.shape)}"
+        )
+
+
+def over_positions(values: Tensor) -> Tensor:
+    """Shape values per channel so that they broadcast over (B, C, H, W)."""
+    return values if values.ndim == 4 else values.reshape(-1, values.shape[-1], 1, 1)
 
 
 def group_norm_silu(
@@ -65,10 +102,10 @@ def group_norm_silu(
     tensors = (x, weight, bias, channel_bias, statistics)
     arguments = (x, num_groups, weight, bias, eps, silu, channel_bias, statistics)
     kernel = torch.ops.tadsr.group_norm_silu
-    return run_fastest(kernel, reference, tensors, arguments, backend)
+    return run_fastest(kernel, group_norm_reference, tensors, arguments, backend)
 
 
-def reference(
+def group_norm_reference(
     x: Tensor,
     num_groups: int,
     weight: Tensor | None,
@@ -161,6 +198,124 @@ register(
     "group_norm_silu(Tensor x, int num_groups, Tensor? weight, Tensor? bias, float eps, "
     "bool silu, Tensor? channel_bias, Tensor? statistics) -> Tensor",
     plan="group_norm.plan_group_norm_silu",
-    reference=lambda *given: reference(*given).contiguous(memory_format=torch.channels_last),
+    reference=lambda *given: group_norm_reference(*given).contiguous(
+        memory_format=torch.channels_last
+    ),
     fake=lambda x, *_: torch.empty_like(x, memory_format=torch.channels_last),
+)
+
+
+def add_with_statistics(
+    x: Tensor,
+    residual: Tensor,
+    *,
+    channel_bias: Tensor | None = None,
+    num_groups: int,
+    backend: Backend | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Add a residual and a bias, and measure the sum for the next `group_norm_silu`.
+
+    Args:
+        x: Activations, (B, C, H, W), fastest in `torch.channels_last`.
+        residual: Added to `x`, same shape and dtype.
+        channel_bias: Added too, (C,), (1, C) or (B, C); None for 0.
+        num_groups: Groups of the next GroupNorm; divides C.
+        backend: "triton" or "reference"; None takes Triton where it can run.
+
+    Returns:
+        The sum, like `x`, in `torch.channels_last` from the kernel, and its statistics, float32:
+        mean and biased variance of each group, (B, num_groups, 2); or where `group_norm_silu` had
+        better merge them, mean and sum of squared deviations of each channel over chunks of equal
+        length but for the last, (2, B, chunks, C).
+
+    Raises:
+        TypeError: `x` is not a float tensor.
+        ValueError: A shape does not fit, or the chosen backend cannot run.
+    """
+    check_activations("x", x)
+    if residual.shape != x.shape or residual.dtype != x.dtype:
+        raise ValueError(
+            f"residual must be {tuple(x.shape)} of {x.dtype} as x is, "
+            f"got {tuple(residual.shape)} of {residual.dtype}"
+        )
+    check_num_groups(num_groups, x.shape[1])
+    check_per_channel("channel_bias", channel_bias, *x.shape[:2])
+    chunks, is_merged_on_use = choose_chunks(x)
+    num_chunks = chunks if is_merged_on_use else 0
+    tensors = (x, residual, channel_bias)
+    arguments = (*tensors, num_groups, num_chunks)
+    return run_fastest(
+        torch.ops.tadsr.add_with_statistics, add_reference, tensors, arguments, backend
+    )
+
+
+def add_reference(
+    x: Tensor, residual: Tensor, channel_bias: Tensor | None, num_groups: int, num_chunks: int
+) -> tuple[Tensor, Tensor]:
+    """Compute `add_with_statistics` with torch's own operations."""
+    if channel_bias is not None:
+        x = x + over_positions(channel_bias).to(x.dtype)
+    total = x + residual
+    if num_chunks:
+        return total, reference_moments(total, num_chunks)
+    return total, reference_statistics(total, num_groups)
+
+
+def _in_channels_last(*arguments: Any) -> tuple[Tensor, Tensor]:
+    total, statistics = add_reference(*arguments)
+    return total.contiguous(memory_format=torch.channels_last), statistics
+
+
+def _fake_sum(
+    x: Tensor, residual: Tensor, channel_bias: Tensor | None, num_groups: int, num_chunks: int
+) -> tuple[Tensor, Tensor]:
+    batch, channels = x.shape[:2]
+    shape = (2, batch, num_chunks, channels) if num_chunks else (batch, num_groups, 2)
+    statistics = x.new_empty(shape, dtype=torch.float32)
+    return torch.empty_like(x, memory_format=torch.channels_last), statistics
+
+
+register(
+    "add_with_statistics(Tensor x, Tensor residual, Tensor? channel_bias, int num_groups, "
+    "int num_chunks) -> (Tensor, Tensor)",
+    plan="statistics.plan_add_with_statistics",
+    reference=_in_channels_last,
+    fake=_fake_sum,
+)
+
+
+def row_moments(x: Tensor, *, backend: Backend | None = None) -> Tensor:
+    """Measure each channel of each row.
+
+    Args:
+        x: Activations, (B, C, H, W), fastest in `torch.channels_last`.
+        backend: "triton" or "reference"; None takes Triton where it can run.
+
+    Returns:
+        Mean and sum of squared deviations, (2, B, H, C), float32.
+
+    Raises:
+        TypeError: `x` is not a float tensor.
+        ValueError: A side is 0, or the chosen backend cannot run.
+    """
+    check_activations("x", x)
+    return run_fastest(torch.ops.tadsr.row_moments, row_moments_reference, (x,), (x,), backend)
+
+
+def row_moments_reference(x: Tensor) -> Tensor:
+    """Compute `row_moments` with torch's own operations."""
+    variance, mean = torch.var_mean(x.float(), dim=3, correction=0)
+    return torch.stack([mean, variance * x.shape[3]]).transpose(2, 3).contiguous()
+
+
+def _fake_row_moments(x: Tensor) -> Tensor:
+    batch, channels, height, _ = x.shape
+    return x.new_empty((2, batch, height, channels), dtype=torch.float32)
+
+
+register(
+    "row_moments(Tensor x) -> Tensor",
+    plan="statistics.plan_row_moments",
+    reference=row_moments_reference,
+    fake=_fake_row_moments,
 )

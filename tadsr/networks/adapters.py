@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -259,3 +260,32 @@ def _copy_into(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     parameters = dict(model.named_parameters())
     for name, tensor in tensors.items():
         parameters[name].copy_(tensor)
+
+
+@dataclass(frozen=True, eq=False)
+class LoraProduct:
+    """A product to add to one weight.
+
+    Attributes:
+        weight: The weight's plain name.
+        a: (r, in) or (r, in, k, k).
+        b: (out, r) or (out, r, 1, 1).
+        scaling: alpha / rank.
+    """
+
+    weight: str
+    a: Tensor
+    b: Tensor
+    scaling: float
+
+
+@torch.no_grad()
+def merge_lora(model: nn.Module, products: Sequence[LoraProduct], scale: float) -> None:
+    """Add products to a model's weights, in place; sums are float32, then cast.
+
+    Where the model has adapters attached, the weights below them are changed.
+    """
+    weights = {n.replace(".base_layer.", "."): p for n, p in model.named_parameters()}
+    for product in products:
+        weight = weights[product.weight]
+        weight.copy_(merged_weight(weight, product.a, product.b, scale * product.scaling))

@@ -17,17 +17,16 @@ from tadsr.config import UpscaleSettings
 from tadsr.errors import TADSRError, TADSRWarning
 from tadsr.images import pad_reflect, reflect_index, resize_bicubic_rows
 from tadsr.networks import walk
-from tadsr.onestep.activations import ComputedActivation, StoredActivation
+from tadsr.onestep.activations import ChannelStatistics, ComputedActivation, StoredActivation
 from tadsr.onestep.banded_layers import Bands
 from tadsr.onestep.banded_walk import BandedLayers
 from tadsr.onestep.conditions import Conditions
 from tadsr.onestep.memory import available_bytes, is_out_of_memory, used_bytes
-from tadsr.onestep.offloading import weights_in_place
 from tadsr.onestep.selfcheck import CROP_PX
 from tadsr.onestep.stages import Checked, checked
-from tadsr.onestep.statistics import ChannelStatistics
 from tadsr.onestep.step import OneStepEngine
 from tadsr.onestep.storage import BandStorage, PlannedStorage
+from tadsr.onestep.support import weights_in_place
 from tadsr.progress import Progress
 from tadsr.prompts import Prompts
 from tadsr.schedule import residual_to_x0

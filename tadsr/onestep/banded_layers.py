@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tadsr.module_kinds import is_kind
+from tadsr.caches import is_kind
 from tadsr.onestep.activations import Activation, StoredActivation
-from tadsr.onestep.attention import (
+from tadsr.onestep.operations import (
     MAX_FUSED_HEAD,
     SCORE_BYTES,
     attend_in_chunks,
@@ -19,8 +19,8 @@ from tadsr.onestep.attention import (
     merge_heads,
     split_heads,
 )
-from tadsr.onestep.offloading import weights_in_place
 from tadsr.onestep.storage import BandStorage, PlannedStorage
+from tadsr.onestep.support import weights_in_place
 
 if TYPE_CHECKING:
     from diffusers.models.attention_processor import Attention

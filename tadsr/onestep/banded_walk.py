@@ -15,13 +15,13 @@ from tadsr.onestep.activations import (
     JoinedActivation,
     StoredActivation,
 )
-from tadsr.onestep.attention import (
+from tadsr.onestep.banded_layers import Bands, Source
+from tadsr.onestep.operations import (
     Windows,
     attend_in_windows,
     merge_heads,
     split_heads,
 )
-from tadsr.onestep.banded_layers import Bands, Source
 
 if TYPE_CHECKING:
     from diffusers.models.attention import BasicTransformerBlock

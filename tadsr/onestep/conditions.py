@@ -1,15 +1,21 @@
-"""What the one step is taken at: timesteps and prompts, as they were given."""
+"""What the one step is taken at, and which images and timesteps go through it together."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from tadsr.conditioning import TimestepField
+from tadsr.onestep.memory import available_bytes
 from tadsr.prompts import Prompts
+
+if TYPE_CHECKING:
+    from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,3 +52,78 @@ class Conditions:
         if isinstance(self.timesteps, TimestepField):
             return self.timesteps.mix(results, size, rows)
         return results[0]
+
+
+MAX_BATCH_PIXELS = 16 * 512 * 512
+"""Output of a batch beyond which a large GPU gains nothing more."""
+TOGETHER_PIXELS = 2**20
+"""One image's timesteps go through an accelerator together up to this area of all results."""
+_SHARE_OF_AVAILABLE = 0.5
+_WIDEST_COPIES = 4
+"""Activations of the decoder's widest layer that are alive together."""
+
+
+def batch_pixels(vae: TimeAwareAutoencoderKL, device: torch.device) -> int:
+    """Return the output of a batch in px that a device takes; 0 where batches gain nothing."""
+    if device.type != "cuda":
+        return 0
+    widest = max(vae.config.block_out_channels[:2])
+    bytes_per_pixel = _WIDEST_COPIES * widest * vae.dtype.itemsize
+    room = int(_SHARE_OF_AVAILABLE * available_bytes(device))
+    return min(MAX_BATCH_PIXELS, room // bytes_per_pixel)
+
+
+def same_size_ranges(
+    sizes: Sequence[tuple[int, int]], max_images: Callable[[tuple[int, int]], int]
+) -> list[range]:
+    """Group neighbours of one size.
+
+    Returns:
+        Ranges that together are all images in order, nearly equal in length where one run of equal
+        sizes makes several.
+    """
+    ranges: list[range] = []
+    start = 0
+    for stop in range(1, len(sizes) + 1):
+        if stop < len(sizes) and sizes[stop] == sizes[start]:
+            continue
+        count = stop - start
+        groups = -(-count // max_images(sizes[start]))
+        cuts = [start + number * count // groups for number in range(groups + 1)]
+        ranges += [range(first, last) for first, last in pairwise(cuts)]
+        start = stop
+    return ranges
+
+
+def read_generators(
+    generator: torch.Generator | Sequence[torch.Generator] | None, num_images: int
+) -> list[torch.Generator | None]:
+    """Return the generator of each image.
+
+    Args:
+        generator: One for all, which they draw from in turn, or one per image; None for none.
+    """
+    is_list = isinstance(generator, list | tuple)
+    generators = list(generator) if is_list else [generator] * num_images
+    for each in generators:
+        if not isinstance(each, torch.Generator) and (is_list or each is not None):
+            raise TypeError(
+                "generator must be a torch.Generator, or one per image, got "
+                f"{type(each).__name__}; torch.Generator().manual_seed(seed) makes one"
+            )
+    if len(generators) != num_images:
+        raise ValueError(
+            f"generator must be one, or one per image ({num_images}), got {len(generators)}"
+        )
+    return generators
+
+
+def group_timesteps(
+    timesteps: Sequence[int], size: tuple[int, int], device: torch.device
+) -> list[Sequence[int]]:
+    """Divide the timesteps of one image into those that go through the networks together."""
+    if not timesteps:
+        raise ValueError("timesteps must be at least one, got none")
+    # A CPU gains nothing by it.
+    count = 1 if device.type == "cpu" else max(1, TOGETHER_PIXELS // (size[0] * size[1]))
+    return [timesteps[start : start + count] for start in range(0, len(timesteps), count)]

@@ -13,18 +13,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from tadsr.caches import is_kind
 from tadsr.kernels import add_with_statistics, geglu, group_norm_silu
-from tadsr.module_kinds import is_kind
-from tadsr.onestep.attention import (
+from tadsr.onestep.operations import (
     MAX_FUSED_HEAD,
     attend_with_wide_heads,
+    convolve,
+    group_norm_silu_in_pieces,
     merge_heads,
+    project,
     split_heads,
+    transposed_weight,
 )
-from tadsr.onestep.convolution import convolve, project
-from tadsr.onestep.normalization import group_norm_silu_in_pieces
 from tadsr.onestep.plan import EnginePlan, FastestChoice
-from tadsr.onestep.upsampling import transposed_weight
 
 if TYPE_CHECKING:
     from diffusers.models.attention import BasicTransformerBlock

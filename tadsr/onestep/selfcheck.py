@@ -14,7 +14,7 @@ from tadsr.errors import TADSRWarning
 from tadsr.kernels import adain_color_fix_uint8, to_uint8_nhwc, wavelet_color_fix_uint8
 from tadsr.kernels.backends import disable_kernels, failure_on
 from tadsr.machine import machine_key, recall, remember
-from tadsr.onestep.agreement import MAX_ERROR, relative_error
+from tadsr.onestep.graphs import MAX_ERROR, relative_error
 from tadsr.onestep.plan import EnginePlan
 from tadsr.onestep.stages import EagerStages, FusedStages
 from tadsr.prompts import Prompts

@@ -1,21 +1,27 @@
 """The three networks of one step as three stages, run in one of three ways.
 
 A stage's result comes with its largest magnitude on its device, which tells whether all of it is
-finite; nobody waits for it here.
+finite; nobody waits for it here. Timesteps and prompts are folded into small tensors once for each.
+All tensors of a network lie in one, so that a recorded graph takes a new timestep or prompt by one
+copy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Hashable, Sequence
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tadsr.caches import RecentlyUsed, is_kind
 from tadsr.networks.walk import decode, encode, predict
-from tadsr.onestep.fold import PromptFolding, fold_encoder_time, fold_unet_time
-from tadsr.onestep.fused_layers import FusedLayers
+from tadsr.onestep.fused_layers import FusedLayers, PromptConditions, TimeConditions
 from tadsr.onestep.graphs import GraphCache
+from tadsr.onestep.operations import split_heads
 from tadsr.onestep.plan import EnginePlan
 from tadsr.onestep.products import exact_layers
 from tadsr.prompts import Prompts
@@ -23,8 +29,155 @@ from tadsr.schedule import residual_to_x0, subtract_residual
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
+    from diffusers.models.resnet import ResnetBlock2D
 
-    from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
+    from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL, TimeAwareEncoder
+
+
+MAX_TIMESTEPS = 64
+"""Timesteps, or combinations of them in a batch, whose tensors are kept."""
+MAX_PROMPTS = 8
+"""Prompts, or combinations of them in a batch, whose keys and values are kept."""
+
+
+class TimeFolding:
+    """Precomputes what timesteps add to, or multiply into, each layer."""
+
+    def __init__(
+        self,
+        time_proj: nn.Module,
+        time_embedding: nn.Module,
+        resnets: Sequence[ResnetBlock2D],
+        extra: Callable[[int], float] | None = None,
+    ) -> None:
+        self.resnets = [block for block in resnets if block.time_emb_proj is not None]
+        self._time_proj = time_proj
+        # What is folded is rounded by nobody else, so it is worth float32.
+        self._time_embedding = copy.deepcopy(time_embedding).float()
+        self._extra = extra
+        sizes = [
+            2 * block.out_channels if _is_modulated(block) else block.out_channels
+            for block in self.resnets
+        ]
+        self._spans = list(pairwise(accumulate(sizes, initial=0)))
+        self._rows: dict[tuple[int, ...], Tensor] = RecentlyUsed(MAX_TIMESTEPS)
+
+    def of(self, timesteps: Sequence[int]) -> Tensor:
+        """Return the tensors of timesteps in one: (n,) if all are equal, else (B, n)."""
+        key = tuple(timesteps[:1]) if len(set(timesteps)) == 1 else tuple(timesteps)
+        if key not in self._rows:
+            if len(key) == 1:
+                self._rows[key] = self._fold(key[0])
+            else:
+                self._rows[key] = torch.stack([self.of([timestep]) for timestep in key])
+        return self._rows[key]
+
+    def split(self, flat: Tensor) -> tuple[TimeConditions, Tensor]:
+        """Return what each block reads of `of`'s result, and the extra values."""
+        conditions = {}
+        for block, (start, stop) in zip(self.resnets, self._spans, strict=True):
+            part = flat[..., start:stop]
+            conditions[block] = part.chunk(2, dim=-1) if _is_modulated(block) else (part,)
+        return conditions, flat[..., self._spans[-1][1] if self._spans else 0 :]
+
+    def _fold(self, timestep: int) -> Tensor:
+        device = next(self._time_embedding.parameters()).device
+        timesteps = torch.tensor([timestep], device=device)
+        temb = self._time_embedding(self._time_proj(timesteps).float())
+        parts = []
+        for block in self.resnets:
+            projection = block.time_emb_proj
+            active = temb if block.skip_time_act else block.nonlinearity(temb)
+            time = F.linear(active, projection.weight.float(), projection.bias.float())[0]
+            if _is_modulated(block):
+                # (γ·n + β)·(1 + scale) + shift = γ(1 + scale)·n + (β(1 + scale) + shift)
+                scale, shift = time.chunk(2)
+                weight, bias = block.norm2.weight.float(), block.norm2.bias.float()
+                parts += [weight * (1 + scale), bias * (1 + scale) + shift]
+            else:
+                parts.append(block.conv1.bias.float() + time)
+        if self._extra is not None:
+            parts.append(torch.tensor([self._extra(timestep)], device=device))
+        return torch.cat(parts)
+
+
+class PromptFolding:
+    """Precomputes the prompts' keys and values of every cross-attention."""
+
+    def __init__(self, unet: UNet2DConditionModel) -> None:
+        self._dtype = unet.dtype
+        self._attentions = [
+            module
+            for module in unet.modules()
+            if is_kind(module, "Attention") and module.is_cross_attention
+        ]
+        self._entries: dict[tuple[Hashable, ...], Tensor] = RecentlyUsed(MAX_PROMPTS)
+        # Cache of the last tensor's result, keyed by identity, for embeddings without keys.
+        self._last: tuple[Tensor, int, Tensor] | None = None
+
+    def of(self, prompts: Prompts) -> Tensor:
+        """Return keys and values of prompts in one: (1, n) for one prompt, or (B, n)."""
+        if prompts.keys is None:
+            return self._of_tensor(prompts.embeds)
+        is_one = len(set(prompts.keys)) == 1
+        key = prompts.keys[:1] if is_one else prompts.keys
+        if key not in self._entries:
+            self._entries[key] = self._fold(prompts.embeds[:1] if is_one else prompts.embeds)
+        return self._entries[key]
+
+    def _of_tensor(self, embeds: Tensor) -> Tensor:
+        is_one = embeds.shape[0] > 1 and embeds.stride(0) == 0
+        if embeds.is_inference():  # counts no versions
+            return self._fold(embeds[:1] if is_one else embeds)
+        last = self._last
+        if last is None or last[0] is not embeds or last[1] != embeds._version:
+            flat = self._fold(embeds[:1] if is_one else embeds)
+            self._last = last = embeds, embeds._version, flat
+        return last[2]
+
+    def _fold(self, embeds: Tensor) -> Tensor:
+        embeds = embeds.to(self._dtype)
+        parts = [
+            split_heads(projection(embeds), layer.heads).flatten(1)
+            for layer in self._attentions
+            for projection in (layer.to_k, layer.to_v)
+        ]
+        return torch.cat(parts, dim=1) if parts else embeds.new_empty(1, 0)
+
+    def split(self, flat: Tensor, batch: int) -> PromptConditions:
+        """Return what each attention reads of `of`'s result."""
+        conditions, start = {}, 0
+        width = 2 * sum(layer.inner_dim for layer in self._attentions)
+        for layer in self._attentions:
+            # [B, heads, L, C / heads]; the prompt's length follows from the whole.
+            size = layer.inner_dim * (flat.shape[1] // width)
+            key, value = (
+                flat[:, first : first + size]
+                .unflatten(1, (layer.heads, -1, layer.inner_dim // layer.heads))
+                .expand(batch, -1, -1, -1)
+                for first in (start, start + size)
+            )
+            conditions[layer] = (key, value)
+            start += 2 * size
+        return conditions
+
+
+def fold_encoder_time(encoder: TimeAwareEncoder) -> TimeFolding:
+    """Return the folding of the autoencoder's encoder."""
+    resnets = encoder.time_conditioned_resnets()
+    return TimeFolding(encoder.time_proj, encoder.time_embedding, resnets)
+
+
+def fold_unet_time(unet: UNet2DConditionModel, alphas_cumprod: Tensor) -> TimeFolding:
+    """Return the folding of the UNet; its extra value is √ᾱ."""
+    resnets = [module for module in unet.modules() if is_kind(module, "ResnetBlock2D")]
+
+    alphas = alphas_cumprod.double().sqrt().tolist()
+    return TimeFolding(unet.time_proj, unet.time_embedding, resnets, alphas.__getitem__)
+
+
+def _is_modulated(block: ResnetBlock2D) -> bool:
+    return block.time_embedding_norm == "scale_shift"
 
 
 class Checked(NamedTuple):

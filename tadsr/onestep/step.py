@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, get_args
 import torch
 from torch import Tensor, nn
 
+from tadsr.caches import ModuleWatch, RecentlyUsed
 from tadsr.errors import TADSRWarning, not_finite
 from tadsr.kernels.backends import failure_on
-from tadsr.module_watch import ModuleWatch
 from tadsr.onestep.openvino import OpenVinoStages, check_openvino, has_openvino
 from tadsr.onestep.plan import EngineName, EnginePlan, choose_plan
 from tadsr.onestep.products import choose_products
@@ -22,7 +22,6 @@ from tadsr.onestep.stages import AnyStages, CompiledStages, EagerStages, FusedSt
 from tadsr.onestep.support import unknown_blocks, wrapped_modules
 from tadsr.progress import Progress
 from tadsr.prompts import Prompts
-from tadsr.recently_used import RecentlyUsed
 from tadsr.schedule import latents_of
 
 if TYPE_CHECKING:

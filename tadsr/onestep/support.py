@@ -1,19 +1,21 @@
-"""Which modules the fused engine computes itself, and why not others."""
+"""Which modules the engine computes itself and why not others, and weights that are elsewhere."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from torch import nn
 
-from tadsr.module_kinds import is_kind
+from tadsr.caches import is_kind
 from tadsr.networks.bare import Bare
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
     from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
+
 
 _UNSUPPORTED = (
     "class_embed_type",
@@ -120,3 +122,17 @@ def _unknown_in(module: nn.Module) -> Iterator[str]:
 
 def _if(reason: str, holds: object) -> list[str]:
     return [reason] if holds else []
+
+
+@contextmanager
+def weights_in_place(layer: nn.Module) -> Iterator[None]:
+    """Bring a layer's offloaded weights for a block of code, without running the layer."""
+    hook = getattr(layer, "_hf_hook", None)
+    if hook is None:
+        yield
+        return
+    hook.pre_forward(layer)
+    try:
+        yield
+    finally:
+        hook.post_forward(layer, None)

@@ -9,9 +9,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from tadsr.caches import ModuleWatch, RecentlyUsed
 from tadsr.images import DecodedImage, encode_image
-from tadsr.module_watch import ModuleWatch
-from tadsr.recently_used import RecentlyUsed
 
 PromptStyle = Literal["published", "training"]
 """How tags and a user's prompt become one text: "published" as TADSR's published inference writes

@@ -12,8 +12,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from tadsr.caches import RecentlyUsed
 from tadsr.checkpoints.checkpoint import Checkpoint
-from tadsr.recently_used import RecentlyUsed
 from tadsr.whole_file import whole_file
 
 MAX_UNFORESEEN = 256

@@ -12,11 +12,11 @@ triton = pytest.importorskip("triton")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from tadsr.kernels.gpu.add_with_statistics import plan_add_with_statistics  # noqa: E402
 from tadsr.kernels.gpu.geglu import plan_geglu  # noqa: E402
 from tadsr.kernels.gpu.group_norm import plan_group_norm_silu  # noqa: E402
 from tadsr.kernels.gpu.images import plan_adain, plan_to_uint8_nhwc, plan_wavelet  # noqa: E402
 from tadsr.kernels.gpu.launch import choose_chunks  # noqa: E402
+from tadsr.kernels.gpu.statistics import plan_add_with_statistics  # noqa: E402
 
 TARGETS = [75, 80, 86, 89, 90, 100, 120]
 OLDEST_AND_COMMONEST = [

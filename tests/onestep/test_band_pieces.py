@@ -14,9 +14,8 @@ from torch import nn
 import tadsr.onestep.storage as storage_module
 from tadsr.errors import TADSRError
 from tadsr.onestep import TileSpec
-from tadsr.onestep.activations import JoinedActivation
-from tadsr.onestep.attention import Windows, attend_in_windows, attend_to_blocks
-from tadsr.onestep.statistics import ChannelStatistics
+from tadsr.onestep.activations import ChannelStatistics, JoinedActivation
+from tadsr.onestep.operations import Windows, attend_in_windows, attend_to_blocks
 from tadsr.onestep.storage import BandStorage, PlannedStorage
 
 CPU = torch.device("cpu")

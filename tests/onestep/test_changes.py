@@ -14,8 +14,15 @@ from torch import nn
 from tadsr import TADSRError, TADSRPipeline
 from tadsr.networks.adapters import attach_new_adapters, has_adapters
 from tadsr.onestep import EnginePlan, OneStepEngine
-from tadsr.onestep.fold import MAX_PROMPTS, MAX_TIMESTEPS, PromptFolding, fold_encoder_time
-from tadsr.onestep.stages import CompiledStages, EagerStages, FusedStages
+from tadsr.onestep.stages import (
+    MAX_PROMPTS,
+    MAX_TIMESTEPS,
+    CompiledStages,
+    EagerStages,
+    FusedStages,
+    PromptFolding,
+    fold_encoder_time,
+)
 from tadsr.prompts import Prompts
 
 from .conftest import build_networks, make_inputs, relative_error

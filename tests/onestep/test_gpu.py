@@ -10,7 +10,7 @@ import torch
 
 from tadsr import TADSRPipeline
 from tadsr.onestep import OneStepEngine, choose_plan
-from tadsr.onestep.attention import attend_in_chunks
+from tadsr.onestep.operations import attend_in_chunks
 
 from .conftest import build_networks, make_inputs, relative_error
 

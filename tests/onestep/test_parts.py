@@ -11,11 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tadsr.onestep import EnginePlan, choose_plan, same_size_ranges
-from tadsr.onestep.attention import attend_in_chunks
 from tadsr.onestep.fused_layers import FusedLayers
 from tadsr.onestep.graphs import GraphCache
-from tadsr.onestep.normalization import group_norm_silu_in_pieces
-from tadsr.onestep.upsampling import transposed_weight
+from tadsr.onestep.operations import attend_in_chunks, group_norm_silu_in_pieces, transposed_weight
 
 SIDES = st.integers(1, 6)
 
@@ -61,7 +59,7 @@ def test_normalization_in_pieces_keeps_what_torch_loses():
 
 @pytest.mark.parametrize("score_bytes", [1, 200, 2**20])
 def test_attention_in_chunks_is_attention(score_bytes, monkeypatch):
-    monkeypatch.setattr("tadsr.onestep.attention.SCORE_BYTES", score_bytes)
+    monkeypatch.setattr("tadsr.onestep.operations.SCORE_BYTES", score_bytes)
     query, key, value = torch.randn(3, 2, 3, 7, 4, dtype=torch.float64).unbind()
     expected = F.scaled_dot_product_attention(query, key, value, scale=0.3)
     result = attend_in_chunks(query, key, value, 0.3)

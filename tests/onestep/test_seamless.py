@@ -10,7 +10,7 @@ from tadsr.conditioning import TimestepMap
 from tadsr.config import UpscaleSettings
 from tadsr.images import resize_bicubic, resize_wrapped
 from tadsr.onestep import TileSpec
-from tadsr.onestep.seamless import MARGIN_PX, extend_map
+from tadsr.onestep.upscaling import MARGIN_PX, extend_map
 
 
 def texture(height, width, channels=3):

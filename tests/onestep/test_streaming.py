@@ -15,7 +15,7 @@ from PIL import Image, ImageCms
 from tadsr import TADSRError, TADSRPipeline
 from tadsr.config import UpscaleSettings
 from tadsr.images import resize_bicubic, resize_bicubic_rows
-from tadsr.onestep import OneStepEngine, TileSpec, banded, choose, whole
+from tadsr.onestep import OneStepEngine, TileSpec, banded, upscaling
 from tadsr.onestep.conditions import Conditions
 from tadsr.onestep.stages import FusedStages
 from tadsr.onestep.storage import BandStorage
@@ -118,16 +118,16 @@ def test_a_seeded_posterior_is_that_of_the_whole(pipe, lq):
 
 def test_what_does_not_fit_into_memory_is_cut_without_being_asked(pipe, monkeypatch):
     chosen = []
-    original = whole.upscale_in_strips
+    original = upscaling.upscale_in_strips
 
     def noting(engine, conditions, rgb, settings, spec, progress):
         chosen.append(spec)
         return original(engine, conditions, rgb, settings, spec, progress)
 
-    monkeypatch.setattr(whole, "upscale_in_strips", noting)
+    monkeypatch.setattr(upscaling, "upscale_in_strips", noting)
     images = [Image.new("RGB", size) for size in ((100, 100), (150, 130), (16, 520))]
     pipe(images[1], process_size=0, scale=1)
-    monkeypatch.setattr(choose, "available_bytes", lambda device: 2**25)
+    monkeypatch.setattr(upscaling, "available_bytes", lambda device: 2**25)
     pipe(images[0], process_size=512)  # from 400 × 400 px
     pipe(images[2], process_size=0, scale=1)
     assert not chosen
@@ -140,7 +140,7 @@ def test_what_does_not_fit_into_memory_is_cut_without_being_asked(pipe, monkeypa
 @pytest.mark.parametrize("room", [2**40, 2**20], ids=["fits", "does not fit"])
 def test_an_engine_that_is_asked_for_is_used_or_a_warning_says_why_not(lq, room, monkeypatch):
     pipe = TADSRPipeline.from_pretrained("tadsr-tiny", engine="fused")
-    monkeypatch.setattr(choose, "available_bytes", lambda device: room)
+    monkeypatch.setattr(upscaling, "available_bytes", lambda device: room)
     decode, calls = FusedStages.decode, []
     monkeypatch.setattr(FusedStages, "decode", lambda *a: calls.append(1) or decode(*a))
     with warnings.catch_warnings(record=True) as caught:

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tadsr.kernels.color import VARIANCE_FLOOR
+from tadsr.color import VARIANCE_FLOOR
 from tadsr.kernels.gpu.launch import (
     PROGRAMS_PER_PROCESSOR,
     SIZES,
@@ -17,11 +17,10 @@ from tadsr.kernels.gpu.launch import (
     next_power_of_2,
 )
 from tadsr.kernels.gpu.statistics import plan_merge, store_chunk, welford
-from tadsr.kernels.to_uint8 import empty_bytes
+from tadsr.kernels.images import empty_bytes
 
 VALUES_AT_ONCE = 512
 """Values of one row of pixels that a program converts at a time."""
-RGB = 3
 
 
 @triton.jit

@@ -4,6 +4,8 @@ Every lane of a block follows Welford's recurrence over its own positions, so no
 the mean is much larger than the spread; lanes, chunks and channels are then merged exactly.
 """
 
+from __future__ import annotations
+
 import torch
 import triton
 import triton.language as tl
@@ -15,6 +17,7 @@ from tadsr.kernels.gpu.launch import (
     SIZES,
     Launch,
     ceil_divide,
+    choose_chunks,
     choose_tile,
     next_power_of_2,
     per_channel,
@@ -260,3 +263,18 @@ def plan_merge(
             "BLOCK_CHUNKS": max(1, MERGED_ELEMENTS // padded),
         },
     )
+
+
+def plan_add_with_statistics(
+    x: Tensor, residual: Tensor, channel_bias: Tensor | None, num_groups: int, num_chunks: int
+) -> tuple[Tensor, Tensor, list[Launch]]:
+    """Return sum and statistics, still empty, and the launches that fill them."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    residual = residual.contiguous(memory_format=torch.channels_last)
+    total = torch.empty_like(x, memory_format=torch.channels_last)
+    chunks = num_chunks or choose_chunks(x)[0]
+    moments, measure = plan_moments(x, chunks, channel_bias, residual, total)
+    if num_chunks:
+        return total, moments, [measure]
+    statistics, merge = plan_merge(moments, num_groups, x.shape[2] * x.shape[3])
+    return total, statistics, [measure, merge]

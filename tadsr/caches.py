@@ -1,15 +1,44 @@
-"""Whether networks are still what was folded and recorded."""
+"""What caches are made of: mappings that forget, and whether networks are still what they were."""
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
 from itertools import chain
+from typing import Any
 
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from tadsr.module_kinds import is_kind
+
+class RecentlyUsed(OrderedDict):
+    """A mapping of at most so many entries."""
+
+    def __init__(self, limit: float = math.inf) -> None:
+        super().__init__()
+        self.limit = limit
+
+    def __getitem__(self, key: Hashable) -> Any:
+        self.move_to_end(key)
+        return super().__getitem__(key)
+
+    def __setitem__(self, key: Hashable, value: Any) -> None:
+        super().__setitem__(key, value)
+        self.move_to_end(key)
+        if len(self) > self.limit:
+            del self[next(iter(self))]
+
+
+def is_kind(module: object, *names: str) -> bool:
+    """Tell whether a module's class, or one that it derives from, has one of these names.
+
+    Args:
+        module: Any object.
+        *names: Such as "Attention" of diffusers or "BaseTunerLayer" of PEFT.
+    """
+    return any(base.__name__ in names for base in type(module).__mro__)
 
 
 class ModuleWatch:

@@ -1,7 +1,8 @@
-"""Self-attention in windows, where positions look around them, or to all others piece by piece."""
+"""Single operations of the networks, each in the way that is fastest on a device."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,7 +12,132 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from tadsr.onestep.activations import widest_dtype
 from tadsr.onestep.plan import FastestChoice
+
+MIN_CONVOLVED_TOKENS = 256
+"""Fewer tokens than this are multiplied as a matrix also on a CPU: a convolution would take longer
+to bring the weights into its order."""
+
+
+def convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: tuple[int, ...] = (1, 1),
+    padding: tuple[int, ...] = (0, 0),
+) -> Tensor:
+    """Convolve (B, C, H, W)."""
+    if (
+        weight.shape[2:] == (1, 1)
+        and (x.device.type, x.dtype) == ("cpu", torch.float32)
+        and torch.get_num_threads() == 1
+        and torch.backends.mkldnn.is_available()
+    ):
+        # On one thread torch leaves 1×1 kernels to MKL, and writes the result in another layout.
+        return torch.mkldnn_convolution(x, weight, bias, padding, stride, (1, 1), 1)
+    return F.conv2d(x, weight, bias, stride, padding)
+
+
+def project(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Apply a linear layer, or a 1×1 convolution as one, to tokens (B, N, C)."""
+    weight = weight.flatten(1)
+    bias = None if bias is None else bias.to(weight.dtype)
+    if tokens.device.type != "cpu" or tokens.shape[1] < MIN_CONVOLVED_TOKENS:
+        return F.linear(tokens, weight, bias)
+    # torch multiplies matrices by MKL, half as fast on AMD's processors as oneDNN's convolution.
+    row = tokens.unsqueeze(1).permute(0, 3, 1, 2)  # [B, C, 1, N], channels_last in memory
+    out = convolve(row, weight[:, :, None, None], bias)
+    return out.permute(0, 2, 3, 1).squeeze(1)
+
+
+# Row k of the transposed kernel is a sum of the rows of the plain one. An output row at an even
+# place sees its own input row twice, through rows 1 and 2, and the one above through row 0.
+_ROWS = ((0, 0, 1), (0, 1, 1), (1, 1, 0), (1, 0, 0))
+
+
+def transposed_weight(weight: Tensor) -> Tensor:
+    """Return the transposed convolution's weight.
+
+    `conv_transpose2d(x, result, bias, stride=2, padding=1)` equals
+    `conv2d(interpolate(x, scale_factor=2), weight, bias, padding=1)` everywhere, with 4 in place of
+    9 products per output.
+    """
+    wide = widest_dtype(weight.device)
+    rows = torch.tensor(_ROWS, dtype=wide, device=weight.device)
+    folded = torch.einsum("ap,oipq,bq->ioab", rows, weight.detach().to(wide), rows)
+    return folded.to(weight.dtype)
+
+
+PIECE_BYTES = 2**19
+"""Rows of positions that are read and written while they are in the second-level cache."""
+ROW_CHANNELS = 256
+"""Few channels are taken for this many, of neighbouring positions, which a loop runs along."""
+
+
+def group_norm_silu_in_pieces(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    *,
+    silu: bool = True,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Normalize groups of channels and activate.
+
+    Args:
+        x: (B, C, H, W), channels_last.
+        weight: Factor per channel, (C,) or (B, C).
+        bias: Offset per channel, (C,) or (B, C).
+        out: Overwritten; shaped and laid out as `x`, which it may be. None for a new tensor.
+
+    Source: Chan, Golub and LeVeque, Updating formulae and a pairwise algorithm (1979).
+    """
+    batch, channels, height, width = x.shape
+    neighbours = math.gcd(max(1, ROW_CHANNELS // channels), height * width)
+    positions = x.permute(0, 2, 3, 1).view(batch, -1, neighbours * channels)
+    out = torch.empty_like(x) if out is None else out
+    targets = out.permute(0, 2, 3, 1).view_as(positions)
+    weight, bias = (values.expand(batch, -1).double() for values in (weight, bias))
+    rows = max(1, PIECE_BYTES // (positions.shape[2] * x.element_size()))
+    for sample, target, gain, offset in zip(positions, targets, weight, bias, strict=True):
+        pieces = sample.split(rows)
+        mean, variance = _moments(pieces, channels)
+        grouped = mean.view(num_groups, -1)
+        group_mean = grouped.mean(dim=1, keepdim=True)
+        spread = variance.view(num_groups, -1) + (grouped - group_mean).square()
+        inverse = (spread.mean(dim=1, keepdim=True) + eps).rsqrt()
+        factor = gain * inverse.expand_as(grouped).reshape(-1)
+        offset = offset - group_mean.expand_as(grouped).reshape(-1) * factor
+        wide = torch.promote_types(x.dtype, torch.float32)
+        factor, offset = (v.to(wide).repeat(neighbours) for v in (factor, offset))
+        for piece, written in zip(pieces, target.split(rows), strict=True):
+            is_wide = piece.dtype == written.dtype == wide
+            normed = torch.addcmul(offset, piece, factor, out=written if is_wide else None)
+            if silu:
+                F.silu(normed, inplace=True)
+            if not is_wide:
+                written.copy_(normed)
+    return out
+
+
+def _moments(pieces: tuple[Tensor, ...], channels: int) -> tuple[Tensor, Tensor]:
+    """Return mean and biased variance of each channel over pieces (n, k·C), float64."""
+    moments = []
+    for piece in pieces:
+        wide = piece.float() if piece.element_size() < 4 else piece
+        moments.append(torch.stack(torch.batch_norm_update_stats(wide, None, None, 0.0)))
+    means, variances = torch.stack(moments, dim=1).double()  # [pieces, k·C] each
+    share = torch.tensor([[len(piece)] for piece in pieces], dtype=torch.float64)
+    share = (
+        (share / share.sum() * (channels / means.shape[1])).expand_as(means).reshape(-1, channels)
+    )
+    means, variances = means.view(-1, channels), variances.view(-1, channels)
+    mean = (share * means).sum(dim=0)
+    return mean, (share * (variances + (means - mean).square())).sum(dim=0)
+
 
 MAX_FUSED_HEAD = 256
 """Widest head that flash and cuDNN attention take."""

@@ -1,16 +1,63 @@
-"""Colour fixes that end in bytes: the restored image never goes back to memory as floats."""
+"""Images as bytes, as they are or with their colours fixed: never back to memory as floats."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from tadsr.color import adain_color_fix, check_pair, wavelet_color_fix
 from tadsr.kernels.backends import Backend, register, run_fastest
-from tadsr.kernels.per_channel import check_activations
-from tadsr.kernels.to_uint8 import empty_bytes, to_unit, unit_to_uint8_nhwc
+from tadsr.kernels.group_norm import check_activations
 
-VARIANCE_FLOOR = 1e-5
-"""Added to variances of channels in [0, 1]."""
+
+def to_uint8_nhwc(image: Tensor, *, backend: Backend | None = None) -> Tensor:
+    """Turn images in [-1, 1] into bytes, channels last.
+
+    Args:
+        image: Finite images, (B, C, H, W), in [-1, 1], clamped to it; any layout in memory.
+        backend: "triton" or "reference"; None takes Triton where it can run.
+
+    Returns:
+        0..255, rounded half up, (B, H, W, C), uint8, contiguous.
+
+    Raises:
+        TypeError: `image` is not a float tensor.
+        ValueError: The shape is wrong, or the chosen backend cannot run.
+    """
+    check_activations("image", image)
+    return run_fastest(
+        torch.ops.tadsr.to_uint8_nhwc, to_uint8_reference, (image,), (image,), backend
+    )
+
+
+def to_uint8_reference(image: Tensor) -> Tensor:
+    """Compute `to_uint8_nhwc` with torch's own operations."""
+    return unit_to_uint8_nhwc(to_unit(image))
+
+
+def to_unit(image: Tensor) -> Tensor:
+    """Bring images from [-1, 1] to [0, 1], clamped, float32."""
+    return image.float().clamp(-1, 1) / 2 + 0.5
+
+
+def unit_to_uint8_nhwc(image: Tensor) -> Tensor:
+    """Turn float32 images (B, C, H, W) in [0, 1] into bytes (B, H, W, C)."""
+    rounded = image.clamp(0, 1).mul(255).add(0.5).floor()  # half up, as image files are written
+    return rounded.permute(0, 2, 3, 1).to(torch.uint8).contiguous()
+
+
+def empty_bytes(image: Tensor, *_: object) -> Tensor:
+    """Return bytes (B, H, W, C) without content for images (B, C, H, W)."""
+    batch, channels, height, width = image.shape
+    return image.new_empty((batch, height, width, channels), dtype=torch.uint8)
+
+
+register(
+    "to_uint8_nhwc(Tensor image) -> Tensor",
+    plan="images.plan_to_uint8_nhwc",
+    reference=to_uint8_reference,
+    fake=empty_bytes,
+)
 
 
 def adain_color_fix_uint8(
@@ -33,7 +80,7 @@ def adain_color_fix_uint8(
         TypeError: An argument is not a float tensor.
         ValueError: The shapes differ or are not (B, 3, H, W), or the backend cannot run.
     """
-    _check_pair(image, reference)
+    check_pair(image, reference)
     pair = (image, reference)
     return run_fastest(torch.ops.tadsr.adain_color_fix_uint8, adain_reference, pair, pair, backend)
 
@@ -60,7 +107,7 @@ def wavelet_color_fix_uint8(
         ValueError: The shapes differ or are not (B, 3, H, W), `levels` < 1, or the backend cannot
             run.
     """
-    _check_pair(image, reference)
+    check_pair(image, reference)
     if levels < 1:
         raise ValueError(f"levels must be at least 1, got {levels}")
     kernel, pair = torch.ops.tadsr.wavelet_color_fix_uint8, (image, reference)
@@ -69,61 +116,12 @@ def wavelet_color_fix_uint8(
 
 def adain_reference(image: Tensor, reference: Tensor) -> Tensor:
     """Compute `adain_color_fix_uint8` with torch's own operations."""
-    image, reference = to_unit(image), to_unit(reference)
-    return unit_to_uint8_nhwc(match_moments(image, moments(image), moments(reference)))
+    return unit_to_uint8_nhwc(adain_color_fix(to_unit(image), to_unit(reference)))
 
 
 def wavelet_reference(image: Tensor, reference: Tensor, levels: int) -> Tensor:
     """Compute `wavelet_color_fix_uint8` with torch's own operations."""
-    return unit_to_uint8_nhwc(swap_low_band(to_unit(image), to_unit(reference), levels))
-
-
-def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and unbiased variance of the channels of float32 images, (B, C) each."""
-    # A single pixel has no unbiased variance (0 / 0); its spread is 0.
-    correction = min(1, x.shape[-2] * x.shape[-1] - 1)
-    variance, mean = torch.var_mean(x, dim=(-2, -1), correction=correction)
-    return mean, variance
-
-
-def match_moments(
-    image: Tensor, moments: tuple[Tensor, Tensor], wanted: tuple[Tensor, Tensor]
-) -> Tensor:
-    """Turn channels of known mean and variance, (B, C) each, into channels of the wanted ones."""
-    mean, variance = (m[..., None, None] for m in moments)  # [B, C, 1, 1]
-    wanted_mean, wanted_variance = (m[..., None, None] for m in wanted)
-    normalized = (image - mean) / (variance + VARIANCE_FLOOR).sqrt()
-    return normalized * (wanted_variance + VARIANCE_FLOOR).sqrt() + wanted_mean
-
-
-def swap_low_band(image: Tensor, reference: Tensor, levels: int) -> Tensor:
-    """Replace the lowest band of float32 images (B, C, H, W) by that of the reference."""
-    # The blur is linear, so image - low(image) + low(reference) needs only one low band.
-    difference = reference - image
-    for level in range(levels):
-        difference = _blur(difference, distance_px=2**level)
-    return image + difference
-
-
-def _check_pair(image: Tensor, reference: Tensor) -> None:
-    check_activations("image", image)
-    check_activations("reference", reference)
-    if image.shape != reference.shape or image.shape[1] != 3:
-        raise ValueError(
-            "image and reference must have one shape (B, 3, H, W), got "
-            f"{tuple(image.shape)} and {tuple(reference.shape)}"
-        )
-
-
-def _blur(x: Tensor, distance_px: int) -> Tensor:
-    # Clamped indices are replicate padding without the padded copy, at any distance.
-    for dim in (-2, -1):
-        last = x.shape[dim] - 1
-        index = torch.arange(last + 1, device=x.device)
-        before = x.index_select(dim, (index - distance_px).clamp(min=0))
-        after = x.index_select(dim, (index + distance_px).clamp(max=last))
-        x = before.add_(after).add_(x, alpha=2).mul_(0.25)
-    return x
+    return unit_to_uint8_nhwc(wavelet_color_fix(to_unit(image), to_unit(reference), levels))
 
 
 register(

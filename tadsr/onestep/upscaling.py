@@ -1,0 +1,293 @@
+"""Images restored and enlarged: as a whole, in bands where that does not fit, or as a texture."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count
+
+import torch
+from torch import Tensor
+
+from tadsr.color import COLOR_FIXES
+from tadsr.conditioning import TimestepField, TimestepMap, run_at
+from tadsr.config import UpscaleSettings
+from tadsr.errors import TADSRWarning
+from tadsr.images import pad_reflect, pad_wrap, resize_bicubic, resize_wrapped
+from tadsr.kernels import adain_color_fix_uint8, to_uint8_nhwc, wavelet_color_fix_uint8
+from tadsr.onestep.banded import Strip, planned_bytes, upscale_in_strips
+from tadsr.onestep.conditions import Conditions
+from tadsr.onestep.memory import available_bytes, is_out_of_memory
+from tadsr.onestep.step import OneStepEngine
+from tadsr.onestep.support import check_unet
+from tadsr.progress import Progress, share_of
+from tadsr.tile_spec import MIB, WHOLE_ATTENTION_PIXELS, TileSpec
+
+FUSED_MEMORY_FACTOR = 1.8
+"""Peak memory of the whole over what bands keep between layers: measured 1.2 to 1.55 on a CPU with
+tadsr-tiny at 512² to 1024² px."""
+PLAIN_MEMORY_FACTOR = 3.2
+"""The same of plain modules: measured 1.8 to 2.8."""
+_SHARE_OF_AVAILABLE = 0.7
+
+
+@dataclass(frozen=True)
+class Way:
+    """How images are computed."""
+
+    spec: TileSpec | None
+    """Sizes of the pieces; None for the images as a whole."""
+    reason: str
+    """Why, as part of a sentence."""
+
+
+def choose_way(
+    engine: OneStepEngine, conditions: Conditions, rgb: Tensor, settings: UpscaleSettings
+) -> Way:
+    """Decide whether images are computed in pieces.
+
+    Left to itself this is only where the whole does not fit: where it does it is the fastest, on a
+    CPU as on a GPU.
+
+    Args:
+        rgb: Images, (B, 3, h, w).
+    """
+    tiling = settings.tiling
+    if tiling is not None and tiling != "auto" and not isinstance(tiling, TileSpec):
+        raise TypeError(f'tiling must be "auto", None or a TileSpec, got {tiling!r}')
+    if tiling is None:
+        return Way(None, "tiling is None")
+    if not can_be_cut(rgb, settings):
+        return Way(None, "images that are enlarged for the networks are small")
+    if isinstance(tiling, TileSpec):
+        check_unet(engine.unet)
+        return Way(tiling, "a TileSpec is given")
+    try:
+        check_unet(engine.unet)
+    except ValueError:
+        return Way(None, "the UNet has blocks that bands do not know")
+    height, width = settings.output_size(*rgb.shape[-2:])
+    if height * width > WHOLE_ATTENTION_PIXELS:
+        reason = f"its {width} × {height} px are more than the UNet attends to at once"
+    else:
+        factor = FUSED_MEMORY_FACTOR if engine.is_fused else PLAIN_MEMORY_FACTOR
+        needed = int(factor * planned_bytes(engine, conditions, rgb, settings))
+        # Of the graphs' memory torch says that it can be used again.
+        available = available_bytes(conditions.device) - engine.graph_bytes
+        room = int(_SHARE_OF_AVAILABLE * available)
+        if needed <= room:
+            return Way(None, f"about {needed // MIB} MiB fit into the {room // MIB} there are")
+        reason = f"the whole would take about {needed // MIB} MiB of {room // MIB} there are"
+    return Way(TileSpec(), reason)
+
+
+def can_be_cut(rgb: Tensor, settings: UpscaleSettings) -> bool:
+    """Tell whether images (B, 3, h, w) can be computed in pieces.
+
+    What is enlarged for the network cannot, and is small.
+    """
+    size = rgb.shape[-2:]
+    return settings.network_size(*size) == settings.output_size(*size)
+
+
+_COLOR_FIXES_TO_BYTES = {
+    "adain": adain_color_fix_uint8,
+    "wavelet": wavelet_color_fix_uint8,
+    "none": lambda image, reference: to_uint8_nhwc(image),
+}
+
+
+def upscale(
+    engine: OneStepEngine,
+    conditions: Conditions,
+    rgb: Tensor,
+    settings: UpscaleSettings,
+    progress: Progress | None = None,
+    *,
+    takes_bytes: bool = False,
+) -> Iterator[Strip]:
+    """Restore and enlarge images as a whole or in pieces."""
+    way = choose_way(engine, conditions, rgb, settings)
+    spec = way.spec
+    if spec is None:
+        is_cut = settings.tiling == "auto" and can_be_cut(rgb, settings)
+        try:
+            result = upscale_whole(
+                engine, conditions, rgb, settings, progress, takes_bytes=takes_bytes
+            )
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or not (is_cut or conditions.batch > 1):
+                raise
+        else:
+            yield 0, result
+            if progress is not None:
+                progress(1.0)
+            return
+        # Not in the handler, which holds what the computation left.
+        engine.drop_graphs()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+        if conditions.batch > 1:
+            yield 0, _upscale_halves(engine, conditions, rgb, settings, takes_bytes)
+            return
+        warnings.warn(
+            "memory ran out for the image as a whole, so that it is computed in pieces; "
+            "tiling=TileSpec() or --max-memory avoids the first try",
+            TADSRWarning,
+            stacklevel=3,
+        )
+        spec = TileSpec()
+    else:
+        engine.warn_of_bands(way.reason)
+    yield from upscale_in_strips(engine, conditions, rgb, settings, spec, progress)
+
+
+def _upscale_halves(
+    engine: OneStepEngine,
+    conditions: Conditions,
+    rgb: Tensor,
+    settings: UpscaleSettings,
+    takes_bytes: bool,
+) -> Tensor:
+    """Restore the two halves of a batch, which need half as much memory, one after the other."""
+    middle = conditions.batch // 2
+    halves = []
+    for images in (slice(None, middle), slice(middle, None)):
+        part = rgb[images] if len(rgb) > 1 else rgb
+        strips = upscale(engine, conditions[images], part, settings, takes_bytes=takes_bytes)
+        halves.append(torch.cat([rows for _, rows in strips], dim=2))
+    # Bytes and floats where one of the halves was cut.
+    if halves[0].dtype != halves[1].dtype:
+        halves = [half / 255 if half.dtype == torch.uint8 else half.cpu() for half in halves]
+    return torch.cat(halves)
+
+
+def upscale_whole(
+    engine: OneStepEngine,
+    conditions: Conditions,
+    rgb: Tensor,
+    settings: UpscaleSettings,
+    progress: Progress | None = None,
+    *,
+    takes_bytes: bool = False,
+) -> Tensor:
+    """Restore and enlarge images with everything in between on one device.
+
+    Returns:
+        (B, 3, H, W): float32 in [0, 1], on the device; or uint8, on the host.
+    """
+    device = conditions.device
+    height, width = rgb.shape[-2:]
+    size, output_size = settings.network_size(height, width), settings.output_size(height, width)
+    is_map = isinstance(conditions.timesteps, TimestepField)
+    ends_in_bytes = takes_bytes and size == output_size and not is_map
+    enlarged = resize_bicubic(rgb.to(device), size).clamp(0, 1)
+    multiple = engine.vae.downscale_factor
+    enlarged = enlarged.expand(conditions.batch, -1, -1, -1)
+    reference, fix_color = enlarged[:, :3], COLOR_FIXES[settings.color_fix]
+    if settings.color_fix == "adain" and enlarged.shape[1] == 4:
+        ends_in_bytes, fix_color = False, partial(fix_color, weights=enlarged[:, 3:])
+    lq = pad_reflect(reference, -size[0] % multiple, -size[1] % multiple)
+    lq = torch.rsub(lq, -1, alpha=-2)  # 2·lq - 1, in one kernel
+
+    def finish(restored: Tensor) -> Tensor:
+        restored = restored[..., : size[0], : size[1]]
+        if ends_in_bytes:
+            to_bytes = _COLOR_FIXES_TO_BYTES[settings.color_fix]
+            pixels = to_bytes(restored, lq[..., : size[0], : size[1]])
+            return _begin_to_copy(pixels).permute(0, 3, 1, 2)
+        restored = restored.float().clamp(-1, 1) / 2 + 0.5
+        fixed = fix_color(restored, reference).clamp(0, 1)
+        return resize_bicubic(fixed, output_size).clamp(0, 1)
+
+    steps = len(conditions.timesteps.knots) if is_map else 1
+    number = count()
+
+    def restore(timesteps: Sequence[int]) -> Tensor:
+        return engine.restore(
+            lq,
+            timesteps,
+            conditions.prompts,
+            generator=conditions.generator,
+            finish=finish,
+            progress=share_of(progress, next(number), steps),
+        )
+
+    results = run_at(conditions.timesteps, restore, conditions.generator)
+    return conditions.mix(results, output_size)
+
+
+def _begin_to_copy(pixels: Tensor) -> Tensor:
+    """Return a copy on the host, complete once the device has done what it was given."""
+    if pixels.device.type != "cuda":
+        return pixels.cpu()
+    copy = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=True)
+    return copy.copy_(pixels, non_blocking=True)
+
+
+MARGIN_PX = 128
+"""What is computed beyond each edge, where the networks still see that there is one."""
+
+
+def margins_of(settings: UpscaleSettings) -> tuple[int, int]:
+    """Return what is computed above and below, and to the left and right, in px."""
+    across_y, across_x = settings.wraps
+    return MARGIN_PX * across_y, MARGIN_PX * across_x
+
+
+def upscale_seamless(
+    engine: OneStepEngine,
+    conditions: Conditions,
+    rgb: Tensor,
+    settings: UpscaleSettings,
+    progress: Progress | None = None,
+) -> Iterator[Strip]:
+    """Restore and enlarge images that repeat; as `upscale`, in `settings.seamless`'s directions."""
+    wraps, margins = settings.wraps, margins_of(settings)
+    size, output_size = (
+        of(*rgb.shape[-2:]) for of in (settings.network_size, settings.output_size)
+    )
+    # Latents must repeat as well.
+    multiple = engine.vae.downscale_factor
+    size = tuple(
+        -(-side // multiple) * multiple if wrap else side
+        for side, wrap in zip(size, wraps, strict=True)
+    )
+    enlarged = resize_wrapped(rgb, size, wraps).clamp(0, 1)
+    if isinstance(conditions.timesteps, TimestepField):
+        maps = tuple(extend_map(map, size, settings) for map in conditions.timesteps.maps)
+        conditions = replace(conditions, timesteps=TimestepField(maps))
+    plain = replace(settings, scale=1, process_size=0, seamless=None)
+    strips = upscale(engine, conditions, pad_wrap(enlarged, margins), plain, progress)
+    cropped = _cropped(strips, size, margins)
+    if size == output_size:
+        yield from cropped
+        return
+    whole = torch.cat([rows for _, rows in cropped], dim=2)
+    yield 0, resize_wrapped(whole, output_size, wraps).clamp(0, 1)
+
+
+def extend_map(
+    timestep_map: TimestepMap, size: tuple[int, int], settings: UpscaleSettings
+) -> TimestepMap:
+    """Return the map of an image of a size together with its margins."""
+    repeats = [3 if wrap else 1 for wrap in settings.wraps]
+    tiled = TimestepMap(timestep_map.values.repeat(*repeats))
+    height, width = size
+    wide = tiled.at(repeats[0] * height, repeats[1] * width)
+    top, left = (side * (repeat // 2) for side, repeat in zip(size, repeats, strict=True))
+    middle = wide[top : top + height, left : left + width]
+    values = pad_wrap(middle[None, None], margins_of(settings))[0, 0]
+    return TimestepMap(values, timestep_map.named)
+
+
+def _cropped(
+    strips: Iterable[Strip], size: tuple[int, int], margins: tuple[int, int]
+) -> Iterator[Strip]:
+    (height, width), (top, left) = size, margins
+    for start, rows in strips:
+        first, last = max(start, top), min(start + rows.shape[2], top + height)
+        if first < last:
+            yield first - top, rows[:, :, first - start : last - start, left : left + width]
