@@ -8,7 +8,7 @@ import signal
 import pytest
 from PIL import Image
 
-from tadsr.cli.timestep_maps import read_timestep_map
+from tadsr.cli.options import read_timestep_map
 from tadsr.degradation.partners import read_records
 from tadsr.errors import TADSRError
 from tadsr.folders.manifest import read_manifest

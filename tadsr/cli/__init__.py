@@ -10,23 +10,20 @@ import gc
 import io
 import os
 import sys
-from typing import Annotated
 
 import typer
 
-from tadsr.cli.checkpoints import CONVERT_HELP, INFO_HELP, convert, info
-from tadsr.cli.compare import COMPARE_HELP, compare
-from tadsr.cli.degrade import DEGRADE_HELP, degrade
-from tadsr.cli.demo import DEMO_HELP, demo
-from tadsr.cli.doctor import DOCTOR_HELP, doctor
-from tadsr.cli.evaluate import EVALUATE_HELP, evaluate
-from tadsr.cli.export import export
-from tadsr.cli.serve import SERVE_HELP, serve
-from tadsr.cli.suggestions import SuggestingCommand, SuggestingGroup
-from tadsr.cli.sweep import SWEEP_HELP, sweep
-from tadsr.cli.tagger import CONVERT_TAGGER_HELP, TAG_HELP, convert_tagger, tag
-from tadsr.cli.train import TRAIN_HELP, train
-from tadsr.cli.upscale import UPSCALE_HELP, upscale
+from tadsr.cli.checkpoints import convert, export, info
+from tadsr.cli.commands import Command, Group
+from tadsr.cli.degrade import degrade
+from tadsr.cli.doctor import doctor
+from tadsr.cli.evaluate import evaluate
+from tadsr.cli.hosting import demo, serve
+from tadsr.cli.options import option
+from tadsr.cli.sheets import compare, sweep
+from tadsr.cli.tagger import convert_tagger, tag
+from tadsr.cli.train import train
+from tadsr.cli.upscale import upscale
 from tadsr.version import __version__
 
 __all__ = ["app", "main"]
@@ -54,26 +51,19 @@ Examples:
 
 # Plain text: rich's boxes break paths and messages that people copy, and its tracebacks are long.
 app = typer.Typer(
-    cls=SuggestingGroup,
+    cls=Group,
     help=_HELP,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("upscale", cls=SuggestingCommand, help=UPSCALE_HELP, no_args_is_help=True)(upscale)
-app.command("info", cls=SuggestingCommand, help=INFO_HELP)(info)
-app.command("convert", cls=SuggestingCommand, help=CONVERT_HELP)(convert)
-app.command("tag", cls=SuggestingCommand, help=TAG_HELP, no_args_is_help=True)(tag)
-app.command("convert-tagger", cls=SuggestingCommand, help=CONVERT_TAGGER_HELP)(convert_tagger)
-app.command("evaluate", cls=SuggestingCommand, help=EVALUATE_HELP, no_args_is_help=True)(evaluate)
-app.command("sweep", cls=SuggestingCommand, help=SWEEP_HELP, no_args_is_help=True)(sweep)
-app.command("compare", cls=SuggestingCommand, help=COMPARE_HELP, no_args_is_help=True)(compare)
-app.command("degrade", cls=SuggestingCommand, help=DEGRADE_HELP, no_args_is_help=True)(degrade)
-app.command("train", cls=SuggestingCommand, help=TRAIN_HELP, no_args_is_help=True)(train)
-app.command("doctor", cls=SuggestingCommand, help=DOCTOR_HELP)(doctor)
-app.command("demo", cls=SuggestingCommand, help=DEMO_HELP)(demo)
-app.command("serve", cls=SuggestingCommand, help=SERVE_HELP)(serve)
+for command in (
+    *(upscale, info, convert, tag, convert_tagger, evaluate, sweep, compare, degrade, train),
+    *(doctor, demo, serve),
+):
+    has_defaults = command in (info, convert, convert_tagger, doctor, demo, serve)
+    app.command(cls=Command, no_args_is_help=not has_defaults)(command)
 app.add_typer(export, name="export")
 
 
@@ -85,15 +75,13 @@ def _show_version(is_asked: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[
-        bool,
-        typer.Option(
-            *("--version", "-V"),
-            callback=_show_version,
-            is_eager=True,
-            help="Show the version and exit.",
-        ),
-    ] = False,
+    version: bool = option(
+        False,
+        "--version -V",
+        "Show the version and exit.",
+        callback=_show_version,
+        is_eager=True,
+    ),
 ) -> None:
     for stream in (sys.stdout, sys.stderr):
         # A name of a file may hold what the terminal's encoding does not, or be no text at all.

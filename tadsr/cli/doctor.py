@@ -4,72 +4,65 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from tadsr.cli import options
-from tadsr.cli.devices import check_device_name, choose_device
-from tadsr.cli.reporting import format_bytes, readable_errors, silence_libraries
+from tadsr.cli.model import DtypeName, choose_device, choose_dtype
+from tadsr.cli.reporting import align, format_bytes
 
 if TYPE_CHECKING:
     from tadsr.doctor import Finding, Report
-
-DOCTOR_HELP = """Show what runs on this machine, what does not and why.
-
-\b
-Examples:
-  tadsr doctor                 versions, device, engine, kernels, the model's files
-  tadsr doctor --check         each kernel and engine against its reference
-  tadsr doctor --speed         the engines side by side; the fastest is remembered
-  tadsr doctor --check --json  for a bug report
-"""
 
 _SIGNS = {True: "ok", False: "WRONG", None: "-"}
 
 
 def doctor(
-    model: options.ModelOption = "tadsr-tiny",
-    device: options.DeviceOption = "auto",
-    dtype: options.DtypeOption = "auto",
-    is_checking: Annotated[
-        bool, typer.Option("--check", help="Compare kernels and engines with their references.")
-    ] = False,
-    is_timing: Annotated[
-        bool, typer.Option("--speed", help="Time the engines at 512 x 512 px.")
-    ] = False,
-    as_json: options.JsonOption = False,
-    debug: options.DebugOption = False,
+    model: str = options.MODEL,
+    device: str = options.DEVICE,
+    dtype: DtypeName = options.DTYPE,
+    is_checking: bool = options.option(
+        False, "--check", "Compare kernels and engines with their references."
+    ),
+    is_timing: bool = options.option(False, "--speed", "Time the engines at 512 x 512 px."),
+    as_json: bool = options.JSON,
+    debug: bool = options.DEBUG,
 ) -> None:
-    """Run `tadsr doctor`; the exit code is 1 if something is wrong."""
-    with readable_errors(debug):
-        check_device_name(device)
-        from tadsr.cli.model import choose_dtype
-        from tadsr.doctor import check_all, examine, time_all
+    """Show what runs on this machine, what does not and why.
 
-        silence_libraries(debug)
-        chosen = choose_device(device)
-        about = (model, chosen, choose_dtype(dtype, chosen))
-        report = examine(*about)
+    \b
+    Examples:
+      tadsr doctor                 versions, device, engine, kernels, the model's files
+      tadsr doctor --check         each kernel and engine against its reference
+      tadsr doctor --speed         the engines side by side; the fastest is remembered
+      tadsr doctor --check --json  for a bug report
+    """
+    chosen = choose_device(device)
+    from tadsr.doctor import check_all, examine, time_all
 
-        def follow(finding: Finding) -> Finding:
-            if not as_json:
-                typer.echo(_line(finding))
-            return finding
+    about = (model, chosen, choose_dtype(dtype, chosen))
+    report = examine(*about)
 
+    def follow(finding: Finding) -> Finding:
         if not as_json:
-            typer.echo("\n".join(_table(report)))
-        if is_checking:
-            report = replace(report, checks=tuple(map(follow, check_all(*about))))
-        if is_timing:
-            report = replace(report, speeds=tuple(map(follow, time_all(*about))))
-        if as_json:
-            typer.echo(json.dumps(asdict(report), indent=2))
+            typer.echo(_line(finding))
+        return finding
+
+    if not as_json:
+        typer.echo(align(_facts(report).items()))
+        follow(report.model)
+    if is_checking:
+        report = replace(report, checks=tuple(map(follow, check_all(*about))))
+    if is_timing:
+        report = replace(report, speeds=tuple(map(follow, time_all(*about))))
+    if as_json:
+        typer.echo(json.dumps(asdict(report), indent=2))
     if not report.is_right:
         raise typer.Exit(1)
 
 
-def _table(report: Report) -> list[str]:
+def _facts(report: Report) -> dict[str, str]:
     machine, device = report.machine, report.device
     memory = {name: format_bytes(int(machine[f"{name}_bytes"])) for name in ("memory", "available")}
     shown = {name: value for name, value in device.items() if not name.endswith("_bytes")}
@@ -79,7 +72,7 @@ def _table(report: Report) -> list[str]:
     if "free_bytes" in device:
         free, total = (format_bytes(int(device[f"{name}_bytes"])) for name in ("free", "total"))
         about += f", {free} of {total} free"
-    rows = {
+    return {
         **report.versions,
         "system": machine["system"],
         "processor": machine["processor"],
@@ -92,8 +85,6 @@ def _table(report: Report) -> list[str]:
         if report.kernel_reasons
         else "used",
     }
-    width = max(map(len, rows)) + 2
-    return [*(f"{name:<{width}}{value}" for name, value in rows.items()), _line(report.model)]
 
 
 def _line(finding: Finding) -> str:

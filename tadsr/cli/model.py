@@ -1,17 +1,94 @@
-"""Load the model that the command line named."""
+"""The model and the device that a command line names; torch is imported once both make sense."""
 
 from __future__ import annotations
 
-import torch
+import importlib.util
+import os
+import re
+import runpy
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from tadsr.cli.model_request import DtypeName, ModelRequest
-from tadsr.cli.reporting import as_usage_errors, format_bytes
-from tadsr.config import torch_dtype
-from tadsr.onestep.memory import used_bytes
-from tadsr.onestep.products import choose_products
-from tadsr.onestep.support import unknown_blocks, wrapped_modules
-from tadsr.quick import open_quickly
-from tadsr.restorer import Restorer
+from tadsr.checkpoints.detect import check_source
+from tadsr.cli.reporting import UsageError, as_usage_errors, format_bytes
+from tadsr.config import EngineName, Precision, torch_dtype
+from tadsr.lazily import lasting_imports
+
+if TYPE_CHECKING:
+    import torch
+
+    from tadsr.prompts import PromptStyle
+    from tadsr.restorer import Restorer
+
+DtypeName = Literal["auto", Precision]
+_DEVICE = re.compile(r"auto|cpu|mps|(cuda:)?\d+|cuda")
+
+
+@dataclass(frozen=True)
+class ModelRequest:
+    """A model and how it is loaded."""
+
+    source: str
+    """As in `TADSRPipeline.from_pretrained`, and so are `adapter` and `tagger`."""
+    adapter: str | None = None
+    dtype: DtypeName = "auto"
+    """Precision of the weights; "auto" is fp16 on CUDA and fp32 elsewhere, with products in bf16
+    on a CPU that is faster so."""
+    prompt: str | None = None
+    """What the model must know; None is neutral."""
+    timestep: int | None = None
+    """The largest that the model must have; None for its own."""
+    tagger: str | None = None
+    prompt_style: PromptStyle = "published"
+    """How a tagger's words and the prompt are joined."""
+    engine: EngineName = "auto"
+    """How the networks are run."""
+    loras: tuple[tuple[str, float], ...] = ()
+    """Files of further LoRAs and their strengths, merged into the weights."""
+
+    def check(self) -> None:
+        """Raise CheckpointError unless the model can exist."""
+        check_source(self.source, self.adapter)
+
+    @property
+    def name(self) -> str:
+        """What the model is called: of a folder the name only, for where it lies may be private."""
+        return Path(self.source).resolve().name if os.path.isdir(self.source) else self.source
+
+    def load(self, device: str | torch.device) -> Restorer:
+        """Load the model onto a device and check that it takes the prompt and the timestep."""
+        import torch
+
+        device = torch.device(device)
+        dtype = choose_dtype(self.dtype, device)
+        mixes = self.dtype == "auto" and device.type == "cpu"
+        pipe: Restorer | None = None
+        if device.type == "cpu" and not (self.adapter or self.tagger or self.loras):
+            from tadsr.quick import open_quickly
+
+            pipe = open_quickly(self.source, dtype, self.engine, mixes=mixes)
+        if pipe is None:
+            from tadsr.pipeline import TADSRPipeline  # takes seconds, with diffusers
+
+            pipe = TADSRPipeline.from_pretrained(
+                self.source,
+                adapter=self.adapter,
+                torch_dtype="auto" if mixes else dtype,
+                tagger=self.tagger,
+                engine=self.engine,
+            )
+            for source, strength in self.loras:
+                pipe.merge_lora(source, scale=strength)
+            pipe.to(device)
+        pipe.prompt_style = self.prompt_style
+        with as_usage_errors():
+            pipe.encode_prompt([self.prompt or ""])
+            pipe.check_timesteps(
+                pipe.default_timestep if self.timestep is None else self.timestep, 1
+            )
+        return pipe
 
 
 def choose_dtype(name: DtypeName, device: torch.device) -> torch.dtype:
@@ -21,37 +98,62 @@ def choose_dtype(name: DtypeName, device: torch.device) -> torch.dtype:
     return torch_dtype(name)
 
 
-def load_model(request: ModelRequest, device: str | torch.device) -> Restorer:
-    """Load a model onto a device and check that it takes the prompt and the timestep."""
-    device = torch.device(device)
-    dtype = choose_dtype(request.dtype, device)
-    pipe: Restorer | None = None
-    mixes = request.dtype == "auto" and device.type == "cpu"
-    if device.type == "cpu" and not (request.adapter or request.tagger or request.loras):
-        pipe = open_quickly(request.source, dtype, request.engine, mixes=mixes)
-    if pipe is None:
-        from tadsr.pipeline import TADSRPipeline  # takes seconds, with diffusers
+def check_device_name(name: str) -> str:
+    """Return a device's name, whether or not this machine has it."""
+    if not _DEVICE.fullmatch(name):
+        raise UsageError(f"--device must be auto, cpu, cuda, cuda:N or mps, got {name!r}")
+    return name
 
-        pipe = TADSRPipeline.from_pretrained(
-            request.source,
-            adapter=request.adapter,
-            torch_dtype="auto" if mixes else dtype,
-            tagger=request.tagger,
-            engine=request.engine,
-        )
-        for source, strength in request.loras:
-            pipe.merge_lora(source, scale=strength)
-        pipe.to(device)
-    pipe.prompt_style = request.prompt_style
-    with as_usage_errors():
-        pipe.encode_prompt([request.prompt or ""])
-        timestep = pipe.default_timestep if request.timestep is None else request.timestep
-        pipe.check_timesteps(timestep, 1)
-    return pipe
+
+def split_devices(names: str) -> list[str]:
+    """Turn "0,1" or "cuda:0,cpu" into names of devices, whether or not this machine has them."""
+    parts = [part.strip() for part in names.split(",")]
+    if not all(parts):
+        raise UsageError(f"--devices must be names with commas between, such as 0,1, got {names!r}")
+    return list(map(check_device_name, parts))
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of a name, which must exist on this machine."""
+    name = f"cuda:{name}" if name.isdecimal() else name
+    if name.startswith("cuda") and "torch" not in sys.modules:
+        _check_build(name)
+    with lasting_imports():
+        import torch
+    if name == "auto":
+        # Not mps, which has not been tested on a real machine.
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    num_found = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+    }[device.type]
+    if (device.index or 0) >= num_found:
+        raise _missing(name, f"found {num_found} of that kind")
+    return device
+
+
+def _missing(name: str, reason: str) -> UsageError:
+    return UsageError(f"--device {name} must exist, but {reason}; use --device cpu or auto")
+
+
+def _check_build(name: str) -> None:
+    """Check that torch is built for CUDA, without the seconds that importing it takes."""
+    spec = importlib.util.find_spec("torch")
+    file = Path(spec.origin).with_name("version.py")
+    known = runpy.run_path(str(file)) if file.exists() else {}
+    if known and known.get("cuda") is known.get("hip") is None:
+        raise _missing(name, f"torch {known['__version__']} is a build without it")
 
 
 def describe(pipe: Restorer, *, reasons: bool = False) -> str:
     """Return where and how a pipeline runs, as a line, and as more of them why."""
+    import torch
+
+    from tadsr.onestep.products import choose_products
+    from tadsr.onestep.support import unknown_blocks, wrapped_modules
+
     device, dtype = pipe.device, _name_of(pipe.unet.dtype)
     with torch.no_grad():  # as in a call
         stages = pipe.engine.stages
@@ -62,23 +164,24 @@ def describe(pipe: Restorer, *, reasons: bool = False) -> str:
     if not reasons:
         return line
     missing = "" if torch.cuda.is_available() else "; no CUDA device is there"
-    lines = [
-        line,
-        f"  device: {device}{missing}, {torch.get_num_threads()} threads of torch on the CPU",
-        f"  precision: {dtype}{inside}; {choose_products(device, pipe.unet.dtype).reason}",
-    ]
     against = unknown_blocks(pipe.vae, pipe.unet) + wrapped_modules(pipe.vae, pipe.unet)
-    is_fused = name == "fused"
-    plain = "the networks are Stable Diffusion's" if is_fused else "no other is faster here"
-    why = "; ".join(against) or plain
-    return "\n".join([*lines, f"  engine: asked for {pipe.engine.choice}; {why}"])
+    plain = "the networks are Stable Diffusion's" if name == "fused" else "no other is faster here"
+    return "\n".join(
+        [
+            line,
+            f"  device: {device}{missing}, {torch.get_num_threads()} threads of torch on the CPU",
+            f"  precision: {dtype}{inside}; {choose_products(device, pipe.unet.dtype).reason}",
+            f"  engine: asked for {pipe.engine.choice}; {'; '.join(against) or plain}",
+        ]
+    )
 
 
-def memory_remark(pipe: Restorer, tiling: object) -> str | None:
+def memory_remark(pipe: Restorer, tiling: Any) -> str | None:
     """Return that a limit of memory cannot be kept, since what is loaded takes more."""
+    from tadsr.onestep.memory import used_bytes
+
     limit = getattr(tiling, "max_memory", None)
-    used = used_bytes(pipe.device)
-    if limit is None or used < limit:
+    if limit is None or (used := used_bytes(pipe.device)) < limit:
         return None
     return (
         f"Warning: --max-memory {format_bytes(limit)} cannot be kept, since the program and the "

@@ -1,4 +1,4 @@
-"""How commands talk: errors in one readable form, quiet libraries, sizes for people."""
+"""How commands talk: errors in one readable form, quiet libraries, sizes and tables for people."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import typer
@@ -82,12 +82,12 @@ def interrupted_by_sigterm() -> Iterator[None]:
 
 
 @contextmanager
-def as_usage_errors() -> Iterator[None]:
-    """Report wrong values as misuse of the command line."""
+def as_usage_errors(where: str = "") -> Iterator[None]:
+    """Report wrong values as misuse of the command line; `where` begins the message."""
     try:
         yield
     except (ValueError, TypeError) as error:
-        raise UsageError(str(error)) from error
+        raise UsageError(f"{where}{error}") from error
 
 
 def check_range(option: str, value: int | None, low: int, high: int, hint: str) -> None:
@@ -137,24 +137,33 @@ def parse_bytes(text: str) -> int:
     """Turn a size as people write it, such as "6GB", "500 MB" or "2GiB", into bytes."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
     if found is None or not float(found[1]):
-        raise ValueError(f"a size must be like 6GB, 500MB or 2GiB, got {text!r}")
+        raise UsageError(f"a size must be like 6GB, 500MB or 2GiB, got {text!r}")
     power = " KMGT".index(found[2].upper() or " ")
     return int(float(found[1]) * (1024 if found[3] else 1000) ** power)
 
 
-def format_bytes(count: int) -> str:
+def format_bytes(count: float) -> str:
     """Return a size in bytes as people read it, such as "5.2 MB"."""
     return _format_unit(count, ("B", "kB", "MB", "GB"))
 
 
-def format_count(count: int) -> str:
+def format_count(count: float) -> str:
     """Return a large number as people read it, such as "2.6 M"."""
     return _format_unit(count, ("", "k", "M", "G")).strip()
 
 
 def _format_unit(value: float, units: tuple[str, ...]) -> str:
-    for unit in units[:-1]:
-        if value < 1000:
-            return f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:.3g} {units[-1]}"
+    power = 0
+    while value >= 1000 and power < len(units) - 1:
+        value, power = value / 1000, power + 1
+    return f"{value:.3g} {units[power]}"
+
+
+def align(rows: Iterable[Sequence[str]]) -> str:
+    """Return rows of cells as lines, with each column as wide as its widest cell."""
+    rows = list(rows)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )

@@ -1,14 +1,21 @@
-"""Decide which file goes where before anything is read, and say so: no pixels."""
+"""Decide which file goes where before anything is read, and say so: no pixels.
+
+`-` for standard input and output is kept in files of a temporary folder meanwhile.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from difflib import get_close_matches
 from functools import cache
 from glob import glob, has_magic
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import typer
@@ -34,18 +41,17 @@ FORMAT_SUFFIXES = {
     "jxl": (".jxl",),
 }
 """Suffixes that an output file may have, by format; the first where we name it."""
+_OUTPUT_SUFFIXES = tuple(suffix for group in FORMAT_SUFFIXES.values() for suffix in group)
+_STREAM = "-"
 
 
-def parse_format(text: str, formats: Sequence[str] = ("same", *FORMAT_SUFFIXES)) -> str:
+def parse_format(text: str, formats: Sequence[str]) -> str:
     """Return the format that is called so, or by one of its suffixes."""
     name = text.lower().removeprefix(".")
     for format in formats:
         if name == format or f".{name}" in FORMAT_SUFFIXES.get(format, ()):
             return format
     raise typer.BadParameter(f"must be one of {', '.join(formats)}, got {text!r}")
-
-
-_OUTPUT_SUFFIXES = tuple(suffix for group in FORMAT_SUFFIXES.values() for suffix in group)
 
 
 def plan_jobs(
@@ -85,7 +91,10 @@ def plan_jobs(
             beside = tag if tag is not None else own_tag or f"_x{scale:g}"
             drafts = _draft(inputs, output, beside, tag, say)
             if format == "same":
-                drafts = [replace(draft, suffix=_same_suffix(draft.source)) for draft in drafts]
+                suffixes = ((draft, draft.source.suffix.lower()) for draft in drafts)
+                drafts = [
+                    replace(d, suffix=s if s in _OUTPUT_SUFFIXES else "") for d, s in suffixes
+                ]
             jobs = name_targets(leave_out_results(drafts, scale, suffix, say), suffix)
     with as_usage_errors():
         check_targets(jobs)
@@ -138,11 +147,6 @@ def _expand(paths: Sequence[str], output: str | None) -> list[str]:
         found = [] if os.path.exists(path) or is_output else sorted(glob(path, recursive=True))
         expanded += found or [path]
     return expanded
-
-
-def _same_suffix(source: Path) -> str:
-    suffix = source.suffix.lower()
-    return suffix if suffix in _OUTPUT_SUFFIXES else ""
 
 
 def check_places(jobs: Sequence[Job]) -> list[Job]:
@@ -248,6 +252,46 @@ def check_lossless(jobs: Sequence[Job], is_lossless: bool) -> None:
     for job in jobs:
         if is_lossless and job.target.suffix.lower() in (".jpg", ".jpeg", ".avif", ".gif"):
             raise UsageError(f"--lossless must be for PNG, WebP, TIFF or BMP, got {job.target}")
+
+
+@contextmanager
+def standard_streams(
+    paths: Sequence[str], output: str | None, suffix: str
+) -> Iterator[tuple[list[str], str | None, Callable[[str], str]]]:
+    """Replace `-` by temporary files.
+
+    Args:
+        output: What `--output` said, or None; `-` is standard output.
+
+    Yields:
+        The paths, the output, and what replaces the files' names in messages.
+    """
+    paths = list(paths)
+    if output is None and len(paths) > 1 and paths[-1] == _STREAM:
+        output = paths.pop()
+    if _STREAM not in paths and output != _STREAM:
+        yield paths, output, str
+        return
+    if _STREAM in paths and output is None:
+        output = paths.pop() if len(paths) == 2 and paths[0] == _STREAM else _STREAM
+    if len(paths) != 1:
+        raise UsageError(f"{_STREAM} stands for one image, got {len(paths)} inputs")
+    with TemporaryDirectory(prefix="tadsr-") as folder:
+        read, result = Path(folder, "stdin"), Path(folder, f"stdout{suffix}")
+
+        def shown(text: str) -> str:
+            text = text.replace(str(read), "standard input")
+            return text.replace(str(result), "standard output")
+
+        if paths == [_STREAM]:
+            paths = [str(read)]
+            with read.open("wb") as file:
+                shutil.copyfileobj(sys.stdin.buffer, file)
+        yield paths, str(result) if output == _STREAM else output, shown
+        if result.exists():
+            with result.open("rb") as file:
+                shutil.copyfileobj(file, sys.stdout.buffer)
+            sys.stdout.flush()
 
 
 def say_plan(jobs: Sequence[Job], request: FileRequest, say: Callable[[str], None]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tadsr.cli.model_request import ModelRequest
+from tadsr.cli.model import ModelRequest
 from tadsr.errors import TADSRError
 from tadsr.folders.jobs import mirror_folder
 from tadsr.folders.outcome import Outcome

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
 import tadsr
-from tadsr.cli.model_request import ModelRequest
+from tadsr.cli.model import ModelRequest
 from tadsr.folders.jobs import Job, mirror_folder
 from tadsr.folders.manifest import MANIFEST_NAME, Manifest, Record, read_manifest
 from tadsr.folders.restoring import FileRequest, UpscaleSettings
