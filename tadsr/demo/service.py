@@ -12,6 +12,7 @@ import json
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -67,29 +68,6 @@ class _CancelledError(Exception):
     """The client has gone, or the service stops."""
 
 
-@dataclass
-class _Counts:
-    """What /metrics tells."""
-
-    done: int = 0
-    failed: int = 0
-    refused: int = 0
-    cancelled: int = 0
-    waiting: int = 0
-    seconds: float = 0.0
-
-    def described(self) -> str:
-        """Return the figures as Prometheus reads them."""
-        rows = []
-        for name in ("done", "failed", "refused", "cancelled"):
-            rows += [f"# TYPE tadsr_{name}_total counter"]
-            rows += [f"tadsr_{name}_total {getattr(self, name)}"]
-        rows += ["# TYPE tadsr_computing_seconds_total counter"]
-        rows += [f"tadsr_computing_seconds_total {self.seconds:.3f}"]
-        rows += ["# TYPE tadsr_waiting gauge", f"tadsr_waiting {self.waiting}"]
-        return "\n".join(rows) + "\n"
-
-
 @dataclass(eq=False)
 class Service:
     """Answers requests.
@@ -103,7 +81,8 @@ class Service:
     models: Models
     limits: DemoLimits
     max_waiting: int = 8
-    _counts: _Counts = field(default_factory=_Counts)
+    _counts: Counter[str] = field(default_factory=Counter)
+    """What /metrics tells."""
 
     def __post_init__(self) -> None:
         if self.max_waiting < 1:
@@ -128,24 +107,26 @@ class Service:
         return Starlette(
             routes=[
                 Route("/", lambda _: PlainTextResponse(ROUTES)),
-                Route("/health", self._health),
-                Route("/metrics", self._metrics),
-                Route("/v1/models", self._list_models),
+                Route("/health", lambda _: JSONResponse({"status": "ok", "version": __version__})),
+                Route("/metrics", lambda _: PlainTextResponse(self._metrics())),
+                Route("/v1/models", lambda _: JSONResponse(self._list())),
                 Route("/api/upscale", self._upscale, methods=["POST"]),
                 Route("/v1/images/edits", self._edit, methods=["POST"]),
             ],
             exception_handlers={HTTPException: _as_json},
         )
 
-    async def _health(self, request: Request) -> Response:
-        return JSONResponse({"status": "ok", "version": __version__})
+    def _metrics(self) -> str:
+        """Return the counts as Prometheus reads them."""
+        names = ("done", "failed", "refused", "cancelled")
+        rows = [(f"{name}_total", "counter", str(self._counts[name])) for name in names]
+        rows.append(("computing_seconds_total", "counter", f"{self._counts['seconds']:.3f}"))
+        rows.append(("waiting", "gauge", str(self._counts["waiting"])))
+        return "".join(f"# TYPE tadsr_{n} {kind}\ntadsr_{n} {value}\n" for n, kind, value in rows)
 
-    async def _metrics(self, request: Request) -> Response:
-        return PlainTextResponse(self._counts.described())
-
-    async def _list_models(self, request: Request) -> Response:
+    def _list(self) -> dict[str, Any]:
         data = [{"id": name, "object": "model", "owned_by": "tadsr"} for name in self.models.names]
-        return JSONResponse({"object": "list", "data": data})
+        return {"object": "list", "data": data}
 
     async def _upscale(self, request: Request) -> Response:
         """Answer with the PNG, or with events if the client accepts them."""
@@ -161,12 +142,12 @@ class Service:
     async def _edit(self, request: Request) -> Response:
         """Answer as OpenAI's image edits do."""
         photo, values = await self._read(request)
+        known = (*VALUES, *EDIT_VALUES, "user")
         for name, value in values.items():
             if value.lower() != EDIT_VALUES.get(name, value.lower()):
                 raise self._refusal(400, f"{name} must be {EDIT_VALUES[name]}, got {value[:80]!r}")
-            if name not in (*VALUES, *EDIT_VALUES, "user"):
-                known = ", ".join((*VALUES, *EDIT_VALUES, "user"))
-                raise self._refusal(400, f"{name[:80]} must be one of {known}")
+            if name not in known:
+                raise self._refusal(400, f"{name[:80]} must be one of {', '.join(known)}")
         png = await self._answer(request, self._admit(photo, values))
         encoded = base64.b64encode(png).decode()
         return JSONResponse({"created": int(time.time()), "data": [{"b64_json": encoded}]})
@@ -208,7 +189,7 @@ class Service:
                 raise ValueError(f"model must be one of {', '.join(self.models.names)}")
         except ValueError as error:
             raise self._refusal(422, str(error)) from error
-        if self._counts.waiting >= self.max_waiting:
+        if self._counts["waiting"] >= self.max_waiting:
             raise self._refusal(503, "too many photos are waiting; come back", RETRY_SECONDS)
         return partial(self._compute, photo, name, choices)
 
@@ -226,7 +207,7 @@ class Service:
             found = restore(
                 pipe, path, choices, Path(folder), limits=self.limits, progress=progress
             )
-            self._counts.seconds += time.monotonic() - begin
+            self._counts["seconds"] += time.monotonic() - begin
             return found.file.read_bytes()
 
     async def _answer(self, request: Request, compute: Callable[[Progress], bytes]) -> bytes:
@@ -244,32 +225,31 @@ class Service:
         gone: Event,
         progress: Progress = lambda share: None,
     ) -> asyncio.Task[bytes]:
+        """Have a photo computed in its turn, until its client has gone."""
         # Counted before the loop answers anyone else, so that no more wait than may.
-        self._counts.waiting += 1
-        return asyncio.ensure_future(self._run(compute, gone, progress))
+        self._counts["waiting"] += 1
 
-    async def _run(
-        self, compute: Callable[[Progress], bytes], gone: Event, progress: Progress
-    ) -> bytes:
         def tell(share: float) -> None:
             if gone.is_set() or self._is_stopping.is_set():
                 raise _CancelledError
             progress(share)
 
+        return asyncio.ensure_future(self._run(partial(compute, tell)))
+
+    async def _run(self, compute: Callable[[], bytes]) -> bytes:
         try:
-            loop = asyncio.get_running_loop()
-            png = await loop.run_in_executor(self._worker, compute, tell)
+            png = await asyncio.get_running_loop().run_in_executor(self._worker, compute)
         except _CancelledError as error:
-            self._counts.cancelled += 1
+            self._counts["cancelled"] += 1
             raise HTTPException(503, "stopped before the photo was done") from error
         except Exception as error:
-            self._counts.failed += 1
+            self._counts["failed"] += 1
             is_ours = isinstance(error, CheckpointError | ImageWriteError)
             is_clients = isinstance(error, TADSRError | ValueError | TypeError) and not is_ours
             raise HTTPException(422 if is_clients else 500, sentence_for(error)) from error
         finally:
-            self._counts.waiting -= 1
-        self._counts.done += 1
+            self._counts["waiting"] -= 1
+        self._counts["done"] += 1
         return png
 
     def _stream(self, compute: Callable[[Progress], bytes]) -> StreamingResponse:
@@ -300,27 +280,26 @@ class Service:
         return StreamingResponse(events(), media_type="text/event-stream")
 
     def _refusal(self, status: int, message: str, retry_s: int | None = None) -> HTTPException:
-        self._counts.refused += 1
+        self._counts["refused"] += 1
         headers = None if retry_s is None else {"Retry-After": str(retry_s)}
         return HTTPException(status, message, headers)
 
 
 def _choices(values: Mapping[str, Any]) -> Choices:
-    def number(name: str, default: float | None) -> float | None:
+    given = {name: values[name] for name in ("prompt", "color_fix") if name in values}
+    for name in ("timestep", "scale"):
         try:
-            return float(values[name]) if name in values else default
+            given |= {name: float(values[name])} if name in values else {}
         except ValueError as error:
             raise ValueError(f"{name} must be a number, got {values[name]!r}") from error
-
-    timestep, scale = number("timestep", Choices.timestep), number("scale", Choices.scale)
-    if timestep is not None and not (timestep.is_integer() and 0 <= timestep <= 999):
-        raise ValueError(f"timestep must be a whole number in 0..999, got {timestep:g}")
-    timestep = None if timestep is None else int(timestep)
-    color_fix = values.get("color_fix", Choices.color_fix)
-    if color_fix not in get_args(ColorFix):
+    if "timestep" in given:
+        timestep = given["timestep"]
+        if not (timestep.is_integer() and 0 <= timestep <= 999):
+            raise ValueError(f"timestep must be a whole number in 0..999, got {timestep:g}")
+        given["timestep"] = int(timestep)
+    if given.get("color_fix", "none") not in get_args(ColorFix):
         raise ValueError(f"color_fix must be one of {', '.join(get_args(ColorFix))}")
-    prompt = str(values.get("prompt", ""))
-    return Choices(timestep=timestep, scale=scale, prompt=prompt, color_fix=color_fix)
+    return Choices(**given)
 
 
 def _event(name: str, data: Mapping[str, Any]) -> str:

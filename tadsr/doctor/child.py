@@ -7,7 +7,6 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -33,20 +32,14 @@ MAX_MEAN_LEVELS = {torch.float32: 0.5, torch.float16: 2.0, torch.bfloat16: 6.0}
 MAX_ODD_BYTES = 0.02
 
 
-def main() -> None:
-    """Run the task that the only argument describes as JSON."""
+def main(task: str, source: str, device: str, dtype: str, *names: str) -> None:
+    """Check or time each of the kernels and engines, or remember an engine."""
     warnings.simplefilter("ignore")
-    about = json.loads(sys.argv[1])
-    device, dtype = torch.device(about["device"]), getattr(torch, about["dtype"])
-    tasks: dict[str, Callable[..., Finding]] = {
-        "check": check,
-        "time": time_engine,
-        "remember": remember_engine,
-    }
-    for name in about["names"]:
+    run = {"check": check, "time": time_engine, "remember": remember_engine}[task]
+    for name in names:
         try:
             with torch.no_grad():
-                found = tasks[about["task"]](name, about["source"], device, dtype)
+                found = run(name, source, torch.device(device), getattr(torch, dtype))
         except Exception as error:
             found = Finding(name, False, f"{type(error).__name__}: {str(error)[:300]}")
         print(json.dumps(asdict(found)), flush=True)  # noqa: T201 - read by the parent
@@ -61,13 +54,11 @@ def check(name: str, source: str, device: torch.device, dtype: torch.dtype) -> F
     if reasons:
         return Finding(name, None, f"does not run: {'; '.join(reasons)}")
     run, inputs = getattr(kernels, one), kernel_inputs(one, device, dtype)
-    found, expected = (
-        run(*inputs[0], **inputs[1], backend=backend) for backend in ("triton", "reference")
-    )
-    pairs = zip(_tuple(found), _tuple(expected), strict=True)
-    errors = [_byte_error(*p) if p[0].dtype == torch.uint8 else _error(*p) for p in pairs]
-    limit = MAX_ODD_BYTES if one.endswith("uint8") or "uint8" in one else MAX_KERNEL_ERROR[dtype]
-    return Finding(name, max(errors) < limit, f"error {max(errors):.1e}, {limit:.0e} is allowed")
+    results = [run(*inputs[0], **inputs[1], backend=way) for way in ("triton", "reference")]
+    found, expected = (result if isinstance(result, tuple) else (result,) for result in results)
+    error = max(_error(*pair) for pair in zip(found, expected, strict=True))
+    limit = MAX_ODD_BYTES if "uint8" in one else MAX_KERNEL_ERROR[dtype]
+    return Finding(name, error < limit, f"error {error:.1e}, {limit:.0e} is allowed")
 
 
 def kernel_inputs(
@@ -150,20 +141,13 @@ def _photo(side: int) -> Image.Image:
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
-def _tuple(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return result if isinstance(result, tuple) else (result,)
-
-
 def _error(found: Tensor, expected: Tensor) -> float:
-    found, expected = found.float(), expected.float()
-    return ((found - expected).norm() / expected.norm()).item()
-
-
-def _byte_error(found: Tensor, expected: Tensor) -> float:
-    """Return the share of bytes that differ, or 1 where some do by more than one."""
-    difference = (found.short() - expected.short()).abs()
-    return 1.0 if difference.max() > 1 else difference.float().mean().item()
+    """Return the relative error; of bytes the share that differs, or 1 where some do by more."""
+    difference = found.float() - expected.float()
+    if found.dtype == torch.uint8:
+        return 1.0 if difference.abs().max() > 1 else difference.abs().mean().item()
+    return (difference.norm() / expected.float().norm()).item()
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -115,11 +115,10 @@ def verify_model(source: str) -> Finding:
     damaged = [name for name, digest in expected.items() if fingerprint(folder / name)[1] != digest]
     if damaged:
         return Finding(name, False, f"damaged: {', '.join(damaged)} in {folder}; get it again")
+    compared = f"{len(expected)} files match their hashes"
     if not expected:
-        return Finding(
-            name, True, f"the headers are right; there are no hashes to compare with, {folder}"
-        )
-    return Finding(name, True, f"{len(expected)} files match their hashes, {folder}")
+        compared = "the headers are right; there are no hashes to compare with"
+    return Finding(name, True, f"{compared}, {folder}")
 
 
 def _hashes_of(folder: Path) -> dict[str, str]:
@@ -128,6 +127,6 @@ def _hashes_of(folder: Path) -> dict[str, str]:
         lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
         pairs = (line.split(maxsplit=1) for line in lines if line.strip())
         return {name.lstrip("*"): digest for digest, name in pairs}
-    blobs = {p: Path(p.resolve()).name for p in folder.rglob("*") if p.is_symlink()}
-    known = {p: name for p, name in blobs.items() if re.fullmatch(r"[0-9a-f]{64}", name)}
-    return {str(path.relative_to(folder)): name for path, name in known.items()}
+    links = (path for path in folder.rglob("*") if path.is_symlink())
+    blobs = {str(path.relative_to(folder)): path.resolve().name for path in links}
+    return {path: name for path, name in blobs.items() if re.fullmatch(r"[0-9a-f]{64}", name)}

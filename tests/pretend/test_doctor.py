@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from tadsr.doctor import examine
+from tadsr.doctor import KERNELS, examine
 from tadsr.doctor.child import check
-from tadsr.doctor.children import KERNELS
 
 from .conftest import Machine
 
