@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
@@ -11,17 +10,13 @@ import torch
 from torch.utils.data import DataLoader
 
 from tadsr.checkpoints.detect import HUB_ID
-from tadsr.errors import TADSRWarning
 from tadsr.image_files import find_images as find_photos
-from tadsr.training.data.listed import (
-    ListedPhotos,
-    SharedIndices,
-    start_worker,
-)
+from tadsr.training.data.listed import ListedPhotos
 from tadsr.training.data.restored import RestoredSamples, Restorer
-from tadsr.training.data.samples import Batch, collate
+from tadsr.training.data.samples import Batch, collate, numbers_of
 from tadsr.training.data.sources import PhotoRecord, leave_out_unusable, list_folder, read_list
 from tadsr.training.data.streamed import HubStream, ShardStream, StreamedData
+from tadsr.training.stopping import leave_signals_to_the_parent
 from tadsr.training.training_config import DEFAULT_CROP_PX, DataConfig
 
 _PREFETCH_BATCHES = 4
@@ -77,11 +72,11 @@ class TrainingData:
         workers = self.config.num_workers
         loader = DataLoader(
             dataset,
-            batch_sampler=SharedIndices(batch_size, first_sample, rank, num_processes),
+            batch_sampler=numbers_of(batch_size, first_sample, rank, num_processes),
             collate_fn=collate,
             num_workers=workers,
             prefetch_factor=_PREFETCH_BATCHES if workers else None,
-            worker_init_fn=start_worker,
+            worker_init_fn=_start_worker,
             pin_memory=pin_memory,
         )
         iterator = iter(loader)
@@ -92,6 +87,12 @@ class TrainingData:
             # handler of ending children raises the death of a worker wherever the process is.
             if workers:
                 iterator._shutdown_workers()
+
+
+def _start_worker(_number: int) -> None:
+    """Limit a worker process to one thread, and let its parent end it."""
+    torch.set_num_threads(1)
+    leave_signals_to_the_parent()
 
 
 def open_data(
@@ -114,17 +115,13 @@ def open_data(
                 f"data.lq and data.captions must be left out for kind {kind!r}: a stream carries "
                 "its captions (data.caption_column), and is degraded on the fly"
             )
-        source = HubStream(config) if kind == "huggingface" else ShardStream(config)
-        return StreamedData(source, config, seed)
+        return (HubStream if kind == "huggingface" else ShardStream)(config, seed)
     if kind == "list" and config.captions is not None:
         raise ValueError(
             "data.captions must be left out for kind 'list': captions are its third column"
         )
     records = read_list(config) if kind == "list" else list_folder(config)
-    usable, left_out = leave_out_unusable(records, config)
-    if left_out:
-        warnings.warn(left_out, TADSRWarning, stacklevel=3)
-    return TrainingData(usable, config, seed, restorer)
+    return TrainingData(leave_out_unusable(records, config), config, seed, restorer)
 
 
 def _detect_kind(config: DataConfig) -> str:

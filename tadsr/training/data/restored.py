@@ -18,13 +18,24 @@ from tqdm import tqdm
 from tadsr.checkpoints.json_files import read_json
 from tadsr.checkpoints.tensor_files import TensorReader, read_pickle
 from tadsr.errors import CheckpointError, DataError, import_extra
-from tadsr.training.data.listed import ListedPhotos, ShuffledEpochs
-from tadsr.training.data.samples import Sample, draw_turn
+from tadsr.training.data.listed import ListedPhotos, draw_in_epochs
+from tadsr.training.data.samples import Batch, draw_turn
 from tadsr.training.training_config import DataConfig
 from tadsr.whole_file import whole_file
 
 Restorer = Callable[[Tensor], Tensor]
 """A restoration network: RGB (B, 3, h, w) in [0, 1] to (B, 3, scale·h, scale·w), about [0, 1]."""
+
+
+SAMPLES_PER_FILE = 64
+_BATCH = 8
+"""Samples that the network gets at once."""
+_DECISIVE = ("crop_px", "scale", "min_zoom", "degradation", "bicubic_probability",
+             "mild_probability", "web_probability", "prompt", "captions",
+             "prompt_dropout")  # fmt: skip
+"""Settings that samples on disk depend on."""
+_TURN_KEY = 2
+"""Keeps the turns of a sample apart from other numbers drawn for it."""
 
 
 def load_restorer(path: str | Path, scale: int) -> Restorer:
@@ -62,17 +73,6 @@ def load_restorer(path: str | Path, scale: int) -> Restorer:
     return network
 
 
-SAMPLES_PER_FILE = 64
-_BATCH = 8
-"""Samples that the network gets at once."""
-_DECISIVE = ("crop_px", "scale", "min_zoom", "degradation", "bicubic_probability",
-             "mild_probability", "web_probability", "prompt", "captions",
-             "prompt_dropout")  # fmt: skip
-"""Settings that samples on disk depend on."""
-_TURN_KEY = 2
-"""Keeps the turns of a sample apart from other numbers drawn for it."""
-
-
 class RestoredSamples(Dataset):
     """A finite set of samples on disk, each with a restoration network's result.
 
@@ -93,7 +93,6 @@ class RestoredSamples(Dataset):
         self.restorer = restorer
         self.folder = Path(config.restored.folder)
         self.count = config.restored.num_samples
-        self._order = ShuffledEpochs(self.count, seed)
         self._claim()
         if restorer is None and any(self._missing_files()):
             if config.restored.network is None:
@@ -112,16 +111,16 @@ class RestoredSamples(Dataset):
             self._make_file(path, device)
         self.restorer = None  # worker processes have no use for it
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> Batch:
         """Read a sample of the set, flipped and turned as its place in the sequence says."""
-        number, row = divmod(self._order[index], SAMPLES_PER_FILE)
+        place = draw_in_epochs(index, self.count, self.seed)
+        number, row = divmod(place, SAMPLES_PER_FILE)
         with safe_open(self._path(number), "pt") as file:
-            prompts = json.loads(file.metadata()["prompts"])
-            names = json.loads(file.metadata()["names"])
-            images = [_to_float(file.get_slice(name)[row]) for name in ("hq", "lq", "restored")]
+            prompt, name = (json.loads(file.metadata()[key])[row] for key in ("prompts", "names"))
+            pixels = [file.get_slice(key)[row : row + 1] for key in ("hq", "lq", "restored")]
         turn = draw_turn(self.config, np.random.default_rng([self.seed, index, _TURN_KEY]))
-        hq, lq, restored = map(turn, images)
-        return Sample(hq, lq, prompts[row], index, None, names[row], (), restored)
+        hq, lq, restored = (turn(x.float() / 127.5 - 1) for x in pixels)
+        return Batch(hq, lq, (prompt,), torch.tensor([index]), None, (name,), (), restored)
 
     def _path(self, number: int) -> Path:
         return self.folder / f"samples_{number:06d}.safetensors"
@@ -164,9 +163,9 @@ class RestoredSamples(Dataset):
             if sample.lq.shape[-1] * scale != sample.hq.shape[-1]:
                 raise DataError(
                     f"the LQ that a restoration network gets must be 1/{scale} of its HQ, got "
-                    f"{sample.lq.shape[-1]} and {sample.hq.shape[-1]} px in {sample.name}"
+                    f"{sample.lq.shape[-1]} and {sample.hq.shape[-1]} px in {sample.names[0]}"
                 )
-        hq, lq = (torch.stack([getattr(s, name) for s in samples]) for name in ("hq", "lq"))
+        hq, lq = (torch.cat([getattr(s, name) for s in samples]) for name in ("hq", "lq"))
         batches = (lq / 2 + 0.5).split(_BATCH)
         restored = torch.cat([self.restorer(b.to(device)).float().cpu() for b in batches])
         if restored.shape != hq.shape:
@@ -175,20 +174,16 @@ class RestoredSamples(Dataset):
                 f"{tuple(hq.shape[1:])}, got {tuple(restored.shape[1:])}"
             )
         images = {"hq": hq, "lq": lq, "restored": restored * 2 - 1}
-        tensors = {name: _to_bytes(x) for name, x in images.items()}
-        names = [str(_relative(Path(s.name), self.config.source)) for s in samples]
-        metadata = {"prompts": json.dumps([s.prompt for s in samples]), "names": json.dumps(names)}
+        tensors = {
+            name: ((x.clamp(-1, 1) + 1) * 127.5).round().byte().contiguous()
+            for name, x in images.items()
+        }
+        names = [str(_relative(Path(s.names[0]), self.config.source)) for s in samples]
+        prompts = [s.prompts[0] for s in samples]
+        metadata = {"prompts": json.dumps(prompts), "names": json.dumps(names)}
         with whole_file(path) as partial:
             save_file(tensors, partial, metadata)
 
 
 def _relative(path: Path, source: str) -> Path:
     return path.relative_to(source) if path.is_relative_to(source) else path
-
-
-def _to_bytes(images: Tensor) -> Tensor:
-    return ((images.clamp(-1, 1) + 1) * 127.5).round().byte().contiguous()
-
-
-def _to_float(pixels: Tensor) -> Tensor:
-    return pixels.float() / 127.5 - 1

@@ -6,8 +6,8 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,10 +30,12 @@ _MAX_CHECKED = 30_000
 _HEADER_THREADS = 8
 _NUM_COMPARED = 16
 """Pairs whose size and sharpness tell whether columns are swapped."""
+SIDECAR = "sidecar"
+"""Value of `DataConfig.captions` for a .txt beside each photograph."""
+_NUM_NAMED = 3
 
 
-@dataclass(frozen=True)
-class PhotoRecord:
+class PhotoRecord(NamedTuple):
     """One photograph of a source."""
 
     hq: Path
@@ -53,24 +55,21 @@ def list_folder(config: DataConfig) -> list[PhotoRecord]:
     if not photos:
         raise ValueError(f"data folder must hold photographs, but is empty of them: {root}")
     captions = find_captions(config.captions, root, photos)
-    partners = None if config.lq is None else _index_by_name(Path(config.lq))
-    records, alone = [], []
-    for path in photos:
-        key = path.relative_to(root).with_suffix("").as_posix()
-        partner = None
-        if partners is not None:
-            partner = partners.get(key)
-            if partner is None:
-                alone.append(key)
-                continue
-        records.append(PhotoRecord(path, partner, captions.get(path)))
+    if config.lq is None:
+        return [PhotoRecord(path, None, captions.get(path)) for path in photos]
+    lq = Path(config.lq)
+    if not lq.is_dir():
+        raise ValueError(f"data.lq must be a folder of LQ partners, got {lq}")
+    partners = {_key(path.relative_to(lq)): path for path in find_photos(lq)}
+    keys = {path: _key(path.relative_to(root)) for path in photos}
+    alone = [key for key in keys.values() if key not in partners]
     if alone:
         raise ValueError(
-            f"every HQ must have an LQ partner of the same name in {config.lq}, but "
+            f"every HQ must have an LQ partner of the same name in {lq}, but "
             f"{len(alone)} have none, first {alone[:5]}"
         )
-    if partners is not None:
-        check_not_swapped(records, "data.source and data.lq")
+    records = [PhotoRecord(hq, partners[key], captions.get(hq)) for hq, key in keys.items()]
+    check_not_swapped(records, "data.source and data.lq")
     return records
 
 
@@ -119,10 +118,8 @@ def check_not_swapped(records: list[PhotoRecord], what: str) -> None:
         )
 
 
-def leave_out_unusable(
-    records: list[PhotoRecord], config: DataConfig
-) -> tuple[list[PhotoRecord], str]:
-    """Leave out photographs that are too small or no images, by their headers."""
+def leave_out_unusable(records: list[PhotoRecord], config: DataConfig) -> list[PhotoRecord]:
+    """Leave out photographs that are too small or no images, by their headers, with a warning."""
     checked, later = records[:_MAX_CHECKED], records[_MAX_CHECKED:]
     # Around the threads: in them, one's filters would be left behind by another.
     with warnings.catch_warnings(), ThreadPoolExecutor(_HEADER_THREADS) as pool:
@@ -140,10 +137,10 @@ def leave_out_unusable(
             f"partners that fit if any, but of {len(records)} in {config.source} {told} (the "
             f"largest has a side of {largest} px); take a smaller data.crop_px or other photographs"
         )
-    num_out = len(records) - len(kept)
-    if not num_out:
-        return kept, ""
-    return kept, f"{num_out} of {len(records)} photographs in {config.source} are left out: {told}"
+    if told:
+        num_out = f"{len(records) - len(kept)} of {len(records)} photographs in {config.source}"
+        warnings.warn(f"{num_out} are left out: {told}", TADSRWarning, stacklevel=4)
+    return kept
 
 
 def _flaw(size: Size | None, partner: Size | None, config: DataConfig) -> str:
@@ -156,11 +153,6 @@ def _flaw(size: Size | None, partner: Size | None, config: DataConfig) -> str:
     fitting = [UNKNOWN_PX, size, tuple(side // config.scale for side in size)]
     is_fitting = size == UNKNOWN_PX or sorted(partner or ()) in map(sorted, fitting)
     return "" if is_fitting else "without a readable LQ of a fitting size"
-
-
-SIDECAR = "sidecar"
-"""Value of `DataConfig.captions` for a .txt beside each photograph."""
-_NUM_NAMED = 3
 
 
 def find_captions(captions: str | None, root: Path, photos: Sequence[Path]) -> dict[Path, str]:
@@ -223,6 +215,7 @@ def _read_file(path: Path) -> dict[str, str]:
 
 
 def _key(name: Path) -> str:
+    """Return what a photograph, its partner and its caption are matched by."""
     return name.with_suffix("").as_posix()
 
 
@@ -233,13 +226,6 @@ def _some(names: Sequence[str]) -> str:
 
 def _is_main_process() -> bool:
     return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
-
-
-def _index_by_name(folder: Path) -> dict[str, Path]:
-    if not folder.is_dir():
-        raise ValueError(f"data.lq must be a folder of LQ partners, got {folder}")
-    photos = find_photos(folder)
-    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in photos}
 
 
 def _sharpness(image: np.ndarray) -> float:

@@ -54,7 +54,7 @@ def first(data, count):
 def test_each_sample_carries_the_result_of_its_own_lq(photos, tmp_path):
     samples = first(prepared(make_config(photos, tmp_path), Doubler()), 16)
     for sample in samples:
-        expect = F.interpolate(sample.lq[None] / 2 + 0.5, scale_factor=4)[0] / 2
+        expect = F.interpolate(sample.lq / 2 + 0.5, scale_factor=4) / 2
         torch.testing.assert_close(sample.restored / 2 + 0.5, expect, atol=1 / 255, rtol=0)
     batch = collate(samples[:2])
     assert batch.restored.shape == batch.lq.shape == batch.hq.shape == (2, 3, CROP_PX, CROP_PX)
@@ -87,7 +87,7 @@ def test_what_is_kept_is_not_computed_again(photos, tmp_path):
     assert all((tmp_path / name).read_bytes() == content for name, content in files.items())
     # Whole sets need no network; the run's seed changes only order and turns.
     other = first(prepared(config, seed=7), 8)
-    assert {s.name for s in other} == {s.name for s in before}
+    assert {s.names for s in other} == {s.names for s in before}
     assert not all(a.hq.equal(b.hq) for a, b in zip(before, other, strict=True))
 
 

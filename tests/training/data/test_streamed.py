@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tadsr.errors import DataError
 from tadsr.training.data import DataConfig, find_photos, open_data
-from tadsr.training.data.streamed import Share, shuffle_buffered
+from tadsr.training.data.streamed import shuffle_buffered
 
 CROP_PX = 32
 NUM_PHOTOS = 8
@@ -148,7 +148,7 @@ def test_resuming_changes_nothing(place, config):
 def test_processes_share_an_epoch(num_processes, config):
     data = open_data(config, seed=0)
     shares = [
-        {photo.caption for photo in data.source.read(0, 0, Share(rank, num_processes))}
+        {photo.caption for photo in data.read(0, rank, num_processes)}
         for rank in range(num_processes)
     ]
     assert sum(map(len, shares)) == NUM_PHOTOS
@@ -161,10 +161,10 @@ def test_processes_share_an_epoch(num_processes, config):
 
 
 def test_a_process_opens_its_own_shards_alone(shards):
-    source = open_data(shards, seed=0).source
+    data = open_data(shards, seed=0)
     for epoch in range(2):
         opened = [
-            {photo.name.split("/")[0] for photo in source.read(0, epoch, Share(rank, 2))}
+            {photo.name.split("/")[0] for photo in data.read(epoch, rank, 2)}
             for rank in (0, 1)
         ]
         assert sorted(opened, key=str) == [{"part-0.tar"}, {"part-1.tar"}]
