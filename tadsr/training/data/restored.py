@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -133,7 +134,8 @@ class RestoredSamples(Dataset):
         """Record what the folder's samples are, or check that they are the same."""
         photos = "\n".join(str(_relative(r.hq, self.config.source)) for r in self.photos.records)
         network = self.config.restored.network
-        facts = {name: getattr(self.config, name) for name in _DECISIVE} | {
+        settings = json.loads(json.dumps(asdict(self.config)))  # as they come back from the file
+        facts = {name: settings[name] for name in _DECISIVE} | {
             "seed": self.config.restored.seed,
             "photos": hashlib.sha256(photos.encode()).hexdigest(),
             "network": None if network is None else Path(network).name,

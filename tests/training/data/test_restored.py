@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from tadsr import TADSRError
+from tadsr.degradation import PRESETS
 from tadsr.errors import CheckpointError, DataError
 from tadsr.training import DataConfig, RestoredConfig
 from tadsr.training.data import load_restorer, open_data
@@ -35,7 +36,7 @@ def small_files(monkeypatch):
     monkeypatch.setattr(module, "SAMPLES_PER_FILE", 4)
 
 
-def make_config(photos, folder, num_samples=8, **changes):
+def configure(photos, folder, num_samples=8, **changes):
     restored = RestoredConfig(str(folder), num_samples=num_samples)
     settings = {"crop_px": CROP_PX, "rotate": True, "num_workers": 0, "restored": restored}
     return DataConfig(str(photos), **settings | changes)
@@ -52,7 +53,7 @@ def first(data, count):
 
 
 def test_each_sample_carries_the_result_of_its_own_lq(photos, tmp_path):
-    samples = first(prepared(make_config(photos, tmp_path), Doubler()), 16)
+    samples = first(prepared(configure(photos, tmp_path), Doubler()), 16)
     for sample in samples:
         expect = F.interpolate(sample.lq / 2 + 0.5, scale_factor=4) / 2
         torch.testing.assert_close(sample.restored / 2 + 0.5, expect, atol=1 / 255, rtol=0)
@@ -68,6 +69,9 @@ def test_each_sample_carries_the_result_of_its_own_lq(photos, tmp_path):
 
 
 def test_what_is_kept_is_not_computed_again(photos, tmp_path):
+    def make_config(*place, **changes):
+        return configure(*place, **changes, degradation=PRESETS["mild"])  # ranges, not a name
+
     config = make_config(photos, tmp_path)
     restorer = Doubler()
     before = first(prepared(config, restorer), 8)
@@ -95,18 +99,18 @@ def test_what_is_kept_is_not_computed_again(photos, tmp_path):
     "changes", [{"degradation": "mild"}, {"web_probability": 0.5}, {"min_zoom": 0.5}]
 )
 def test_samples_made_otherwise_are_refused(photos, tmp_path, changes):
-    prepared(make_config(photos, tmp_path), Doubler())
+    prepared(configure(photos, tmp_path), Doubler())
     with pytest.raises(DataError, match=next(iter(changes))):
-        open_data(make_config(photos, tmp_path, **changes), seed=0)
+        open_data(configure(photos, tmp_path, **changes), seed=0)
 
 
 def test_what_cannot_be_computed_is_said_at_once(photos, tmp_path):
     with pytest.raises(DataError, match="no network"):
-        open_data(make_config(photos, tmp_path / "a"), seed=0)
+        open_data(configure(photos, tmp_path / "a"), seed=0)
     with pytest.raises(DataError, match="enlarge by 4"):
-        prepared(make_config(photos, tmp_path / "b"), Doubler(scale=2))
+        prepared(configure(photos, tmp_path / "b"), Doubler(scale=2))
     with pytest.raises(DataError, match="1/4 of its HQ"):
-        prepared(make_config(photos, tmp_path / "c", lq=str(photos)), Doubler())
+        prepared(configure(photos, tmp_path / "c", lq=str(photos)), Doubler())
     with pytest.raises(ValueError, match=r"data\.restored must be left out"):
         open_data(make_config("owner/photos", tmp_path / "d"), seed=0)
     with pytest.raises(ValueError, match="num_samples"):
@@ -115,7 +119,7 @@ def test_what_cannot_be_computed_is_said_at_once(photos, tmp_path):
 
 def test_spandrel_is_asked_for_where_it_is_missing(photos, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "spandrel", None)
-    config = make_config(photos, tmp_path)
+    config = configure(photos, tmp_path)
     restored = dataclasses.replace(config.restored, network="network.pth")
     with pytest.raises(TADSRError, match=r"tadsr\[train\]"):
         open_data(dataclasses.replace(config, restored=restored), seed=0)
