@@ -112,7 +112,7 @@ def test_what_cannot_be_computed_is_said_at_once(photos, tmp_path):
     with pytest.raises(DataError, match="1/4 of its HQ"):
         prepared(configure(photos, tmp_path / "c", lq=str(photos)), Doubler())
     with pytest.raises(ValueError, match=r"data\.restored must be left out"):
-        open_data(make_config("owner/photos", tmp_path / "d"), seed=0)
+        open_data(configure("owner/photos", tmp_path / "d"), seed=0)
     with pytest.raises(ValueError, match="num_samples"):
         RestoredConfig("folder", num_samples=0)
 

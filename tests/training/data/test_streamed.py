@@ -164,8 +164,7 @@ def test_a_process_opens_its_own_shards_alone(shards):
     data = open_data(shards, seed=0)
     for epoch in range(2):
         opened = [
-            {photo.name.split("/")[0] for photo in data.read(epoch, rank, 2)}
-            for rank in (0, 1)
+            {photo.name.split("/")[0] for photo in data.read(epoch, rank, 2)} for rank in (0, 1)
         ]
         assert sorted(opened, key=str) == [{"part-0.tar"}, {"part-1.tar"}]
 
