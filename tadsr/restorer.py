@@ -206,7 +206,7 @@ class Restorer(OneStepPipeline):
                 (start, colors[0], alpha_rows(decoded, settings, start, colors))
                 for start, colors in strips
             )
-            write_strips(rows, path, like=decoded, size=size, overwrite=overwrite)
+            write_strips(rows, path, like=decoded, size=size)
             return ()
 
         groups = self._group([decoded], timestep, prompt, generator, settings)

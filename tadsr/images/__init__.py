@@ -9,7 +9,6 @@ from tadsr.lazily import lazy_names
 if TYPE_CHECKING:
     from tadsr.config import MAX_PIXELS
     from tadsr.images.array_image import ArrayImage
-    from tadsr.images.canvas import alpha_rows, assemble_images, resize_image, stack_images
     from tadsr.images.decoding import (
         DecodedImage,
         ImageKind,
@@ -20,7 +19,16 @@ if TYPE_CHECKING:
         mark_as_made,
         strip_metadata,
     )
-    from tadsr.images.encoding import OUTPUT_TYPES, encode_image, takes_bytes, to_uint8
+    from tadsr.images.encoding import (
+        OUTPUT_TYPES,
+        alpha_rows,
+        assemble_images,
+        encode_image,
+        resize_image,
+        stack_images,
+        takes_bytes,
+        to_uint8,
+    )
     from tadsr.images.files import check_format, check_writable, is_see_through, write_image
     from tadsr.images.frames import Animation, count_frames, read_frames, write_frames
     from tadsr.images.metadata import upright_size
@@ -41,12 +49,14 @@ __getattr__ = lazy_names(
     {
         "tadsr.config": "MAX_PIXELS",
         "tadsr.images.array_image": "ArrayImage",
-        "tadsr.images.canvas": "alpha_rows assemble_images resize_image stack_images",
         "tadsr.images.decoding": (
             "DecodedImage ImageKind ImageLike OutputType decode_image lay_over mark_as_made "
             "strip_metadata"
         ),
-        "tadsr.images.encoding": "OUTPUT_TYPES encode_image takes_bytes to_uint8",
+        "tadsr.images.encoding": (
+            "OUTPUT_TYPES alpha_rows assemble_images encode_image resize_image stack_images "
+            "takes_bytes to_uint8"
+        ),
         "tadsr.images.files": "check_format check_writable is_see_through write_image",
         "tadsr.images.frames": "Animation count_frames read_frames write_frames",
         "tadsr.images.metadata": "upright_size",

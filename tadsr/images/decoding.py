@@ -25,7 +25,7 @@ from tadsr.images.metadata import (
     upright_metadata,
 )
 from tadsr.images.reading import unreadable
-from tadsr.images.visible import is_colorless, spread_colors
+from tadsr.images.tensors import is_colorless, spread_colors
 
 ImageLike: TypeAlias = Image.Image | ArrayImage | np.ndarray | Tensor
 OutputType: TypeAlias = Literal["pil", "np", "pt"]

@@ -6,8 +6,6 @@ import errno
 import functools
 import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,8 +19,14 @@ from tadsr.images.decoding import INTEGER_WHITE, decode_image, icc_space, unit_p
 from tadsr.images.encoding import encode_image
 from tadsr.images.metadata import exif_with_dpi, find_orientation, iptc_resource, kept_metadata
 from tadsr.images.plugins import knows_jxl
-from tadsr.images.png import PngWriter, metadata_chunks
-from tadsr.whole_file import whole_file, why_unwritable
+from tadsr.images.strips import (
+    PngWriter,
+    attach_metadata,
+    metadata_chunks,
+    open_whole,
+    write_tiff,
+)
+from tadsr.whole_file import why_unwritable
 
 # What can be written, if this build of Pillow can.
 _SUFFIXES = {
@@ -178,25 +182,11 @@ def write_image(
                 options = save_options(image, format, quality, is_lossless=is_lossless)
                 image.save(file, format=format, **options)
                 if format == "TIFF":
-                    from tadsr.images.tiff import attach_metadata
-
                     attach_metadata(file, kept_metadata(image.info, icc_space(image.mode)))
         except Exception as error:
             raise ImageWriteError(
                 f"{path}: cannot be written as {format}: {reason_of(error)}"
             ) from error
-
-
-@contextmanager
-def open_whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Open an image file that appears under its name only when all is written."""
-    try:
-        with whole_file(path) as partial, open(partial, "x+b") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise ImageWriteError(f"{path}: cannot be written: {reason_of(error)}") from error
 
 
 def to_palette(image: Image.Image) -> Image.Image:
@@ -223,8 +213,6 @@ def _write_array(image: ArrayImage, file: BinaryIO, format: str) -> None:
     metadata = kept_metadata(image.info, b"GRAY" if image.is_gray else b"RGB ")
     pixels = image.pixels
     if format == "TIFF":
-        from tadsr.images.tiff import write_tiff
-
         write_tiff(file, [pixels], pixels.shape, pixels.dtype, metadata)
         return
     if pixels.dtype.kind == "f":

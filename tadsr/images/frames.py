@@ -20,7 +20,6 @@ from tadsr.images.encoding import encode_image
 from tadsr.images.files import (
     check_writable,
     is_see_through,
-    open_whole,
     save_options,
     to_palette,
 )
@@ -35,8 +34,8 @@ from tadsr.images.metadata import (
     upright_metadata,
     upright_size,
 )
-from tadsr.images.png import PngWriter
 from tadsr.images.reading import check_readable, named_errors, num_frames_of, open_image
+from tadsr.images.strips import PngWriter, open_whole
 
 _RESTORE_BACKGROUND = 2
 _GIF_MS, _WEBP_MS = 655_350, 2**24 - 1

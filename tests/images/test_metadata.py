@@ -13,12 +13,12 @@ from tadsr.images import (
     decode_image,
     read_image,
     strip_metadata,
-    tiff,
+    strips,
     upright_size,
     write_image,
     write_strips,
 )
-from tadsr.images.png import PngWriter
+from tadsr.images.strips import PngWriter
 
 from .samples import SRGB_ICC, enlarged
 
@@ -121,15 +121,15 @@ def test_metadata_in_strips(byte_order, is_16bit, suffix, tmp_path):
         image = ArrayImage(pixels, upright.kind.info)
     like = decode_image(image)
     path = tmp_path / f"a{suffix}"
-    strips = [(0, like.rgb[:, :3], None), (3, like.rgb[:, 3:], None)]
-    write_strips(strips, path, like=like, size=(7, 5))
+    parts = [(0, like.rgb[:, :3], None), (3, like.rgb[:, 3:], None)]
+    write_strips(parts, path, like=like, size=(7, 5))
     _check_kept(path)
     torch.testing.assert_close(decode_image(read_image(path)).rgb, like.rgb, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("byte_order", ["<", ">"])
 def test_exif_in_a_big_tiff(byte_order, monkeypatch, tmp_path):
-    monkeypatch.setattr(tiff, "_ROOM_FOR_TAGS", 2**32)  # every file is a large one then
+    monkeypatch.setattr(strips, "_ROOM_FOR_TAGS", 2**32)  # every file is a large one then
     exif = _exif(1)
     exif.endian = byte_order
     info = decode_image(_photo()).kind.info | {"exif": exif.tobytes()}
