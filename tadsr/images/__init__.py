@@ -30,9 +30,9 @@ if TYPE_CHECKING:
         to_uint8,
     )
     from tadsr.images.files import check_format, check_writable, is_see_through, write_image
-    from tadsr.images.frames import Animation, count_frames, read_frames, write_frames
+    from tadsr.images.frames import Animation, read_frames, write_frames
     from tadsr.images.metadata import upright_size
-    from tadsr.images.reading import FileFacts, find_losses, read_facts, read_image
+    from tadsr.images.reading import FileFacts, count_frames, find_losses, read_facts, read_image
     from tadsr.images.strips import STREAMED_SUFFIXES, check_streamable, write_strips
     from tadsr.images.tensors import (
         pad_reflect,
@@ -58,9 +58,9 @@ __getattr__ = lazy_names(
             "takes_bytes to_uint8"
         ),
         "tadsr.images.files": "check_format check_writable is_see_through write_image",
-        "tadsr.images.frames": "Animation count_frames read_frames write_frames",
+        "tadsr.images.frames": "Animation read_frames write_frames",
         "tadsr.images.metadata": "upright_size",
-        "tadsr.images.reading": "FileFacts find_losses read_facts read_image",
+        "tadsr.images.reading": "FileFacts count_frames find_losses read_facts read_image",
         "tadsr.images.strips": "STREAMED_SUFFIXES check_streamable write_strips",
         "tadsr.images.tensors": (
             "pad_reflect pad_wrap reflect_index resize_bicubic resize_bicubic_rows resize_wrapped"

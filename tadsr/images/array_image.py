@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageMode
 
 from tadsr.errors import ImageReadError
-from tadsr.images.containers import open_png
+from tadsr.images.containers import open_png, read_exif_of_tiff
 from tadsr.images.limits import PIXEL_BYTES, check_size
 from tadsr.images.metadata import find_orientation
 
@@ -180,11 +180,7 @@ def read_tiff(path: Path, max_pixels: int | None) -> tuple[np.ndarray, Image.Exi
         orientation = page.tags.valueof(_ORIENTATION_TAG, default=1)
         is_inverted = page.photometric == _MIN_IS_WHITE
         is_premultiplied = 1 in page.extrasamples
-    exif = Image.Exif()
-    with open(path, "rb") as file:
-        exif.load_from_fp(file)
-        for tag in (0x8769, 0x8825):  # read while the file is open
-            exif.get_ifd(tag)
+    exif = read_exif_of_tiff(path)
     if pixels.dtype.kind == "f":
         pixels = check_unit(pixels.astype(np.float32, copy=False), path)
     else:

@@ -15,6 +15,7 @@ from PIL import Image, ImageCms
 from torch import Tensor
 
 from tadsr.images.array_image import ArrayImage
+from tadsr.images.limits import unreadable
 from tadsr.images.metadata import (
     COLOR_KEYS,
     find_metadata,
@@ -24,7 +25,6 @@ from tadsr.images.metadata import (
     turn_upright,
     upright_metadata,
 )
-from tadsr.images.reading import unreadable
 from tadsr.images.tensors import is_colorless, spread_colors
 
 ImageLike: TypeAlias = Image.Image | ArrayImage | np.ndarray | Tensor

@@ -15,10 +15,10 @@ from PIL import Image, PngImagePlugin, features
 from tadsr.errors import ImageWriteError, install, reason_of
 from tadsr.images.array_image import ArrayImage, strips
 from tadsr.images.color_space import to_srgb
+from tadsr.images.containers import knows_jxl
 from tadsr.images.decoding import INTEGER_WHITE, decode_image, icc_space, unit_planes
 from tadsr.images.encoding import encode_image
 from tadsr.images.metadata import exif_with_dpi, find_orientation, iptc_resource, kept_metadata
-from tadsr.images.plugins import knows_jxl
 from tadsr.images.strips import (
     PngWriter,
     attach_metadata,

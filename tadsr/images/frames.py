@@ -23,7 +23,13 @@ from tadsr.images.files import (
     save_options,
     to_palette,
 )
-from tadsr.images.limits import FRAME_PIXEL_BYTES, PIXEL_BYTES, check_size, pillow_opens
+from tadsr.images.limits import (
+    FRAME_PIXEL_BYTES,
+    PIXEL_BYTES,
+    check_size,
+    named_errors,
+    pillow_opens,
+)
 from tadsr.images.metadata import (
     COLOR_KEYS,
     find_metadata,
@@ -34,7 +40,7 @@ from tadsr.images.metadata import (
     upright_metadata,
     upright_size,
 )
-from tadsr.images.reading import check_readable, named_errors, num_frames_of, open_image
+from tadsr.images.reading import frames_of, open_image, opened
 from tadsr.images.strips import PngWriter, open_whole
 
 _RESTORE_BACKGROUND = 2
@@ -80,7 +86,7 @@ class Animation:
                 image = open_image(self.path, self.max_pixels)
             with image:
                 with pillow_opens(self.max_pixels):
-                    indices = _frame_indices(image)
+                    indices = frames_of(image)
                 for index in indices:
                     with pillow_opens(self.max_pixels):  # not while others work on the frame
                         image.seek(index)
@@ -112,24 +118,6 @@ class Animation:
         return replace(self, info=strip_metadata(blank).info)
 
 
-def count_frames(path: str | os.PathLike[str], *, max_pixels: int | None = MAX_PIXELS) -> int:
-    """Return the number of frames of an animation: GIF, WebP, APNG or AVIF; else 1.
-
-    Args:
-        path: The file.
-        max_pixels: As for `read_image`; a file of larger frames counts as 1.
-
-    Raises:
-        ImageReadError: If the file is missing.
-    """
-    path = check_readable(path, max_pixels)
-    try:
-        with pillow_opens(max_pixels), open_image(path, max_pixels) as image:
-            return len(_frame_indices(image))
-    except Exception:
-        return 1  # `read_image` says what is wrong
-
-
 def read_frames(path: str | os.PathLike[str], *, max_pixels: int | None = MAX_PIXELS) -> Animation:
     """Read an animation; a still image is one of a single frame.
 
@@ -144,11 +132,11 @@ def read_frames(path: str | os.PathLike[str], *, max_pixels: int | None = MAX_PI
         ValueError: If `max_pixels` is below 1.
         ImageReadError: As for `read_image`; any damaged frame is found here already.
     """
-    path = check_readable(path, max_pixels)
-    with named_errors(path), pillow_opens(max_pixels), open_image(path, max_pixels) as image:
+    path = Path(path)
+    with opened(path, max_pixels) as image:
         durations, has_alpha = [], False
         colors = {key: image.info[key] for key in COLOR_KEYS if key in image.info}
-        indices = _frame_indices(image)
+        indices = frames_of(image)
         cost = FRAME_PIXEL_BYTES if len(indices) > 1 else PIXEL_BYTES
         for index in indices:
             image.seek(index)
@@ -261,12 +249,6 @@ def _hundredths(durations_ms: Sequence[float]) -> list[int]:
     for total in accumulate(min(duration, _GIF_MS) for duration in durations_ms):
         rounded.append(min(_GIF_MS, max(20, round((total - sum(rounded)) / 10) * 10)))
     return rounded
-
-
-def _frame_indices(image: Image.Image) -> range:
-    """Return which of an opened file's images are its animation."""
-    # An APNG may hold a picture for viewers that do not know APNG, which is no frame.
-    return range(1 if image.info.get("default_image") else 0, num_frames_of(image))
 
 
 def _checked(

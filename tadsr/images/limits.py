@@ -1,4 +1,4 @@
-"""How many pixels a file may promise: our own limit, and Pillow's, which is all the process's."""
+"""What is read of a file at all: how many pixels it may promise, and errors that name it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from tadsr.config import MAX_PIXELS
 from tadsr.errors import ImageReadError, ImageTooLargeError
@@ -115,6 +115,39 @@ def check_scans(path: Path, width: int, height: int, max_pixels: int | None) -> 
         )
 
 
-def too_large(path: Path, error: Exception) -> ImageTooLargeError:
-    """Return our error for one of `BOMBS`."""
-    return ImageTooLargeError(f"{path}: {error} {_WAY_OUT[0].upper()}{_WAY_OUT[1:]}")
+def check_readable(path: str | os.PathLike[str], max_pixels: int | None) -> Path:
+    """Return the path of a file that exists, or raise as `read_image` does."""
+    path = Path(path)
+    if max_pixels is not None and max_pixels < 1:
+        raise ValueError(f"max_pixels must be at least 1 or None, got {max_pixels}")
+    if not os.path.exists(path):  # Path.exists raises where a folder above is closed to us
+        raise ImageReadError(f"{path}: an image file must exist, found none; check the path")
+    if os.path.isdir(path):
+        raise ImageReadError(f"{path}: must be an image file, but is a folder; name a file in it")
+    if not os.path.isfile(path):  # a pipe would be waited for, for ever
+        raise ImageReadError(f"{path}: must be a file, but is a pipe or device; save it first")
+    if not os.path.getsize(path):  # as the kernel's own files, of which some are waited for, too
+        raise ImageReadError(f"{path}: must hold an image, but is empty; copy it again")
+    return path
+
+
+@contextmanager
+def named_errors(path: Path) -> Iterator[None]:
+    """Turn what reading a file raises into an `ImageReadError` that names it."""
+    try:
+        yield
+    except BOMBS as error:
+        raise ImageTooLargeError(f"{path}: {error} {_WAY_OUT[0].upper()}{_WAY_OUT[1:]}") from error
+    except ImageReadError:
+        raise
+    except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
+        raise unreadable(path, error) from error
+
+
+def unreadable(name: object, error: Exception) -> ImageReadError:
+    """Put what Pillow raised into one sentence about the file."""
+    if isinstance(error, UnidentifiedImageError):
+        return ImageReadError(f"{name}: must be an image, but is none that Pillow knows")
+    if isinstance(error, PermissionError):
+        return ImageReadError(f"{name}: must be readable, but permission is denied")
+    return ImageReadError(f"{name}: cannot be read as an image ({error}); get an intact copy")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,22 @@ from tadsr.images.array_image import (
     read_tiff,
 )
 from tadsr.images.color_space import HDR, profile_of_code_points
-from tadsr.images.containers import find_nclx, open_png
-from tadsr.images.limits import BOMBS, check_scans, check_size, pillow_opens, too_large
+from tadsr.images.containers import (
+    find_nclx,
+    is_jxl,
+    open_heif,
+    open_jxl,
+    open_png,
+    raw_size,
+    read_raw,
+)
+from tadsr.images.limits import (
+    check_readable,
+    check_scans,
+    check_size,
+    named_errors,
+    pillow_opens,
+)
 from tadsr.images.metadata import (
     find_metadata,
     is_marked,
@@ -35,13 +49,12 @@ from tadsr.images.metadata import (
     upright_metadata,
     upright_size,
 )
-from tadsr.images.plugins import is_jxl, open_heif, open_jxl, raw_size, read_raw
 
 # Files of several images of equal rank; others keep thumbnails and depth maps beside the first.
-ANIMATED_FORMATS = ("GIF", "PNG", "WEBP", "AVIF")
+_ANIMATED_FORMATS = ("GIF", "PNG", "WEBP", "AVIF")
 _PAGED_FORMATS = ("TIFF", "HEIF")
 _PHOTOMETRIC_TAG = 262
-_NO_ANIMATION = "{}: must be an animation, but is a TIFF; read_image reads its first page"
+_NO_ANIMATION = "{}: must be an animation, but is a TIFF or raw file; read_image reads it"
 _MAX_TILES = 2**16
 """Pieces of a file, each of which takes time."""
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -69,15 +82,11 @@ def read_image(
         ImageReadError: If the file is missing, unreadable, no image, damaged, truncated, empty,
             too large, of a kind that needs a library that is missing, or float beyond [0, 1].
     """
-    path = check_readable(path, max_pixels)
     try:
-        with named_errors(path):
-            if path.suffix.lower() in RAW_SUFFIXES:
-                return read_raw(path, max_pixels)
-            with pillow_opens(max_pixels), open_image(path, max_pixels) as image:
-                return _read(image, path, max_pixels)
-    except _NeedsTifffile:
-        return _read_with_tifffile(path, max_pixels)
+        with opened(path, max_pixels) as image:
+            return _read(image, Path(path), max_pixels)
+    except _NotPillows:
+        return _read_otherwise(Path(path), max_pixels)
 
 
 @dataclass(frozen=True)
@@ -96,54 +105,59 @@ class FileFacts:
 
 def read_facts(path: str | os.PathLike[str], *, max_pixels: int | None = MAX_PIXELS) -> FileFacts:
     """Read an image file's header."""
-    path = check_readable(path, max_pixels)
     try:
-        with named_errors(path):
-            if path.suffix.lower() in RAW_SUFFIXES:
-                return FileFacts(raw_size(path, max_pixels), 1, False, False)
-            with pillow_opens(max_pixels), open_image(path, max_pixels) as image:
-                return FileFacts(
-                    upright_size(image),
-                    num_frames_of(image),
-                    image.has_transparency_data,
-                    is_marked(read_exif(image)),
-                )
-    except _NeedsTifffile:
-        image = _read_with_tifffile(path, max_pixels)
+        with opened(path, max_pixels) as image:
+            num_frames, is_ours = len(frames_of(image)), is_marked(read_exif(image))
+            return FileFacts(upright_size(image), num_frames, image.has_transparency_data, is_ours)
+    except _NotPillows:
+        if _is_raw(path):
+            with named_errors(path):
+                return FileFacts(raw_size(Path(path), max_pixels), 1, False, False)
+        image = _read_otherwise(Path(path), max_pixels)
         return FileFacts(image.size, 1, image.has_transparency_data, False)
 
 
-def num_frames_of(image: Image.Image) -> int:
-    """Return how many images of equal rank an opened file holds."""
-    return getattr(image, "n_frames", 1) if image.format in ANIMATED_FORMATS else 1
+def count_frames(path: str | os.PathLike[str], *, max_pixels: int | None = MAX_PIXELS) -> int:
+    """Return the number of frames of an animation: GIF, WebP, APNG or AVIF; else 1.
+
+    Args:
+        path: The file.
+        max_pixels: As for `read_image`; a file of larger frames counts as 1.
+
+    Raises:
+        ImageReadError: If the file is missing.
+    """
+    check_readable(path, max_pixels)
+    with suppress(ImageReadError), opened(path, max_pixels) as image:
+        return len(frames_of(image))
+    return 1  # `read_image` says what is wrong
 
 
 def find_losses(path: str | os.PathLike[str], *, max_pixels: int | None = MAX_PIXELS) -> list[str]:
     """Return what `read_image` warns of, but for frames: further pages, and HDR."""
+    check_readable(path, max_pixels)
+    with suppress(ImageReadError), opened(path, max_pixels) as image:
+        return _lost_of(image, Path(path))
+    return []
+
+
+@contextmanager
+def opened(path: str | os.PathLike[str], max_pixels: int | None) -> Iterator[Image.Image]:
+    """Open a file that Pillow reads, without its pixels; what goes wrong names it."""
     path = check_readable(path, max_pixels)
-    if path.suffix.lower() in RAW_SUFFIXES:
-        return []
-    try:
-        with pillow_opens(max_pixels), open_image(path, max_pixels) as image:
-            return _lost_of(image, path)
-    except Exception:
-        return []  # `read_image` says what is wrong
+    with named_errors(path), pillow_opens(max_pixels), open_image(path, max_pixels) as image:
+        yield image
 
 
-def check_readable(path: str | os.PathLike[str], max_pixels: int | None) -> Path:
-    """Return the path of a file that exists, or raise as `read_image` does."""
-    path = Path(path)
-    if max_pixels is not None and max_pixels < 1:
-        raise ValueError(f"max_pixels must be at least 1 or None, got {max_pixels}")
-    if not os.path.exists(path):  # Path.exists raises where a folder above is closed to us
-        raise ImageReadError(f"{path}: an image file must exist, found none; check the path")
-    if os.path.isdir(path):
-        raise ImageReadError(f"{path}: must be an image file, but is a folder; name a file in it")
-    if not os.path.isfile(path):  # a pipe would be waited for, for ever
-        raise ImageReadError(f"{path}: must be a file, but is a pipe or device; save it first")
-    if not os.path.getsize(path):  # as the kernel's own files, of which some are waited for, too
-        raise ImageReadError(f"{path}: must hold an image, but is empty; copy it again")
-    return path
+def frames_of(image: Image.Image) -> range:
+    """Return which of an opened file's images are its frames; one, unless it is an animation."""
+    count = getattr(image, "n_frames", 1) if image.format in _ANIMATED_FORMATS else 1
+    # An APNG may hold a picture for viewers that do not know APNG, which is no frame.
+    return range(1 if image.info.get("default_image") else 0, count)
+
+
+def _is_raw(path: str | os.PathLike[str]) -> bool:
+    return Path(path).suffix.lower() in RAW_SUFFIXES
 
 
 def open_image(path: Path, max_pixels: int | None) -> Image.Image:
@@ -152,6 +166,8 @@ def open_image(path: Path, max_pixels: int | None) -> Image.Image:
     Raises:
         Exception: Whatever Pillow raises for a damaged file.
     """
+    if _is_raw(path):
+        raise _NotPillows(_NO_ANIMATION.format(path))
     source, found = open_png(path)
     with open(path, "rb") as file:
         head = file.read(64)
@@ -163,7 +179,7 @@ def open_image(path: Path, max_pixels: int | None) -> Image.Image:
         if head[4:8] == b"ftyp":
             return _open_heif(path, head, max_pixels)
         if head.startswith(_TIFF_MAGIC):
-            raise _NeedsTifffile(_NO_ANIMATION.format(path)) from None
+            raise _NotPillows(_NO_ANIMATION.format(path)) from None
         raise
     try:
         if image.format == "EPS":  # Pillow would have Ghostscript run it, whatever its suffix
@@ -221,27 +237,14 @@ def _lost_of(image: Image.Image, path: Path) -> list[str]:
     return losses
 
 
-class _NeedsTifffile(ImageReadError):  # noqa: N818 - tells where to go on
-    """The file is a TIFF of a kind that Pillow does not read, or not at full precision."""
-
-
-@contextmanager
-def named_errors(path: Path) -> Iterator[None]:
-    """Turn what reading a file raises into an `ImageReadError` that names it."""
-    try:
-        yield
-    except BOMBS as error:
-        raise too_large(path, error) from error
-    except ImageReadError:
-        raise
-    except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
-        raise unreadable(path, error) from error
+class _NotPillows(ImageReadError):  # noqa: N818 - tells where to go on
+    """Pillow does not read the file, or not at full precision: a raw file or a TIFF."""
 
 
 def _read(image: Image.Image, path: Path, max_pixels: int | None) -> Image.Image | ArrayImage:
     """Load an opened image."""
     losses = _lost_of(image, path)
-    if (count := num_frames_of(image)) > 1:
+    if (count := frames_of(image).stop) > 1:
         losses.append(
             f"{path} holds {count} frames, of which the first is read; read_frames has them all"
         )
@@ -250,7 +253,7 @@ def _read(image: Image.Image, path: Path, max_pixels: int | None) -> Image.Image
     is_tiff = image.format == "TIFF"
     tags = getattr(image, "tag_v2", {})
     if is_tiff and tags.get(284, 1) == 2 and max(tags.get(258, (8,))) == 16:
-        raise _NeedsTifffile(_NO_ANIMATION.format(path))
+        raise _NotPillows(_NO_ANIMATION.format(path))
     if image.format in ("JPEG", "MPO"):
         check_scans(path, *image.size, max_pixels)
     pixels = read_16bit(image)
@@ -278,15 +281,17 @@ def _array_image(pixels: np.ndarray, exif: Image.Exif, info: dict[str, Any]) -> 
     return ArrayImage(pixels, upright_metadata(exif, info, space))
 
 
-def _read_with_tifffile(path: Path, max_pixels: int | None) -> ArrayImage:
+def _read_otherwise(path: Path, max_pixels: int | None) -> ArrayImage:
+    if _is_raw(path):
+        with named_errors(path):
+            return _array_image(*read_raw(path, max_pixels), {})
     try:
-        pixels, exif, info = read_tiff(path, max_pixels)
+        return _array_image(*read_tiff(path, max_pixels))
     except ImageReadError:
         raise
     except Exception as error:
         hint = "; pip install imagecodecs may help" if "imagecodecs" in str(error) else ""
         raise ImageReadError(f"{path}: cannot be read as an image ({error}){hint}") from error
-    return _array_image(pixels, exif, info)
 
 
 def _open_heif(path: Path, head: bytes, max_pixels: int | None) -> Image.Image:
@@ -295,12 +300,3 @@ def _open_heif(path: Path, head: bytes, max_pixels: int | None) -> Image.Image:
             f"{path}: this build of Pillow cannot read AVIF, which pip's can: pip install -U pillow"
         )
     return _with_colors(open_heif(path, max_pixels), path)
-
-
-def unreadable(name: object, error: Exception) -> ImageReadError:
-    """Put what Pillow raised into one sentence about the file."""
-    if isinstance(error, UnidentifiedImageError):
-        return ImageReadError(f"{name}: must be an image, but is none that Pillow knows")
-    if isinstance(error, PermissionError):
-        return ImageReadError(f"{name}: must be readable, but permission is denied")
-    return ImageReadError(f"{name}: cannot be read as an image ({error}); get an intact copy")
