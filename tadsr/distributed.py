@@ -16,9 +16,8 @@ from tadsr.errors import TADSRError, install
 from tadsr.folders.jobs import Job, mirror_folder
 from tadsr.folders.outcome import Outcome
 from tadsr.folders.restoring import FileRequest
-from tadsr.folders.resume import upscale_files
 from tadsr.folders.run import Report, run_files
-from tadsr.folders.upscale import load_pipeline
+from tadsr.folders.upscale import load_pipeline, upscale_files
 from tadsr.folders.workers import Load
 
 MAX_TRIES = 2

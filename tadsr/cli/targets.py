@@ -22,8 +22,16 @@ import typer
 
 from tadsr.cli.reporting import UsageError, as_usage_errors
 from tadsr.errors import ImageWriteError, TADSRError
-from tadsr.folders.jobs import Draft, Job, check_targets, draft_folder, name_targets
-from tadsr.folders.own_results import is_result_of, leave_out_results, untagged
+from tadsr.folders.jobs import (
+    Draft,
+    Job,
+    check_targets,
+    draft_folder,
+    is_result_of,
+    leave_out_results,
+    name_targets,
+    untagged,
+)
 from tadsr.image_files import INPUT_SUFFIXES
 from tadsr.whole_file import why_unwritable
 

@@ -202,7 +202,7 @@ def upscale(
         described["timestep_range"] = map_range
         if lora:
             described["loras"] = [[fingerprint(Path(file))[1], strength] for file, strength in lora]
-        from tadsr.folders.resume import upscale_files
+        from tadsr.folders.upscale import upscale_files
 
         # Standard output may be the picture's.
         is_streamed = place is not None and shown(place) != place

@@ -19,7 +19,6 @@ from filelock import FileLock, Timeout
 
 from tadsr.errors import TADSRError
 from tadsr.folders.jobs import MANIFEST_NAME, Job
-from tadsr.folders.memory_kills import count_kills, has_rebooted, has_run_out
 from tadsr.folders.outcome import Outcome
 from tadsr.named_files import holds_something, parse_json
 from tadsr.version import __version__
@@ -27,6 +26,8 @@ from tadsr.version import __version__
 _LOCK_NAME = ".tadsr-manifest.lock"
 _DIGEST_CHARACTERS = 12
 _BLOCK_BYTES = 2**20
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+_COUNTERS = Path("/proc/vmstat")
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 
 
@@ -349,3 +350,27 @@ def fingerprint(path: Path) -> tuple[int, str] | tuple[None, None]:
 
 def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def count_kills() -> str | None:
+    """Return a marker of this boot and how often memory ran out in it; None if unknown."""
+    try:
+        boot = _BOOT.read_text(encoding="ascii").strip()
+        lines = dict(line.split() for line in _COUNTERS.read_text(encoding="ascii").splitlines())
+        return f"{boot} {lines['oom_kill']}"
+    except (OSError, ValueError, KeyError):  # not Linux
+        return None
+
+
+def has_rebooted(mark: object) -> bool:
+    """Return whether a marker is from another machine or an earlier boot."""
+    now = count_kills()
+    return now is not None and isinstance(mark, str) and mark.split()[:1] != now.split()[:1]
+
+
+def has_run_out(mark: object) -> bool:
+    """Return whether memory ran out on this machine since a marker."""
+    now = count_kills()
+    if now is None or not isinstance(mark, str) or has_rebooted(mark):
+        return False
+    return mark.rpartition(" ")[2] != now.rpartition(" ")[2]

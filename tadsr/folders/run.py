@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from tadsr.errors import ImageWriteError, TADSRError
 from tadsr.folders.jobs import Job
+from tadsr.folders.manifest import fingerprint
 from tadsr.folders.outcome import Outcome
-from tadsr.folders.read_ahead import Item, ReadAhead, timed
 from tadsr.folders.restoring import (
     FileRequest,
     batches_at_once,
     images_at_once,
+    note_about,
+    num_frames,
+    read_input,
     restore,
     restore_together,
     write_result,
@@ -28,9 +32,7 @@ from tadsr.folders.restoring import (
 from tadsr.progress import Progress
 
 if TYPE_CHECKING:
-    from PIL import Image
-
-    from tadsr.images import ArrayImage
+    from tadsr.folders.restoring import SourceImage
     from tadsr.restorer import Restorer
 
 FAILURES = (TADSRError, ValueError, TypeError, OSError, RuntimeError, MemoryError)
@@ -43,6 +45,9 @@ _ALONE_PIXELS = 2**25
 """A result of more pixels is written before the next is computed, for both to be in memory at
 once would cost more than the overlap gains."""
 _MAX_BATCHES_AT_ONCE = 2
+_AHEAD_PIXELS = 2**24
+"""Inputs that wait for the computation hold so many pixels together at most, or are one."""
+_POLL_SECONDS = 0.02
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 Report = Callable[[Outcome], None]
@@ -97,6 +102,112 @@ class Pace:
             setattr(self, stage, getattr(self, stage) + time.perf_counter() - started)
 
 
+@dataclass
+class _Item:
+    """An image being processed."""
+
+    job: Job
+    image: SourceImage | None = None
+    pixels: int = 0
+    error: BaseException | None = None
+    seconds: float = 0.0
+    about: dict[str, Any] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Add a block's seconds to the image's."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - started
+
+
+class _ReadAhead(AbstractContextManager):
+    """Reads images ahead in a thread: one, or as many as were asked for together last."""
+
+    def __init__(self, jobs: Iterable[Job], request: FileRequest) -> None:
+        self._jobs, self._request = jobs, request
+        self._items: deque[_Item | None] = deque()
+        self._changed = threading.Condition()
+        self._is_stopped = False
+        self._num_ahead = 1
+        # A daemon: the source of jobs may wait for ever when the run is broken off.
+        threading.Thread(target=self._run, name="tadsr-read", daemon=True).start()
+
+    def wait(self) -> bool:
+        """Wait briefly for the next image; return whether there is one."""
+        with self._changed:
+            if not self._items:
+                # In steps, so that an interrupt is seen.
+                self._changed.wait(_POLL_SECONDS)
+            return bool(self._items)
+
+    def next(self) -> _Item | None:
+        """Return the next image that `wait` found, or None after the last."""
+        with self._changed:
+            self._changed.notify_all()
+            return self._items.popleft()
+
+    def batch(self, first: _Item, most: int) -> list[_Item]:
+        """Return an image with those of the next that may share a batch with it, and read more."""
+        found = [first]
+        with self._changed:
+            while len(found) < most and self._items and _may_share(first, self._items[0]):
+                found.append(self._items.popleft())
+            self._num_ahead = most
+            self._changed.notify_all()
+        return found
+
+    def __exit__(self, *error: object) -> None:
+        with self._changed:
+            self._is_stopped = True
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        try:
+            for job in self._jobs:
+                if self._is_stopped:
+                    break
+                self._put(_read(job, self._request))
+        finally:
+            self._put(None)
+
+    def _put(self, item: _Item | None) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_stopped or self._has_room(item))
+            self._items.append(item)
+            self._changed.notify_all()
+
+    def _has_room(self, item: _Item | None) -> bool:
+        pixels = sum(each.pixels for each in (item, *self._items) if each)
+        return not self._items or (pixels <= _AHEAD_PIXELS and len(self._items) < self._num_ahead)
+
+
+def _may_share(first: _Item, other: _Item | None) -> bool:
+    if other is None or first.image is None or other.image is None:
+        return False
+    items = (first, other)
+    is_still = all(num_frames(item.image) == 1 and not item.job.alone for item in items)
+    return is_still and first.image.size == other.image.size
+
+
+def _read(job: Job, request: FileRequest) -> _Item:
+    item = _Item(job)
+    with item.timed():
+        try:
+            item.image = read_input(job, request)
+            count = num_frames(item.image)
+            item.pixels = item.image.size[0] * item.image.size[1] * count
+            size, digest = fingerprint(job.source)
+            item.about = {"source_bytes": size, "source_sha256": digest}
+            item.about |= {"num_frames": count, "note": note_about(job, request)}
+        # All of them: the thread must live on, and what is no failure is raised by the run.
+        except BaseException as error:
+            item.error = error
+    return item
+
+
 def run_files(
     jobs: Iterable[Job],
     request: FileRequest,
@@ -119,9 +230,9 @@ def run_files(
     with (
         ThreadPoolExecutor(num_writers, "tadsr-write") as writers,
         ThreadPoolExecutor(_MAX_BATCHES_AT_ONCE, "tadsr-compute") as threads,
-        ReadAhead(jobs, request) as reader,
+        _ReadAhead(jobs, request) as reader,
     ):
-        results = _Results(request, report, reader, writers)
+        results = _Results(request, report, writers)
         try:
             while True:
                 with pace.measure("writing"):
@@ -144,8 +255,7 @@ def run_files(
                 is_alone = is_large or item.job.alone
                 num_left = 0 if is_alone else max_batches - 1
                 at_once = images_at_once(pipe, item.image, request)
-                batch = [item, *reader.like(item, at_once - 1)]
-                reader.read_ahead(at_once)
+                batch = reader.batch(item, at_once)
                 with pace.measure("computing"):
                     results.take_computed(num_left)
                     for one in batch:
@@ -169,7 +279,7 @@ def run_files(
 
 
 def _restore_batch(
-    pipe: Restorer, batch: Sequence[Item], request: FileRequest, progress_of: ProgressOf | None
+    pipe: Restorer, batch: Sequence[_Item], request: FileRequest, progress_of: ProgressOf | None
 ) -> list[Any]:
     """Return each image's result, or what was raised."""
     if len(batch) > 1:
@@ -185,7 +295,7 @@ def _restore_batch(
     results = []
     for item in batch:
         progress = progress_of(item.job) if progress_of else None
-        with timed(item):
+        with item.timed():
             try:
                 results.append(restore(pipe, item.image, item.job, request, progress))
             except FAILURES as error:
@@ -205,17 +315,13 @@ def explain(job: Job, error: BaseException) -> str:
 class _Results:
     """Batches in computation and results in writing, reported in their order."""
 
-    def __init__(
-        self, request: FileRequest, report: Report, reader: ReadAhead, writers: ThreadPoolExecutor
-    ) -> None:
-        self._request, self._report = request, report
-        self._reader, self._writers = reader, writers
-        self._computed: deque[tuple[Sequence[Item], Future]] = deque()
-        self._written: deque[tuple[Item, Future]] = deque()
+    def __init__(self, request: FileRequest, report: Report, writers: ThreadPoolExecutor) -> None:
+        self._request, self._report, self._writers = request, report, writers
+        self._computed: deque[tuple[Sequence[_Item], Future]] = deque()
+        self._written: deque[tuple[_Item, Future]] = deque()
 
-    def add(self, batch: Sequence[Item], computed: Future) -> None:
+    def add(self, batch: Sequence[_Item], computed: Future) -> None:
         """Take a batch whose results are to come."""
-        computed.add_done_callback(lambda _: self._reader.wake())
         self._computed.append((batch, computed))
 
     def take_computed(self, num_left: int) -> None:
@@ -231,7 +337,6 @@ class _Results:
                 item.about["size"] = size
                 item.image = None
                 written = self._writers.submit(_write, result, item, self._request)
-                written.add_done_callback(lambda _: self._reader.wake())
                 self._written.append((item, written))
 
     def report_written(self, num_left: int) -> None:
@@ -251,7 +356,7 @@ class _Results:
         while self._written and self._written[0][1].done():
             self.report_written(len(self._written) - 1)
 
-    def report_failure(self, item: Item, error: BaseException | None) -> None:
+    def report_failure(self, item: _Item, error: BaseException | None) -> None:
         """Report a failed image, and end the run if all others would fail too."""
         if not isinstance(error, FAILURES):
             raise error
@@ -275,8 +380,8 @@ def _done(result: Any) -> Future:
     return future
 
 
-def _write(result: Image.Image | ArrayImage | None, item: Item, request: FileRequest) -> None:
-    with timed(item):
+def _write(result: SourceImage | None, item: _Item, request: FileRequest) -> None:
+    with item.timed():
         if result is not None:
             write_result(result, item.job, request)
         if request.keeps_dates:

@@ -19,7 +19,7 @@ from tadsr.folders.jobs import Job, mirror_folder
 from tadsr.folders.manifest import Manifest
 from tadsr.folders.outcome import Outcome
 from tadsr.folders.restoring import FileRequest
-from tadsr.folders.resume import upscale_files
+from tadsr.folders.upscale import upscale_files
 from tadsr.whole_file import whole_file
 
 from .test_folders import NOBODY, write_photos

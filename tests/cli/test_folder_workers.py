@@ -14,7 +14,7 @@ from tadsr.errors import TADSRError
 from tadsr.folders.jobs import mirror_folder
 from tadsr.folders.outcome import Outcome
 from tadsr.folders.restoring import FileRequest, UpscaleSettings
-from tadsr.folders.resume import upscale_files
+from tadsr.folders.upscale import upscale_files
 from tadsr.folders.workers import run_on_devices
 
 from .test_folders import FAST, check_whole, write_photos

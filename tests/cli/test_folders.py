@@ -25,8 +25,8 @@ from tadsr.cli.model import ModelRequest
 from tadsr.folders.jobs import Job, mirror_folder
 from tadsr.folders.manifest import MANIFEST_NAME, Manifest, Record, read_manifest
 from tadsr.folders.restoring import FileRequest, UpscaleSettings
-from tadsr.folders.resume import is_whole, upscale_files
 from tadsr.folders.run import run_files
+from tadsr.folders.upscale import is_whole, upscale_files
 from tadsr.restorer import Restorer
 
 PACKAGE_PARENT = str(Path(tadsr.__file__).parents[1])

@@ -18,8 +18,8 @@ from tadsr.errors import TADSRError
 from tadsr.folders.jobs import Job, mirror_folder
 from tadsr.folders.manifest import MANIFEST_NAME, read_manifest
 from tadsr.folders.outcome import Outcome
-from tadsr.folders.resume import upscale_files
 from tadsr.folders.run import run_files
+from tadsr.folders.upscale import upscale_files
 from tadsr.images import ArrayImage, write_image
 from tadsr.restorer import Restorer
 from tadsr.tile_spec import TileSpec
