@@ -9,6 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from diffusers.utils.state_dict_utils import (
+    StateDictType,
+    convert_state_dict_to_peft,
+    convert_unet_state_dict_to_peft,
+)
 from torch import Tensor, nn
 
 from tadsr.checkpoints.components import clip_common_name
@@ -20,16 +25,19 @@ from tadsr.networks.adapters import LoraProduct, plain_state_dict
 _FOLDER_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 _PEFT_CONFIG = "adapter_config.json"
 _DIFFUSERS_METADATA = "lora_adapter_metadata"
-_FLAT_PREFIXES = {"lora_unet_": "unet", "lora_te_": "text_encoder"}
-_SIDE = re.compile(
-    r"(?P<module>.+?)\.(?:lora_(?P<peft>[AB])|lora[._](?P<way>down|up))(?:\.(?!weight$)\w+)?\.weight"
+_PARTS = ("unet", "text_encoder")
+_FLAT_PREFIXES = {
+    "lora_unet_": "unet",
+    "lora_te_": "text_encoder",
+    "lora_te_text_model_": "text_encoder",
+}
+_TENSOR = re.compile(
+    r"(?P<module>.+?)(?:\.lora_(?P<side>A|B|down|up)(?:\.(?!weight$)\w+)?\.weight"
+    r"|(?:\.lora)?\.alpha)"
 )
-# Diffusers' names until 0.21: attn1.processor.to_q_lora.down, and text encoders' linear layers.
-_OLD_ATTENTION = re.compile(r"(?:\.processor)?\.to_(q|k|v|out)_lora(?=\.)")
-_OLD_LINEAR = ".lora_linear_layer."
+_ROLES = {"down": "A", "up": "B", None: "alpha"}
 # The names are patterns; one from elsewhere may take for ever, unless it repeats next to nothing.
 _PATTERN = re.compile(r"\^?[\w.\\]*(\.\*[\w.\\]*){0,2}\$?")
-_PARTS = ("unet", "text_encoder")
 
 
 def read_lora(
@@ -38,24 +46,36 @@ def read_lora(
     """Read a LoRA and check that every tensor of it has a place in these models."""
     path = _find(user_path(source))
     reader = TensorReader([path])
-    shapes = {"unet": _weight_shapes(unet, "unet")}
-    if text_encoder is not None:
-        shapes["text_encoder"] = _weight_shapes(text_encoder, "text_encoder")
-    entries, unknown = _collect(reader, shapes)
+    models = {"unet": unet, "text_encoder": text_encoder}
+    shapes = {part: _weight_shapes(m, part) for part, m in models.items() if m is not None}
+    flat = {
+        f"{prefix}{module.replace('.', '_')}": (part, module)
+        for prefix, part in _FLAT_PREFIXES.items()
+        for module in shapes.get(part, ())
+    }
+    entries: dict[tuple[str, str], dict[str, Tensor]] = {}
+    unknown = []
+    for name, tensor in reader.items():
+        found = _TENSOR.fullmatch(_peft_name(name))
+        if found is None or (found["side"] is None and tensor.numel() != 1):
+            unknown.append(f"{name} {tuple(tensor.shape)}")
+        else:
+            entry = entries.setdefault(_place(found["module"], flat), {})
+            entry[_ROLES.get(found["side"], found["side"])] = tensor
     settings = _settings(path, reader.metadata)
     products: dict[str, list[LoraProduct]] = {part: [] for part in _PARTS}
     for (part, module), entry in entries.items():
+        a, b = entry.get("A"), entry.get("B")
         if part not in shapes:
             unknown.append(f"{part}.{module} (the model has no {part})")
-        elif not {"A", "B"} <= entry.keys():
+        elif a is None or b is None:
             unknown.append(f"{part}.{module} (only one of its two matrices)")
         elif module not in shapes[part]:
             unknown.append(f"{part}.{module}")
-        elif not _fits(entry["A"], entry["B"], shapes[part][module][1]):
-            found = [tuple(entry[side].shape) for side in "AB"]
-            unknown.append(f"{part}.{module} {found} for {tuple(shapes[part][module][1])}")
+        elif not _fits(a, b, shapes[part][module][1]):
+            found, expected = [tuple(a.shape), tuple(b.shape)], tuple(shapes[part][module][1])
+            unknown.append(f"{part}.{module} {found} for {expected}")
         else:
-            a, b = entry["A"], entry["B"]
             scaling = _scaling(path, settings.get(part, {}), module, entry.get("alpha"), len(a))
             products[part].append(LoraProduct(shapes[part][module][0], a, b, scaling))
     if not entries and not unknown:
@@ -97,47 +117,12 @@ def _common(part: str, module: str) -> str:
     return (clip_common_name(module) or "") if part == "text_encoder" else module
 
 
-def _collect(
-    reader: TensorReader, shapes: Mapping[str, Mapping[str, Any]]
-) -> tuple[dict[tuple[str, str], dict[str, Any]], list[str]]:
-    """Return both sides and the alpha of each module, and the names that are nobody's."""
-    entries: dict[tuple[str, str], dict[str, Any]] = {}
-    unknown = []
-    flat = {
-        f"{prefix}{stem}{name.replace('.', '_')}": (part, name)
-        for prefix, part in _FLAT_PREFIXES.items()
-        for stem in (("", "text_model_") if part == "text_encoder" else ("",))
-        for name in shapes.get(part, ())
-    }
-    for name, tensor in reader.items():
-        name = _modern(name)
-        match = _SIDE.fullmatch(name)
-        if match is None and not name.endswith(".alpha"):
-            unknown.append(name)
-            continue
-        module = match["module"] if match else name.removesuffix(".alpha").removesuffix(".lora")
-        place = _place(module, flat)
-        entry = entries.setdefault(place, {})
-        if match is None and tensor.numel() != 1:
-            unknown.append(f"{name} {tuple(tensor.shape)}")
-        elif match is None:
-            entry["alpha"] = float(tensor)
-        else:
-            entry[match["peft"] or {"down": "A", "up": "B"}[match["way"]]] = tensor
-    return entries, unknown
-
-
-def _modern(name: str) -> str:
-    """Turn a tensor's old name into the one that diffusers gives it since 0.21."""
-    is_text = name.startswith("text_encoder.")
-
-    def rename(match: re.Match[str]) -> str:
-        side = match[1]
-        if is_text:
-            return f".{side}_proj.lora"
-        return ".to_out.0.lora" if side == "out" else f".to_{side}.lora"
-
-    return _OLD_ATTENTION.sub(rename, name).replace(_OLD_LINEAR, ".lora.")
+def _peft_name(name: str) -> str:
+    """Turn a name that diffusers has given a tensor at any time into PEFT's."""
+    if name.startswith("text_encoder."):
+        (name,) = convert_state_dict_to_peft({name: None}, StateDictType.DIFFUSERS_OLD)
+    (name,) = convert_unet_state_dict_to_peft({name: None})
+    return name
 
 
 def _place(module: str, flat: Mapping[str, tuple[str, str]]) -> tuple[str, str]:
@@ -179,11 +164,12 @@ def _settings(path: Path, metadata: Mapping[str, str]) -> dict[str, dict[str, An
 
 
 def _scaling(
-    path: Path, settings: Mapping[str, Any], module: str, alpha: float | None, rank: int
+    path: Path, settings: Mapping[str, Any], module: str, stored: Tensor | None, rank: int
 ) -> float:
     """Return alpha over rank; 1 where a file does not say."""
     if settings.get("use_dora"):
         raise CheckpointError("a LoRA must be without DoRA, whose sizes need the base's norms")
+    alpha = None if stored is None else float(stored)
     if alpha is None:
         patterns = settings.get("alpha_pattern") or {}
         if not isinstance(patterns, dict) or not all(map(_PATTERN.fullmatch, patterns)):
