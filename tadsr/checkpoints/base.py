@@ -120,12 +120,7 @@ def load_start(model: str, *, vae: str | None = None, seed: int = 0) -> Checkpoi
 
 
 def build_networks(path: str | Path, seed: int) -> Checkpoint:
-    """Build networks at random weights from a YAML file of their configurations.
-
-    Returns:
-        The networks with Stable Diffusion's noise schedule; the encoder's time layers change
-        nothing yet, and the UNet predicts zero.
-    """
+    """Build networks at random weights from a YAML file; the UNet predicts zero."""
     configs = read_yaml(path)
     if not isinstance(configs, dict) or set(configs) != set(_NETWORKS):
         raise ValueError(f"{path} must describe exactly {', '.join(_NETWORKS)}, got {configs!r}")

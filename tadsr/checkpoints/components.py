@@ -87,11 +87,7 @@ def find_components(folder: Path, fmt: Format) -> dict[str, Component]:
 def open_weights(
     folder: Path, component: Component, fmt: Format, variant: str | None
 ) -> TensorReader:
-    """Open a component's weights: the chosen variant, sharded or not.
-
-    Args:
-        variant: Such as "fp16"; None takes the plain files or the only variant.
-    """
+    """Open the weights of a component, sharded or not; None takes the plain variant or the only."""
     place = folder / component.folder
     names = [p.name for p in place.iterdir()]
     chosen = choose_weight_file(names, component, fmt, variant, str(place))
@@ -136,11 +132,7 @@ def build_on_meta(folder: Path, component: Component, reader: TensorReader) -> n
 def build_model(
     name: str, config: Mapping[str, Any], path: Path, reader: TensorReader
 ) -> nn.Module:
-    """Build a component from its configuration; code inside the checkpoint is never run.
-
-    Raises:
-        Exception: Whatever the model's class raises for values that make no model.
-    """
+    """Build a component from its configuration; code inside the checkpoint is never run."""
     if name == "unet":
         _refuse_other_networks(config, path)
     kept = check_sizes(name, config, path, reader)

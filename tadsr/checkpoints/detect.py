@@ -40,12 +40,7 @@ def check_sums(folder: Path) -> None:
 
 
 def locate(source: str | Path) -> Path | None:
-    """Return the folder of a checkpoint, or None for one on the hub.
-
-    Args:
-        source: An embedded name, a folder, or a hub id "owner/name"; a folder that exists comes
-            before a hub id, and an embedded name before both (write "./name" for a folder).
-    """
+    """Return the folder of a checkpoint, or None for a hub id; what is embedded comes first."""
     name = str(source)
     if isinstance(source, str) and source in EMBEDDED:
         folder = Path(str(resources.files("tadsr"))) / "weights" / source
@@ -103,15 +98,7 @@ def detect_format(folder: Path) -> Format:
 
 
 def find_adapter(folder: Path, fmt: Format, adapter: str | Path | None) -> Path | None:
-    """Find the adapters' file of a checkpoint.
-
-    Args:
-        adapter: What the user named: a file, a folder that holds one, or a name within `folder`;
-            None looks for the format's usual file.
-
-    Returns:
-        The file, or None where a native checkpoint has its adapters merged.
-    """
+    """Find the file of the adapters: the named one, or the format's usual one, or None."""
     usual = folder / fmt.adapter_file
     if adapter is None:
         if usual.is_file():

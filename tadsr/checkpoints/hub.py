@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -24,13 +25,13 @@ from tadsr.checkpoints.layout import (
     BASE_MODEL_MIRRORS,
     NATIVE,
     OFFICIAL,
-    Format,
+    Component,
+    WeightFile,
     choose_weight_file,
 )
 from tadsr.errors import CheckpointError, reason_of
 
 _TOKENIZERS = ({"tokenizer.json"}, {"vocab.json", "merges.txt"})
-_SHARD = re.compile(r"-\d+-of-(\d+)\.")
 _TIMEOUT_S = 20
 
 
@@ -41,39 +42,41 @@ def needed_files(
     adapter: str | None = None,
     needs_adapter: bool = True,
 ) -> list[str]:
-    """Choose the files of a repository that loading reads.
-
-    Args:
-        adapter: A path within the repository to read adapters from; None for the usual file.
-    """
+    """Choose the files of a repository that loading reads; `adapter` is a path within it."""
     names = set(all_files)
-    is_official = f"{OFFICIAL.component('vae').folder}/config.json" in names
+    inside: dict[str, list[str]] = defaultdict(list)
+    for path in map(PurePosixPath, names):
+        inside[str(path.parent)].append(path.name)
+    vae = OFFICIAL.component("vae")
+    is_official = vae.config in inside[vae.folder]
     fmt = OFFICIAL if is_official else NATIVE
     if not is_official and "model_index.json" not in names:
         raise CheckpointError(
             "a repository must have model_index.json (native) or time_vae/ (published), found "
             f"{', '.join(sorted(names)[:8]) or 'no files'}; it holds no TADSR checkpoint"
         )
-    _require(
-        [adapter or fmt.adapter_file] if adapter or (is_official and needs_adapter) else [], names
-    )
+    if adapter or (is_official and needs_adapter):
+        _require([adapter or fmt.adapter_file], names)
     wanted = {*fmt.root_files, adapter or fmt.adapter_file}
-    folders = {str(PurePosixPath(name).parent) for name in names}
     for component in fmt.components:
-        if component.folder not in folders and not component.is_required:
+        files = inside[component.folder]
+        if not files and not component.is_required:
             continue
         _require([f"{component.folder}/{component.config}"], names)
-        inside = [
-            PurePosixPath(f).name for f in names if str(PurePosixPath(f).parent) == component.folder
-        ]
         chosen = [component.config, *component.other_files]
         if component.stems:
-            weights = choose_weight_file(inside, component, fmt, variant, f"{component.folder}/")
+            weights = choose_weight_file(files, component, fmt, variant, f"{component.folder}/")
             chosen.append(weights.name)
             if weights.is_index:
-                chosen += _shards(inside, weights.name, component.stems)
+                chosen += _shards(files, weights, component)
         wanted.update(f"{component.folder}/{name}" for name in chosen)
-    _check_prompts(fmt, names)
+    has_tokenizer = any(needed <= set(inside["tokenizer"]) for needed in _TOKENIZERS)
+    can_embed = has_tokenizer if inside["text_encoder"] else inside["prompt_embeddings"]
+    if not can_embed:
+        raise CheckpointError(
+            "it must hold text_encoder/ and tokenizer/ with vocab.json and merges.txt or "
+            "tokenizer.json, or prompt_embeddings/: without either no prompt can be embedded"
+        )
     return sorted(wanted & names)
 
 
@@ -146,11 +149,7 @@ def publish(
     commit_message: str | None = None,
     token: str | bool | None = None,
 ) -> str:
-    """Upload a folder to a hub repository, in one commit; the repository is made if it is new.
-
-    Args:
-        private: Whether a new repository is private; None for the owner's default.
-    """
+    """Upload a folder to a hub repository in one commit; the repository is made if it is new."""
     api = HfApi(token=token)
     try:
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -207,21 +206,6 @@ def _require(names: Sequence[str], files: Iterable[str]) -> list[str]:
     return list(names)
 
 
-def _check_prompts(fmt: Format, names: set[str]) -> None:
-    """Raise CheckpointError if nothing can embed a prompt."""
-    place = fmt.component("tokenizer").folder
-    inside = {PurePosixPath(f).name for f in names if str(PurePosixPath(f).parent) == place}
-    has_text = any(f.startswith(f"{fmt.component('text_encoder').folder}/") for f in names)
-    has_embeddings = any(f.startswith("prompt_embeddings/") for f in names)
-    if (has_text and not any(files <= inside for files in _TOKENIZERS)) or not (
-        has_text or has_embeddings
-    ):
-        raise CheckpointError(
-            "it must hold text_encoder/ and tokenizer/ with vocab.json and merges.txt or "
-            "tokenizer.json, or prompt_embeddings/: without either no prompt can be embedded"
-        )
-
-
 def _from_cache(
     repo_id: str,
     revision: str | None,
@@ -247,24 +231,19 @@ def _from_cache(
     return snapshot.folder
 
 
-def _shards(names: Sequence[str], index_name: str, stems: Sequence[str]) -> list[str]:
-    """Return shards beside an index: same suffix, and its variant wherever the name has it."""
-    suffix = "safetensors" if ".safetensors." in index_name else "bin"
-    variant = index_name.rpartition(".index")[2].removesuffix(".json").strip(".")
-    shards = [
-        n
-        for n in names
-        if n.startswith(tuple(stems))
-        and n.endswith(f".{suffix}")
-        and _SHARD.search(n)
-        and ((f".{variant}-" in n or f".{variant}." in n) if variant else n.count(".") == 1)
-    ]
-    counts = {int(_SHARD.search(n)[1]) for n in shards}
-    if counts != {len(shards)}:
+def _shards(names: Sequence[str], index: WeightFile, component: Component) -> list[str]:
+    """Return the shards beside an index: of its suffix, and of its variant if it has one."""
+    stems = "|".join(map(re.escape, component.stems))
+    variant = re.escape(f".{index.variant}") if index.variant else ""
+    shard = re.compile(
+        rf"(?:{stems})(?:{variant}-\d+-of-(\d+)|-\d+-of-(\d+){variant})\.{index.suffix}"
+    )
+    counts = {n: found[1] or found[2] for n in names if (found := shard.fullmatch(n))}
+    if set(map(int, counts.values())) != {len(counts)}:
         raise CheckpointError(
-            f"all shards of {index_name} must be there, found {', '.join(sorted(shards)) or 'none'}"
+            f"all shards of {index.name} must be there, found {', '.join(sorted(counts)) or 'none'}"
         )
-    return shards
+    return list(counts)
 
 
 def _explain(repo_id: str, revision: str | None, error: Exception) -> CheckpointError:

@@ -83,13 +83,7 @@ class Snapshot:
         ]
 
     def fetch(self, files: Sequence[RepoSibling]) -> None:
-        """Fetch the files that are not there yet, whole and as the hub lists them.
-
-        What is large has a SHA-256 in the list, other files git's own hash.
-
-        Raises:
-            Exception: What the hub's library raises, after several attempts.
-        """
+        """Fetch the files that are not there yet, whole and with the hashes that the hub lists."""
         for file in files:
             if file.size is not None and not (isinstance(file.size, int) and file.size >= 0):
                 raise CheckpointError(
@@ -225,11 +219,7 @@ def retry(
     progress: Callable[[], int] = lambda: 0,
     again: Callable[[Exception], bool] = may_pass,
 ) -> _Result:
-    """Call again where what went wrong may pass.
-
-    Raises:
-        Exception: What `call` raised last.
-    """
+    """Call again where what went wrong may pass, or raise what `call` raised last."""
     waits = iter(WAITS_S)
     while True:
         begin = progress()

@@ -148,11 +148,7 @@ def list_weight_files(names: Iterable[str], component: Component) -> list[Weight
 def choose_weight_file(
     names: Iterable[str], component: Component, fmt: Format, variant: str | None, place: str
 ) -> WeightFile:
-    """Choose the weights of a component: the asked variant, safetensors before pickles.
-
-    Args:
-        variant: The asked variant; None takes the plain files, or the only variant there is.
-    """
+    """Choose the weights of a component: the asked variant, else the plain or only one."""
     files = list_weight_files(names, component)
     usable = [f for f in files if f.suffix in fmt.suffixes]
     variants = {f.variant for f in usable}

@@ -101,12 +101,7 @@ def load_parts(
     dtype: torch.dtype | None = torch.float32,
     merge: bool = True,
 ) -> dict[str, Any]:
-    """Load the parts of a folder, by their names in `Checkpoint`.
-
-    Args:
-        adapter: The adapters' file; None for none.
-        vae: Takes the place of the folder's own.
-    """
+    """Load a folder's parts by their names in `Checkpoint`; `vae` takes the place of its own."""
     present = find_components(folder, fmt)
     _check_prompt_source(folder, present)
     parts: dict[str, Any] = {"scheduler": load_scheduler(folder, present["scheduler"]), "vae": vae}

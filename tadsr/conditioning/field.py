@@ -84,11 +84,7 @@ def run_at(
 def read_conditions(
     timestep: Any, sizes: Sequence[tuple[int, int]], last_timestep: int
 ) -> list[int] | TimestepField:
-    """Turn what a user gives into one timestep per image, or into one per position.
-
-    Args:
-        sizes: Heights and widths of the images in px.
-    """
+    """Turn what a user gives into one timestep per image, or into one per position."""
     entries = read_timestep_maps(timestep, sizes, last_timestep)
     if entries is None:
         return read_timesteps(timestep, len(sizes), last_timestep)

@@ -27,13 +27,7 @@ def choose_prompts(
     text_encoder: Any,
     style: PromptStyle = "published",
 ) -> list[str]:
-    """Choose the prompts of images.
-
-    Args:
-        prompt: The user's, one for all or one per image; None is "".
-        tagger: Describes an image, given as an 8-bit PIL image; None for none.
-        text_encoder: What will read the prompts; None where the model knows a few only.
-    """
+    """Choose the prompts of images: the user's, behind a tagger's words where there is one."""
     if prompt is None:
         prompt = ""
     prompts = list(prompt) if isinstance(prompt, list | tuple) else [prompt] * len(images)
@@ -126,11 +120,7 @@ class TextEmbeddings:
         embed: Callable[[list[str]], Tensor],
         device: torch.device,
     ) -> Prompts:
-        """Return the embeddings of prompts.
-
-        Args:
-            embed: From texts to embeddings (B, L, D) on the device.
-        """
+        """Return the embeddings of prompts; `embed` turns texts into (B, L, D) on the device."""
         is_same = self._network == (network, device)
         if not is_same or not (self._watch is None or self._watch.is_current()):
             self.clear()
