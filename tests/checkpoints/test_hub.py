@@ -25,14 +25,10 @@ TOKENIZER = [
     f"tokenizer/{name}"
     for name in ("merges.txt", "special_tokens_map.json", "tokenizer_config.json", "vocab.json")
 ]
-PUBLISHED = (
-    [f for f in LAYOUT["files"] if not f.endswith("/")]
-    + TOKENIZER
-    + [
-        "README.md",
-        "bert-base-uncased/pytorch_model.bin",
-    ]
-)
+PUBLISHED = [f for f in LAYOUT["files"] if not f.endswith("/")] + TOKENIZER
+PUBLISHED += ["README.md", "bert-base-uncased/pytorch_model.bin"]
+UNET = "unet/diffusion_pytorch_model.safetensors"
+OTHERS = ("vae", "prompt_embeddings")
 
 
 def test_published_repository_needs_only_the_network():
@@ -46,7 +42,7 @@ def test_published_repository_needs_only_the_network():
             "time_vae/config.json",
             "time_vae/diffusion_pytorch_model.bin",
             "unet/config.json",
-            "unet/diffusion_pytorch_model.safetensors",
+            UNET,
             *TOKENIZER,
         ]
     )
@@ -60,32 +56,20 @@ def test_safetensors_come_before_pickles():
 
 
 def native_files(*weights):
-    return [
-        "model_index.json",
-        "vae/config.json",
-        "unet/config.json",
-        "scheduler/scheduler_config.json",
-        "prompt_embeddings/config.json",
-        *weights,
-    ]
+    folders = ("vae", "unet", "prompt_embeddings")
+    configs = ["model_index.json", "scheduler/scheduler_config.json"]
+    return [*configs, *(f"{folder}/config.json" for folder in folders), *weights]
 
 
 def test_variant_chooses_its_shards():
-    stem = "unet/diffusion_pytorch_model"
-    fp16 = [
-        f"{stem}.safetensors.index.fp16.json",
-        f"{stem}.fp16-00001-of-00002.safetensors",
-        f"{stem}.fp16-00002-of-00002.safetensors",
-        "vae/diffusion_pytorch_model.fp16.safetensors",
-        "prompt_embeddings/diffusion_pytorch_model.fp16.safetensors",
-    ]
-    plain = [
-        f"{stem}.safetensors.index.json",
-        f"{stem}-00001-of-00002.safetensors",
-        f"{stem}-00002-of-00002.safetensors",
-        "vae/diffusion_pytorch_model.safetensors",
-        "prompt_embeddings/diffusion_pytorch_model.safetensors",
-    ]
+    stem = "diffusion_pytorch_model"
+
+    def weights(variant):
+        shards = [f"unet/{stem}{variant}-0000{n}-of-00002.safetensors" for n in (1, 2)]
+        others = [f"{folder}/{stem}{variant}.safetensors" for folder in OTHERS]
+        return [f"unet/{stem}.safetensors.index{variant}.json", *shards, *others]
+
+    plain, fp16 = weights(""), weights(".fp16")
     files = native_files(*fp16, *plain, "adapters.safetensors", "vae/other.bin")
     common = {*native_files(), "adapters.safetensors"}
     assert set(needed_files(files, variant="fp16")) == {*fp16, *common}
@@ -93,12 +77,8 @@ def test_variant_chooses_its_shards():
 
 
 def test_absent_variant_lists_what_exists():
-    files = native_files(
-        *(
-            f"{folder}/diffusion_pytorch_model.fp16.safetensors"
-            for folder in ("vae", "unet", "prompt_embeddings")
-        )
-    )
+    weights = (f"{f}/diffusion_pytorch_model.fp16.safetensors" for f in ("unet", *OTHERS))
+    files = native_files(*weights)
     assert len(needed_files(files)) == 8
     with pytest.raises(CheckpointError, match=r"found diffusion_pytorch_model\.fp16"):
         needed_files(files, variant="bf16")
@@ -122,63 +102,53 @@ def native(model_dir, tmp_path):
 
 
 @pytest.fixture
-def cache(native, tmp_path):
-    """A hub cache as huggingface_hub lays it out, with one repository."""
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    repo = tmp_path / "cache" / "models--owner--name"
-    (repo / "refs").mkdir(parents=True)
-    (repo / "refs" / "main").write_text(commit)
-    (repo / "snapshots").mkdir()
-    native.rename(repo / "snapshots" / commit)
-    return tmp_path / "cache"
-
-
-def test_cached_repository_loads_without_network(cache):
-    loaded = load_checkpoint("owner/name", cache_dir=cache, local_files_only=True)
-    assert loaded.source == "owner/name"
-    assert loaded.format == "native"
+def repository(native, hub):
+    """The same at the hub, as owner/name."""
+    return hub.repositories["owner/name"]
 
 
 @pytest.mark.parametrize(
     "request_", [{"repo_id": "owner/other"}, {"repo_id": "owner/name", "revision": "v2"}]
 )
-def test_uncached_repository_says_what_to_do(cache, request_):
-    with pytest.raises(CheckpointError, match=r"must be in the hub's cache .*connect once"):
-        download(**request_, cache_dir=cache, local_files_only=True)
+def test_uncached_repository_says_what_to_do(repository, tmp_path, monkeypatch, request_):
+    download("owner/name", cache_dir=tmp_path / "mine")
+    place = {"cache_dir": tmp_path / "mine"}
+    load_checkpoint("owner/name", **place, local_files_only=True)
+    told = r"must be in the hub's cache .*only the cache may be used.*connect once"
+    with pytest.raises(CheckpointError, match=told):
+        download(**request_, **place, local_files_only=True)
+    # What the environment's HF_HUB_OFFLINE=1 sets when huggingface_hub is imported.
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    load_checkpoint("owner/name", **place)
+    with pytest.raises(CheckpointError, match=told):
+        download(**request_, **place)
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"x" * 5000, b""])
-def test_a_damaged_reference_means_nothing(cache, content):
-    (cache / "models--owner--name" / "refs" / "main").write_bytes(content)
+def test_a_damaged_reference_means_nothing(repository, content):
+    folder = download("owner/name")
+    (folder.parents[1] / "refs" / "main").write_bytes(content)
     with pytest.raises(CheckpointError, match="must be in the hub's cache"):
-        download("owner/name", cache_dir=cache, local_files_only=True)
+        download("owner/name", local_files_only=True)
 
 
-@pytest.fixture(params=["native", "official"])
-def loadable(request):
-    return request.getfixturevalue(request.param)
-
-
-def test_what_was_downloaded_loads_offline(loadable, hub, monkeypatch):
-    repository = hub.repositories["owner/name"] = repository_of(loadable)
+@pytest.mark.parametrize("kind", ["native", "official"])
+def test_what_was_downloaded_loads_offline(kind, request, hub):
+    repository = hub.repositories["owner/name"] = repository_of(request.getfixturevalue(kind))
     online = load_checkpoint("owner/name")
+    assert online.source == "owner/name"
     assert not any("DAPE" in path or "samples" in path for _, _, path, _ in hub.requests)
     hub.requests.clear()
-    assert same_tensors(load_checkpoint("owner/name", local_files_only=True).unet, online.unet)
-    assert same_tensors(load_checkpoint("owner/name", revision=commit_of(repository),
-                                        local_files_only=True).unet, online.unet)  # fmt: skip
-    assert inspect_checkpoint("owner/name").format == online.format
-    # What the environment's HF_HUB_OFFLINE=1 sets when huggingface_hub is imported.
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    load_checkpoint("owner/name")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    for revision in (None, commit_of(repository)):
+        offline = load_checkpoint("owner/name", revision=revision, local_files_only=True)
+        assert same_tensors(offline.unet, online.unet)
+    assert inspect_checkpoint("owner/name").format == online.format == kind
     assert not hub.requests
     hub.close()
     load_checkpoint("owner/name")
 
 
-def test_a_part_of_a_repository_is_no_checkpoint_offline(native, hub):
-    hub.repositories["owner/name"] = repository_of(native)
+def test_a_part_of_a_repository_is_no_checkpoint_offline(repository, hub):
     folder = download("owner/name")
     (folder / "unet" / "config.json").unlink()
     with pytest.raises(CheckpointError, match=r"lacks unet/config\.json"):
@@ -187,24 +157,22 @@ def test_a_part_of_a_repository_is_no_checkpoint_offline(native, hub):
 
 
 @pytest.mark.parametrize("knows_range", [True, False])
-def test_a_cut_is_resumed_at_once(native, hub, knows_range):
-    hub.repositories["owner/name"] = repository_of(native, knows_range=knows_range)
+def test_a_cut_is_resumed_at_once(repository, hub, knows_range):
+    repository.knows_range = knows_range
     hub.faults = [Fault("large", "unet", times=2, cut_after=5000)]
     load_checkpoint("owner/name")
     spans = [h["Range"] for p, _, _, h in hub.requests if p == "large" and "Range" in h]
     assert spans[0] == "bytes=5000-"
 
 
-def test_what_arrived_is_kept_for_another_call(native, hub):
-    repository = hub.repositories["owner/name"] = repository_of(native)
-    name = "unet/diffusion_pytorch_model.safetensors"
-    hub.faults = [Fault("large", name, times=1, cut_after=5000), Fault("large", name, status=503)]
+def test_what_arrived_is_kept_for_another_call(repository, hub):
+    hub.faults = [Fault("large", UNET, times=1, cut_after=5000), Fault("large", UNET, status=503)]
     with pytest.raises(CheckpointError, match=r"status 503.*another call goes on from there"):
         download("owner/name")
     hub.faults.clear()
     hub.requests.clear()
     folder = download("owner/name")
-    assert (folder / name).read_bytes() == repository.files[name]
+    assert (folder / UNET).read_bytes() == repository.files[UNET]
     spans = [h.get("Range") for part, _, _, h in hub.requests if part == "large"]
     assert "bytes=5000-" in spans
     hub.requests.clear()
@@ -230,16 +198,14 @@ def test_a_hash_is_no_path(tmp_path):
 
 
 @pytest.mark.parametrize("is_later", [False, True])
-def test_what_is_no_beginning_of_a_file_is_fetched_anew(native, hub, is_later):
-    repository = hub.repositories["owner/name"] = repository_of(native)
-    name = "unet/diffusion_pytorch_model.safetensors"
+def test_what_is_no_beginning_of_a_file_is_fetched_anew(repository, hub, is_later):
     # A proxy's page in place of the file, which the library keeps.
-    hub.faults = [Fault("large", name, times=10**9 if is_later else 1, status=200)]
+    hub.faults = [Fault("large", UNET, times=10**9 if is_later else 1, status=200)]
     if is_later:
         with pytest.raises(CheckpointError):
             download("owner/name")
         hub.faults.clear()
-    assert (download("owner/name") / name).read_bytes() == repository.files[name]
+    assert (download("owner/name") / UNET).read_bytes() == repository.files[UNET]
 
 
 @pytest.mark.parametrize(
@@ -248,7 +214,7 @@ def test_what_is_no_beginning_of_a_file_is_fetched_anew(native, hub, is_later):
         ("tadsr.pkl", "lacks tadsr.pkl"),
         ("tokenizer/vocab.json", "no prompt can be embedded"),
         ("scheduler/scheduler_config.json", "lacks scheduler/scheduler_config.json"),
-        ("unet/diffusion_pytorch_model.safetensors", "unet/ must contain"),
+        (UNET, "unet/ must contain"),
     ],
 )
 def test_what_lacks_is_noticed_before_anything_is_fetched(official, hub, lacks, told):
@@ -266,14 +232,10 @@ def test_what_lacks_is_noticed_before_anything_is_fetched(official, hub, lacks, 
 
 
 def test_a_missing_shard_is_noticed_before_anything_is_fetched(native, hub):
-    split_into_shards(
-        native / "unet" / "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model"
-    )
-    hub.repositories["owner/name"] = repository_of(native)
+    split_into_shards(native / UNET, "diffusion_pytorch_model")
+    repository = hub.repositories["owner/name"] = repository_of(native)
     load_checkpoint("owner/name")
-    del hub.repositories["owner/name"].files[
-        "unet/diffusion_pytorch_model-00001-of-00002.safetensors"
-    ]
+    del repository.files["unet/diffusion_pytorch_model-00001-of-00002.safetensors"]
     hub.requests.clear()
     with pytest.raises(CheckpointError, match="all shards"):
         load_checkpoint("owner/name")
@@ -293,8 +255,7 @@ def test_a_missing_shard_is_noticed_before_anything_is_fetched(native, hub):
         ("file", {"flipped_byte": 7}, "arrived damaged"),
     ],
 )
-def test_failures_are_explained_and_leave_nothing_damaged(native, hub, place, fault, told):
-    hub.repositories["owner/name"] = repository_of(native)
+def test_failures_are_explained_and_leave_nothing_damaged(repository, hub, place, fault, told):
     match = {"file": "vae/config.json", "large": "unet"}.get(place, "")
     hub.faults = [Fault(place, match, **fault)]
     with pytest.raises(CheckpointError, match=told):
@@ -305,15 +266,13 @@ def test_failures_are_explained_and_leave_nothing_damaged(native, hub, place, fa
 
 @pytest.mark.parametrize("place", ["info", "file", "large"])
 @pytest.mark.parametrize("status", [429, 500])
-def test_passing_failures_are_tried_again(native, hub, place, status):
-    hub.repositories["owner/name"] = repository_of(native)
+def test_passing_failures_are_tried_again(repository, hub, place, status):
     hub.faults = [Fault(place, times=1, status=status, headers={"Retry-After": "0"})]
     download("owner/name")
     assert hub.faults[0].times == 0
 
 
-def test_trouble_at_the_hub_falls_back_to_the_cache(native, hub):
-    hub.repositories["owner/name"] = repository_of(native)
+def test_trouble_at_the_hub_falls_back_to_the_cache(repository, hub):
     folder = download("owner/name")
     hub.faults = [Fault("info", status=503)]
     assert download("owner/name") == folder
@@ -339,25 +298,23 @@ def test_who_may_read_is_the_hubs_business_and_tokens_stay_there(native, hub):
     assert not any("Authorization" in headers for headers in elsewhere)
 
 
-def test_a_file_of_another_size_or_kind_in_the_cache_is_fetched_again(native, hub):
-    repository = hub.repositories["owner/name"] = repository_of(native)
+def test_a_file_of_another_size_or_kind_in_the_cache_is_fetched_again(repository, hub):
     folder = download("owner/name")
-    for name in ("unet/diffusion_pytorch_model.safetensors", "unet/config.json"):
+    for name in (UNET, "unet/config.json"):
         (folder / name).resolve().write_bytes(repository.files[name][:-1])
     (folder / "vae/config.json").unlink()
     os.mkfifo(folder / "vae/config.json")
     download("owner/name")
-    for name in ("unet/diffusion_pytorch_model.safetensors", "unet/config.json", "vae/config.json"):
+    for name in (UNET, "unet/config.json", "vae/config.json"):
         assert (folder / name).read_bytes() == repository.files[name]
 
 
-def test_the_doctor_finds_damage_that_leaves_a_files_size(native, hub):
+def test_the_doctor_finds_damage_that_leaves_a_files_size(repository, hub):
     from tadsr.doctor.findings import verify_model
 
-    hub.repositories["owner/name"] = repository_of(native)
     folder = download("owner/name")
     assert verify_model("owner/name").is_right
-    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = folder / UNET
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.resolve().write_bytes(data)
@@ -366,9 +323,8 @@ def test_the_doctor_finds_damage_that_leaves_a_files_size(native, hub):
     assert weights.name in found.detail
 
 
-def test_too_little_room_is_said_first(native, hub):
-    repository = hub.repositories["owner/name"] = repository_of(native)
-    repository.sizes["unet/diffusion_pytorch_model.safetensors"] = 10**18
+def test_too_little_room_is_said_first(repository, hub):
+    repository.sizes[UNET] = 10**18
     with pytest.raises(CheckpointError, match=r"must have room for 1000000000\.\d GB.*cache_dir"):
         download("owner/name")
     assert len(hub.requests) == 1
@@ -381,9 +337,8 @@ def test_too_little_room_is_said_first(native, hub):
         *((7, siblings, "listed in a form that cannot be read") for siblings in ("abc", 5, [1])),
     ],
 )
-def test_a_listing_that_is_none_is_said_to_be_the_fault(native, hub, size, siblings, told):
-    repository = hub.repositories["owner/name"] = repository_of(native)
-    repository.sizes["unet/diffusion_pytorch_model.safetensors"] = size
+def test_a_listing_that_is_none_is_said_to_be_the_fault(repository, hub, size, siblings, told):
+    repository.sizes[UNET] = size
     repository.siblings = siblings
     with pytest.raises(CheckpointError, match=told) as caught:
         download("owner/name")
@@ -395,29 +350,20 @@ def test_named_files_must_all_be_there(hub):
     hub.repositories["owner/partial"] = Repository({"a.pth": b"a"})
     with pytest.raises(CheckpointError, match=r"lacks b\.txt"):
         download("owner/partial", names=lambda _: ["a.pth", "b.txt"])
-    assert (download("owner/partial", names=lambda _: ["a.pth"]) / "a.pth").read_bytes() == b"a"
-    assert (
-        download("owner/partial", names=lambda _: ["a.pth"], local_files_only=True) / "a.pth"
-    ).exists()
+    for local_files_only in (False, True):
+        folder = download(
+            "owner/partial", names=lambda _: ["a.pth"], local_files_only=local_files_only
+        )
+        assert (folder / "a.pth").read_bytes() == b"a"
 
 
 @pytest.mark.parametrize("quiet", [False, True])
-def test_commands_show_how_far_a_download_is(native, hub, quiet, monkeypatch, capfd):
+def test_commands_show_how_far_a_download_is(repository, hub, quiet, monkeypatch, capfd):
     monkeypatch.setenv("TQDM_POSITION", "-1")  # as on a terminal
-    hub.repositories["owner/name"] = repository_of(native)
     try:
         with warnings.catch_warnings():
             silence_libraries(debug=False, quiet=quiet)
             download("owner/name")
     finally:
         enable_progress_bars()
-    name = "unet/diffusion_pytorch_model.safetensors: 100%"
-    assert (name in capfd.readouterr().err) != quiet
-
-
-def test_offline_mode_uses_the_cache_only(cache, monkeypatch):
-    # What the environment's HF_HUB_OFFLINE=1 sets when huggingface_hub is imported.
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert download("owner/name", cache_dir=cache).parent.name == "snapshots"
-    with pytest.raises(CheckpointError, match="only the cache may be used"):
-        download("owner/absent", cache_dir=cache)
+    assert (f"{UNET}: 100%" in capfd.readouterr().err) != quiet

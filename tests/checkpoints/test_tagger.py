@@ -38,6 +38,7 @@ SMALL = TaggerConfig(
 IMAGES = tuple(FACTS["images"])
 ADAPTERS = {"dape": TAGGER_ADAPTER_FILE, "plain": None, "leak": "leak.pth"}
 VIEWS = {"tadsr": "enlarged", "ram_on_lq": "whole"}
+FILES = (TAGGER_FILE, TAGGER_ADAPTER_FILE, TAG_LIST_FILE, THRESHOLDS_FILE)
 BLOCK = "visual_encoder.layers.0.blocks.1"
 
 
@@ -49,10 +50,18 @@ def recorded() -> dict[str, torch.Tensor]:
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """The published files, to be changed."""
-    names = (TAGGER_FILE, TAGGER_ADAPTER_FILE, TAG_LIST_FILE, THRESHOLDS_FILE)
-    for name in names:
+    for name in FILES:
         shutil.copyfile(GOLDEN / name, tmp_path / name)
     return tmp_path
+
+
+@pytest.fixture
+def lists(folder, tmp_path_factory) -> Path:
+    """Where the two lists have gone."""
+    place = tmp_path_factory.mktemp("lists")
+    for name in (TAG_LIST_FILE, THRESHOLDS_FILE):
+        (folder / name).rename(place / name)
+    return place
 
 
 @pytest.fixture
@@ -103,11 +112,8 @@ def test_logits_tags_and_prompts_are_those_of_the_published_code(leaking, record
 
 
 def test_the_merged_weights_are_the_published_codes_bit_by_bit(recorded):
-    weights = RamWeights(
-        GOLDEN / TAGGER_FILE,
-        SMALL,
-        torch.load(GOLDEN / TAGGER_FILE, weights_only=True)["model"],
-    )
+    state = torch.load(GOLDEN / TAGGER_FILE, weights_only=True)["model"]
+    weights = RamWeights(GOLDEN / TAGGER_FILE, SMALL, state)
     plain = dict(weights.state)
     weights.merge(GOLDEN / TAGGER_ADAPTER_FILE)
     merged = {n.removeprefix("merged."): t for n, t in recorded.items() if n.startswith("merged.")}
@@ -146,12 +152,8 @@ def test_half_precision_runs_with_thresholds_as_they_are(dtype):
 
 def test_a_converted_folder_is_the_same_tagger(tmp_path):
     out = convert_tagger(GOLDEN, tmp_path / "ram", config=SMALL)
-    assert sorted(path.suffix for path in out.iterdir()) == [
-        ".json",
-        ".safetensors",
-        ".txt",
-        ".txt",
-    ]
+    suffixes = sorted(path.suffix for path in out.iterdir())
+    assert suffixes == [".json", ".safetensors", ".txt", ".txt"]
     found, expected = load_tagger(out), load_tagger(GOLDEN, config=SMALL)
     assert found.network.config == SMALL
     assert same_tensors(found.network, expected.network)
@@ -170,11 +172,7 @@ def test_a_converted_folder_is_the_same_tagger(tmp_path):
         load_tagger(half)
 
 
-def test_lists_may_lie_elsewhere(folder, tmp_path):
-    lists = tmp_path / "lists"
-    lists.mkdir()
-    for name in (TAG_LIST_FILE, THRESHOLDS_FILE):
-        (folder / name).rename(lists / name)
+def test_lists_may_lie_elsewhere(folder, lists, tmp_path):
     with pytest.raises(CheckpointError, match="2 of its files are missing"):
         load_tagger(folder, config=SMALL)
     assert load_tagger(folder, config=SMALL, lists=lists).tags[0] == "3D CG rendering"
@@ -182,7 +180,7 @@ def test_lists_may_lie_elsewhere(folder, tmp_path):
     assert load_tagger(out).tags[-1] == "zoo"
 
 
-@pytest.mark.parametrize("name", [TAGGER_FILE, TAGGER_ADAPTER_FILE, TAG_LIST_FILE, THRESHOLDS_FILE])
+@pytest.mark.parametrize("name", FILES)
 def test_missing_file_is_named(folder, name):
     (folder / name).unlink()
     with pytest.raises(CheckpointError, match=rf"needs {folder / name}, but 1 of its files"):
@@ -277,11 +275,9 @@ def test_the_published_layout_has_the_weights_under_these_names(official_layout)
     assert official_layout["files"][TAGGER_FILE] > 4 * 212_117_045
 
 
-def test_the_published_repository_lends_its_weights_and_the_lists_lie_here(hub, folder, tmp_path):
-    lists = tmp_path / "lists"
-    lists.mkdir()
-    for name in (TAG_LIST_FILE, THRESHOLDS_FILE):
-        (folder / name).rename(lists / name)
+def test_the_published_repository_lends_its_weights_and_the_lists_lie_here(
+    hub, folder, lists, tmp_path
+):
     hub.repositories["owner/name"] = repository_of(folder)
     hub.faults = [Fault("large", TAGGER_FILE, times=1, cut_after=1_500_000)]
     with pytest.raises(CheckpointError, match=r"lacks ram_tag_list\.txt"):

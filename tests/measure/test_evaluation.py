@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 
 from tadsr.errors import TADSRError
 from tadsr.images import resize_bicubic
@@ -88,23 +87,20 @@ def test_sizes_that_differ_are_both_named(folders):
 
 
 def test_images_too_small_to_measure_are_named(folders):
+    metrics = [make_metric("psnr_y", border_px=24)]
     with pytest.raises(TADSRError, match=r"a: psnr_y cannot be measured: .*smaller border"):
-        evaluate_pairs(
-            {"ours": folders / "out"},
-            folders / "hq",
-            metrics=[make_metric("psnr_y", border_px=24)],
-        )
+        evaluate_pairs({"ours": folders / "out"}, folders / "hq", metrics=metrics)
 
 
 def test_wrong_outputs_and_metrics_are_refused(folders, metrics):
-    with pytest.raises(ValueError, match="at least one folder"):
-        evaluate_pairs({}, folders / "hq")
-    with pytest.raises(ValueError, match="must not be named bicubic, HQ, LQ, got 'HQ'"):
-        evaluate_pairs({"HQ": folders / "out"}, folders / "hq")
-    with pytest.raises(ValueError, match=r"different ones, at least one, got \[\]"):
-        evaluate_pairs({"ours": folders / "out"}, folders / "hq", metrics=[])
-    with pytest.raises(ValueError, match="different ones"):
-        evaluate_pairs({"ours": folders / "out"}, folders / "hq", metrics=[metrics[0]] * 2)
+    for names, chosen, message in (
+        ((), None, "at least one folder"),
+        (("HQ",), None, "must not be named bicubic, HQ, LQ, got 'HQ'"),
+        (("ours",), [], r"different ones, at least one, got \[\]"),
+        (("ours",), [metrics[0]] * 2, "different ones"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluate_pairs(dict.fromkeys(names, folders / "out"), folders / "hq", metrics=chosen)
 
 
 def test_a_model_is_measured_beside_bicubic_and_others(folders, metrics, golden_pipeline):
@@ -150,15 +146,8 @@ def test_a_model_is_measured_beside_bicubic_and_others(folders, metrics, golden_
 def test_the_scale_is_that_of_the_sizes(tmp_path, metrics, golden_pipeline, lq_size, size):
     write(tmp_path / "hq/a.png", picture(0, size))
     write(tmp_path / "lq/a.png", picture(0, lq_size))
-    evaluate_model(
-        golden_pipeline,
-        tmp_path / "lq",
-        tmp_path / "hq",
-        timesteps=[5],
-        metrics=metrics,
-        process_size=0,
-        save=tmp_path / "kept",
-    )
+    options = {"timesteps": [5], "metrics": metrics, "process_size": 0, "save": tmp_path / "kept"}
+    evaluate_model(golden_pipeline, tmp_path / "lq", tmp_path / "hq", **options)
     assert Image.open(tmp_path / "kept/t=5/a.png").size == size
 
 
@@ -171,14 +160,8 @@ def test_originals_that_are_no_enlargement_are_an_error(tmp_path, metrics, golde
 
 
 def test_a_model_without_originals_takes_the_given_scale(folders, golden_pipeline):
-    found = evaluate_model(
-        golden_pipeline,
-        folders / "lq",
-        timesteps=[1],
-        scale=2,
-        process_size=0,
-        save=folders / "kept",
-    )
+    options = {"timesteps": [1], "scale": 2, "process_size": 0, "save": folders / "kept"}
+    found = evaluate_model(golden_pipeline, folders / "lq", **options)
     assert [metric.name for metric in found.metrics] == ["detail"]
     assert [row.name for row in found.rows] == ["bicubic", "t=1"]
     assert Image.open(folders / "kept/bicubic/a.png").size == (32, 24)
@@ -199,26 +182,12 @@ def test_wrong_arguments_of_a_model_run(folders, golden_pipeline, options, messa
         evaluate_model(golden_pipeline, folders / "lq", **options)
 
 
-def test_the_perceptual_metric_is_the_networks_distance(tmp_path):
-    rng = np.random.default_rng(0)
-    shapes, inner = {"conv1": (96, 3, 7)}, 96
-    for index, squeeze in enumerate((16, 16, 32, 32, 48, 48, 64), start=2):
-        shapes[f"fire{index}.squeeze"] = (squeeze, inner, 1)
-        shapes[f"fire{index}.expand1x1"] = (4 * squeeze, squeeze, 1)
-        shapes[f"fire{index}.expand3x3"] = (4 * squeeze, squeeze, 3)
-        inner = 8 * squeeze
-    tensors = {}
-    for name, (out, inner, side) in shapes.items():
-        weight = rng.standard_normal((out, inner, side, side)) / (inner**0.5 * side)
-        tensors[f"{name}.weight"] = torch.from_numpy(weight).float()
-        tensors[f"{name}.bias"] = torch.zeros(out)
-    save_file(tensors, tmp_path / "net.safetensors")
-    metric = make_perceptual_metric(tmp_path / "net.safetensors")
-    assert (metric.name, metric.needs_reference, metric.is_higher_better) == (
-        *("squeezenet", True, False),
-    )
+def test_the_perceptual_metric_is_the_networks_distance(squeezenet):
+    metric = make_perceptual_metric(squeezenet)
+    found = (metric.name, metric.needs_reference, metric.is_higher_better)
+    assert found == ("squeezenet", True, False)
     a, b = picture(0), picture(1)
     pair = [torch.from_numpy(x).permute(2, 0, 1)[None].float() / 127.5 - 1 for x in (a, b)]
-    expected = SqueezeNetDistance(tmp_path / "net.safetensors")(*pair)
+    expected = SqueezeNetDistance(squeezenet)(*pair)
     assert metric.measure(a, b) == pytest.approx(expected.item(), rel=1e-4)
     assert metric.measure(a, a) == 0

@@ -64,16 +64,15 @@ def test_only_what_all_folders_have_is_left(folder):
 
 def test_folders_that_cannot_be_matched_say_why(folder, tmp_path):
     hq = folder("hq", "a.png")
-    with pytest.raises(TADSRError, match="must be a folder of images, but is none"):
-        match_images({"HQ": hq, "outputs": tmp_path / "absent"})
-    with pytest.raises(TADSRError, match="must hold images"):
-        match_images({"HQ": hq, "outputs": folder("empty", "notes.txt")})
-    with pytest.raises(TADSRError, match="found no common one"):
-        match_images({"HQ": hq, "outputs": folder("other", "b.png")}, allow_missing=True)
-    with pytest.raises(TADSRError, match=r"must differ in name, got .*a\.jpg and .*a\.png"):
-        match_images({"HQ": hq, "outputs": folder("twice", "a.png", "a.jpg")})
-    with pytest.raises(TADSRError, match="more than their scale, got a_x2 and a_x4"):
-        match_images({"HQ": hq, "outputs": folder("scales", "a_x2.png", "a_x4.png")})
+    for outputs, message in (
+        (tmp_path / "absent", "must be a folder of images, but is none"),
+        (folder("empty", "notes.txt"), "must hold images"),
+        (folder("other", "b.png"), "found no common one"),
+        (folder("twice", "a.png", "a.jpg"), r"must differ in name, got .*a\.jpg and .*a\.png"),
+        (folder("scales", "a_x2.png", "a_x4.png"), "more than their scale, got a_x2 and a_x4"),
+    ):
+        with pytest.raises(TADSRError, match=message):
+            match_images({"HQ": hq, "outputs": outputs}, allow_missing=True)
 
 
 @pytest.mark.parametrize("name", ["a_out.png", "a_x4_out.png", "a_out_x4.jpg"])

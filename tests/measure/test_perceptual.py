@@ -8,24 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tadsr.errors import TADSRError
-from tadsr.measure.perceptual import _FIRE, SqueezeNetDistance, make_perceptual
-
-
-@pytest.fixture(scope="module")
-def squeezenet(tmp_path_factory):
-    torch.manual_seed(0)
-    tensors = {"conv1.weight": torch.randn(96, 3, 7, 7) * 0.01, "conv1.bias": torch.zeros(96)}
-    for name, (width, squeeze, expand) in _FIRE.items():
-        for part, shape in (
-            ("squeeze", (squeeze, width, 1, 1)),
-            ("expand1x1", (expand, squeeze, 1, 1)),
-            ("expand3x3", (expand, squeeze, 3, 3)),
-        ):
-            tensors[f"{name}.{part}.weight"] = torch.randn(shape) * 0.1
-            tensors[f"{name}.{part}.bias"] = torch.zeros(shape[0])
-    path = tmp_path_factory.mktemp("squeezenet") / "net.safetensors"
-    save_file(tensors, path)
-    return path
+from tadsr.measure.perceptual import SqueezeNetDistance, make_perceptual
 
 
 def test_squeezenet_distance(squeezenet, tmp_path):

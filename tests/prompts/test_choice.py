@@ -23,9 +23,10 @@ class Namer:
 
 
 @pytest.fixture
-def pipe(own_pipeline):
-    own_pipeline.tagger = Namer()
-    return own_pipeline
+def pipe(golden_pipeline, monkeypatch):
+    monkeypatch.setattr(golden_pipeline, "tagger", Namer())
+    monkeypatch.setattr(golden_pipeline, "prompt_style", "published")
+    return golden_pipeline
 
 
 def photo(width: int, height: int = 8) -> np.ndarray:

@@ -1,13 +1,5 @@
-"""Upscale damaged files, or with damaged checkpoints, and tell what became of each case.
+"""Upscale damaged files, or with damaged checkpoints, and tell what became of each case."""
 
-python tests/robustness/damaged_files.py --model MODEL --folder EMPTY --seed 0 --first 17 --count 1
-
-Run by `test_damaged_files.py` in a process of its own, which a decoder may bring down: the file at
-hand then lies in EMPTY/in. A line of JSON comes for each case: its number, the file it is made of,
-what became of it, the CPU seconds and the memory it took, and where that is wrong why.
-"""
-
-import argparse
 import faulthandler
 import json
 import re
@@ -24,11 +16,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-# The script's own folder is where Python looks first.
-import damaged_checkpoints
 import torch
-from corpus import make_files
-from mutations import mutate
 
 import tadsr
 from tadsr import TADSRError, TADSRPipeline
@@ -38,6 +26,10 @@ from tadsr.folders.jobs import Job
 from tadsr.folders.restoring import FileRequest, note_about, read_input, restore, write_result
 from tadsr.images import ArrayImage, count_frames, read_frames, read_image
 
+from . import damaged_checkpoints
+from .corpus import make_files
+from .mutations import mutate
+
 SECONDS_A_CASE = 120
 """By the clock, on a machine that does other things as well."""
 CPU_SECONDS, MEGABYTES = 5, 1000
@@ -45,38 +37,36 @@ CPU_SECONDS, MEGABYTES = 5, 1000
 MEMORY_BYTES = 6 * 2**30
 RESTORED_PIXELS = 4000
 """Inputs of more pixels, which a changed header may promise, are read only."""
+CHECKPOINTS_SHARE = 0.04
 TARGETS = (".png", ".tif", ".webp", ".jpg", ".gif", ".bmp")
 PACKAGE = str(Path(tadsr.__file__).parent)
 
 
-def main(words: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--count", type=int, default=1)
-    parser.add_argument("--checkpoints", type=float, default=0.04, help="their share")
-    arguments = parser.parse_args(words)
+def run_numbered(model: Path, folder: Path, seed: int, first: int, count: int, told: Path) -> None:
+    """Run cases of a seed by their numbers, and tell of each in a line of JSON.
+
+    It is for a process of its own, which a decoder may bring down: the file at hand then lies in
+    FOLDER/in.
+    """
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
-    pipe = TADSRPipeline.from_pretrained(arguments.model)
-    with tempfile.TemporaryDirectory() as folder:
-        files = make_files(Path(folder))
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint = damaged_checkpoints.make_checkpoint(Path(folder))
-    for number in range(arguments.first, arguments.first + arguments.count):
-        faulthandler.dump_traceback_later(SECONDS_A_CASE, exit=True)
-        rng = Random(f"{arguments.seed}-{number}")
-        if Random(number).random() < arguments.checkpoints:
-            case = partial(damaged_checkpoints.run_case, checkpoint, arguments.folder, rng)
-        else:
-            case = partial(run_case, pipe, files, arguments.folder, rng, number)
-        found = measured(case)
-        faulthandler.cancel_dump_traceback_later()
-        sys.stdout.write(json.dumps({"number": number, **found}) + "\n")
-        sys.stdout.flush()
+    sys.addaudithook(damaged_checkpoints.listen)
+    pipe = TADSRPipeline.from_pretrained(model)
+    with tempfile.TemporaryDirectory() as place:
+        files = make_files(Path(place))
+    with tempfile.TemporaryDirectory() as place:
+        checkpoint = damaged_checkpoints.make_checkpoint(Path(place))
+    with told.open("w", buffering=1) as lines:
+        for number in range(first, first + count):
+            faulthandler.dump_traceback_later(SECONDS_A_CASE, exit=True)
+            rng = Random(f"{seed}-{number}")
+            if Random(number).random() < CHECKPOINTS_SHARE:
+                case = partial(damaged_checkpoints.run_case, checkpoint, folder, rng)
+            else:
+                case = partial(run_case, pipe, files, folder, rng, number)
+            lines.write(json.dumps({"number": number, **measured(case)}) + "\n")
+            faulthandler.cancel_dump_traceback_later()
 
 
 def measured(run: Callable[[], dict[str, str]]) -> dict[str, Any]:
@@ -160,7 +150,3 @@ def is_ours(error: BaseException) -> bool:
 def _is_raised_here(error: BaseException) -> bool:
     frames = traceback.extract_tb(error.__traceback__)
     return bool(frames) and frames[-1].filename.startswith(PACKAGE)
-
-
-if __name__ == "__main__":
-    main()

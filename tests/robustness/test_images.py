@@ -16,7 +16,7 @@ from tadsr import TADSRError, TADSRPipeline
 from tadsr.onestep import TileSpec
 
 SEED = 0
-ARRAYS_SHARE, PIL_SHARE, SIZES_SHARE = 0.2, 0.17, 0.1
+ARRAYS_SHARE, PIL_SHARE, SIZES_SHARE = 0.2, 0.17, 0.05
 PACKAGE = str(Path(tadsr.__file__).parent)
 
 INTEGER_DTYPES = ("u1", "<u2", ">u2")
