@@ -32,14 +32,7 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A commit of a repository in the hub's cache.
-
-    Args:
-        repo_id: "owner/name".
-        commit: Its hash.
-        cache_dir: The cache; None for the hub's usual place.
-        token: Access token; None for the stored one.
-    """
+    """A commit of a repository in the hub's cache."""
 
     repo_id: str
     commit: str

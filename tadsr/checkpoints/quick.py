@@ -39,16 +39,7 @@ class BareCheckpoint(NamedTuple):
 
 
 def load_bare(source: str | Path, dtype: torch.dtype) -> BareCheckpoint | None:
-    """Load the bare layers of a checkpoint.
-
-    Args:
-        source: As for `load_checkpoint`; what is on the hub is left to that.
-        dtype: Of the weights.
-
-    Returns:
-        The parts; None for a checkpoint with a text encoder, with adapters apart or in another
-        format than the native one, and for a damaged one, which `load_checkpoint` says best.
-    """
+    """Load the bare layers of a native checkpoint without text encoder, or None for any other."""
     folder = locate(source)
     if folder is None or is_run_checkpoint(folder) or detect_format(folder) is not NATIVE:
         return None

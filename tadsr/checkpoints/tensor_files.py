@@ -42,6 +42,7 @@ _SAFETENSORS_DTYPES = {
 
 TensorMeta = tuple[torch.Size, torch.dtype]
 Rename = Callable[[str], str | None]
+"""From a name in the file or in the model to a common one; None drops a tensor of the file."""
 Change = Callable[[str, Tensor], Tensor]
 
 
@@ -207,16 +208,8 @@ def load_strict(
     rename: Rename | None = None,
     change: Change | None = None,
 ) -> nn.Module:
-    """Give a model on the meta device its tensors; every name and shape must match.
-
-    Peak memory is about the loaded model's own size: tensors are cast and changed one at a time,
-    and mapped from the file where neither is needed.
-
-    Args:
-        dtype: Floating dtype to load in; None keeps the stored one.
-        rename: Maps a name in the file, and a name in the model, to a common name; None drops a
-            tensor of the file.
-    """
+    """Give a model on the meta device its tensors; every name and shape must match."""
+    # One at a time, and mapped from the file where neither cast nor changed: memory for one model.
     rename = rename or (lambda name: name)
     expected = model.state_dict()
     target = {rename(name): name for name in expected}

@@ -238,16 +238,8 @@ def usual_dtype(device: torch.device) -> torch.dtype:
 
 
 def prepare_view(image: Image.Image, side: int, view: TaggerView) -> Tensor:
-    """Turn a picture into the tagger's input.
-
-    Args:
-        view: "enlarged" samples the enlarged picture, without antialiasing: what TADSR's published
-            code shows it; "whole" reduces the picture as it is, antialiased: RAM's own transform.
-
-    Returns:
-        (3, side, side), normalised by ImageNet's mean and deviation.
-    """
-    if view == "whole":
+    """Turn a picture into the tagger's input, (3, side, side), normalised as ImageNet's."""
+    if view == "whole":  # antialiased, unlike the samples of the enlarged picture
         square = np.asarray(_resize(image, (side, side), Resampling.BILINEAR), np.float32)
     else:
         square = _sample_enlarged(image, side)
