@@ -104,6 +104,7 @@ def native(model_dir, tmp_path):
 @pytest.fixture
 def repository(native, hub):
     """The same at the hub, as owner/name."""
+    hub.repositories["owner/name"] = repository_of(native)
     return hub.repositories["owner/name"]
 
 
