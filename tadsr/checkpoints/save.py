@@ -16,7 +16,6 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import nn
 from transformers import CLIPTextModel, PreTrainedTokenizerBase
 
 from tadsr.checkpoints.adapter_files import save_adapters
@@ -245,42 +244,35 @@ def _write_components(
         elif component.name == "tokenizer":
             _write_tokenizer(part, place, component)
         else:
-            _write_weights(part, place, component, variant, dtype)
-            _write_config(part, place, component, dtype)
+            infix = f".{variant}" if variant else ""
+            weights = place / f"{component.stems[0]}{infix}.safetensors"
+            _write_network(part, weights, component, dtype)
 
 
-def _write_weights(
-    model: nn.Module,
-    place: Path,
-    component: Component,
-    variant: str | None,
-    dtype: torch.dtype | None,
+def _write_network(
+    model: Any, weights: Path, component: Component, dtype: torch.dtype | None
 ) -> None:
+    is_text_encoder = component.name == "text_encoder"
     tensors = {}
     for name, tensor in plain_state_dict(model).items():
-        if component.name == "text_encoder":
-            # Every library version reads the prefixed names, only the newest the bare ones.
-            common = clip_common_name(name)
-            if common is None:
-                continue
-            name = f"text_model.{common}"
+        # Every library version reads the prefixed names, only the newest the bare ones.
+        common = clip_common_name(name)
+        if is_text_encoder and common is None:
+            continue
         is_cast = dtype is not None and tensor.is_floating_point()
-        tensors[name] = tensor.to("cpu", dtype if is_cast else tensor.dtype).contiguous()
-    infix = f".{variant}" if variant else ""
-    path = place / f"{component.stems[0]}{infix}.safetensors"
-    save_file(tensors, path, metadata={"format": "pt"})
-
-
-def _write_config(model: Any, place: Path, component: Component, dtype: torch.dtype | None) -> None:
-    if component.name != "text_encoder":
-        model.save_config(place)
+        tensors[f"text_model.{common}" if is_text_encoder else name] = tensor.to(
+            "cpu", dtype if is_cast else tensor.dtype
+        ).contiguous()
+    save_file(tensors, weights, metadata={"format": "pt"})
+    if not is_text_encoder:
+        model.save_config(weights.parent)
         return
     config = json.loads(model.config.to_json_string())
     config.pop("dtype", None)
     # transformers loads in the dtype that the config states.
     config["torch_dtype"] = str(dtype or model.dtype).removeprefix("torch.")
     config["architectures"] = [component.class_name]
-    _write_json(place / component.config, config)
+    _write_json(weights.with_name(component.config), config)
 
 
 def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, place: Path, component: Component) -> None:

@@ -1,7 +1,44 @@
+import json
+from pathlib import Path
+
 import pytest
 
 from tadsr.checkpoints import inspect_checkpoint, save_native
+from tadsr.checkpoints.detect import detect_format, locate
+from tadsr.checkpoints.layout import NATIVE, OFFICIAL
 from tadsr.errors import CheckpointError
+
+
+def test_formats_are_told_from_content(native, golden_base):
+    assert detect_format(native) is NATIVE
+    assert detect_format(golden_base) is OFFICIAL
+
+
+def test_empty_folders_and_plain_stable_diffusion_are_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="found nothing"):
+        detect_format(tmp_path)
+    (tmp_path / "unet").mkdir()
+    index = {"_class_name": "StableDiffusionPipeline"}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"unet \(its .* StableDiffusionPipeline\)"):
+        detect_format(tmp_path)
+
+
+def test_existing_folder_comes_before_a_hub_id(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert locate("owner/name") is None
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    assert locate("owner/name") == Path("owner/name")
+
+
+def test_what_is_no_checkpoint_says_what_to_give(golden_adapter, tmp_path):
+    for source, message in (
+        (golden_adapter, "adapter="),
+        ("tadsr-tny", "did you mean 'tadsr-tiny'"),
+        (tmp_path / "absent", r"looked for an embedded one .*hub id"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            locate(source)
 
 
 def test_published_checkpoint(golden_base, golden_adapter, merged):
