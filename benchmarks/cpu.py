@@ -33,6 +33,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tadsr import TADSRPipeline
+from tadsr.cli import SPINS
 from tadsr.onestep import EnginePlan
 from tadsr.onestep.products import cpu_instructions
 
@@ -217,8 +218,9 @@ def main() -> None:
             command += ["--truths", name]
             command += ["--sizes", *heights, "--repeats", str(options.repeats)]
             command += ["--realesrgan", str(options.realesrgan)] if options.realesrgan else []
-            # As the command line sets it: torch's tensors in large pages, for all ways alike.
-            environment = os.environ | {"THP_MEM_ALLOC_ENABLE": "1"}
+            # As the command line sets them, for all ways alike: tensors in large pages, and threads
+            # that do not wait awake.
+            environment = os.environ | {"THP_MEM_ALLOC_ENABLE": "1", "GOMP_SPINCOUNT": SPINS}
             done = subprocess.run(
                 command, capture_output=True, text=True, check=False, env=environment
             )

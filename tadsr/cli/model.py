@@ -47,6 +47,8 @@ class ModelRequest:
     """How the networks are run."""
     loras: tuple[tuple[str, float], ...] = ()
     """Files of further LoRAs and their strengths, merged into the weights."""
+    is_for_many: bool = False
+    """Whether so many images follow that an engine which is slow to load pays."""
 
     def check(self) -> None:
         """Raise CheckpointError unless the model can exist."""
@@ -61,11 +63,16 @@ class ModelRequest:
         """Load the model onto a device and check that it takes the prompt and the timestep."""
         import torch
 
+        from tadsr.onestep.openvino import has_openvino
+
         device = torch.device(device)
         dtype = choose_dtype(self.dtype, device)
         mixes = self.dtype == "auto" and device.type == "cpu"
         pipe: Restorer | None = None
-        if device.type == "cpu" and not (self.adapter or self.tagger or self.loras):
+        is_slow_to_load = self.is_for_many and has_openvino()
+        if device.type == "cpu" and not (
+            self.adapter or self.tagger or self.loras or is_slow_to_load
+        ):
             from tadsr.quick import open_quickly
 
             pipe = open_quickly(self.source, dtype, self.engine, mixes=mixes)
@@ -166,6 +173,8 @@ def describe(pipe: Restorer, *, reasons: bool = False) -> str:
     missing = "" if torch.cuda.is_available() else "; no CUDA device is there"
     against = unknown_blocks(pipe.vae, pipe.unet) + wrapped_modules(pipe.vae, pipe.unet)
     plain = "the networks are Stable Diffusion's" if name == "fused" else "no other is faster here"
+    if pipe.engine.is_openvino_untimed():
+        plain += "; OpenVINO is timed beside it at the first picture of 512 px"
     return "\n".join(
         [
             line,

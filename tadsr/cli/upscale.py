@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from tadsr.folders.workers import Load
     from tadsr.restorer import Restorer
 
+_MANY_IMAGES = 50
+"""Of so many images on a CPU an engine that takes ten seconds to load pays."""
+
 
 def upscale(
     paths: list[str] = options.argument("IN", "Image files or folders; the last may be OUT."),
@@ -223,6 +226,7 @@ def _restore(
 ) -> None:
     """Load the model and restore what is left of a run."""
     console.progress.wait_for(f"loading {wanted.source}")
+    wanted = replace(wanted, is_for_many=len(jobs) >= _MANY_IMAGES)
     devices = _choose_devices(names)
     if len(devices) > 1:
         from tadsr.folders.workers import run_on_devices

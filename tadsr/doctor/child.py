@@ -18,6 +18,7 @@ from torch import Tensor
 from tadsr import kernels
 from tadsr.doctor.findings import Finding
 from tadsr.kernels.backends import unsupported_reasons
+from tadsr.onestep.products import choose_products
 from tadsr.onestep.selfcheck import remember_fastest
 from tadsr.pipeline import TADSRPipeline
 
@@ -110,7 +111,8 @@ def remember_engine(name: str, source: str, device: torch.device, dtype: torch.d
     """Have `engine="auto"` take this engine from now on."""
     engine = name.partition(" ")[2]
     pipe = _pipeline(source, engine, device, dtype)
-    remember_fastest(pipe.vae, pipe.unet, engine)
+    multiplied = choose_products(device, dtype).multiplied
+    remember_fastest(pipe.vae, pipe.unet, multiplied, engine)
     return Finding("fastest", True, f'{engine}, which engine="auto" takes from now on')
 
 

@@ -1,4 +1,4 @@
-"""Whether the fused engine gives what plain modules give on this GPU: looked at once."""
+"""Whether the fused engine is right on this GPU, and which engine is the fastest: found once."""
 
 from __future__ import annotations
 
@@ -144,14 +144,25 @@ def _odd_colors(image: Tensor, reference: Tensor) -> str | None:
     return None
 
 
-def remember_fastest(vae: TimeAwareAutoencoderKL, unet: UNet2DConditionModel, engine: str) -> None:
-    """Have "auto" take an engine for networks of this kind on their device from now on."""
-    remember("fastest", _key_of(vae, unet)[1], engine)
+def remember_fastest(
+    vae: TimeAwareAutoencoderKL,
+    unet: UNet2DConditionModel,
+    multiplied: torch.dtype | None,
+    engine: str,
+) -> None:
+    """Have "auto" take an engine for networks of this kind on their device from now on.
+
+    Args:
+        multiplied: As in `EnginePlan`.
+    """
+    remember("fastest", _key_of(vae, unet, multiplied)[1], engine)
 
 
-def recall_fastest(vae: TimeAwareAutoencoderKL, unet: UNet2DConditionModel) -> str | None:
+def recall_fastest(
+    vae: TimeAwareAutoencoderKL, unet: UNet2DConditionModel, multiplied: torch.dtype | None
+) -> str | None:
     """Return the engine that was measured to be the fastest for networks of this kind, or None."""
-    return recall("fastest", _key_of(vae, unet)[1])
+    return recall("fastest", _key_of(vae, unet, multiplied)[1])
 
 
 def _key_of(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 import warnings
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
@@ -12,12 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from tadsr.caches import ModuleWatch, RecentlyUsed
-from tadsr.errors import TADSRWarning, not_finite
+from tadsr.errors import TADSRError, TADSRWarning, not_finite
 from tadsr.kernels.backends import failure_on
 from tadsr.onestep.openvino import OpenVinoStages, check_openvino, has_openvino
 from tadsr.onestep.plan import EngineName, EnginePlan, choose_plan
 from tadsr.onestep.products import choose_products
-from tadsr.onestep.selfcheck import is_distrusted, is_settled, recall_fastest, settle
+from tadsr.onestep.selfcheck import (
+    is_distrusted,
+    is_settled,
+    recall_fastest,
+    remember_fastest,
+    settle,
+)
 from tadsr.onestep.stages import AnyStages, CompiledStages, EagerStages, FusedStages
 from tadsr.onestep.support import unknown_blocks, wrapped_modules
 from tadsr.progress import Progress
@@ -33,6 +40,12 @@ Stages = EagerStages | CompiledStages | FusedStages
 
 _MAX_COUNTED = 64
 _STAGE_NAMES = ("encoder", "UNet", "decoder")
+_TIMED_PX = 512
+"""Side of the image by which "auto" chooses between the fused engine and OpenVINO."""
+_TIMED_REPEATS = 3
+_MAX_TIMED_BYTES = 2**28
+"""Weights of networks for which OpenVINO's graphs are made without being asked: of larger ones they
+take a minute to make and their size on the disk."""
 _SHARES = (0.25, 0.5)
 """Of the work, what is done after the encoder and after the UNet; from benchmarks/engine.py."""
 
@@ -85,11 +98,12 @@ class OneStepEngine:
         self._has_channels_last = False
         self._warned: set[str] = set()
         self._compared: Stages | None = None
+        self._timed: Stages | None = None
         self._counted: dict[Hashable, int] = RecentlyUsed(_MAX_COUNTED)
 
     def __getstate__(self) -> dict[str, object]:
         # What is folded and recorded belongs to these very weights; a copy makes its own.
-        return {**vars(self), "_built": None, "_wide": {}, "_compared": None}
+        return {**vars(self), "_built": None, "_wide": {}, "_compared": None, "_timed": None}
 
     def chosen(
         self, vae: Any, unet: Any, choice: EngineName | EnginePlan | None = None
@@ -108,7 +122,7 @@ class OneStepEngine:
 
     def release(self) -> None:
         """Free what was folded and recorded, and bring the weights back into torch's layout."""
-        self._built = self._compared = None
+        self._built = self._compared = self._timed = None
         self._wide.clear()
         self._lay_out(False)
 
@@ -150,6 +164,13 @@ class OneStepEngine:
     def can_widen(self) -> bool:
         """Whether a network that overflows is run again in a wider type."""
         return self.unet.dtype == torch.float16 and self.stages is not self._eager
+
+    def is_openvino_untimed(self) -> bool:
+        """Tell whether "auto" times OpenVINO beside the fused engine when a large image comes."""
+        if not self._can_take_openvino() or self._fastest() is not None:
+            return False
+        parameters = (*self.vae.parameters(), *self.unet.parameters())
+        return sum(values.nbytes for values in parameters) <= _MAX_TIMED_BYTES
 
     def encode(
         self,
@@ -270,14 +291,41 @@ class OneStepEngine:
         return plan is not None and plan.fused_kernels
 
     def _settled(self, lq: Tensor, timesteps: Sequence[int], prompts: Prompts) -> Stages:
-        """Return the stages, compared with plain modules where they are new to this GPU."""
+        """Return the stages, compared with others where they are new to this device."""
         stages = self.stages
         while self.choice == "auto" and stages is not self._compared:
             is_new = isinstance(stages, FusedStages) and not is_settled(stages)
             if is_new and not settle(stages, self._eager, lq, timesteps, prompts):
                 self._built = None
             self._compared, stages = stages, self.stages
+        if stages is not self._timed and min(lq.shape[-2:]) >= _TIMED_PX:
+            if isinstance(stages, FusedStages) and self.is_openvino_untimed():
+                part = lq[:1, :, :_TIMED_PX, :_TIMED_PX]
+                self._time_openvino(stages, part, timesteps[:1], prompts[:1])
+            self._timed = stages = self.stages
         return stages
+
+    def _time_openvino(self, fused: FusedStages, *inputs: Any) -> None:
+        """Take OpenVINO from now on if it is faster than the fused engine."""
+        fastest, multiplied = "fused", self._multiplied()
+        try:
+            rival = OpenVinoStages(self.vae, self.unet, self.alphas_cumprod, multiplied)
+            if self._seconds(rival, *inputs) < self._seconds(fused, *inputs):
+                fastest = "openvino"
+        except (TADSRError, RuntimeError):  # OpenVINO's own are of the latter
+            pass
+        remember_fastest(self.vae, self.unet, multiplied, fastest)
+        if fastest == "openvino":
+            self._lay_out(False)
+            self._built = (ModuleWatch([self.vae, self.unet]), rival)
+
+    def _seconds(self, stages: Stages, *inputs: Any) -> float:
+        times = []
+        for _ in range(1 + _TIMED_REPEATS):
+            begin = time.perf_counter()
+            self.take(stages, *inputs)
+            times.append(time.perf_counter() - begin)
+        return min(times)
 
     def _latents(self, moments: Tensor, generator: torch.Generator | None) -> Tensor:
         noise = None
@@ -296,7 +344,9 @@ class OneStepEngine:
         return is_chosen and plan.fused_kernels and failure_on(self.unet.device) is not None
 
     def _build(self) -> Stages:
-        choice = "openvino" if self._is_openvino_fastest() else self.choice
+        choice = self.choice
+        if self._can_take_openvino() and self._fastest() == "openvino":
+            choice = "openvino"
         plan = None if choice in ("eager", "compile", "openvino") else self._choose()
         if plan is None:
             self.need_modules()
@@ -329,7 +379,7 @@ class OneStepEngine:
         networks, is_auto = (self.vae, self.unet), self.choice == "auto"
         if plan is None or (is_auto and is_distrusted(*networks, plan)):
             return None
-        if is_auto and recall_fastest(*networks) == "eager":
+        if is_auto and self._fastest() == "eager":
             return None
         reasons, wrapped = unknown_blocks(*networks), wrapped_modules(*networks)
         if is_auto and wrapped and not reasons:
@@ -348,11 +398,17 @@ class OneStepEngine:
         """Return the type in which a CPU multiplies float32 weights; None for their own."""
         return choose_products(self.unet.device, self.unet.dtype).multiplied if self.mixes else None
 
-    def _is_openvino_fastest(self) -> bool:
-        kind, networks = (self.unet.device.type, self.unet.dtype), (self.vae, self.unet)
-        if self.choice != "auto" or kind != ("cpu", torch.float32) or not has_openvino():
-            return False
-        return not wrapped_modules(*networks) and recall_fastest(*networks) == "openvino"
+    def _can_take_openvino(self) -> bool:
+        """Tell whether "auto" may take OpenVINO.
+
+        Not where diffusers would have to be imported for it: that takes longer than it saves.
+        """
+        kind = (self.unet.device.type, self.unet.dtype)
+        is_possible = self.choice == "auto" and kind == ("cpu", torch.float32) and not self.grow
+        return is_possible and has_openvino() and not wrapped_modules(self.vae, self.unet)
+
+    def _fastest(self) -> str | None:
+        return recall_fastest(self.vae, self.unet, self._multiplied())
 
     def _widen(self, index: int) -> tuple[TimeAwareAutoencoderKL, UNet2DConditionModel]:
         """Return the networks for one that overflowed, with the exponents of float32."""

@@ -1,5 +1,7 @@
 """The networks through OpenVINO itself: as plain modules, made once, never for other weights."""
 
+import time
+
 import pytest
 import torch
 
@@ -84,12 +86,52 @@ def test_graphs_that_cannot_be_kept_are_used(alphas_cumprod, tmp_path, monkeypat
 
 
 @torch.no_grad()
-def test_auto_takes_openvino_where_it_was_the_fastest(stored, model, alphas_cumprod):
+def test_auto_takes_what_was_the_fastest(stored, model, alphas_cumprod):
     assert isinstance(OneStepEngine(*model, alphas_cumprod).stages, FusedStages)
-    remember_fastest(*model, "openvino")
+    remember_fastest(*model, torch.bfloat16, "openvino")  # says nothing of float32
+    assert isinstance(OneStepEngine(*model, alphas_cumprod).stages, FusedStages)
+    remember_fastest(*model, None, "openvino")
     assert isinstance(OneStepEngine(*model, alphas_cumprod).stages, OpenVinoStages)
-    remember_fastest(*model, "fused")
+    # Bare layers, whose command would have to import diffusers first, are for the fused engine.
+    bare = OneStepEngine(*model, alphas_cumprod, grow=lambda: model)
+    assert isinstance(bare.stages, FusedStages)
+    remember_fastest(*model, None, "fused")
     assert isinstance(OneStepEngine(*model, alphas_cumprod).stages, FusedStages)
+
+
+@pytest.mark.parametrize("delayed", [FusedStages, OpenVinoStages])
+@torch.no_grad()
+def test_auto_times_openvino_at_the_first_large_image(
+    stored, model, alphas_cumprod, monkeypatch, delayed
+):
+    (stored.parent / "machine.json").unlink(missing_ok=True)
+    inputs = make_inputs()
+    side = min(inputs[0].shape[-2:])
+    monkeypatch.setattr("tadsr.onestep.step._TIMED_PX", side)
+    decode = delayed.decode
+    calls = []
+
+    def decode_slowly(self, latents):
+        calls.append(latents)
+        time.sleep(0.2)
+        return decode(self, latents)
+
+    monkeypatch.setattr(delayed, "decode", decode_slowly)
+    faster = OpenVinoStages if delayed is FusedStages else FusedStages
+    engine = OneStepEngine(*model, alphas_cumprod)
+    engine.restore(*make_inputs(height=side // 2))
+    assert isinstance(engine.stages, FusedStages)  # too small to tell
+    assert engine.is_openvino_untimed()
+    found = engine.restore(*inputs)
+    assert isinstance(engine.stages, faster)
+    expected = OneStepEngine(*model, alphas_cumprod, "eager").restore(*inputs)
+    torch.testing.assert_close(found, expected, atol=MAX_ERROR, rtol=0)
+    # The next engine knows, and does not measure again.
+    calls.clear()
+    other = OneStepEngine(*build_networks(), alphas_cumprod)
+    other.restore(*inputs)
+    assert isinstance(other.stages, faster)
+    assert not calls
 
 
 @torch.no_grad()
