@@ -26,8 +26,11 @@ Pixels: TypeAlias = Image.Image | np.ndarray | ArrayImage
 """One image."""
 
 
+At: TypeAlias = "TimestepLike | Sequence[TimestepLike] | None"
+
+
 class CallOptions(TypedDict, total=False):
-    """What a call takes beside image, timestep and the result's kind."""
+    """What a call takes beside image and timestep."""
 
     scale: float
     prompt: str | Sequence[str] | None
@@ -40,91 +43,74 @@ class CallOptions(TypedDict, total=False):
     progress: Progress | None
 
 
+class AsItCame(CallOptions, total=False):
+    """For a result of the kind that came in."""
+
+    output_type: None
+
+
+class AsPil(CallOptions):
+    """For a PIL image."""
+
+    output_type: Literal["pil"]
+
+
+class AsArray(CallOptions):
+    """For an array."""
+
+    output_type: Literal["np"]
+
+
+class AsTensor(CallOptions):
+    """For a tensor."""
+
+    output_type: Literal["pt"]
+
+
+class AsAny(CallOptions, total=False):
+    """For whatever is asked for."""
+
+    output_type: str | None
+    return_dict: bool | None
+
+
 class Restore(Protocol):
     """A pipeline's call: what comes back is of the kind that came in, or of `output_type`."""
 
     @overload
     def __call__(
-        self,
-        image: Picture,
-        timestep: TimestepLike | Sequence[TimestepLike] | None = ...,
-        *,
-        output_type: None = None,
-        **options: Unpack[CallOptions],
+        self, image: Picture, timestep: At = ..., **options: Unpack[AsItCame]
     ) -> Picture: ...
     @overload
     def __call__(
-        self,
-        image: Sequence[Picture],
-        timestep: TimestepLike | Sequence[TimestepLike] | None = ...,
-        *,
-        output_type: None = None,
-        **options: Unpack[CallOptions],
+        self, image: Sequence[Picture], timestep: At = ..., **options: Unpack[AsItCame]
     ) -> list[Picture]: ...
     @overload
     def __call__(
-        self,
-        image: Pixels,
-        timestep: TimestepLike | Sequence[TimestepLike] | None = ...,
-        *,
-        output_type: Literal["pil"],
-        **options: Unpack[CallOptions],
+        self, image: Pixels, timestep: At = ..., **options: Unpack[AsPil]
     ) -> Image.Image: ...
     @overload
     def __call__(
-        self,
-        image: Sequence[Pixels | Tensor],
-        timestep: TimestepLike | Sequence[TimestepLike] | None = ...,
-        *,
-        output_type: Literal["pil"],
-        **options: Unpack[CallOptions],
+        self, image: Sequence[Pixels | Tensor], timestep: At = ..., **options: Unpack[AsPil]
     ) -> list[Image.Image]: ...
     @overload
     def __call__(
-        self,
-        image: Pixels,
-        timestep: TimestepLike | Sequence[TimestepLike] | None = ...,
-        *,
-        output_type: Literal["np"],
-        **options: Unpack[CallOptions],
+        self, image: Pixels, timestep: At = ..., **options: Unpack[AsArray]
     ) -> np.ndarray: ...
     @overload
     def __call__(
-        self,
-        image: Sequence[Pixels | Tensor],
-        timestep: TimestepLike | Sequence[TimestepLike] | None = ...,
-        *,
-        output_type: Literal["np"],
-        **options: Unpack[CallOptions],
+        self, image: Sequence[Pixels | Tensor], timestep: At = ..., **options: Unpack[AsArray]
     ) -> list[np.ndarray]: ...
     @overload
     def __call__(
-        self,
-        image: Pixels | Tensor,
-        timestep: TimestepLike | Sequence[TimestepLike] | None = ...,
-        *,
-        output_type: Literal["pt"],
-        **options: Unpack[CallOptions],
+        self, image: Pixels | Tensor, timestep: At = ..., **options: Unpack[AsTensor]
     ) -> Tensor: ...
     @overload
     def __call__(
-        self,
-        image: Sequence[Pixels | Tensor],
-        timestep: TimestepLike | Sequence[TimestepLike] | None = ...,
-        *,
-        output_type: Literal["pt"],
-        **options: Unpack[CallOptions],
+        self, image: Sequence[Pixels | Tensor], timestep: At = ..., **options: Unpack[AsTensor]
     ) -> list[Tensor]: ...
     @overload
-    def __call__(
-        self,
-        image: Any,
-        timestep: TimestepLike | Sequence[TimestepLike] | None = ...,
-        *,
-        output_type: str | None = None,
-        return_dict: bool | None = None,
-        **options: Unpack[CallOptions],
-    ) -> Any: ...
+    def __call__(self, image: Any, timestep: At = ..., **options: Unpack[AsAny]) -> Any: ...
 
 
 _KNOB = "there is one step without guidance; timestep=, 0..999, moves from faithful to vivid"

@@ -36,6 +36,9 @@ MAX_ENLARGED_ASPECT = 4
 """Enlarging to `process_size` stops at an area of this many process_size × process_size squares,
 or a strip of a few pixels would become gigapixels."""
 
+SEAMLESS_MARGIN_PX = 128
+"""What is computed beyond each edge of a texture, where networks still see that there is one."""
+
 
 @dataclass(frozen=True)
 class TargetSize:
@@ -121,6 +124,12 @@ class UpscaleSettings:
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the output's height and width in px for an input's."""
         return round(self.scale * height), round(self.scale * width)
+
+    @property
+    def margins_px(self) -> tuple[int, int]:
+        """What is computed above and below, and to the left and right, of an image that repeats."""
+        across_y, across_x = self.wraps
+        return SEAMLESS_MARGIN_PX * across_y, SEAMLESS_MARGIN_PX * across_x
 
     @property
     def wraps(self) -> tuple[bool, bool]:

@@ -10,28 +10,22 @@ import weakref
 _locks: weakref.WeakSet[Lock] = weakref.WeakSet()
 
 
-class Lock:
+class Lock(type(threading.RLock())):
     """A reentrant lock; a forked process and a copy of its owner have a free one."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
+        super().__init__()
         _locks.add(self)
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *error: object) -> None:
-        self._lock.release()
 
     def __reduce__(self) -> tuple[type[Lock], tuple[()]]:
         return type(self), ()
 
     def after_fork(self) -> None:
         """Free a forked process of what its parent's other threads held."""
-        if self._lock.acquire(blocking=False):  # free, or the forking thread's own
-            self._lock.release()
+        if self.acquire(blocking=False):  # free, or the forking thread's own
+            self.release()
         else:
-            self._lock = threading.RLock()
+            self._at_fork_reinit()
             self.was_held()
 
     def was_held(self) -> None:

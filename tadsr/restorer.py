@@ -28,7 +28,7 @@ from tadsr.images import (
 from tadsr.onestep import TileSpec, batch_pixels, group_timesteps, read_generators, same_size_ranges
 from tadsr.onestep.banded import Strip
 from tadsr.onestep.conditions import Conditions
-from tadsr.onestep.upscaling import margins_of, upscale, upscale_seamless
+from tadsr.onestep.upscaling import upscale, upscale_seamless
 from tadsr.pipeline_base import OneStepPipeline
 from tadsr.progress import Progress, paced, share_of
 from tadsr.prompts import Prompts, choose_prompts
@@ -221,7 +221,7 @@ class Restorer(OneStepPipeline):
         """
         pixels = batch_pixels(self.vae, self._execution_device)
         settings = settings.of_model(self.default_process_size)
-        sides = zip(settings.network_size(*size), margins_of(settings), strict=True)
+        sides = zip(settings.network_size(*size), settings.margins_px, strict=True)
         return max(1, pixels // math.prod(side + 2 * margin for side, margin in sides))
 
     def _one_of(self, settings: UpscaleSettings | None, **options: Any) -> UpscaleSettings:

@@ -1,5 +1,7 @@
 """Networks with the fewest layers of each kind, at random weights."""
 
+import numpy as np
+import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
 from tadsr import TADSRPipeline, TimeAwareAutoencoderKL
@@ -43,3 +45,15 @@ def small_unet(widths=(8, 8), *, norm_num_groups=4, **options):
 def pipeline_of(vae, unet, prompts: PromptEmbeddings) -> TADSRPipeline:
     scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     return TADSRPipeline(vae=vae, unet=unet, scheduler=scheduler, prompt_embeddings=prompts)
+
+
+def small_pipeline() -> TADSRPipeline:
+    torch.manual_seed(0)
+    vae = small_vae((4, 8, 8), norm_num_groups=2, mid_block_add_attention=False)
+    unet = small_unet(norm_num_groups=2, cross_attention_dim=6)
+    return pipeline_of(vae, unet, PromptEmbeddings(prompts=("", "sharp photo"), embedding_dim=6))
+
+
+def photo(height=9, width=13, channels=3, dtype=np.uint8) -> np.ndarray:
+    rng = np.random.default_rng(1)
+    return rng.integers(0, np.iinfo(dtype).max + 1, (height, width, channels), dtype)

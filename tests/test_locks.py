@@ -39,7 +39,7 @@ def test_a_forked_process_waits_for_no_thread_of_its_parent(hold):
     is_held.wait()
     child = os.fork()
     if child == 0:
-        is_free = lock._lock.acquire(timeout=20)
+        is_free = lock.acquire(timeout=20)
         os._exit(0 if is_free and own == Image.MAX_IMAGE_PIXELS else 1)
     status = os.waitpid(child, 0)[1]
     may_end.set()

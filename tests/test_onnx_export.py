@@ -10,7 +10,6 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from filelock import FileLock
 
 from tadsr import TADSRError, TADSRPipeline, onnx_export
 from tadsr.errors import CheckpointError
@@ -35,39 +34,9 @@ class Exported:
         return torch.from_numpy(self.sessions[stage].run(None, arrays)[0])
 
 
-@pytest.fixture(
-    scope="module", params=["small", pytest.param("tadsr-tiny", marks=pytest.mark.slow)]
-)
-def model(request, model_dir) -> str:
-    return str(model_dir) if request.param == "small" else request.param
-
-
 @pytest.fixture(scope="module")
-def pipe(model):
-    return TADSRPipeline.from_pretrained(model)
-
-
-@pytest.fixture(scope="module")
-def exported(model, tmp_path_factory):
-    """Once for all tests and their processes, from the shell: an export takes a minute.
-
-    In a process of its own: after all other tests torch.export failed in theirs.
-    """
-    base = tmp_path_factory.getbasetemp()
-    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    folder = base / f"onnx-{Path(model).name}"
-    with FileLock(f"{folder}.lock"):
-        if not folder.exists():
-            result = subprocess.run(
-                [sys.executable, "-m", "tadsr", "export", "onnx", model, folder],
-                env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            assert result.returncode == 0, result.stderr
-            assert result.stdout.startswith(f"{model} -> {folder} (onnx, ")
-    return Exported(folder)
+def pipe(model_dir):
+    return TADSRPipeline.from_pretrained(model_dir)
 
 
 def check_parity(pipe, exported, batch, height, width, timestep):
@@ -94,24 +63,7 @@ def check_parity(pipe, exported, batch, height, width, timestep):
         assert error <= TOLERANCE, (stage, error)
 
 
-# Powers of two, odd sides, one row, batches, and more images than were traced for.
-SIZES = [(1, 8, 8), (2, 5, 7), (1, 1, 9), (3, 12, 6), (65, 2, 2)]
-
-
-@pytest.mark.parametrize(("batch", "height", "width"), SIZES)
-@pytest.mark.parametrize("timestep", [0, 500, 999])
-def test_stages_agree_with_the_pipeline(pipe, exported, batch, height, width, timestep):
-    check_parity(pipe, exported, batch, height, width, timestep)
-
-
-@pytest.mark.slow
-def test_a_model_of_stable_diffusions_layout_agrees_too(golden_pipeline, tmp_path):
-    exported = Exported(export_onnx(golden_pipeline, tmp_path / "golden"))
-    for size in (*SIZES, (1, 33, 64)):
-        check_parity(golden_pipeline, exported, *size, 500)
-
-
-def test_description_says_what_the_graphs_take(pipe, exported):
+def check_description(pipe, exported):
     description = json.loads((exported.folder / "onnx.json").read_text())
     assert description["format"] == "tadsr-onnx-1"
     assert description["size_multiple"] == pipe.vae.downscale_factor
@@ -130,6 +82,38 @@ def test_description_says_what_the_graphs_take(pipe, exported):
                 assert [size for size in value.shape if isinstance(size, int)] == fixed
     empty = np.load(exported.folder / description["empty_prompt"])
     np.testing.assert_array_equal(empty, pipe.encode_prompt([""]).numpy())
+
+
+# Powers of two, odd sides, one row, batches, and more images than were traced for.
+SIZES = [(1, 8, 8), (2, 5, 7), (1, 1, 9), (3, 12, 6), (65, 2, 2)]
+
+
+@pytest.mark.parametrize("name", ["small", pytest.param("tadsr-tiny", marks=pytest.mark.slow)])
+def test_a_model_exported_from_the_shell_agrees_with_the_pipeline(name, model_dir, tmp_path):
+    # All in one test, as an export takes half a minute, and in a process of its own: after all
+    # other tests torch.export failed in theirs.
+    model, folder = model_dir if name == "small" else name, tmp_path / "onnx"
+    result = subprocess.run(
+        [sys.executable, "-m", "tadsr", "export", "onnx", model, folder],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(f"{model} -> {folder} (onnx, ")
+    pipe, exported = TADSRPipeline.from_pretrained(model), Exported(folder)
+    for size in SIZES:
+        for timestep in (0, 500, 999):
+            check_parity(pipe, exported, *size, timestep)
+    check_description(pipe, exported)
+
+
+@pytest.mark.slow
+def test_a_model_of_stable_diffusions_layout_agrees_too(golden_pipeline, tmp_path):
+    exported = Exported(export_onnx(golden_pipeline, tmp_path / "golden"))
+    for size in (*SIZES, (1, 33, 64)):
+        check_parity(golden_pipeline, exported, *size, 500)
 
 
 def test_the_model_is_left_as_it_was(pipe):

@@ -69,10 +69,6 @@ class Bare(nn.Module):
         """Pixels per latent along one side."""
         return 2 ** (len(self.config.block_out_channels) - 1)
 
-    def time_conditioned_resnets(self) -> list[nn.Module]:
-        """Return the blocks that receive the timestep, in forward order."""
-        return [module for module in self.modules() if isinstance(module, ResnetBlock2D)]
-
 
 class ResnetBlock2D(Bare):
     """Named as in diffusers, so that the engine finds it."""

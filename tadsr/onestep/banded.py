@@ -26,7 +26,7 @@ from tadsr.onestep.selfcheck import CROP_PX
 from tadsr.onestep.stages import Checked, checked
 from tadsr.onestep.step import OneStepEngine
 from tadsr.onestep.storage import BandStorage, PlannedStorage
-from tadsr.onestep.support import weights_in_place
+from tadsr.onestep.support import check_unet, weights_in_place
 from tadsr.progress import Progress
 from tadsr.prompts import Prompts
 from tadsr.schedule import residual_to_x0
@@ -69,6 +69,7 @@ def upscale_in_strips(
         rgb: Images, (B, 3, h, w), in [0, 1]; or one for all timesteps. A fourth channel is alpha,
             by which adain weighs pixels.
     """
+    check_unet(engine.unet)
     engine.need_modules()
     run = _Run(engine, conditions, rgb, settings, progress)
     restored = run.restore(spec)
@@ -79,20 +80,14 @@ def upscale_in_strips(
             one.pixels.free()
 
 
-def planned_bytes(
+def count_kept_bytes(
     engine: OneStepEngine, conditions: Conditions, rgb: Tensor, settings: UpscaleSettings
 ) -> int:
-    """Return what bands keep between layers at the most; counted once for a size."""
-    size = settings.output_size(*rgb.shape[-2:])
-
-    def count() -> int:
-        plan = PlannedStorage(conditions.device)
-        run = _Run(engine, conditions, rgb, settings, None)
-        run.compute(Bands(plan, MIN_BAND_BYTES), 0)
-        return plan.peak_bytes
-
-    # Counting walks through every layer, which takes longer than a GPU computes a small image.
-    return engine.remember((conditions.batch, conditions.num_runs, *size), count)
+    """Return what bands keep between layers at the most, or raise as `check_unet` does."""
+    check_unet(engine.unet)
+    plan = PlannedStorage(conditions.device)
+    _Run(engine, conditions, rgb, settings, None).compute(Bands(plan, MIN_BAND_BYTES), 0)
+    return plan.peak_bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,8 +122,7 @@ class _Run:
         self.settings = settings
         self.progress = progress
         self.size = settings.output_size(*rgb.shape[-2:])
-        factor = engine.vae.downscale_factor
-        self.padded = tuple(side + -side % factor for side in self.size)
+        self.padded = tuple(side + -side % engine.downscale_factor for side in self.size)
 
     def restore(self, spec: TileSpec) -> list[_Restored]:
         """Return the restored images, once for every knot of maps."""

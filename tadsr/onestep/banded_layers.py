@@ -18,6 +18,8 @@ from tadsr.onestep.operations import (
     attend_to_blocks,
     merge_heads,
     split_heads,
+    to_map,
+    to_tokens,
 )
 from tadsr.onestep.storage import BandStorage, PlannedStorage
 from tadsr.onestep.support import weights_in_place
@@ -241,14 +243,14 @@ class Bands:
         values.begin(with_statistics=False)
 
         def normalized(start: int, stop: int) -> Tensor:
-            return norm(x.view(start, stop), False).flatten(2).transpose(1, 2)  # [B, rows·W, C]
+            return to_tokens(norm(x.view(start, stop), False))
 
         row_bytes = batch * channels * width * x.dtype.itemsize
         row_work = batch * width * channels * channels
         for start, stop in self.split(height, row_bytes, 2 * row_work):
             tokens = normalized(start, stop)
             for part, layer in ((keys, attention.to_k), (values, attention.to_v)):
-                part.write(start, layer(tokens).transpose(1, 2).unflatten(2, (stop - start, width)))
+                part.write(start, to_map(layer(tokens), stop - start))
 
         whole = [part.in_place(0, height) for part in (keys, values)]
         is_whole = all(found is not None for found in whole)
@@ -258,7 +260,7 @@ class Bands:
         key_rows = height if is_whole else max(1, _KEYS_AT_ONCE // width)
 
         def heads_of(*maps: Tensor) -> list[Tensor]:
-            return [split_heads(m.flatten(2).transpose(1, 2), attention.heads) for m in maps]
+            return [split_heads(to_tokens(m), attention.heads) for m in maps]
 
         def attend(query: Tensor) -> Tensor:
             if in_chunks:
@@ -280,8 +282,7 @@ class Bands:
         row_work = 2 * batch * width * channels * (channels + height * width)
         for start, stop in self.split(height, max(row_bytes, score_bytes), row_work):
             out = attend(split_heads(attention.to_q(normalized(start, stop)), attention.heads))
-            out = attention.to_out[0](merge_heads(out))
-            out = out.transpose(1, 2).unflatten(2, (stop - start, width))
+            out = to_map(attention.to_out[0](merge_heads(out)), stop - start)
             kept = x.view(start, stop)
             out = out / attention.rescale_output_factor
             if attention.residual_connection:

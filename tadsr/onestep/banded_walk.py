@@ -21,6 +21,8 @@ from tadsr.onestep.operations import (
     attend_in_windows,
     merge_heads,
     split_heads,
+    to_map,
+    to_tokens,
 )
 
 if TYPE_CHECKING:
@@ -162,11 +164,11 @@ class BandedLayers:
         row_bytes = batch * channels * width * tokens.dtype.itemsize
         row_work = batch * width * channels * channels
         for start, stop in bands.split(height, 3 * row_bytes, 3 * row_work):
-            normed = block.norm1(_to_tokens(tokens.view(start, stop)))
+            normed = block.norm1(to_tokens(tokens.view(start, stop)))
             for part, layer in zip(
                 parts, (attention.to_q, attention.to_k, attention.to_v), strict=True
             ):
-                part.write(start, _to_map(layer(normed), stop - start))
+                part.write(start, to_map(layer(normed), stop - start))
         row_work = batch * width * channels * (2 * rows.side * columns.side + 14 * channels)
         if bands.is_plan:
             bands.report(height * row_work)
@@ -190,12 +192,12 @@ class BandedLayers:
         for first, attended in results:
             # What a window serves can be many rows of a wide image.
             for start, stop in bands.split(attended.shape[2], _FEED_FORWARD * row_bytes, row_work):
-                x = _to_tokens(tokens.view(first + start, first + stop))
-                x = attention.to_out[0](_to_tokens(attended[:, :, start:stop])) + x
+                x = to_tokens(tokens.view(first + start, first + stop))
+                x = attention.to_out[0](to_tokens(attended[:, :, start:stop])) + x
                 if prompt is not None:
                     x = _attend_to_prompt(block.attn2, block.norm2(x), prompt) + x
                 x = block.ff(block.norm3(x)) + x
-                tokens.write(first + start, _to_map(x, stop - start))
+                tokens.write(first + start, to_map(x, stop - start))
         for part in parts:
             part.free()
 
@@ -210,12 +212,4 @@ def _project(layer: nn.Module, rows: Tensor) -> Tensor:
     """Apply a linear layer or a 1×1 convolution to a map (B, C, rows, W)."""
     if isinstance(getattr(layer, "base_layer", layer), nn.Conv2d):
         return layer(rows)
-    return _to_map(layer(_to_tokens(rows)), rows.shape[2])
-
-
-def _to_tokens(rows: Tensor) -> Tensor:
-    return rows.flatten(2).transpose(1, 2)  # [B, rows·W, C]
-
-
-def _to_map(tokens: Tensor, num_rows: int) -> Tensor:
-    return tokens.transpose(1, 2).unflatten(2, (num_rows, -1))  # [B, C, rows, W]
+    return to_map(layer(to_tokens(rows)), rows.shape[2])

@@ -23,6 +23,8 @@ from tadsr.onestep.operations import (
     merge_heads,
     project,
     split_heads,
+    to_map,
+    to_tokens,
     transposed_weight,
 )
 from tadsr.onestep.plan import EnginePlan, FastestChoice
@@ -252,24 +254,26 @@ class FusedLayers:
 
     def transform(self, layer: Transformer2DModel, x: Activation) -> Activation:
         """Run a transformer over the positions of a map, with its residual."""
-        tokens = _to_tokens(self.normalize(layer.norm, x, layer.proj_in, silu=False))
+        tokens = to_tokens(self.normalize(layer.norm, x, layer.proj_in, silu=False))
         tokens, later = self._project(layer.proj_in, tokens), None
         for block in layer.transformer_blocks:
             tokens = tokens if later is None else tokens.add_(later)
             tokens, later = self._transformer_block(block, tokens)
         if self.plan.fused_kernels:
             tokens = F.linear(tokens, layer.proj_out.weight.flatten(1))
-            out = Activation(_to_map(tokens, x), self._projected_bias(layer.proj_out, later))
+            out = Activation(
+                to_map(tokens, x.values.shape[2]), self._projected_bias(layer.proj_out, later)
+            )
         else:
             tokens = self._project(layer.proj_out, tokens)
-            out = Activation(self.laid_out(_to_map(tokens, x)))
+            out = Activation(self.laid_out(to_map(tokens, x.values.shape[2])))
         return self.add(out, self._settled(x), layer.norm.num_groups)
 
     def attend(self, layer: Attention, x: Activation) -> Activation:
         """Run an autoencoder's attention with its normalisation and residual."""
-        tokens = _to_tokens(self.normalize(layer.group_norm, x, layer.to_q, silu=False))
+        tokens = to_tokens(self.normalize(layer.group_norm, x, layer.to_q, silu=False))
         out = self._attend(layer, tokens)
-        out = Activation(self.laid_out(_to_map(out, x)))
+        out = Activation(self.laid_out(to_map(out, x.values.shape[2])))
         return self.add(out, self._settled(x), layer.group_norm.num_groups)
 
     def _transformer_block(
@@ -390,11 +394,3 @@ class FusedLayers:
 def _sum(x: Tensor, residual: Tensor) -> Tensor:
     """Add a residual, which stays as it is and may be of a wider type."""
     return x.add_(residual) if x.dtype == residual.dtype else residual + x
-
-
-def _to_tokens(x: Tensor) -> Tensor:
-    return x.permute(0, 2, 3, 1).flatten(1, 2)  # [B, H·W, C], a view of channels_last
-
-
-def _to_map(tokens: Tensor, like: Activation) -> Tensor:
-    return tokens.unflatten(1, like.values.shape[2:]).permute(0, 3, 1, 2)  # [B, C, H, W]

@@ -179,6 +179,16 @@ class Windows:
         return list(pairwise([0, *middles, self.length]))
 
 
+def to_tokens(x: Tensor) -> Tensor:
+    """Return a map (B, C, H, W) as tokens (B, H·W, C), a view."""
+    return x.flatten(2).transpose(1, 2)
+
+
+def to_map(tokens: Tensor, height: int) -> Tensor:
+    """Return tokens (B, H·W, C) as a map (B, C, H, W), a view."""
+    return tokens.transpose(1, 2).unflatten(2, (height, -1))
+
+
 def split_heads(tokens: Tensor, heads: int) -> Tensor:
     """Return tokens (B, N, C) as (B, heads, N, C / heads), a view."""
     return tokens.unflatten(2, (heads, -1)).transpose(1, 2)
@@ -208,9 +218,8 @@ def attend_in_windows(
     """
 
     def split(x: Tensor) -> Tensor:
-        tokens = x.permute(0, 2, 3, 1).flatten(1, 2)  # maps have their channels inmost
         # Contiguous, or fused kernels would leave it to the plain.
-        return split_heads(tokens, heads).contiguous()
+        return split_heads(to_tokens(x), heads).contiguous()
 
     for top, (start, stop) in zip(rows.starts, rows.served, strict=True):
         queries = query(start, stop)
@@ -224,8 +233,7 @@ def attend_in_windows(
                 split(values[window]),
                 scale=scale,
             )
-            attended = merge_heads(attended).transpose(1, 2)  # [B, C, tokens]
-            out[..., first:last] = attended.unflatten(2, (stop - start, last - first))
+            out[..., first:last] = to_map(merge_heads(attended), stop - start)
         yield start, out
 
 

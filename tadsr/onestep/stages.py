@@ -41,19 +41,23 @@ MAX_PROMPTS = 8
 
 
 class TimeFolding:
-    """Precomputes what timesteps add to, or multiply into, each layer."""
+    """Precomputes what timesteps add to, or multiply into, each layer.
+
+    Args:
+        network: An encoder or a UNet, which embeds timesteps.
+        extra: Gives one value more for a timestep.
+    """
 
     def __init__(
         self,
-        time_proj: nn.Module,
-        time_embedding: nn.Module,
-        resnets: Sequence[ResnetBlock2D],
+        network: TimeAwareEncoder | UNet2DConditionModel,
         extra: Callable[[int], float] | None = None,
     ) -> None:
-        self.resnets = [block for block in resnets if block.time_emb_proj is not None]
-        self._time_proj = time_proj
+        blocks = (module for module in network.modules() if is_kind(module, "ResnetBlock2D"))
+        self.resnets = [block for block in blocks if block.time_emb_proj is not None]
+        self._time_proj = network.time_proj
         # What is folded is rounded by nobody else, so it is worth float32.
-        self._time_embedding = copy.deepcopy(time_embedding).float()
+        self._time_embedding = copy.deepcopy(network.time_embedding).float()
         self._extra = extra
         sizes = [
             2 * block.out_channels if _is_modulated(block) else block.out_channels
@@ -160,20 +164,6 @@ class PromptFolding:
             conditions[layer] = (key, value)
             start += 2 * size
         return conditions
-
-
-def fold_encoder_time(encoder: TimeAwareEncoder) -> TimeFolding:
-    """Return the folding of the autoencoder's encoder."""
-    resnets = encoder.time_conditioned_resnets()
-    return TimeFolding(encoder.time_proj, encoder.time_embedding, resnets)
-
-
-def fold_unet_time(unet: UNet2DConditionModel, alphas_cumprod: Tensor) -> TimeFolding:
-    """Return the folding of the UNet; its extra value is √ᾱ."""
-    resnets = [module for module in unet.modules() if is_kind(module, "ResnetBlock2D")]
-
-    alphas = alphas_cumprod.double().sqrt().tolist()
-    return TimeFolding(unet.time_proj, unet.time_embedding, resnets, alphas.__getitem__)
 
 
 def _is_modulated(block: ResnetBlock2D) -> bool:
@@ -288,8 +278,10 @@ class FusedStages:
         self.alphas_cumprod = alphas_cumprod
         self.plan = plan
         self.layers = FusedLayers(plan, exact_layers(vae, unet))
-        self.encoder_time = fold_encoder_time(vae.encoder)
-        self.unet_time = fold_unet_time(unet, alphas_cumprod)
+        self._factor = vae.downscale_factor
+        self.encoder_time = TimeFolding(vae.encoder)
+        # Beside what the layers read, √ᾱ.
+        self.unet_time = TimeFolding(unet, alphas_cumprod.double().sqrt().tolist().__getitem__)
         self.prompts = PromptFolding(unet)
         self.graphs = None
         if plan.graphs:
@@ -339,7 +331,7 @@ class FusedStages:
         x: Tensor,
         conditions: tuple[Tensor, ...] = (),
     ) -> Checked:
-        factor = 1 if name == "encode" else self.vae.downscale_factor
+        factor = 1 if name == "encode" else self._factor
         pixels = x.shape[0] * x.shape[2] * x.shape[3] * factor**2
         # Streams, events and graphs are those of the current device.
         with torch.cuda.device(x.device if x.device.type == "cuda" else -1):

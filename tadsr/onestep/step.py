@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
@@ -112,6 +113,11 @@ class OneStepEngine:
         grow = self.grow if unet is self.unet else None
         choice = self.choice if choice is None else choice
         return OneStepEngine(vae, unet, self.alphas_cumprod, choice, mixes=self.mixes, grow=grow)
+
+    @cached_property
+    def downscale_factor(self) -> int:
+        """Pixels per latent along one side."""
+        return self.vae.downscale_factor
 
     def need_modules(self) -> None:
         """Load networks that compute by themselves in place of bare layers."""

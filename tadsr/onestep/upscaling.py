@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import count
 
@@ -17,11 +17,10 @@ from tadsr.config import UpscaleSettings
 from tadsr.errors import TADSRWarning
 from tadsr.images import pad_reflect, pad_wrap, resize_bicubic, resize_wrapped
 from tadsr.kernels import adain_color_fix_uint8, to_uint8_nhwc, wavelet_color_fix_uint8
-from tadsr.onestep.banded import Strip, planned_bytes, upscale_in_strips
+from tadsr.onestep.banded import Strip, count_kept_bytes, upscale_in_strips
 from tadsr.onestep.conditions import Conditions
 from tadsr.onestep.memory import available_bytes, is_out_of_memory
 from tadsr.onestep.step import OneStepEngine
-from tadsr.onestep.support import check_unet
 from tadsr.progress import Progress, share_of
 from tadsr.tile_spec import MIB, WHOLE_ATTENTION_PIXELS, TileSpec
 
@@ -33,20 +32,10 @@ PLAIN_MEMORY_FACTOR = 3.2
 _SHARE_OF_AVAILABLE = 0.7
 
 
-@dataclass(frozen=True)
-class Way:
-    """How images are computed."""
-
-    spec: TileSpec | None
-    """Sizes of the pieces; None for the images as a whole."""
-    reason: str
-    """Why, as part of a sentence."""
-
-
-def choose_way(
+def choose_pieces(
     engine: OneStepEngine, conditions: Conditions, rgb: Tensor, settings: UpscaleSettings
-) -> Way:
-    """Decide whether images are computed in pieces.
+) -> tuple[TileSpec, str] | None:
+    """Return the pieces that images are computed in, and why; None for the images as a whole.
 
     Left to itself this is only where the whole does not fit: where it does it is the fastest, on a
     CPU as on a GPU.
@@ -57,30 +46,34 @@ def choose_way(
     tiling = settings.tiling
     if tiling is not None and tiling != "auto" and not isinstance(tiling, TileSpec):
         raise TypeError(f'tiling must be "auto", None or a TileSpec, got {tiling!r}')
-    if tiling is None:
-        return Way(None, "tiling is None")
-    if not can_be_cut(rgb, settings):
-        return Way(None, "images that are enlarged for the networks are small")
+    if tiling is None or not can_be_cut(rgb, settings):
+        return None
     if isinstance(tiling, TileSpec):
-        check_unet(engine.unet)
-        return Way(tiling, "a TileSpec is given")
+        return tiling, "a TileSpec is given"
     try:
-        check_unet(engine.unet)
-    except ValueError:
-        return Way(None, "the UNet has blocks that bands do not know")
+        needed = planned_bytes(engine, conditions, rgb, settings)
+    except ValueError:  # the UNet has blocks that bands do not know
+        return None
     height, width = settings.output_size(*rgb.shape[-2:])
     if height * width > WHOLE_ATTENTION_PIXELS:
-        reason = f"its {width} × {height} px are more than the UNet attends to at once"
-    else:
-        factor = FUSED_MEMORY_FACTOR if engine.is_fused else PLAIN_MEMORY_FACTOR
-        needed = int(factor * planned_bytes(engine, conditions, rgb, settings))
-        # Of the graphs' memory torch says that it can be used again.
-        available = available_bytes(conditions.device) - engine.graph_bytes
-        room = int(_SHARE_OF_AVAILABLE * available)
-        if needed <= room:
-            return Way(None, f"about {needed // MIB} MiB fit into the {room // MIB} there are")
-        reason = f"the whole would take about {needed // MIB} MiB of {room // MIB} there are"
-    return Way(TileSpec(), reason)
+        return TileSpec(), f"its {width} × {height} px are more than the UNet attends to at once"
+    needed = int(needed * (FUSED_MEMORY_FACTOR if engine.is_fused else PLAIN_MEMORY_FACTOR))
+    # Of the graphs' memory torch says that it can be used again.
+    room = int(_SHARE_OF_AVAILABLE * (available_bytes(conditions.device) - engine.graph_bytes))
+    if needed <= room:
+        return None
+    return TileSpec(), (
+        f"the whole would take about {needed // MIB} MiB of {room // MIB} there are"
+    )
+
+
+def planned_bytes(
+    engine: OneStepEngine, conditions: Conditions, rgb: Tensor, settings: UpscaleSettings
+) -> int:
+    """Return what bands keep between layers at the most; counted once for a size."""
+    key = (conditions.batch, conditions.num_runs, *settings.output_size(*rgb.shape[-2:]))
+    # Counting walks through every layer, which takes longer than a GPU computes a small image.
+    return engine.remember(key, lambda: count_kept_bytes(engine, conditions, rgb, settings))
 
 
 def can_be_cut(rgb: Tensor, settings: UpscaleSettings) -> bool:
@@ -109,9 +102,8 @@ def upscale(
     takes_bytes: bool = False,
 ) -> Iterator[Strip]:
     """Restore and enlarge images as a whole or in pieces."""
-    way = choose_way(engine, conditions, rgb, settings)
-    spec = way.spec
-    if spec is None:
+    pieces = choose_pieces(engine, conditions, rgb, settings)
+    if pieces is None:
         is_cut = settings.tiling == "auto" and can_be_cut(rgb, settings)
         try:
             result = upscale_whole(
@@ -140,7 +132,8 @@ def upscale(
         )
         spec = TileSpec()
     else:
-        engine.warn_of_bands(way.reason)
+        spec, reason = pieces
+        engine.warn_of_bands(reason)
     yield from upscale_in_strips(engine, conditions, rgb, settings, spec, progress)
 
 
@@ -184,7 +177,7 @@ def upscale_whole(
     is_map = isinstance(conditions.timesteps, TimestepField)
     ends_in_bytes = takes_bytes and size == output_size and not is_map
     enlarged = resize_bicubic(rgb.to(device), size).clamp(0, 1)
-    multiple = engine.vae.downscale_factor
+    multiple = engine.downscale_factor
     enlarged = enlarged.expand(conditions.batch, -1, -1, -1)
     reference, fix_color = enlarged[:, :3], COLOR_FIXES[settings.color_fix]
     if settings.color_fix == "adain" and enlarged.shape[1] == 4:
@@ -227,16 +220,6 @@ def _begin_to_copy(pixels: Tensor) -> Tensor:
     return copy.copy_(pixels, non_blocking=True)
 
 
-MARGIN_PX = 128
-"""What is computed beyond each edge, where the networks still see that there is one."""
-
-
-def margins_of(settings: UpscaleSettings) -> tuple[int, int]:
-    """Return what is computed above and below, and to the left and right, in px."""
-    across_y, across_x = settings.wraps
-    return MARGIN_PX * across_y, MARGIN_PX * across_x
-
-
 def upscale_seamless(
     engine: OneStepEngine,
     conditions: Conditions,
@@ -245,12 +228,12 @@ def upscale_seamless(
     progress: Progress | None = None,
 ) -> Iterator[Strip]:
     """Restore and enlarge images that repeat; as `upscale`, in `settings.seamless`'s directions."""
-    wraps, margins = settings.wraps, margins_of(settings)
+    wraps, margins = settings.wraps, settings.margins_px
     size, output_size = (
         of(*rgb.shape[-2:]) for of in (settings.network_size, settings.output_size)
     )
     # Latents must repeat as well.
-    multiple = engine.vae.downscale_factor
+    multiple = engine.downscale_factor
     size = tuple(
         -(-side // multiple) * multiple if wrap else side
         for side, wrap in zip(size, wraps, strict=True)
@@ -279,7 +262,7 @@ def extend_map(
     wide = tiled.at(repeats[0] * height, repeats[1] * width)
     top, left = (side * (repeat // 2) for side, repeat in zip(size, repeats, strict=True))
     middle = wide[top : top + height, left : left + width]
-    values = pad_wrap(middle[None, None], margins_of(settings))[0, 0]
+    values = pad_wrap(middle[None, None], settings.margins_px)[0, 0]
     return TimestepMap(values, timestep_map.named)
 
 

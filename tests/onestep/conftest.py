@@ -9,10 +9,13 @@ from tadsr.schedule import make_alphas_cumprod
 from tests.small_models import OUTER_ATTENTION, small_unet, small_vae
 
 
-def build_networks(**unet_options) -> tuple[TimeAwareAutoencoderKL, UNet2DConditionModel]:
+def build_networks(
+    widths=(8, 8, 16), groups=4, **unet_options
+) -> tuple[TimeAwareAutoencoderKL, UNet2DConditionModel]:
     torch.manual_seed(0)
-    vae = small_vae((8, 8, 16))
-    unet = small_unet((8, 16), **{"cross_attention_dim": 6, **OUTER_ATTENTION, **unet_options})
+    vae = small_vae(widths, norm_num_groups=groups)
+    options = {"cross_attention_dim": 6, **OUTER_ATTENTION, **unet_options}
+    unet = small_unet((8, 16), norm_num_groups=groups, **options)
     for network in (vae, unet):
         network.eval().requires_grad_(False)
         for name, values in network.named_parameters():

@@ -21,7 +21,7 @@ from tadsr.onestep.stages import (
     EagerStages,
     FusedStages,
     PromptFolding,
-    fold_encoder_time,
+    TimeFolding,
 )
 from tadsr.prompts import Prompts
 
@@ -67,7 +67,7 @@ def test_a_prompt_is_known_by_its_content(engine):
 
 def test_what_is_kept_of_timesteps_and_prompts_is_bounded(networks):
     vae, unet = networks
-    folding = fold_encoder_time(vae.encoder)
+    folding = TimeFolding(vae.encoder)
     first = folding.of([0])
     assert folding.of([0, 0]) is first
     for timestep in range(2 * MAX_TIMESTEPS):

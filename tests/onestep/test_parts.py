@@ -92,21 +92,6 @@ def test_batches_are_neighbours_of_one_size(sizes, limit):
         assert len(ranges) <= runs + len(sizes) // 4
 
 
-def test_a_list_in_batches_is_the_list_one_by_one(own_pipeline, monkeypatch):
-    pipe = own_pipeline
-    images = [*torch.rand(4, 3, 8, 12), torch.rand(3, 8, 8)]
-    timesteps = [5, 5, 900, 30, 5]
-    alone = [pipe(*each, process_size=0) for each in zip(images, timesteps, strict=True)]
-    monkeypatch.setattr("tadsr.restorer.batch_pixels", lambda *_: 3 * 32 * 48)
-    calls = []
-    restore = pipe.engine.restore
-    pipe.engine.restore = lambda lq, *a, **k: calls.append(len(lq)) or restore(lq, *a, **k)
-    together = pipe(images, timesteps, process_size=0)
-    assert calls == [2, 2, 1]
-    for one, other in zip(alone, together, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
-
-
 class Recording:
     """In place of a graph, where there is no GPU: which shapes are recorded when."""
 

@@ -7,10 +7,11 @@ from PIL import Image
 
 from tadsr import TADSRPipeline
 from tadsr.conditioning import TimestepMap
+from tadsr.config import SEAMLESS_MARGIN_PX as MARGIN_PX
 from tadsr.config import UpscaleSettings
 from tadsr.images import resize_bicubic, resize_wrapped
 from tadsr.onestep import TileSpec
-from tadsr.onestep.upscaling import MARGIN_PX, extend_map
+from tadsr.onestep.upscaling import extend_map
 
 
 def texture(height, width, channels=3):

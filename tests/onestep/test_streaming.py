@@ -327,7 +327,7 @@ def test_memory_is_counted_once_for_a_size(pipe, lq, monkeypatch):
     def count(size):
         rgb = torch.rand(1, 3, *size)
         conditions = Conditions([1], Prompts(pipe.encode_prompt([""])), torch.device("cpu"))
-        return banded.planned_bytes(pipe.engine, conditions, rgb, UpscaleSettings())
+        return upscaling.planned_bytes(pipe.engine, conditions, rgb, UpscaleSettings())
 
     small, large = count((16, 24)), count((32, 48))
     assert 3.5 * small < large < 4.5 * small
@@ -344,7 +344,7 @@ def test_memory_is_counted_on_any_device_without_the_weights(pipe):
         engine = OneStepEngine(*networks, pipe.alphas_cumprod)
         conditions = Conditions([5], Prompts(pipe.encode_prompt([""]).to(device)), device)
         rgb = torch.zeros(1, 3, 40, 24)
-        counted.add(banded.planned_bytes(engine, conditions, rgb, UpscaleSettings()))
+        counted.add(upscaling.planned_bytes(engine, conditions, rgb, UpscaleSettings()))
     assert len(counted) == 1
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from .tensors import PretendDevice, spoil
+from .tensors import PretendDevice
+from .values import spoil
 
 
 class Stream:

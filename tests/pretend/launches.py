@@ -12,17 +12,8 @@ from triton.compiler.compiler import make_backend
 from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction, MockTensor, create_function_from_signature
 
-from .tensors import (
-    KEYS,
-    PretendDevice,
-    PretendTensor,
-    inner_of,
-    mapped,
-    on_meta,
-    repeat,
-    tensors_in,
-    where,
-)
+from .tensors import KEYS, PretendDevice, PretendTensor, inner_of
+from .values import mapped, on_meta, repeat, tensors_in, where
 
 
 class Pointer(MockTensor):

@@ -6,10 +6,8 @@ result out as CUDA would, counts what it costs, and raises what CUDA would raise
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +19,8 @@ from torch.nn.attention import SDPBackend
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-PACKAGE = str(Path(__file__).parents[2] / "tadsr")
+from .values import mapped, on_meta, repeat, spoil, tensors_in, where
+
 HALVES = (torch.float16, torch.bfloat16)
 SMALL = 4096
 """Elements up to which values are kept where large tensors have none."""
@@ -440,17 +439,6 @@ def generators(kind: str) -> type:
     return Kind("Generator", (), {})
 
 
-def where(depth: int = 2) -> str:
-    """Return the package's own lines that are being run, the inmost first."""
-    lines: list[str] = []
-    frame = sys._getframe(1)
-    while frame is not None and len(lines) < depth:
-        if frame.f_code.co_filename.startswith(PACKAGE):
-            lines.append(f"{frame.f_code.co_filename[len(PACKAGE) + 1 :]}:{frame.f_lineno}")
-        frame = frame.f_back
-    return " < ".join(lines)
-
-
 def _convolved_layout(x: Tensor, weight: Tensor) -> torch.memory_format:
     # cuDNN's rule: one that is NHWC makes all NHWC.
     is_nhwc = torch.channels_last in (suggest_memory_format(x), suggest_memory_format(weight))
@@ -463,48 +451,9 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Ten
     return out.contiguous(memory_format=_convolved_layout(x, weight))
 
 
-def tensors_in(*values: Any) -> list[Tensor]:
-    """Return the tensors in nested tuples, lists and dicts; pytree takes ten times as long."""
-    found: list[Tensor] = []
-    for value in values:
-        if type(value) in _ATOMS:
-            continue
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, tuple | list):
-            if value:
-                found += tensors_in(*value)
-        elif isinstance(value, dict) and value:
-            found += tensors_in(*value.values())
-    return found
-
-
-def mapped(change: Callable[[Tensor], Any], value: Any) -> Any:
-    """Return nested tuples, lists and dicts with each tensor changed."""
-    if type(value) in _ATOMS:
-        return value
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, tuple | list):
-        return type(value)([x if type(x) in _ATOMS else mapped(change, x) for x in value])
-    if isinstance(value, dict) and value:
-        return {key: mapped(change, x) for key, x in value.items()}
-    return value
-
-
-_ATOMS = {int, float, bool, str, type(None), torch.dtype, torch.device, torch.memory_format}
-
-
 def inner_of(x: Tensor) -> Tensor:
     """Return what a tensor of the device is made of."""
     return x.inner if isinstance(x, PretendTensor) else x
-
-
-def on_meta(x: Tensor) -> Tensor:
-    """Return a tensor with the shape and layout of another, and without values."""
-    return (
-        x if x.is_meta else torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
-    )
 
 
 def _num_elements(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> int:
@@ -517,21 +466,6 @@ def _num_elements(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> int
 
 def _layout(x: Tensor) -> torch.memory_format:
     return suggest_memory_format(x)
-
-
-def spoil(x: Tensor) -> None:
-    """Fill memory that nobody has written with what shows if it is read."""
-    if x.is_floating_point():
-        x.fill_(torch.nan)
-    elif x.dtype == torch.uint8:
-        x.fill_(171)
-
-
-def repeat(run: Callable, args: tuple, kwargs: dict[str, Any], outs: list[Tensor]) -> None:
-    again = tensors_in(run(*args, **kwargs))
-    for out, value in zip(outs, again, strict=True):
-        if value is not out:
-            out.copy_(value)
 
 
 KEYS = {

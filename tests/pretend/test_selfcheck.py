@@ -10,7 +10,7 @@ from PIL import Image
 
 from tadsr.errors import TADSRWarning
 
-from .tensors import tensors_in
+from .values import tensors_in
 
 
 @pytest.fixture(autouse=True)
