@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -27,13 +28,13 @@ from tadsr.images import (
 )
 from tadsr.onestep import TileSpec, batch_pixels, group_timesteps, read_generators, same_size_ranges
 from tadsr.onestep.banded import Strip
-from tadsr.onestep.conditions import Conditions
+from tadsr.onestep.tasks import Task
 from tadsr.onestep.upscaling import upscale, upscale_seamless
 from tadsr.pipeline_base import OneStepPipeline
 from tadsr.progress import Progress, paced, share_of
 from tadsr.prompts import Prompts, choose_prompts
 
-_Group: TypeAlias = tuple[list[DecodedImage], Conditions]
+_Group: TypeAlias = tuple[list[DecodedImage], Task]
 """Images of one size and what the step on them is taken at, or one image for several of these."""
 
 
@@ -116,7 +117,7 @@ class Restorer(OneStepPipeline):
             raise ValueError("image must hold at least one image, got an empty list")
         decoded = [decode_image(item) for item in images]
         groups = self._group(decoded, timestep, prompt, generator, settings)
-        results = self._run(groups, settings, progress, output_type)
+        results = self._run(groups, progress, output_type)
         if is_batch and isinstance(results[0], Tensor):
             return torch.stack(results)
         return results if is_list or is_batch else results[0]
@@ -158,10 +159,10 @@ class Restorer(OneStepPipeline):
         prompts = self._read_prompts(prompt, [decoded])
         size = settings.network_size(*decoded.rgb.shape[-2:])
         groups = [
-            ([decoded], Conditions(group, prompts.expand(len(group)), device))
+            ([decoded], Task(group, prompts.expand(len(group)), device, settings))
             for group in group_timesteps(whole, size, device)
         ]
-        return self._run(groups, settings, progress, output_type)
+        return self._run(groups, progress, output_type)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -210,7 +211,7 @@ class Restorer(OneStepPipeline):
             return ()
 
         groups = self._group([decoded], timestep, prompt, generator, settings)
-        self._run(groups, settings, progress, finish=write)
+        self._run(groups, progress, finish=write)
 
     def images_at_once(self, size: tuple[int, int], settings: UpscaleSettings) -> int:
         """Return how many images of a list go through the networks together, at least 1.
@@ -260,60 +261,46 @@ class Restorer(OneStepPipeline):
             timestep = self.default_timestep
         timesteps = read_conditions(timestep, sizes, self._last_timestep)
         prompts = self._read_prompts(prompt, images)
-        generators = read_generators(generator, len(images))
+        generators, device = read_generators(generator, len(images)), self._execution_device
         # Each image's noise must not depend on the others.
         room = self.images_at_once if generator is None else lambda *_: 1
         groups = []
         for group in same_size_ranges(sizes, lambda size: room(size, settings)):
             rows = slice(group.start, group.stop)
-            at = Conditions(
-                timesteps[rows], prompts[rows], self._execution_device, generators[group.start]
-            )
-            groups.append((images[rows], at))
+            generator = generators[group.start]
+            task = Task(timesteps[rows], prompts[rows], device, settings, generator)
+            groups.append((images[rows], task))
         return groups
 
     def _run(
         self,
         groups: Sequence[_Group],
-        settings: UpscaleSettings,
         progress: Progress | None,
         output_type: str | None = None,
         finish: Callable[[Iterator[Strip], Sequence[DecodedImage]], Iterable[Any]] | None = None,
     ) -> list[Any]:
         """Restore groups, and make of each group's strips images, or what `finish` does."""
         progress = paced(progress)
-        assemble = partial(assemble_images, settings=settings, output_type=output_type)
         results: list[Any] = []
-        for number, (images, at) in enumerate(groups):
-            may_be_bytes = finish is None and all(takes_bytes(i, output_type) for i in images)
-            strips = self._strips(
-                stack_images(images),
-                at,
-                settings,
-                share_of(progress, number, len(groups)),
-                takes_bytes=may_be_bytes,
+        for number, (images, task) in enumerate(groups):
+            task = replace(
+                task,
+                rgb=stack_images(images),
+                progress=share_of(progress, number, len(groups)),
+                takes_bytes=finish is None and all(takes_bytes(i, output_type) for i in images),
             )
-            results += (finish or assemble)(strips, images * (at.batch // len(images)))
+            assemble = partial(assemble_images, settings=task.settings, output_type=output_type)
+            images = images * (task.batch // len(images))
+            results += (finish or assemble)(self._strips(task), images)
         with self._lock:
             self.maybe_free_model_hooks()
         return results
 
-    def _strips(
-        self,
-        rgb: Tensor,
-        at: Conditions,
-        settings: UpscaleSettings,
-        progress: Progress | None,
-        *,
-        takes_bytes: bool,
-    ) -> Iterator[Strip]:
-        """Restore images (B, 3, h, w) in [0, 1], in pieces or as a whole."""
+    def _strips(self, task: Task) -> Iterator[Strip]:
+        """Restore images, in pieces or as a whole."""
         with self._lock:
             engine = self.engine
-        if settings.seamless is None:
-            strips = upscale(engine, at, rgb, settings, progress, takes_bytes=takes_bytes)
-        else:
-            strips = upscale_seamless(engine, at, rgb, settings, progress)
+        strips = (upscale if task.settings.seamless is None else upscale_seamless)(engine, task)
         while True:
             with self._lock:
                 strip = next(strips, None)

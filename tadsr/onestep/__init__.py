@@ -9,7 +9,7 @@ device, `fold` turns timesteps and prompts into small tensors, `graphs` records 
 from tadsr.lazily import lazy_names
 
 _ORIGINS = {
-    "tadsr.onestep.conditions": "batch_pixels group_timesteps read_generators same_size_ranges",
+    "tadsr.onestep.tasks": "batch_pixels group_timesteps read_generators same_size_ranges",
     "tadsr.onestep.plan": "EngineName EnginePlan choose_plan",
     "tadsr.onestep.step": "OneStepEngine",
     "tadsr.tile_spec": "TileSpec",

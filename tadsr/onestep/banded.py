@@ -13,21 +13,19 @@ from torch import Tensor, nn
 
 from tadsr.color import match_moments, wavelet_color_fix, wavelet_reach_px
 from tadsr.conditioning import TimestepField, run_at
-from tadsr.config import UpscaleSettings
 from tadsr.errors import TADSRError, TADSRWarning
 from tadsr.images import pad_reflect, reflect_index, resize_bicubic_rows
 from tadsr.networks import walk
 from tadsr.onestep.activations import ChannelStatistics, ComputedActivation, StoredActivation
 from tadsr.onestep.banded_layers import Bands
 from tadsr.onestep.banded_walk import BandedLayers
-from tadsr.onestep.conditions import Conditions
 from tadsr.onestep.memory import available_bytes, is_out_of_memory, used_bytes
 from tadsr.onestep.selfcheck import CROP_PX
 from tadsr.onestep.stages import Checked, checked
 from tadsr.onestep.step import OneStepEngine
 from tadsr.onestep.storage import BandStorage, PlannedStorage
 from tadsr.onestep.support import check_unet, weights_in_place
-from tadsr.progress import Progress
+from tadsr.onestep.tasks import Task
 from tadsr.prompts import Prompts
 from tadsr.schedule import residual_to_x0
 from tadsr.tile_spec import MIN_BAND_BYTES, TileSpec
@@ -55,23 +53,11 @@ Strip = tuple[int, Tensor]
 """First row, and (B, 3, rows, W): float32 in [0, 1], or bytes where they were asked for."""
 
 
-def upscale_in_strips(
-    engine: OneStepEngine,
-    conditions: Conditions,
-    rgb: Tensor,
-    settings: UpscaleSettings,
-    spec: TileSpec,
-    progress: Progress | None = None,
-) -> Iterator[Strip]:
-    """Restore and enlarge images with the result of the untiled computation.
-
-    Args:
-        rgb: Images, (B, 3, h, w), in [0, 1]; or one for all timesteps. A fourth channel is alpha,
-            by which adain weighs pixels.
-    """
+def upscale_in_strips(engine: OneStepEngine, task: Task, spec: TileSpec) -> Iterator[Strip]:
+    """Restore and enlarge images with the result of the untiled computation."""
     check_unet(engine.unet)
     engine.need_modules()
-    run = _Run(engine, conditions, rgb, settings, progress)
+    run = _Run(engine, task)
     restored = run.restore(spec)
     try:
         yield from run.strips(restored)
@@ -80,13 +66,11 @@ def upscale_in_strips(
             one.pixels.free()
 
 
-def count_kept_bytes(
-    engine: OneStepEngine, conditions: Conditions, rgb: Tensor, settings: UpscaleSettings
-) -> int:
+def count_kept_bytes(engine: OneStepEngine, task: Task) -> int:
     """Return what bands keep between layers at the most, or raise as `check_unet` does."""
     check_unet(engine.unet)
-    plan = PlannedStorage(conditions.device)
-    _Run(engine, conditions, rgb, settings, None).compute(Bands(plan, MIN_BAND_BYTES), 0)
+    plan = PlannedStorage(task.device)
+    _Run(engine, task).compute(Bands(plan, MIN_BAND_BYTES), 0)
     return plan.peak_bytes
 
 
@@ -106,22 +90,14 @@ class _Restored:
 class _Run:
     """One pass over images; the reference is computed anew wherever it is needed."""
 
-    def __init__(
-        self,
-        engine: OneStepEngine,
-        conditions: Conditions,
-        rgb: Tensor,
-        settings: UpscaleSettings,
-        progress: Progress | None,
-    ) -> None:
+    def __init__(self, engine: OneStepEngine, task: Task) -> None:
         self.engine = engine
-        self.conditions = conditions
-        self.device = conditions.device
-        rgb = rgb.to(self.device).expand(conditions.batch, -1, -1, -1)
+        self.task = task
+        self.device = task.device
+        rgb = task.rgb.to(self.device).expand(task.batch, -1, -1, -1)
         self.rgb, self.alpha = rgb[:, :3], rgb[:, 3:] if rgb.shape[1] == 4 else None
-        self.settings = settings
-        self.progress = progress
-        self.size = settings.output_size(*rgb.shape[-2:])
+        self.settings = task.settings
+        self.size = task.output_size
         self.padded = tuple(side + -side % engine.downscale_factor for side in self.size)
 
     def restore(self, spec: TileSpec) -> list[_Restored]:
@@ -138,8 +114,8 @@ class _Run:
         def tick(multiplications: int) -> None:
             nonlocal done
             done += multiplications
-            if self.progress is not None:
-                self.progress(min(1.0, done / total))  # what is done again goes beyond
+            if self.task.progress is not None:
+                self.task.progress(min(1.0, done / total))  # what is done again goes beyond
 
         uses_kernels = self._trusts_kernels()
         while True:
@@ -175,7 +151,7 @@ class _Run:
     def _trusts_kernels(self) -> bool:
         if self.device.type != "cuda":
             return False
-        given = self.conditions
+        given = self.task
         side = min(CROP_PX, *self.padded)
         crop = self.padded_rows(0, side)[:1, :, :, :side].to(self.engine.vae.dtype)
         timesteps = given.timesteps
@@ -189,7 +165,7 @@ class _Run:
         for start in range(0, height, rows):
             stop = min(start + rows, height)
             fixed = [self._fix_color(one, start, stop).clamp_(0, 1) for one in restored]
-            yield start, self.conditions.mix(fixed, self.size, (start, stop))
+            yield start, self.task.mix(fixed, self.size, (start, stop))
 
     def _buffer_bytes(self, spec: TileSpec, band_bytes: int) -> int:
         if spec.max_memory is None:
@@ -203,7 +179,7 @@ class _Run:
 
     def compute(self, bands: Bands, attention_px: int) -> list[_Restored]:
         """Run all networks; with a plan, count only."""
-        given, engine = self.conditions, self.engine
+        given, engine = self.task, self.engine
         generator = None if bands.is_plan else given.generator
         stages = BandedStages(self, bands, attention_px, engine.vae, engine.unet)
 

@@ -18,10 +18,10 @@ from tadsr.errors import TADSRWarning
 from tadsr.images import pad_reflect, pad_wrap, resize_bicubic, resize_wrapped
 from tadsr.kernels import adain_color_fix_uint8, to_uint8_nhwc, wavelet_color_fix_uint8
 from tadsr.onestep.banded import Strip, count_kept_bytes, upscale_in_strips
-from tadsr.onestep.conditions import Conditions
 from tadsr.onestep.memory import available_bytes, is_out_of_memory
 from tadsr.onestep.step import OneStepEngine
-from tadsr.progress import Progress, share_of
+from tadsr.onestep.tasks import Task
+from tadsr.progress import share_of
 from tadsr.tile_spec import MIB, WHOLE_ATTENTION_PIXELS, TileSpec
 
 FUSED_MEMORY_FACTOR = 1.8
@@ -32,57 +32,40 @@ PLAIN_MEMORY_FACTOR = 3.2
 _SHARE_OF_AVAILABLE = 0.7
 
 
-def choose_pieces(
-    engine: OneStepEngine, conditions: Conditions, rgb: Tensor, settings: UpscaleSettings
-) -> tuple[TileSpec, str] | None:
+def choose_pieces(engine: OneStepEngine, task: Task) -> tuple[TileSpec, str] | None:
     """Return the pieces that images are computed in, and why; None for the images as a whole.
 
     Left to itself this is only where the whole does not fit: where it does it is the fastest, on a
     CPU as on a GPU.
-
-    Args:
-        rgb: Images, (B, 3, h, w).
     """
-    tiling = settings.tiling
+    tiling = task.settings.tiling
     if tiling is not None and tiling != "auto" and not isinstance(tiling, TileSpec):
         raise TypeError(f'tiling must be "auto", None or a TileSpec, got {tiling!r}')
-    if tiling is None or not can_be_cut(rgb, settings):
+    if tiling is None or not task.can_be_cut:
         return None
     if isinstance(tiling, TileSpec):
         return tiling, "a TileSpec is given"
     try:
-        needed = planned_bytes(engine, conditions, rgb, settings)
+        needed = planned_bytes(engine, task)
     except ValueError:  # the UNet has blocks that bands do not know
         return None
-    height, width = settings.output_size(*rgb.shape[-2:])
+    height, width = task.output_size
     if height * width > WHOLE_ATTENTION_PIXELS:
         return TileSpec(), f"its {width} × {height} px are more than the UNet attends to at once"
     needed = int(needed * (FUSED_MEMORY_FACTOR if engine.is_fused else PLAIN_MEMORY_FACTOR))
     # Of the graphs' memory torch says that it can be used again.
-    room = int(_SHARE_OF_AVAILABLE * (available_bytes(conditions.device) - engine.graph_bytes))
+    room = int(_SHARE_OF_AVAILABLE * (available_bytes(task.device) - engine.graph_bytes))
     if needed <= room:
         return None
-    return TileSpec(), (
-        f"the whole would take about {needed // MIB} MiB of {room // MIB} there are"
-    )
+    reason = f"the whole would take about {needed // MIB} MiB of {room // MIB} there are"
+    return TileSpec(), reason
 
 
-def planned_bytes(
-    engine: OneStepEngine, conditions: Conditions, rgb: Tensor, settings: UpscaleSettings
-) -> int:
+def planned_bytes(engine: OneStepEngine, task: Task) -> int:
     """Return what bands keep between layers at the most; counted once for a size."""
-    key = (conditions.batch, conditions.num_runs, *settings.output_size(*rgb.shape[-2:]))
     # Counting walks through every layer, which takes longer than a GPU computes a small image.
-    return engine.remember(key, lambda: count_kept_bytes(engine, conditions, rgb, settings))
-
-
-def can_be_cut(rgb: Tensor, settings: UpscaleSettings) -> bool:
-    """Tell whether images (B, 3, h, w) can be computed in pieces.
-
-    What is enlarged for the network cannot, and is small.
-    """
-    size = rgb.shape[-2:]
-    return settings.network_size(*size) == settings.output_size(*size)
+    key = (task.batch, task.num_runs, *task.output_size)
+    return engine.remember(key, lambda: count_kept_bytes(engine, task))
 
 
 _COLOR_FIXES_TO_BYTES = {
@@ -92,37 +75,27 @@ _COLOR_FIXES_TO_BYTES = {
 }
 
 
-def upscale(
-    engine: OneStepEngine,
-    conditions: Conditions,
-    rgb: Tensor,
-    settings: UpscaleSettings,
-    progress: Progress | None = None,
-    *,
-    takes_bytes: bool = False,
-) -> Iterator[Strip]:
+def upscale(engine: OneStepEngine, task: Task) -> Iterator[Strip]:
     """Restore and enlarge images as a whole or in pieces."""
-    pieces = choose_pieces(engine, conditions, rgb, settings)
+    pieces = choose_pieces(engine, task)
     if pieces is None:
-        is_cut = settings.tiling == "auto" and can_be_cut(rgb, settings)
+        is_cut = task.settings.tiling == "auto" and task.can_be_cut
         try:
-            result = upscale_whole(
-                engine, conditions, rgb, settings, progress, takes_bytes=takes_bytes
-            )
+            result = upscale_whole(engine, task)
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or not (is_cut or conditions.batch > 1):
+            if not is_out_of_memory(error) or not (is_cut or task.batch > 1):
                 raise
         else:
             yield 0, result
-            if progress is not None:
-                progress(1.0)
+            if task.progress is not None:
+                task.progress(1.0)
             return
         # Not in the handler, which holds what the computation left.
         engine.drop_graphs()
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
-        if conditions.batch > 1:
-            yield 0, _upscale_halves(engine, conditions, rgb, settings, takes_bytes)
+        if task.batch > 1:
+            yield 0, _upscale_halves(engine, task)
             return
         warnings.warn(
             "memory ran out for the image as a whole, so that it is computed in pieces; "
@@ -134,22 +107,14 @@ def upscale(
     else:
         spec, reason = pieces
         engine.warn_of_bands(reason)
-    yield from upscale_in_strips(engine, conditions, rgb, settings, spec, progress)
+    yield from upscale_in_strips(engine, task, spec)
 
 
-def _upscale_halves(
-    engine: OneStepEngine,
-    conditions: Conditions,
-    rgb: Tensor,
-    settings: UpscaleSettings,
-    takes_bytes: bool,
-) -> Tensor:
+def _upscale_halves(engine: OneStepEngine, task: Task) -> Tensor:
     """Restore the two halves of a batch, which need half as much memory, one after the other."""
-    middle = conditions.batch // 2
-    halves = []
+    middle, halves = task.batch // 2, []
     for images in (slice(None, middle), slice(middle, None)):
-        part = rgb[images] if len(rgb) > 1 else rgb
-        strips = upscale(engine, conditions[images], part, settings, takes_bytes=takes_bytes)
+        strips = upscale(engine, replace(task[images], progress=None))
         halves.append(torch.cat([rows for _, rows in strips], dim=2))
     # Bytes and floats where one of the halves was cut.
     if halves[0].dtype != halves[1].dtype:
@@ -157,30 +122,20 @@ def _upscale_halves(
     return torch.cat(halves)
 
 
-def upscale_whole(
-    engine: OneStepEngine,
-    conditions: Conditions,
-    rgb: Tensor,
-    settings: UpscaleSettings,
-    progress: Progress | None = None,
-    *,
-    takes_bytes: bool = False,
-) -> Tensor:
+def upscale_whole(engine: OneStepEngine, task: Task) -> Tensor:
     """Restore and enlarge images with everything in between on one device.
 
     Returns:
         (B, 3, H, W): float32 in [0, 1], on the device; or uint8, on the host.
     """
-    device = conditions.device
-    height, width = rgb.shape[-2:]
-    size, output_size = settings.network_size(height, width), settings.output_size(height, width)
-    is_map = isinstance(conditions.timesteps, TimestepField)
-    ends_in_bytes = takes_bytes and size == output_size and not is_map
-    enlarged = resize_bicubic(rgb.to(device), size).clamp(0, 1)
+    size, output_size, color_fix = task.network_size, task.output_size, task.settings.color_fix
+    is_map = isinstance(task.timesteps, TimestepField)
+    ends_in_bytes = task.takes_bytes and size == output_size and not is_map
+    enlarged = resize_bicubic(task.rgb.to(task.device), size).clamp(0, 1)
     multiple = engine.downscale_factor
-    enlarged = enlarged.expand(conditions.batch, -1, -1, -1)
-    reference, fix_color = enlarged[:, :3], COLOR_FIXES[settings.color_fix]
-    if settings.color_fix == "adain" and enlarged.shape[1] == 4:
+    enlarged = enlarged.expand(task.batch, -1, -1, -1)
+    reference, fix_color = enlarged[:, :3], COLOR_FIXES[color_fix]
+    if color_fix == "adain" and enlarged.shape[1] == 4:
         ends_in_bytes, fix_color = False, partial(fix_color, weights=enlarged[:, 3:])
     lq = pad_reflect(reference, -size[0] % multiple, -size[1] % multiple)
     lq = torch.rsub(lq, -1, alpha=-2)  # 2·lq - 1, in one kernel
@@ -188,28 +143,25 @@ def upscale_whole(
     def finish(restored: Tensor) -> Tensor:
         restored = restored[..., : size[0], : size[1]]
         if ends_in_bytes:
-            to_bytes = _COLOR_FIXES_TO_BYTES[settings.color_fix]
-            pixels = to_bytes(restored, lq[..., : size[0], : size[1]])
+            pixels = _COLOR_FIXES_TO_BYTES[color_fix](restored, lq[..., : size[0], : size[1]])
             return _begin_to_copy(pixels).permute(0, 3, 1, 2)
         restored = restored.float().clamp(-1, 1) / 2 + 0.5
         fixed = fix_color(restored, reference).clamp(0, 1)
         return resize_bicubic(fixed, output_size).clamp(0, 1)
 
-    steps = len(conditions.timesteps.knots) if is_map else 1
     number = count()
 
     def restore(timesteps: Sequence[int]) -> Tensor:
         return engine.restore(
             lq,
             timesteps,
-            conditions.prompts,
-            generator=conditions.generator,
+            task.prompts,
+            generator=task.generator,
             finish=finish,
-            progress=share_of(progress, next(number), steps),
+            progress=share_of(task.progress, next(number), task.num_runs),
         )
 
-    results = run_at(conditions.timesteps, restore, conditions.generator)
-    return conditions.mix(results, output_size)
+    return task.mix(run_at(task.timesteps, restore, task.generator), output_size)
 
 
 def _begin_to_copy(pixels: Tensor) -> Tensor:
@@ -220,30 +172,24 @@ def _begin_to_copy(pixels: Tensor) -> Tensor:
     return copy.copy_(pixels, non_blocking=True)
 
 
-def upscale_seamless(
-    engine: OneStepEngine,
-    conditions: Conditions,
-    rgb: Tensor,
-    settings: UpscaleSettings,
-    progress: Progress | None = None,
-) -> Iterator[Strip]:
+def upscale_seamless(engine: OneStepEngine, task: Task) -> Iterator[Strip]:
     """Restore and enlarge images that repeat; as `upscale`, in `settings.seamless`'s directions."""
+    settings, size, output_size = task.settings, task.network_size, task.output_size
     wraps, margins = settings.wraps, settings.margins_px
-    size, output_size = (
-        of(*rgb.shape[-2:]) for of in (settings.network_size, settings.output_size)
-    )
     # Latents must repeat as well.
     multiple = engine.downscale_factor
     size = tuple(
         -(-side // multiple) * multiple if wrap else side
         for side, wrap in zip(size, wraps, strict=True)
     )
-    enlarged = resize_wrapped(rgb, size, wraps).clamp(0, 1)
-    if isinstance(conditions.timesteps, TimestepField):
-        maps = tuple(extend_map(map, size, settings) for map in conditions.timesteps.maps)
-        conditions = replace(conditions, timesteps=TimestepField(maps))
+    enlarged = resize_wrapped(task.rgb, size, wraps).clamp(0, 1)
+    timesteps = task.timesteps
+    if isinstance(timesteps, TimestepField):
+        timesteps = TimestepField(tuple(extend_map(m, size, settings) for m in timesteps.maps))
     plain = replace(settings, scale=1, process_size=0, seamless=None)
-    strips = upscale(engine, conditions, pad_wrap(enlarged, margins), plain, progress)
+    rgb = pad_wrap(enlarged, margins)
+    task = replace(task, rgb=rgb, timesteps=timesteps, settings=plain, takes_bytes=False)
+    strips = upscale(engine, task)
     cropped = _cropped(strips, size, margins)
     if size == output_size:
         yield from cropped

@@ -9,7 +9,7 @@ import tadsr.restorer
 from tadsr.measure.metrics import make_metric
 from tadsr.measure.sweep import TimestepSweep
 from tadsr.onestep import TileSpec
-from tadsr.onestep.conditions import TOGETHER_PIXELS, group_timesteps
+from tadsr.onestep.tasks import TOGETHER_PIXELS, group_timesteps
 
 
 @pytest.fixture

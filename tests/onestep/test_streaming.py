@@ -16,9 +16,9 @@ from tadsr import TADSRError, TADSRPipeline
 from tadsr.config import UpscaleSettings
 from tadsr.images import resize_bicubic, resize_bicubic_rows
 from tadsr.onestep import OneStepEngine, TileSpec, banded, upscaling
-from tadsr.onestep.conditions import Conditions
 from tadsr.onestep.stages import FusedStages
 from tadsr.onestep.storage import BandStorage
+from tadsr.onestep.tasks import Task
 from tadsr.prompts import Prompts
 from tests.crossings import crossed
 
@@ -120,9 +120,9 @@ def test_what_does_not_fit_into_memory_is_cut_without_being_asked(pipe, monkeypa
     chosen = []
     original = upscaling.upscale_in_strips
 
-    def noting(engine, conditions, rgb, settings, spec, progress):
+    def noting(engine, task, spec):
         chosen.append(spec)
-        return original(engine, conditions, rgb, settings, spec, progress)
+        return original(engine, task, spec)
 
     monkeypatch.setattr(upscaling, "upscale_in_strips", noting)
     images = [Image.new("RGB", size) for size in ((100, 100), (150, 130), (16, 520))]
@@ -323,11 +323,14 @@ def test_a_failed_strip_leaves_nothing_and_the_old_file(pipe, lq, tmp_path):
         pipe.upscale_to_file(lq, tmp_path / "out.jpg")
 
 
+def task_of(pipe, rgb, device="cpu"):
+    prompts = Prompts(pipe.encode_prompt([""]).to(device))
+    return Task([5], prompts, torch.device(device), UpscaleSettings(), rgb=rgb)
+
+
 def test_memory_is_counted_once_for_a_size(pipe, lq, monkeypatch):
     def count(size):
-        rgb = torch.rand(1, 3, *size)
-        conditions = Conditions([1], Prompts(pipe.encode_prompt([""])), torch.device("cpu"))
-        return upscaling.planned_bytes(pipe.engine, conditions, rgb, UpscaleSettings())
+        return upscaling.planned_bytes(pipe.engine, task_of(pipe, torch.rand(1, 3, *size)))
 
     small, large = count((16, 24)), count((32, 48))
     assert 3.5 * small < large < 4.5 * small
@@ -342,9 +345,8 @@ def test_memory_is_counted_on_any_device_without_the_weights(pipe):
     counted = set()
     for networks, device in ((on_meta, meta), ((pipe.vae, pipe.unet), torch.device("cpu"))):
         engine = OneStepEngine(*networks, pipe.alphas_cumprod)
-        conditions = Conditions([5], Prompts(pipe.encode_prompt([""]).to(device)), device)
-        rgb = torch.zeros(1, 3, 40, 24)
-        counted.add(upscaling.planned_bytes(engine, conditions, rgb, UpscaleSettings()))
+        task = task_of(pipe, torch.zeros(1, 3, 40, 24), device)
+        counted.add(upscaling.planned_bytes(engine, task))
     assert len(counted) == 1
 
 

@@ -1,4 +1,4 @@
-"""What the one step is taken at, and which images and timesteps go through it together."""
+"""What the one step is taken on and at, and which images and timesteps go through it together."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from tadsr.conditioning import TimestepField
+from tadsr.config import UpscaleSettings
 from tadsr.onestep.memory import available_bytes
+from tadsr.progress import Progress
 from tadsr.prompts import Prompts
 
 if TYPE_CHECKING:
@@ -19,8 +21,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Conditions:
-    """Timesteps, prompts and noise that the step on a batch is conditioned on."""
+class Task:
+    """Images of one size, and what the step on them is taken at."""
 
     timesteps: Sequence[int] | TimestepField
     """One per image, or a map per image."""
@@ -28,12 +30,37 @@ class Conditions:
     """One per image."""
     device: torch.device
     """Where the networks run."""
+    settings: UpscaleSettings
     generator: torch.Generator | None = None
     """Samples the posterior; None takes its mean."""
+    rgb: Tensor | None = None
+    """(B, 3, h, w), in [0, 1], or one image for all timesteps; None until it is their turn. A
+    fourth channel is alpha, by which adain weighs pixels."""
+    progress: Progress | None = None
+    takes_bytes: bool = False
+    """Whether the result may be bytes."""
 
-    def __getitem__(self, images: slice) -> Conditions:
-        """Return the conditions of some of the images."""
-        return replace(self, timesteps=self.timesteps[images], prompts=self.prompts[images])
+    def __getitem__(self, images: slice) -> Task:
+        """Return the task for some of the images."""
+        rgb = self.rgb[images] if len(self.rgb) > 1 else self.rgb
+        return replace(
+            self, rgb=rgb, timesteps=self.timesteps[images], prompts=self.prompts[images]
+        )
+
+    @property
+    def network_size(self) -> tuple[int, int]:
+        """Height and width that the networks work at, before padding."""
+        return self.settings.network_size(*self.rgb.shape[-2:])
+
+    @property
+    def output_size(self) -> tuple[int, int]:
+        """Height and width of the results."""
+        return self.settings.output_size(*self.rgb.shape[-2:])
+
+    @property
+    def can_be_cut(self) -> bool:
+        """Whether it can be computed in pieces; what is enlarged for the networks is small."""
+        return self.network_size == self.output_size
 
     @property
     def batch(self) -> int:
