@@ -62,9 +62,8 @@ def photo(height: int, width: int) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def test_images_of_512_px_in_steady_state_and_of_2048_px_on_no_large_gpu(pretend, full):
-    machine = replace(MACHINE, total_bytes=WHOLE_BYTES)
-    with pretend(machine) as device, warnings.catch_warnings():
+def test_images_of_512_px_in_steady_state(pretend, full):
+    with pretend(MACHINE) as device, warnings.catch_warnings():
         warnings.simplefilter("error", TADSRWarning)
         pipe = full()
         for _ in range(2):  # the first is compared with plain modules
@@ -80,6 +79,15 @@ def test_images_of_512_px_in_steady_state_and_of_2048_px_on_no_large_gpu(pretend
         second = set(device.variants)
         pipe(photo(256, 256))
         assert set(device.variants) == second
+
+
+@pytest.mark.slow
+def test_an_image_of_2048_px_on_no_large_gpu(pretend, full):
+    machine = replace(MACHINE, total_bytes=WHOLE_BYTES)
+    with pretend(machine) as device, warnings.catch_warnings():
+        warnings.simplefilter("error", TADSRWarning)
+        pipe = full()
+        pipe(photo(128, 128))  # is compared with plain modules
         device.forget()
         pipe(photo(512, 512))
         # Bands launch seven times as many.
