@@ -20,9 +20,11 @@ TWICE = ("-s", "2x")
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
-@pytest.mark.parametrize("name", ["sharp.png", "sharp.jpg", "sharp.tif", "sharp.bmp", "sharp.gif"])
-def test_the_same_command_again_skips_or_replaces(name, tadsr, upscale, photo):
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif", "bmp", "gif"])
+def test_the_same_command_again_skips_or_replaces(suffix, tadsr, upscale, photo):
+    name = f"sharp.{suffix}"
     upscale(photo("a.png"), name, *TWICE)
+    assert Image.open(name).format == {"jpg": "JPEG", "tif": "TIFF"}.get(suffix, suffix.upper())
     first = os.stat(name).st_mtime_ns
     assert "sharp" in upscale("a.png", name, *TWICE).stderr  # skipped
     assert os.stat(name).st_mtime_ns == first
@@ -92,27 +94,6 @@ def test_sizes_that_nothing_holds_are_refused_before_the_model_is_loaded(upscale
     assert not list((tmp_path / "in_x2e+06").glob("*.png"))
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (("--device", "7"), "--device cuda:7 must exist"),
-        (("--tile", "100"), "--tile must be auto, off or a multiple of 128 px, got 100"),
-        (("--background", "plaid"), "--background must be a colour such as white"),
-        (("--suffix", "a/b"), "--suffix must be part of a file's name"),
-        (("-t", "abc"), "'--timestep' / '-t': 'abc' is not a"),
-        (("-s", "x"), "'--scale' / '-s': 'x' is not a"),
-        (("--dtype", "fp8"), "'--dtype': 'fp8' is not one of 'auto', 'fp32'"),
-        (("-f", "doc"), "'--format' / '-f': must be one of same, png,"),
-        (("-i", "b.png"), "No such option: -i: inputs need no option"),
-        (("--outscale", "2"), "No such option: --outscale: -s is"),
-        (("--face_enhance",), "--timestep-map keeps faces"),
-        (("-g", "0"), "--device takes"),
-    ],
-)
-def test_wrong_options_are_named_as_they_were_typed(options, message, upscale, photo):
-    assert message in upscale(photo("a.png"), *options, code=2).stderr
-
-
 def test_names_and_formats_of_outputs(upscale, photo):
     photo("in/a.jpg")
     photo("in/b.webp")
@@ -177,16 +158,12 @@ def test_a_size_holds_for_turned_photos_and_frames(upscale, photo):
     assert Image.open("out/a.png").size == (12, 18)
     assert Image.open("out/b.png").size == (12, 8)
     assert "2 skipped" in upscale("a.jpg", "b.gif", "-o", "out", "--width", 12).stdout
-    upscale("a.jpg", "--width", 0, code=2)
-    upscale("a.jpg", "--width", 9, "--long-side", 9, code=2)
-    upscale("a.jpg", "--width", 9, "-s", 2, code=2)
 
 
 def test_webp_without_loss(upscale, photo):
     upscale(photo("a.png"), "b.webp", "--lossless", *TWICE)
     upscale("a.png", "b.png", *TWICE)
     assert np.array_equal(np.asarray(Image.open("b.webp")), np.asarray(Image.open("b.png")))
-    assert "--lossless must be for" in upscale("a.png", "b.jpg", "--lossless", code=2).stderr
 
 
 def test_standard_streams(upscale, photo):
@@ -199,7 +176,6 @@ def test_standard_streams(upscale, photo):
     assert upscale("-", input=data[:50], code=1).stderr.startswith("Error: standard input: ")
     assert Image.open("c.webp").size == (12, 10)
     assert Image.open(io.BytesIO(upscale("a.png", "-", "-f", "jpg").stdout_bytes)).format == "JPEG"
-    assert "stands for one image" in upscale("a.png", "b.png", "-o", "-", code=2).stderr
 
 
 def test_a_dry_run_says_what_would_be_and_makes_nothing(upscale, photo):
@@ -238,5 +214,3 @@ def test_loras_by_their_weight(upscale, photo, model_dir, tmp_path):
     pixels = {name: Image.open(f"{name}.png").tobytes() for name in runs}
     assert pixels["plain"] == pixels["none"]
     assert len(set(pixels.values())) == 3
-    assert "FILE:WEIGHT" in upscale("a.png", "--lora", "style.safetensors:much", code=2).stderr
-    assert "that exists" in upscale("a.png", "--lora", "missing.safetensors", code=2).stderr
