@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -125,26 +125,31 @@ class Console:
                 self.say(f"{job.source} -> {job.target} ({size}, {rate})", err=False)
 
     def finish(self) -> None:
-        """Print how many images were written, were skipped and failed.
-
-        Raises:
-            typer.Exit: One or more failed.
-        """
-        if self.num_images > 1:
-            if self.failures:
-                failed = f"{len(self.failures)} of {self.num_images} images failed:"
-                typer.echo("\n  ".join([f"Error: {failed}", *self.failures]), err=True)
-            if not self.quiet:
-                counts = f"{self.num_written} written, {self.num_skipped} skipped"
-                typer.echo(f"{counts}, {len(self.failures)} failed")
-                if self.pace is not None and self.num_written > 1:
-                    rate = _rate_text(self.pace.seconds / self.megapixels)
-                    pace = self.pace.described()
-                    typer.echo(f"{self.megapixels:.3g} megapixels, {rate}; {pace}")
-        elif self.failures:
-            typer.echo(f"Error: {self.failures[0]}", err=True)
+        """Print how many images were written, were skipped and failed, and exit with 1 if any."""
+        if self.num_images == 1:
+            end_run("", self.failures, quiet=True)
+            return
+        if self.failures:
+            failed = f"Error: {len(self.failures)} of {self.num_images} images failed:"
+            typer.echo("\n  ".join([failed, *self.failures]), err=True)
+        if not self.quiet:
+            counts = f"{self.num_written} written, {self.num_skipped} skipped"
+            typer.echo(f"{counts}, {len(self.failures)} failed")
+            if self.pace is not None and self.num_written > 1:
+                rate = _rate_text(self.pace.seconds / self.megapixels)
+                typer.echo(f"{self.megapixels:.3g} megapixels, {rate}; {self.pace.described()}")
         if self.failures:
             raise typer.Exit(1)
+
+
+def end_run(counts: str, failures: Sequence[str], quiet: bool) -> None:
+    """Print each failure and the counts of a run, and exit with 1 if there are failures."""
+    for failure in failures:
+        typer.echo(f"Error: {failure}", err=True)
+    if not quiet:
+        typer.echo(f"{counts}, {len(failures)} failed")
+    if failures:
+        raise typer.Exit(1)
 
 
 def _rate_text(seconds: float) -> str:

@@ -11,7 +11,7 @@ import typer
 from tqdm import tqdm
 
 from tadsr.cli import options
-from tadsr.cli.console import ON_TERMINALS
+from tadsr.cli.console import ON_TERMINALS, end_run
 from tadsr.cli.reporting import UsageError
 from tadsr.cli.targets import check_place, plan_jobs
 
@@ -75,10 +75,5 @@ def degrade(
                 typer.echo("".join(traceback.format_exception(error)), err=True)
 
         made = make_partners(jobs, root, folder, settings, on_photo=count)
-    if not quiet:
-        counts = f"{made.num_written} written, {made.num_skipped} skipped"
-        typer.echo(f"{counts}, {len(made.failures)} failed")
-    for path, reason in made.failures.items():
-        typer.echo(f"Error: {path}: {reason}", err=True)
-    if made.failures:
-        raise typer.Exit(1)
+    failures = [f"{path}: {reason}" for path, reason in made.failures.items()]
+    end_run(f"{made.num_written} written, {made.num_skipped} skipped", failures, quiet)

@@ -8,7 +8,7 @@ from typing import Literal
 import typer
 
 from tadsr.cli import options
-from tadsr.cli.console import ON_TERMINALS
+from tadsr.cli.console import ON_TERMINALS, end_run
 from tadsr.cli.model import choose_device
 from tadsr.cli.reporting import UsageError, format_bytes, interrupted_by_sigterm
 from tadsr.config import Precision, torch_dtype
@@ -120,10 +120,5 @@ def tag(
             tally = tag_images(
                 plan, describe, batch_images=batch, max_pixels=max_pixels, progress=bar.update
             )
-    for failure in tally.failures:
-        typer.echo(f"Error: {failure}", err=True)
-    if not quiet:
-        counts = f"{tally.num_tagged} tagged, {tally.num_known} before"
-        typer.echo(f"{source} -> {plan.path}: {counts}, {len(tally.failures)} failed")
-    if tally.failures:
-        raise typer.Exit(1)
+    counts = f"{source} -> {plan.path}: {tally.num_tagged} tagged, {tally.num_known} before"
+    end_run(counts, tally.failures, quiet)

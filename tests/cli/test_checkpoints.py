@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from safetensors import safe_open
 
 
@@ -32,10 +33,25 @@ def test_info_shows_adapters_apart(tadsr, golden_dir):
     assert "tadsr.pkl (rank " in result.stdout
 
 
-def test_info_of_nothing_is_one_readable_error(tadsr):
-    result = tadsr("info", "no-model", code=1)
+@pytest.mark.parametrize(
+    "command", ["info no-model", "convert no-model out", "export onnx no-model out"]
+)
+def test_a_model_that_is_not_there_is_one_readable_error(tadsr, command):
+    result = tadsr(*command.split(), code=1)
     assert result.stderr.startswith("Error: source must name a checkpoint, got 'no-model'")
     assert result.stdout == ""
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("command", ["convert", "export onnx"])
+def test_a_folder_is_replaced_only_when_told(tadsr, model_dir, command):
+    Path("out").mkdir()
+    Path("out/mine.txt").write_text("keep")
+    assert "must be new or empty" in tadsr(*command.split(), model_dir, "out", code=1).stderr
+    assert [path.name for path in Path("out").iterdir()] == ["mine.txt"]
+    if command == "convert":
+        tadsr("convert", model_dir, "out", "--overwrite")
+        assert Path("out/model_index.json").is_file()
 
 
 def test_convert_changes_the_precision(tadsr, model_dir):
@@ -47,25 +63,16 @@ def test_convert_changes_the_precision(tadsr, model_dir):
     assert "exists" not in tadsr("info", "./half").stdout
 
 
-def test_convert_replaces_only_when_told(tadsr, model_dir):
-    Path("out").mkdir()
-    Path("out/mine.txt").write_text("keep")
-    assert "must be new or empty" in tadsr("convert", model_dir, "out", code=1).stderr
-    assert Path("out/mine.txt").read_text() == "keep"
-    tadsr("convert", model_dir, "out", "--overwrite")
-    assert Path("out/model_index.json").is_file()
-
-
 def test_convert_and_back_computes_the_same(tadsr, golden_dir, photo):
     photo("photo.png")
     adapter = golden_dir / "tadsr.pkl"
     tadsr("convert", golden_dir / "base", "native", "--adapter", adapter, "--keep-adapters")
     tadsr("convert", "./native", "back", "--to", "official")
-    options = ("--process-size", 0)
-    tadsr(
-        "upscale", "photo.png", "a.png", "-m", golden_dir / "base", "--adapter", adapter, *options
-    )
-    tadsr("upscale", "photo.png", "b.png", "-m", "./back", *options)
+    for name, model in (
+        ("a.png", (golden_dir / "base", "--adapter", adapter)),
+        ("b.png", ["./back"]),
+    ):
+        tadsr("upscale", "photo.png", name, "-m", *model, "--process-size", 0)
     assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
 
 
@@ -78,10 +85,7 @@ def test_a_tagger_is_converted_once_and_loaded_by_its_folder(tadsr, data_dir, tm
     """The sizes are the published ones here, which the small files do not have."""
     error = tadsr("convert-tagger", data_dir / "tagger", "ram", code=1).stderr
     assert "must hold exactly the tensors of RAM with Swin-L" in error
-    assert (
-        "2 of its files are missing"
-        in tadsr(
-            "convert-tagger", data_dir / "tagger", "ram", "--lists", tmp_path, "--plain", code=1
-        ).stderr
-    )
+    options = ("--lists", tmp_path, "--plain")
+    error = tadsr("convert-tagger", data_dir / "tagger", "ram", *options, code=1).stderr
+    assert "2 of its files are missing" in error
     assert not Path("ram").exists()
