@@ -1,7 +1,5 @@
 """Shared fixtures: the small model in the published layout and its recorded figures."""
 
-from __future__ import annotations
-
 import copy
 import functools
 import json

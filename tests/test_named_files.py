@@ -1,7 +1,5 @@
 """Files that users name: pipes are not waited for, and what is nested too deeply is refused."""
 
-from __future__ import annotations
-
 import os
 import signal
 

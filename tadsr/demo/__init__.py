@@ -1,1 +1,1 @@
-"""A page in the browser: `restoring` computes, `page` shows (needs the extra `demo`)."""
+"""A page in the browser and an HTTP service, of the extras `demo` and `serve`."""

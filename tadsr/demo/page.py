@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import gradio as gr
 import numpy as np
@@ -165,8 +165,8 @@ def build(models: Models, limits: DemoLimits) -> gr.Blocks:
                         elem_id="sheet",
                     )
 
-        shared = [photo, model, timestep, painted_timestep, painting, scale, prompt, color_fix]
-        shared.append(tile_px)
+        choices = [timestep, painted_timestep, painting, scale, prompt, color_fix, tile_px]
+        shared = [photo, model, *choices]
 
         stopped: set[str | None] = set()
         """Visitors who want no result any more."""
@@ -179,20 +179,12 @@ def build(models: Models, limits: DemoLimits) -> gr.Blocks:
             progress: gr.Progress = PROGRESS,
         ) -> Iterator[tuple[Any, ...]]:
             with _as_sentences(), tempfile.TemporaryDirectory() as folder:
-                found = restore(
-                    models.get(name),
-                    path,
-                    _choices(*values),
-                    Path(folder),
-                    limits=limits,
-                    progress=_told_to(progress, stopped, request.session_hash),
-                )
+                asked = (models.get(name), path, _choices(*values))
+                tell = _told_to(progress, stopped, request.session_hash)
+                found = restore(*asked, Path(folder), limits=limits, progress=tell)
                 # The page copies the file before it comes back here, where it is deleted.
-                yield (
-                    (found.before, found.after),
-                    found.summary,
-                    gr.update(value=str(found.file), interactive=True),
-                )
+                kept = gr.update(value=str(found.file), interactive=True)
+                yield (found.before, found.after), found.summary, kept
 
         def run_sweep(
             request: gr.Request,
@@ -202,14 +194,9 @@ def build(models: Models, limits: DemoLimits) -> gr.Blocks:
             progress: gr.Progress = PROGRESS,
         ) -> Any:
             with _as_sentences():
-                return draw_sweep(
-                    models.get(name),
-                    path,
-                    _choices(*values),
-                    SWEEP_TIMESTEPS,
-                    limits=limits,
-                    progress=_told_to(progress, stopped, request.session_hash),
-                )
+                asked = (models.get(name), path, _choices(*values))
+                tell = _told_to(progress, stopped, request.session_hash)
+                return draw_sweep(*asked, SWEEP_TIMESTEPS, limits=limits, progress=tell)
 
         def stop_it(request: gr.Request) -> None:
             if len(stopped) < MAX_STOPPED:  # anyone may send any number of names
@@ -251,17 +238,9 @@ def build(models: Models, limits: DemoLimits) -> gr.Blocks:
         sweep.click(start_again, **at_once).then(run_sweep, shared, sheet, api_name="sweep", **one)
         stop.click(stop_it, **at_once)
         example.click(take_example, None, photo, api_visibility="private")
-        photo.change(
-            show_canvas,
-            photo,
-            painting,
-            api_visibility="private",
-            concurrency_id="canvas",
-            concurrency_limit=1,
-        )
-        photo.change(
-            forget_result, None, [pair, summary, download, sheet], api_visibility="private"
-        )
+        canvas = {"concurrency_id": "canvas", "concurrency_limit": 1}
+        photo.change(show_canvas, photo, painting, api_visibility="private", **canvas)
+        photo.change(forget_result, None, [*results, sheet], api_visibility="private")
         model.change(show_prompt, model, prompt, api_visibility="private", **one)
     return page.queue(max_size=MAX_WAITING)
 
@@ -298,23 +277,17 @@ def _refuse_addresses(component: gr.components.Component) -> None:
     component.async_move_resource_to_block_cache = move_file
 
 
-def _choices(
-    timestep: float,
-    painted_timestep: float,
-    painted: np.ndarray | None,
-    scale: float,
-    prompt: str | None,
-    color_fix: ColorFix,
-    tile_px: int | Literal["auto"],
-) -> Choices:
+def _choices(*values: Any) -> Choices:
+    """Return what a visitor has set, from the values of the fields that `build` lists."""
+    timestep, painted_timestep, painted, scale, prompt, color_fix, tile_px = values
     return Choices(
-        timestep=round(timestep),
-        painted_timestep=round(painted_timestep),
-        painted=painted,
-        scale=scale,
-        prompt=prompt or "",  # a textbox that nobody wrote in gives None
-        color_fix=color_fix,
-        tile_px=None if tile_px == "auto" else tile_px,
+        round(timestep),
+        round(painted_timestep),
+        painted,
+        scale,
+        prompt or "",  # a textbox that nobody wrote in gives None
+        color_fix,
+        None if tile_px == "auto" else tile_px,
     )
 
 

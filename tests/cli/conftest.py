@@ -1,7 +1,5 @@
 """Ways to run the command line on a small model with random weights."""
 
-from __future__ import annotations
-
 import multiprocessing
 from collections.abc import Callable
 from pathlib import Path

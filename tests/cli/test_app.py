@@ -1,7 +1,5 @@
 """The program as a process: what it imports, completes and suggests."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

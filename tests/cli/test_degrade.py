@@ -1,7 +1,5 @@
 """`tadsr degrade`: pairs that can be made again."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from dataclasses import replace

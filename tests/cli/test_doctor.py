@@ -1,7 +1,5 @@
 """`tadsr doctor` on a machine without a GPU; tests/pretend has it beside one."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil

@@ -1,7 +1,5 @@
 """The same command again, what is left out, and other habits of people at a shell."""
 
-from __future__ import annotations
-
 import io
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`tadsr sweep` and `tadsr compare`: what they print and draw."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """`tadsr tag` with taggers of the user's: batches, broken-off runs, other files in the way."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

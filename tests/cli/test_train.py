@@ -1,7 +1,5 @@
 """`tadsr train` from a recipe, from options, and misused."""
 
-from __future__ import annotations
-
 import gc
 import importlib
 import json

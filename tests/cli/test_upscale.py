@@ -1,7 +1,5 @@
 """`tadsr upscale`: what is written where, what is said, and what is refused before any work."""
 
-from __future__ import annotations
-
 import os
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What `tadsr upscale` reads and writes, beyond plain photographs."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 
@@ -131,17 +129,6 @@ def test_a_folder_with_a_gif(upscale, clip, photo):
     upscale("all", "-f", "gif", "-o", "gifs")
     assert len(read_frames("gifs/clip.gif")) == 3
     assert len(read_frames("gifs/a.gif")) == 1
-
-
-def test_further_pages_are_named(upscale, tmp_path):
-    with tifffile.TiffWriter("scan.tif") as writer:
-        for value in (100, 200):
-            writer.write(np.full((5, 6, 3), value, np.uint8), photometric="rgb")
-    result = upscale("scan.tif")
-    assert result.stderr.endswith(
-        "\nscan.tif holds several pages, of which the first is read; split it for the others\n"
-    )
-    assert upscale("scan.tif", "--overwrite", "--quiet").output == ""
 
 
 def test_heic(upscale):

@@ -1,7 +1,5 @@
 """What commands say on the way: our own warnings, plainly and once, and nobody else's."""
 
-from __future__ import annotations
-
 import warnings
 
 import pytest
@@ -25,8 +23,11 @@ def little_memory(monkeypatch) -> None:
     monkeypatch.setattr(OneStepEngine, "restore", fails)
 
 
-def scan(path: str) -> None:
-    pages = [Image.new("RGB", (6, 5), color) for color in ("red", "blue")]
+PAGES = "a.tif holds several pages, of which the first is read; split it for the others\n"
+
+
+def scan(path: str, mode: str = "RGB") -> None:
+    pages = [Image.new(mode, (6, 5), color) for color in ("#030303", "#090909")]
     pages[0].save(path, save_all=True, append_images=pages[1:])
 
 
@@ -43,21 +44,21 @@ def test_quiet_runs_say_nothing(upscale, photo, little_memory):
 def test_further_pages_are_said_once(upscale, tadsr, tmp_path):
     (tmp_path / "scans").mkdir()
     scan(tmp_path / "scans" / "a.tif")
-    assert upscale("scans").stderr.count("holds several pages") == 1
+    said = upscale("scans").stderr
+    assert said.endswith(f"\nscans/{PAGES}")
+    assert said.count("holds several pages") == 1
+    assert upscale("scans", "--overwrite", "--quiet").output == ""
     said = tadsr("degrade", "scans", "small").stderr
-    assert said.count("Warning: scans/a.tif holds several pages, of which the first is read") == 1
+    assert said.count(f"Warning: scans/{PAGES}") == 1
     assert "UserWarning" not in said
 
 
 def test_every_command_says_it_as_a_plain_line(upscale, tadsr, photo, model_dir):
     scan("a.tif")
     photo("b.png")
-    line = (
-        "Warning: a.tif holds several pages, of which the first is read; split it for the others\n"
-    )
+    line = f"Warning: {PAGES}"
     assert tadsr("compare", "a.tif", "a.tif", "--border", 0, code=2).stderr.startswith(line)
     options = ("-t", 1, "-s", 1, "-m", model_dir, "--process-size", 0)
     assert tadsr("sweep", "a.tif", *options).stderr == line
-    scan_of_map = [Image.new("L", (6, 5), level) for level in (3, 9)]
-    scan_of_map[0].save("a.tif", save_all=True, append_images=scan_of_map[1:])
+    scan("a.tif", "L")
     assert upscale("b.png", "--timestep-map", "a.tif").stderr.startswith(line)

@@ -1,7 +1,5 @@
 """What the demo's buttons do; the page itself is in `test_page.py`."""
 
-from __future__ import annotations
-
 import io
 import os
 

@@ -3,8 +3,6 @@
 `pip install '.[demo,test]' selenium`, Chromium and its driver; `pytest -m demo`.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import os

@@ -1,7 +1,5 @@
 """The HTTP service, over a socket."""
 
-from __future__ import annotations
-
 import base64
 import http.client
 import io
