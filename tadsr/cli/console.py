@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import typer
@@ -24,40 +24,24 @@ class ImageProgress:
     """A progress bar for the current image, shown only if it takes a while."""
 
     def __init__(self, quiet: bool = False) -> None:
-        self._hidden = quiet or ON_TERMINALS
-        self._bar: tqdm | None = None
-        self._waits = False
+        self._open = partial(tqdm, leave=False, disable=quiet or ON_TERMINALS)
+        self._bar = tqdm(disable=True)
 
     def of(self, image: object) -> Progress:
         """Begin an image and return its progress callback."""
         self.close()
-        return self._advance
+        form = "{l_bar}{bar}| {elapsed}<{remaining}"
+        bar = self._bar = self._open(total=1.0, delay=2, bar_format=form)
+        return lambda share: bar.update(share - bar.n)  # nothing once another image has begun
 
     def wait_for(self, what: str) -> None:
         """Show on a terminal what is being waited for, until the next image or `close`."""
-        if self._hidden is None and sys.stderr.isatty():
-            self._waits = True
-            sys.stderr.write(f"{what} …")
-            sys.stderr.flush()
+        self.close()
+        self._bar = self._open(desc=f"{what} …", bar_format="{desc}")
 
     def close(self) -> None:
         """Remove the bar or the waiting line."""
-        if self._waits:
-            sys.stderr.write("\r\x1b[2K")
-            sys.stderr.flush()
-            self._waits = False
-        if self._bar is not None:
-            self._bar.close()
-        self._bar = None
-
-    def _advance(self, share: float) -> None:
-        bar = self._bar  # of two images at once either may take it away
-        if bar is None and share < 1:
-            form = "{l_bar}{bar}| {elapsed}<{remaining}"
-            bar = tqdm(total=1.0, delay=2, leave=False, disable=self._hidden, bar_format=form)
-            self._bar = bar
-        if bar is not None:
-            bar.update(share - bar.n)
+        self._bar.close()
 
     def __enter__(self) -> ImageProgress:
         return self
