@@ -15,6 +15,7 @@ from tests.crossings import crossed
 
 PHOTO = Path(__file__).parents[1] / "examples" / "photos" / "lighthouse.jpg"
 IN_PIECES = TileSpec(band_bytes=2**18, max_memory=1, attention_px=0)
+RAMP = TimestepMap.from_image(np.arange(0, 256, 51, dtype=np.uint8)[None], (1, 999))
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +27,8 @@ def relative_error(found, expect):
     return ((found - expect).norm() / expect.norm()).item()
 
 
-@settings(max_examples=10)
-@given(st.integers(0, 999), st.integers(1, 14), st.integers(1, 14), st.sampled_from([0, 40]))
+@settings(max_examples=6)
+@given(st.integers(0, 999), st.integers(1, 9), st.integers(1, 9), st.sampled_from([0, 40]))
 def test_a_constant_map_equals_the_integer(pipe, timestep, height, width, process_size):
     image = torch.rand(3, height, width, generator=torch.Generator().manual_seed(timestep))
     constant = np.full((3, 2), timestep)
@@ -56,13 +57,12 @@ def test_each_half_of_a_map_is_its_own_result_away_from_the_border(
 ):
     lq = lq.crop((0, 0, 24, 24))
     halves = np.repeat([[1], [900]], 12, axis=0)
-    options = {
-        "process_size": 0, "output_type": "pt", "color_fix": color_fix, "tiling": tiling
-    }  # fmt: skip
+    options = {"scale": 2, "process_size": 0, "output_type": "pt"}
+    options |= {"color_fix": color_fix, "tiling": tiling}
     found = pipe(lq, halves if axis == 0 else halves.T, **options)
     sides = [pipe(lq, t, **options) for t in (1, 900)]
     assert (sides[0] - sides[1]).abs().max() > 0.02
-    for own, far in zip(sides, (slice(0, 44), slice(52, 96)), strict=True):
+    for own, far in zip(sides, (slice(0, 20), slice(28, 48)), strict=True):
         part = (slice(None), far) if axis == 0 else (slice(None), slice(None), far)
         torch.testing.assert_close(found[part], own[part], rtol=0, atol=1e-5)
 
@@ -79,7 +79,7 @@ def test_a_small_region_is_not_lost(pipe, lq):
 
 @pytest.mark.parametrize("scale", [2, 2.7])
 def test_pieces_give_the_whole(pipe, lq, scale):
-    lq = lq.crop((0, 0, 21, 25))
+    lq = lq.crop((0, 0, 13, 15))
     values = np.linspace(0, 999, 3 * 2).reshape(3, 2)
     options = {"scale": scale, "process_size": 0, "output_type": "pt"}
     whole = pipe(lq, values, tiling=None, **options)
@@ -97,43 +97,38 @@ def test_a_map_lies_where_it_should_whatever_the_padding_and_the_networks_size(p
         torch.testing.assert_close(boxes, pipe(image, mask, **options), rtol=0, atol=1e-4)
 
 
-def test_images_of_a_list_or_batch_have_a_map_each(pipe, lq):
-    lq = lq.crop((0, 0, 12, 10))
-    ramp = TimestepMap.from_image(np.arange(256, dtype=np.uint8)[None], (1, 999))
-    alone = [np.asarray(pipe(lq, t, process_size=0)).astype(int) for t in (ramp, 300)]
-    together = pipe([lq, lq, lq], [ramp, 300, ramp], process_size=0)
+@pytest.fixture
+def small(lq):
+    return lq.crop((0, 0, 12, 10))
+
+
+def test_images_of_a_list_or_batch_have_a_map_each(pipe, small):
+    alone = [np.asarray(pipe(small, t, process_size=0)).astype(int) for t in (RAMP, 300)]
+    together = pipe([small, small, small], [RAMP, 300, RAMP], process_size=0)
     for found, expect in zip(together, (*alone, alone[0]), strict=True):
         assert np.abs(np.asarray(found) - expect).max() <= 1
-    pixels = torch.from_numpy(np.asarray(lq).copy()).permute(2, 0, 1).float() / 255
-    batch = pipe(torch.stack([pixels, pixels]), [ramp, 300], process_size=0)
+    pixels = torch.from_numpy(np.asarray(small).copy()).permute(2, 0, 1).float() / 255
+    batch = pipe(torch.stack([pixels, pixels]), [RAMP, 300], process_size=0)
     for found, expect in zip(batch, alone, strict=True):
         assert np.abs(found.permute(1, 2, 0).numpy() * 255 - expect).max() <= 1
-    for found in pipe([lq, lq], ramp, process_size=0):
+    for found in pipe([small, small], RAMP, process_size=0):
         assert np.abs(np.asarray(found) - alone[0]).max() <= 1
 
 
-def test_a_file_in_strips_and_a_seed_go_with_a_map(pipe, lq, tmp_path):
-    lq = lq.crop((0, 0, 12, 10))
-    ramp = TimestepMap.from_image(np.arange(256, dtype=np.uint8)[None], (1, 999))
-    pipe.upscale_to_file(lq, tmp_path / "out.png", ramp, tiling=IN_PIECES, process_size=0)
-    expect = np.asarray(pipe(lq, ramp, process_size=0)).astype(int)
+def test_a_file_in_strips_and_a_seed_go_with_a_map(pipe, small, tmp_path):
+    pipe.upscale_to_file(small, tmp_path / "out.png", RAMP, tiling=IN_PIECES, process_size=0)
+    expect = np.asarray(pipe(small, RAMP, process_size=0)).astype(int)
     assert np.abs(np.asarray(Image.open(tmp_path / "out.png")) - expect).max() <= 1
     seeded = [
-        np.asarray(pipe(lq, t, process_size=0, generator=torch.Generator().manual_seed(3)))
+        np.asarray(pipe(small, t, process_size=0, generator=torch.Generator().manual_seed(3)))
         for t in (TimestepMap.constant(400), 400)
     ]
     assert np.abs(seeded[0].astype(int) - seeded[1]).max() <= 1
 
 
-def test_half_precision_is_close(lq):
-    lq = lq.crop((0, 0, 12, 10))
-    ramp = np.linspace(1, 999, 3)[None]
-    results = [
-        TADSRPipeline.from_pretrained("tadsr-tiny", torch_dtype=dtype)(
-            lq, ramp, process_size=0, output_type="pt"
-        )
-        for dtype in (torch.float32, torch.bfloat16)
-    ]
+def test_half_precision_is_close(pipe, small):
+    half = TADSRPipeline.from_pretrained("tadsr-tiny", torch_dtype=torch.bfloat16)
+    results = [p(small, RAMP, process_size=0, output_type="pt") for p in (pipe, half)]
     assert (results[0] - results[1]).abs().mean() < 0.02
 
 

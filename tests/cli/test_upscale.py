@@ -181,8 +181,10 @@ def test_quiet_says_nothing(upscale, photo):
         ("b.png -o -", "stands for one image"),
     ],
 )
-def test_misuse_is_named_as_it_was_typed_and_writes_nothing(upscale, photo, options, message):
-    result = upscale(photo("photo.jpg"), *options.split(), code=2)
+def test_misuse_is_named_as_it_was_typed_and_writes_nothing(
+    tadsr, photo, model_dir, options, message
+):
+    result = tadsr("upscale", photo("photo.jpg"), "-m", model_dir, *options.split(), code=2)
     assert message in result.stderr
     assert files_under(".") == {"photo.jpg"}
 
