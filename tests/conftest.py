@@ -50,6 +50,28 @@ def _commands() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def _loaded() -> dict:
+    return {}
+
+
+@pytest.fixture
+def loaded_once(_loaded, model_dir, monkeypatch) -> None:
+    """Load the models that do not change once for all commands, not for each."""
+    from tadsr.cli.model import ModelRequest
+
+    load = ModelRequest.load
+
+    def load_once(request, device):
+        key = request, str(device)
+        is_kept = request.source in ("tadsr-tiny", str(model_dir)) and not request.loras
+        if not is_kept or key not in _loaded:
+            _loaded[key] = load(request, device)
+        return _loaded[key]
+
+    monkeypatch.setattr(ModelRequest, "load", load_once)
+
+
+@pytest.fixture(scope="session")
 def data_dir() -> Path:
     return DATA
 

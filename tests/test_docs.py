@@ -121,7 +121,7 @@ def prepared(tmp_path_factory, golden_dir) -> Path:
 
 
 @pytest.fixture
-def reader(prepared, unenlarged, tmp_path, monkeypatch) -> Path:
+def reader(prepared, unenlarged, loaded_once, tmp_path, monkeypatch) -> Path:
     """A reader's folder, where small photos are not enlarged before they are restored."""
     folder = tmp_path / "reader"
     shutil.copytree(prepared, folder)

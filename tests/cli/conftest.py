@@ -11,7 +11,6 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from tadsr.cli import app
-from tadsr.cli.model import ModelRequest
 
 
 @pytest.fixture
@@ -30,26 +29,9 @@ def tadsr(tmp_path, monkeypatch) -> Callable:
     torch.set_num_threads(num_threads)
 
 
-@pytest.fixture(scope="session")
-def loaded() -> dict:
-    """Models by the request for them."""
-    return {}
-
-
 @pytest.fixture
-def upscale(tadsr, model_dir, loaded, monkeypatch) -> Callable:
-    """Run `tadsr upscale` with the small model, as fast as it goes: it is loaded once."""
-    load = ModelRequest.load
-
-    def load_once(request, device):
-        key = request, str(device)
-        # A relative source is another one in each test's folder, and adapters change with it.
-        is_kept = request.source == str(model_dir) and not request.loras
-        if not is_kept or key not in loaded:
-            loaded[key] = load(request, device)
-        return loaded[key]
-
-    monkeypatch.setattr(ModelRequest, "load", load_once)
+def upscale(tadsr, model_dir, loaded_once) -> Callable:
+    """Run `tadsr upscale` with the small model, as fast as it goes."""
 
     def run(*args: object, **options: object):
         return tadsr("upscale", *args, "-m", model_dir, "--process-size", 0, **options)

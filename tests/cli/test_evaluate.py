@@ -7,7 +7,7 @@ from PIL import Image
 
 
 @pytest.fixture
-def evaluate(tadsr, model_dir):
+def evaluate(tadsr, model_dir, loaded_once):
     """Run `tadsr evaluate` with the small model, as fast as it goes."""
 
     def run(*args: object, code: int = 0):

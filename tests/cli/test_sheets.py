@@ -8,7 +8,7 @@ from PIL import Image
 
 
 @pytest.fixture
-def sweep(tadsr, model_dir):
+def sweep(tadsr, model_dir, loaded_once):
     def run(*args: object, code: int = 0):
         options = ("-m", model_dir, "--process-size", 0, "--device", "cpu", "--width", 40)
         return tadsr("sweep", *args, *options, code=code)
