@@ -57,7 +57,7 @@ def doctor(
     if is_timing:
         report = replace(report, speeds=tuple(map(follow, time_all(*about))))
     if as_json:
-        typer.echo(json.dumps(asdict(report), indent=2))
+        typer.echo(json.dumps({**asdict(report), "is_right": report.is_right}, indent=2))
     if not report.is_right:
         raise typer.Exit(1)
 

@@ -115,27 +115,22 @@ class Restored:
     """Sizes and seconds in a sentence."""
 
 
-@dataclass(frozen=True)
-class Uploads:
-    """The folder that visitors' files are uploaded to; no other file is theirs to name."""
+def uploaded_file(folder: Path, payload: Mapping[str, object] | None) -> Path | None:
+    """Return the file that a request names.
 
-    folder: Path
-
-    def file(self, payload: Mapping[str, object] | None) -> Path | None:
-        """Return the file that a request names.
-
-        Args:
-            payload: With "path", as the page or any other client sent it; None for no file.
-        """
-        if payload is None or payload.get("path") is None:
-            return None
-        try:
-            path = os.path.realpath(str(payload["path"]))
-        except ValueError:  # a null byte
-            path = ""
-        if os.path.isfile(path) and Path(path).is_relative_to(os.path.realpath(self.folder)):
-            return Path(path)
-        raise ValueError("a photo must be uploaded before it is named; upload it again")
+    Args:
+        folder: Where visitors' files are uploaded to; no other file is theirs to name.
+        payload: With "path", as the page or any other client sent it; None for no file.
+    """
+    if payload is None or payload.get("path") is None:
+        return None
+    try:
+        path = os.path.realpath(str(payload["path"]))
+    except ValueError:  # a null byte
+        path = ""
+    if os.path.isfile(path) and Path(path).is_relative_to(os.path.realpath(folder)):
+        return Path(path)
+    raise ValueError("a photo must be uploaded before it is named; upload it again")
 
 
 class Models:

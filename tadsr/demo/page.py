@@ -23,13 +23,13 @@ from tadsr.demo.actions import (
     Choices,
     DemoLimits,
     Models,
-    Uploads,
     canvas_for,
     draw_sweep,
     paint_of,
     reads_text,
     restore,
     sentence_for,
+    uploaded_file,
 )
 from tadsr.progress import paced
 
@@ -71,7 +71,7 @@ stay as they are, or foliage, so that it gets rich. The colour does not matter."
 def build(models: Models, limits: DemoLimits) -> gr.Blocks:
     """Build the page."""
     first = models.get(models.names[0])
-    uploads = Uploads(Path(get_upload_folder()))
+    uploads = Path(get_upload_folder())
     with gr.Blocks(
         title="tadsr", analytics_enabled=False, delete_cache=(CLEANING_SECONDS, CACHE_SECONDS)
     ) as page:
@@ -245,12 +245,12 @@ def build(models: Models, limits: DemoLimits) -> gr.Blocks:
     return page.queue(max_size=MAX_WAITING)
 
 
-def _photo_of(uploads: Uploads, payload: GradioModel | None) -> Path | None:
+def _photo_of(uploads: Path, payload: GradioModel | None) -> Path | None:
     with _as_sentences():
-        return None if payload is None else uploads.file(payload.model_dump())
+        return None if payload is None else uploaded_file(uploads, payload.model_dump())
 
 
-def _paint_of(uploads: Uploads, editor: gr.ImageEditor, payload: Any) -> np.ndarray | None:
+def _paint_of(uploads: Path, editor: gr.ImageEditor, payload: Any) -> np.ndarray | None:
     """Return the strength of the paint: of what gradio sends, only the layers are read."""
     if payload is None:
         return None
@@ -260,7 +260,9 @@ def _paint_of(uploads: Uploads, editor: gr.ImageEditor, payload: Any) -> np.ndar
     with _as_sentences():
         return paint_of(
             [
-                io.BytesIO(layer) if isinstance(layer, bytes) else uploads.file(layer.model_dump())
+                io.BytesIO(layer)
+                if isinstance(layer, bytes)
+                else uploaded_file(uploads, layer.model_dump())
                 for layer in layers
                 if layer is not None
             ]

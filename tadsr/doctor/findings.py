@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -68,13 +68,12 @@ class Report:
     model: Finding
     checks: tuple[Finding, ...] = ()
     speeds: tuple[Finding, ...] = ()
-    is_right: bool = field(init=False)
-    """Whether nothing is wrong; what could not be looked at does not count."""
 
-    def __post_init__(self) -> None:
+    @property
+    def is_right(self) -> bool:
+        """Whether nothing is wrong; what could not be looked at does not count."""
         findings = (self.model, *self.checks, *self.speeds)
-        is_right = all(finding.is_right is not False for finding in findings)
-        object.__setattr__(self, "is_right", is_right)
+        return all(finding.is_right is not False for finding in findings)
 
 
 def examine(source: str, device: torch.device, dtype: torch.dtype) -> Report:

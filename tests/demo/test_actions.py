@@ -2,6 +2,7 @@
 
 import io
 import os
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,13 +15,13 @@ from tadsr.demo.actions import (
     Choices,
     DemoLimits,
     Models,
-    Uploads,
     canvas_for,
     draw_sweep,
     paint_of,
     reads_text,
     restore,
     sentence_for,
+    uploaded_file,
 )
 from tadsr.errors import CheckpointError, ImageReadError, ImageWriteError, TADSRError
 from tadsr.images import ArrayImage, read_image, write_image
@@ -98,12 +99,12 @@ def test_a_painting_is_no_way_in_for_other_files(layers):
 
 
 def test_only_uploads_can_be_named(photo, tmp_path):
-    uploads = Uploads(tmp_path / "uploads")
-    inside = uploads.folder / "0123" / "photo.png"
+    uploaded = partial(uploaded_file, tmp_path / "uploads")
+    inside = tmp_path / "uploads" / "0123" / "photo.png"
     inside.parent.mkdir(parents=True)
     photo.rename(inside)
-    assert uploads.file({"path": str(inside), "meta": None}) == inside
-    assert uploads.file(None) is uploads.file({"path": None}) is None
+    assert uploaded({"path": str(inside), "meta": None}) == inside
+    assert uploaded(None) is uploaded({"path": None}) is None
     (tmp_path / "secret.png").write_bytes(inside.read_bytes())
     (tmp_path / "secret.txt").write_text("secret")
     (inside.parent / "link.png").symlink_to(tmp_path / "secret.png")
@@ -127,7 +128,7 @@ def test_only_uploads_can_be_named(photo, tmp_path):
         5,
     ):
         with pytest.raises(ValueError, match="uploaded") as error:
-            uploads.file({"path": name})
+            uploaded({"path": name})
         told.add(str(error.value))
     assert len(told) == 1
     assert str(tmp_path) not in told.pop()
