@@ -59,16 +59,16 @@ def loaded_once(_loaded, model_dir, monkeypatch) -> None:
     """Load the models that do not change once for all commands, not for each."""
     from tadsr.cli.model import ModelRequest
 
-    load = ModelRequest.load
+    load_anew = ModelRequest.load
 
-    def load_once(request, device):
+    def load(request, device):  # of that name, by which workers of other processes ask for it
         key = request, str(device)
         is_kept = request.source in ("tadsr-tiny", str(model_dir)) and not request.loras
         if not is_kept or key not in _loaded:
-            _loaded[key] = load(request, device)
+            _loaded[key] = load_anew(request, device)
         return _loaded[key]
 
-    monkeypatch.setattr(ModelRequest, "load", load_once)
+    monkeypatch.setattr(ModelRequest, "load", load)
 
 
 @pytest.fixture(scope="session")
