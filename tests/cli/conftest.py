@@ -43,7 +43,7 @@ def upscale(tadsr, model_dir, loaded_once) -> Callable:
 def imported_once(monkeypatch) -> None:
     """Start workers from a process that has imported already, to save their seconds."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["diffusers.models", "tadsr.pipeline", "tadsr.folders"])
+    context.set_forkserver_preload(["tadsr.quick", "tadsr.folders.run", "tadsr.cli.model"])
     monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
 
 

@@ -22,7 +22,7 @@ from tadsr.folders.restoring import FileRequest
 from tadsr.folders.upscale import upscale_files
 from tadsr.whole_file import whole_file
 
-from .test_folders import NOBODY, write_photos
+from .folder_runs import NOBODY, write_photos
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from tadsr.images import ArrayImage, write_image
 from tadsr.restorer import Restorer
 from tadsr.tile_spec import TileSpec
 
-from .test_folders import FAST, load, write_photos
+from .folder_runs import FAST, exit_code, fork, load, write_photos
 
 
 @pytest.fixture
@@ -48,21 +48,16 @@ def die(
     jobs, name: str, request=FAST, result: Image.Image | None = None, *, of_memory: bool = True
 ) -> None:
     """Have a run killed while it computes an image, or once its result is written."""
-    child = os.fork()
-    if child == 0:
 
-        def run(todo, report) -> None:
-            job = next(job for job in todo if job.target.name == name)
-            report.begin(job)
-            if result is not None:
-                result.save(job.target)
-            os.kill(os.getpid(), signal.SIGKILL)
+    def run(todo, report) -> None:
+        job = next(job for job in todo if job.target.name == name)
+        report.begin(job)
+        if result is not None:
+            result.save(job.target)
+        os.kill(os.getpid(), signal.SIGKILL)
 
-        try:
-            upscale_files(jobs, request, {}, run, print)
-        finally:
-            os._exit(1)
-    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    child = fork(lambda: upscale_files(jobs, request, {}, run))
+    assert exit_code(child) == -signal.SIGKILL
     if of_memory:
         run_out_of_memory()
 
@@ -92,15 +87,12 @@ def test_an_image_that_kills_twice_fails_and_the_others_are_done(upscale, monkey
             os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does where memory runs out
         return restore(self, image, *arguments, **options)
 
+    def run() -> None:
+        monkeypatch.setattr(Restorer, "__call__", restore_or_die)
+        upscale("photos")
+
     for _ in range(2):
-        child = os.fork()
-        if child == 0:
-            try:
-                monkeypatch.setattr(Restorer, "__call__", restore_or_die)
-                upscale("photos")
-            finally:
-                os._exit(1)
-        assert os.waitpid(child, 0)[1] == signal.SIGKILL
+        assert exit_code(fork(run)) == -signal.SIGKILL
         run_out_of_memory()
     message = "photos/01.png: several runs ended while this image was computed"
     assert message in upscale("photos", code=1).stderr
@@ -192,6 +184,16 @@ def test_a_file_that_is_older_than_its_run_is_not_taken_for_a_result(jobs):
     assert len(todo) == 3
     assert "02.png: exists, skipped" in outcomes[0].message
     assert read_manifest("photos_x4") == []
+
+
+def test_a_result_that_is_taken_away_during_the_run_leaves_the_others_alone(jobs):
+    def run(todo, report) -> None:
+        for job in todo:
+            report(Outcome(job, "written", size=(24, 20)))  # and nothing is there
+
+    upscale_files(jobs, FAST, {}, run)
+    Image.new("RGB", (24, 20)).save(jobs[0].target)
+    assert next_run(jobs)[0][1:] == jobs[1:]
 
 
 def test_images_are_begun_before_they_are_computed(model_dir, jobs):
