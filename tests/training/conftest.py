@@ -19,6 +19,7 @@ from tadsr.training import (
     TimestepRamp,
     TrainingConfig,
 )
+from tadsr.training.stages import from_scratch
 
 PHOTO_PX = 96
 
@@ -103,9 +104,25 @@ QUICK = OptimizerConfig(learning_rate=2e-3)
 PLAIN = AutoencoderConfig(perceptual="none", perceptual_weight=0)
 
 
+def plain_data(photos, crop_px=32, **changes):
+    """Squares of photographs that are only reduced, which costs least."""
+    return DataConfig(
+        str(photos), crop_px=crop_px, num_workers=0, degradation="bicubic", cache_photos=True,
+        **changes,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_crops():
+    """Measure the latents' scale, once a run, on fewer crops than a real one needs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(from_scratch, "SCALING_CROPS", 4)
+        yield
+
+
 def make_config(model, photos, output, stage, **changes):
     settings = {
-        "data": DataConfig(str(photos), crop_px=32, num_workers=0),
+        "data": plain_data(photos),
         "optimizer": QUICK,
         "steps": 3,
         "batch_size": 2,

@@ -31,7 +31,7 @@ from tadsr.training.losses import mse_per_sample
 from tadsr.training.run_folder import locked
 from tadsr.training.stopping import explain_worker_failure
 
-from .conftest import PLAIN, PLAIN_STUDENT, distillation, make_config, read_log
+from .conftest import PLAIN, PLAIN_STUDENT, distillation, make_config, plain_data, read_log
 
 COMPARED = AutoencoderConfig(perceptual="lpips", perceptual_weight=1.0)
 
@@ -65,7 +65,7 @@ def test_a_short_run_has_the_full_learning_rate(configure, tmp_path):
 def test_damage_in_a_runs_folder_is_said_or_mended(configure, photos, tmp_path):
     folder = tmp_path / "photos"
     shutil.copytree(photos, folder)
-    config = configure(data=DataConfig(str(folder), crop_px=32, num_workers=0), save_every=3)
+    config = configure(data=plain_data(folder), save_every=3)
     Trainer(config).train()
     config = dataclasses.replace(config, steps=4)
     with (tmp_path / "run" / "log.jsonl").open("ab") as file:
@@ -278,7 +278,7 @@ def test_broken_photos_are_skipped_and_counted(configure, photos, tmp_path):
     (folder / "broken.png").write_bytes((folder / "0.png").read_bytes()[:300])
     (folder / "text.jpg").write_text("no image")
     Image.new("RGB", (200, 31)).save(folder / "low.png")
-    config = configure(data=DataConfig(str(folder), crop_px=32, num_workers=0), steps=5)
+    config = configure(data=plain_data(folder), steps=5)
     with pytest.warns(TADSRWarning, match=r"2 of 7 .* left out: 1 below 32 px and 1 unreadable"):
         trainer = Trainer(config)
     trainer.train()
@@ -311,7 +311,7 @@ def test_what_cannot_work_is_refused_before_the_first_step(
     listed.write_text("".join(f"{photos}/{i}.png {photos}/missing.png\n" for i in range(2)))
 
     def of(source, crop_px=32, **changes):
-        return {"data": DataConfig(str(source), crop_px=crop_px, num_workers=0, **changes)}
+        return {"data": plain_data(source, crop_px, **changes)}
 
     def taught(teacher, weight=0):
         return distillation(

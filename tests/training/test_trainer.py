@@ -26,7 +26,15 @@ from tadsr.training import (
 from tadsr.training.losses import mse_per_sample
 from tadsr.training.randomness import SampleRandomness
 
-from .conftest import PLAIN, PLAIN_STUDENT, distillation, make_config, read_log, trained_tensors
+from .conftest import (
+    PLAIN,
+    PLAIN_STUDENT,
+    distillation,
+    make_config,
+    plain_data,
+    read_log,
+    trained_tensors,
+)
 
 FEW_TEXTS = {"negative_prompt": "degraded photo", "teacher_prompt": ""}
 
@@ -75,9 +83,7 @@ def test_the_stages_from_scratch_learn_and_hand_over(configure, small_chain, pho
 def test_images_are_compared_with_what_a_restorer_makes_as_the_timestep_says(
     configure, networks, photos, tmp_path
 ):
-    data = DataConfig(
-        str(photos), crop_px=32, num_workers=0, restored=RestoredConfig(str(tmp_path / "kept"), 4)
-    )
+    data = plain_data(photos, restored=RestoredConfig(str(tmp_path / "kept"), 4))
     stage = distillation(
         adapter_rank=0, tavsd_weight=TimestepRamp(0, 0), mse_weight=TimestepRamp(0, 0),
         l1_weight=TimestepRamp(1, 1), gradient_weight=TimestepRamp(2, 2),
@@ -123,7 +129,7 @@ def test_an_encoder_is_fitted_to_a_decoder_that_stays(configure, small_chain):
 def distilled(official, photos, tmp_path_factory):
     """A trainer that has trained, the values of its modules before, and its model."""
     output = tmp_path_factory.mktemp("distilled") / "run"
-    data = DataConfig(str(photos), crop_px=64, num_workers=0)
+    data = plain_data(photos, 64)
     config = make_config(official, photos, output, distillation(), data=data, steps=2)
     trainer = Trainer(config)
     before = {
@@ -178,7 +184,7 @@ def test_the_export_restores_as_the_student_did(distilled, official):
 
 
 def test_plain_stable_diffusion_is_a_starting_point(stable_diffusion, photos, tmp_path):
-    data = DataConfig(str(photos), crop_px=64, num_workers=0)
+    data = plain_data(photos, 64)
     output = tmp_path / "run"
     config = make_config(stable_diffusion, photos, output, distillation(), data=data, steps=2)
     trainer = Trainer(config)
@@ -370,7 +376,7 @@ def test_validation_writes_a_picture_and_figures(configure, photos, tmp_path):
 
 def test_what_is_left_open_is_chosen_for_the_model(photos, tmp_path):
     """The form of five lines, with a model that has no teacher and no perceptual library."""
-    data = DataConfig(str(photos), crop_px=32, num_workers=0)
+    data = plain_data(photos)
     config = TrainingConfig("tadsr-tiny", data, str(tmp_path / "run"), steps=1, device="cpu")
     with pytest.warns(TADSRWarning) as said:
         trainer = Trainer(config)
