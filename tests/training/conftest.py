@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -49,26 +49,6 @@ def official(tmp_path_factory, golden_dir):
     return folder
 
 
-@pytest.fixture(scope="session")
-def stable_diffusion(tmp_path_factory, golden_dir):
-    """A folder as Stable Diffusion's pipeline writes it, with a plain autoencoder."""
-    folder = tmp_path_factory.mktemp("sd") / "base"
-    for part in ("unet", "text_encoder", "tokenizer", "scheduler"):
-        shutil.copytree(golden_dir / "base" / part, folder / part)
-    torch.manual_seed(0)
-    AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(8, 8, 8, 8),
-        layers_per_block=1,
-        norm_num_groups=4,
-        sample_size=64,
-    ).save_pretrained(folder / "vae")
-    index = {"_class_name": "StableDiffusionPipeline", "vae": ["diffusers", "AutoencoderKL"]}
-    (folder / "model_index.json").write_text(json.dumps(index))
-    return folder
-
-
 NETWORKS = {
     "vae": {
         "down_block_types": ["DownEncoderBlock2D"] * 2,
@@ -90,6 +70,22 @@ NETWORKS = {
     },
     "prompt_embeddings": {"prompts": ["", "degraded photo"], "embedding_dim": 4},
 }
+
+
+@pytest.fixture(scope="session")
+def stable_diffusion(tmp_path_factory, golden_dir):
+    """A folder as Stable Diffusion's pipeline writes it, with a plain autoencoder."""
+    folder = tmp_path_factory.mktemp("sd") / "base"
+    for part in ("text_encoder", "tokenizer", "scheduler"):
+        shutil.copytree(golden_dir / "base" / part, folder / part)
+    width = json.loads((folder / "text_encoder" / "config.json").read_text())["hidden_size"]
+    torch.manual_seed(0)
+    AutoencoderKL(**NETWORKS["vae"]).save_pretrained(folder / "vae")
+    unet = UNet2DConditionModel(**NETWORKS["unet"] | {"cross_attention_dim": width})
+    unet.save_pretrained(folder / "unet")
+    index = {"_class_name": "StableDiffusionPipeline", "vae": ["diffusers", "AutoencoderKL"]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Prompts embedded once, and the public names of training."""
 
+import copy
 import multiprocessing
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,12 +11,21 @@ import torch
 import torch.distributed as dist
 
 import tadsr.training
-from tadsr.checkpoints import load_checkpoint
 from tadsr.checkpoints.checkpoint import Checkpoint
 from tadsr.training import prompts
 from tadsr.training.prompts import PromptEncoder
 
 TEXTS = ["the cat", "a garden", "the cat"]
+
+
+def checkpoint_of(text_encoder, tokenizer):
+    fields = dict.fromkeys(("vae", "unet", "scheduler"))
+    return Checkpoint(**fields, text_encoder=text_encoder, tokenizer=tokenizer)
+
+
+@pytest.fixture
+def checkpoint(golden_pipeline):
+    return checkpoint_of(copy.deepcopy(golden_pipeline.text_encoder), golden_pipeline.tokenizer)
 
 
 def started(checkpoint, cache=None, texts=TEXTS):
@@ -25,8 +35,7 @@ def started(checkpoint, cache=None, texts=TEXTS):
     return encoder
 
 
-def test_prompts_are_embedded_once_and_kept_in_one_file(official, tmp_path, golden_pipeline):
-    checkpoint = load_checkpoint(official)
+def test_prompts_are_embedded_once_and_kept_in_one_file(checkpoint, tmp_path, golden_pipeline):
     expect = golden_pipeline.encode_prompt(TEXTS)
     for cache in (None, tmp_path):
         found = started(checkpoint, cache)(TEXTS)
@@ -55,9 +64,8 @@ def test_prompts_are_embedded_once_and_kept_in_one_file(official, tmp_path, gold
         assert torch.isfinite(started(checkpoint, tmp_path, texts)(texts)).all()
 
 
-def test_prompts_of_a_stream_are_embedded_as_they_come(official, tmp_path, monkeypatch):
+def test_prompts_of_a_stream_are_embedded_as_they_come(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(prompts, "MAX_UNFORESEEN", 8)
-    checkpoint = load_checkpoint(official)
     encoder = started(checkpoint, tmp_path)
     foreseen = encoder(TEXTS)
     for number in range(11):
@@ -67,8 +75,7 @@ def test_prompts_of_a_stream_are_embedded_as_they_come(official, tmp_path, monke
     torch.testing.assert_close(late, foreseen, atol=2e-3, rtol=1e-3)
 
 
-def test_embeddings_that_float16_cannot_hold_are_refused(official):
-    checkpoint = load_checkpoint(official)
+def test_embeddings_that_float16_cannot_hold_are_refused(checkpoint):
     with torch.no_grad():
         checkpoint.text_encoder.state_dict()["final_layer_norm.weight"].fill_(1e6)
     with pytest.raises(ValueError, match=r"must be finite in float16.*'the cat'"):
@@ -120,9 +127,7 @@ def embed_in_process(rank: int, num_processes: int, cache: Path, results) -> Non
     counts = []
     for _ in range(2):
         stub = StubEncoder()
-        fields = dict.fromkeys(("vae", "unet", "scheduler"))
-        checkpoint = Checkpoint(**fields, text_encoder=stub, tokenizer=tokenize)
-        encoder = PromptEncoder(checkpoint, cache)
+        encoder = PromptEncoder(checkpoint_of(stub, tokenize), cache)
         encoder.check([str(number) for number in range(20_000)])
         encoder.start(torch.device("meta"))
         assert stub.places[-1] == "cpu", "it leaves the device again"

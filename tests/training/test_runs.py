@@ -53,11 +53,11 @@ def steps_of(output):
 
 
 def test_a_short_run_has_the_full_learning_rate(configure, tmp_path):
-    config = configure(steps=20, optimizer=OptimizerConfig())
+    config = configure(steps=2, optimizer=OptimizerConfig())
     Trainer(config).train()
     assert {line["autoencoder.lr"] for line in read_log(tmp_path / "run")} == {5e-5}
     slow = OptimizerConfig(warmup_steps=3)
-    config = dataclasses.replace(config, optimizer=slow, output=str(tmp_path / "slow"))
+    config = dataclasses.replace(config, optimizer=slow, steps=20, output=str(tmp_path / "slow"))
     with pytest.warns(TADSRWarning, match="warm-up of autoencoder takes 3 of the run's 20 steps"):
         Trainer(config)
 
@@ -125,17 +125,18 @@ def test_stop_requests_save_and_the_next_run_goes_on(configure, number, tmp_path
 
 
 @pytest.mark.parametrize("bad", [float("nan"), 1e6])
-def test_a_loss_gone_wrong_stops_with_the_state_before_it(configure, bad, tmp_path):
+def test_a_loss_gone_wrong_stops_with_the_state_before_it(configure, bad, tmp_path, monkeypatch):
+    monkeypatch.setattr("tadsr.training.trainer._SETTLING_STEPS", 2)
     config = configure(COMPARED, steps=30, save_every=100)
-    factors = [1] * 24 + [bad]
+    factors = [1] * 4 + [bad]
 
     def breaking(pred, target):
         return mse_per_sample(pred, target) * factors.pop(0)
 
-    with pytest.raises(TrainingError, match=r"step 24, samples \[48, 49\] \(.+\.png"):
+    with pytest.raises(TrainingError, match=r"step 4, samples \[8, 9\] \(.+\.png"):
         Trainer(config, perceptual=breaking).train()
-    saved = tmp_path / "run" / "checkpoints" / "failed_00000024"
-    assert json.loads((saved / "progress.json").read_text())["step"] == 24
+    saved = tmp_path / "run" / "checkpoints" / "failed_00000004"
+    assert json.loads((saved / "progress.json").read_text())["step"] == 4
     assert all(t.isfinite().all() for t in load_file(saved / "autoencoder.safetensors").values())
 
 
@@ -327,7 +328,7 @@ def test_what_cannot_work_is_refused_before_the_first_step(
     refused(CheckpointError, "epsilon", networks, taught(str(wrong), 1))
     with pytest.raises(ValueError, match="multiple of 8"):
         of(photos, 36)
-    refused(ValueError, "empty", official, distillation(), **of(empty))
+    refused(ValueError, "empty", networks, PLAIN, **of(empty))
     refused(ValueError, r"stage\.teacher", networks, taught(None, 1))
     refused(ValueError, "share their latents", networks, taught(str(official), 1))
     unknown = of(photos, prompt="a cat")
@@ -340,7 +341,8 @@ def test_what_cannot_work_is_refused_before_the_first_step(
             patch.setenv(f"ACCELERATE_USE_{plugin}", value)
             refused(TrainingError, rf"set to {plugin}.*--multi_gpu", networks, compared)
     refused(ValueError, "adapter_rank", official, distillation(adapter_rank=8))
-    refused(TADSRError, r"tadsr\[train\]", official, DistillationConfig(perceptual="lpips"))
+    lpips = DistillationConfig(adapter_rank=0, tavsd_weight=0, perceptual="lpips")
+    refused(TADSRError, r"tadsr\[train\]", networks, lpips)
     refused(TrainingError, "must be a folder that can be written", networks, PLAIN, networks)
     unseen = ValidationConfig(str(photos), crop_px=32, keep_best="perceptual")
     told = "must have a perceptual distance for 'perceptual'"
