@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import pickle
+from collections import deque
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from tadsr.errors import TADSRError, install
 from tadsr.folders.jobs import Job, mirror_folder
@@ -67,30 +63,43 @@ def upscale_folder_on_ray(
     jobs = mirror_folder(Path(source).absolute(), Path(target).absolute(), suffix)
     request = request or FileRequest()
     load = load or partial(load_pipeline, str(model))
+    device = "cuda" if gpus_per_worker else "cpu"
+    arguments = (load, request, device, max(1, int(cpus_per_worker)))
+    kind = ray.remote(_Upscaler).options(
+        num_gpus=gpus_per_worker,
+        num_cpus=cpus_per_worker,
+        max_restarts=-1,
+        max_task_retries=MAX_TRIES - 1,
+    )
 
     def run(todo: list[Job], report: Report) -> None:
-        device = "cuda" if gpus_per_worker else "cpu"
-        pool = ray.data.ActorPoolStrategy(size=min(num_workers, len(todo)))
-        # Ray repeats what a lost worker had not handed out, which may be written already.
-        rows = [{"job": _pack(replace(job, may_replace=True))} for job in todo]
-        for job in todo:
-            _Tries(job).forget()  # a killed run's
-        # A block for each image: what a lost worker had not handed out is one image.
-        dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-            _Upscaler,
-            batch_size=1,
-            compute=pool,
-            num_gpus=gpus_per_worker or None,
-            num_cpus=cpus_per_worker,
-            fn_constructor_args=(load, request, device, max(1, int(cpus_per_worker))),
-        )
-        for row in dataset.iter_rows():
-            outcome = _unpack(row["outcome"])
-            if isinstance(outcome, BaseException):
-                raise outcome
-            report(outcome)
+        workers = [kind.remote(*arguments) for _ in range(min(num_workers, len(todo)))]
+        # A worker gets its first image when it has started: in a small cluster some never may.
+        pending = {worker.__ray_ready__.remote(): (worker, None) for worker in workers}
+        waiting, num_done = deque(todo), 0
+        while num_done < len(todo):
+            (ready, *_), _ = ray.wait(list(pending))
+            worker, job = pending.pop(ready)
+            if job is not None:
+                report(_result(ray, ready, job))
+                num_done += 1
+            if waiting:
+                job = waiting.popleft()
+                pending[worker.upscale.remote(job)] = (worker, job)
 
     return upscale_files(jobs, request, {"model": str(model)}, run, report)
+
+
+def _result(ray: Any, reference: Any, job: Job) -> Outcome:
+    """Return an image's outcome, also where its worker died each time; raise what ends the run."""
+    try:
+        outcome = ray.get(reference)
+    except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError):
+        message = f"{job.source}: its worker ended {MAX_TRIES} times, perhaps for lack of memory"
+        return Outcome(job, "failed", message=message)
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return outcome
 
 
 class _Upscaler:
@@ -104,66 +113,23 @@ class _Upscaler:
         self.load = cache(partial(load, device))
         self.request = request
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        outcomes = [self._upscale(_unpack(job)) for job in batch["job"]]
-        return {"outcome": np.array([_pack(outcome) for outcome in outcomes], dtype=object)}
-
-    def _upscale(self, job: Job) -> Outcome | BaseException:
+    def upscale(self, job: Job) -> Outcome | TADSRError:
+        """Upscale a file; return the error that ends the run, whose type Ray would change."""
         found: list[Outcome] = []
         try:
             pipe = self.load()
-            tries = _Tries(job)
-            if tries.begin() > MAX_TRIES:
-                tries.forget()
-                message = (
-                    f"{job.source}: its worker ended {MAX_TRIES} times, perhaps for lack of memory"
-                )
-                return Outcome(job, "failed", message=message)
-            run_files([job], self.request, lambda: pipe, found.append)
-        # Raised here it would end the actor, and Ray would try again and again.
+            # A worker that died may have written the result before it could say so.
+            run_files([replace(job, may_replace=True)], self.request, lambda: pipe, found.append)
         except TADSRError as error:
             return error
-        tries.forget()
         return found[0]
-
-
-class _Tries:
-    """Counts how often an image was begun, in a file beside its result: workers share nothing else.
-
-    Ray restarts a dead worker forever.
-    """
-
-    def __init__(self, job: Job) -> None:
-        name = hashlib.sha256(job.target.name.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-        self._path = job.target.parent / f".tadsr-tries-{name}"
-
-    def begin(self) -> int:
-        """Add one and return the count."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("ab") as file:
-            file.write(b".")
-            return file.tell()
-
-    def forget(self) -> None:
-        """Reset the count."""
-        self._path.unlink(missing_ok=True)
 
 
 def _import_ray() -> Any:
     try:
         import ray
-        import ray.data
     except ImportError as error:
         raise TADSRError(
             f"tadsr.distributed needs Ray; install it with {install('ray')}"
         ) from error
     return ray
-
-
-def _pack(value: Job | Outcome | BaseException) -> str:
-    # Paths and tuples are no column types of Ray's; both ends are this module.
-    return base64.b64encode(pickle.dumps(value)).decode()
-
-
-def _unpack(text: str) -> Any:
-    return pickle.loads(base64.b64decode(text))

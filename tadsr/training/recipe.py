@@ -107,9 +107,16 @@ def parse_value(name: str, text: str) -> Any:
         raise ValueError(f"{name} must be given a value in YAML, got {text!r}") from error
 
 
-def config_to_mapping(config: Any) -> dict[str, Any]:
-    """Turn a configuration into plain data, for `config_from_mapping`."""
-    return dataclasses.asdict(config)
+def flatten(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values by dotted name, what is no plain value as text."""
+    flat: dict[str, Any] = {}
+    for name, value in mapping.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            is_plain = isinstance(value, bool | int | float | str)
+            flat[f"{prefix}{name}"] = value if is_plain else str(value)
+    return flat
 
 
 def config_from_mapping(

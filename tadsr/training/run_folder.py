@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +23,25 @@ from torch import Tensor, nn
 from tadsr.checkpoints.json_files import read_json
 from tadsr.errors import CheckpointError, TrainingError
 from tadsr.named_files import check_is_file, parse_json, read_text
-from tadsr.training.recipe import config_from_mapping, config_to_mapping
+from tadsr.training.recipe import config_from_mapping, flatten
 from tadsr.training.stopping import full_disk
 from tadsr.training.training_config import TrainingConfig
 from tadsr.whole_file import whole_file
 
 _FREE_TO_CHANGE = ("output", "steps", "device", "log_every", "save_every", "keep_checkpoints",
-                   "trackers", "validation", "export_precision", "max_loss_ratio")  # fmt: skip
+                   "trackers", "validation", "export_precision", "max_loss_ratio",
+                   "data.num_workers", "data.cache_photos")  # fmt: skip
 """Fields that a continued run may have other values of; they change no step."""
-_FREE_DATA_FIELDS = ("num_workers", "cache_photos")
 
 
 def claim_folder(folder: Path, config: TrainingConfig) -> None:
     """Make an output folder this run's, or check that it is."""
     path = folder / "config.json"
-    ours = json.loads(json.dumps(config_to_mapping(config)))
+    ours = json.loads(json.dumps(asdict(config)))
     if path.is_file():
-        theirs = _with_defaults(read_json(path))
-        differing = sorted(_differences(_fixed(ours), _fixed(theirs)))
+        fixed, theirs = _fixed(ours), _fixed(_with_defaults(read_json(path)))
+        names = sorted(fixed.keys() | theirs.keys())
+        differing = [name for name in names if fixed.get(name) != theirs.get(name)]
         if differing:
             raise TrainingError(
                 f"{folder} must be a new folder or this run's, but it holds a run that differs in "
@@ -74,28 +76,14 @@ def locked(folder: Path) -> Iterator[None]:
 def _with_defaults(mapping: dict[str, Any]) -> dict[str, Any]:
     """Fill in fields that an older version did not know with their defaults, which do the same."""
     with suppress(ValueError):  # fields that are gone differ
-        return json.loads(
-            json.dumps(config_to_mapping(config_from_mapping(TrainingConfig, mapping)))
-        )
+        return json.loads(json.dumps(asdict(config_from_mapping(TrainingConfig, mapping))))
     return mapping
 
 
 def _fixed(mapping: dict[str, Any]) -> dict[str, Any]:
-    fixed = {k: v for k, v in mapping.items() if k not in _FREE_TO_CHANGE}
-    if isinstance(data := mapping.get("data"), dict):
-        fixed["data"] = {k: v for k, v in data.items() if k not in _FREE_DATA_FIELDS}
-    return fixed
-
-
-def _differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    found = []
-    for key in a.keys() | b.keys():
-        left, right = a.get(key), b.get(key)
-        if isinstance(left, dict) and isinstance(right, dict):
-            found += [f"{key}.{inner}" for inner in _differences(left, right)]
-        elif left != right:
-            found.append(key)
-    return found
+    """Return by dotted name what a continued run must leave as it is."""
+    free = set(_FREE_TO_CHANGE)
+    return {n: v for n, v in flatten(mapping).items() if not free & {n, n.partition(".")[0]}}
 
 
 _DAMAGED = (pickle.UnpicklingError, SafetensorError)

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from tqdm import tqdm
 
 from tadsr.errors import TrainingError
 from tadsr.named_files import parse_json
-from tadsr.training.recipe import config_to_mapping
+from tadsr.training.recipe import flatten
 from tadsr.training.training_config import TrainingConfig
 from tadsr.whole_file import whole_file
 
@@ -100,29 +101,17 @@ def check_trackers(names: tuple[str, ...]) -> None:
 
 def start_trackers(accelerator: Accelerator, config: TrainingConfig) -> None:
     """Begin the run in every tracker, with its whole configuration."""
-    accelerator.init_trackers("tadsr", config=_flatten(config_to_mapping(config)))
+    accelerator.init_trackers("tadsr", config=flatten(asdict(config)))
 
 
 def track_validation(
     accelerator: Accelerator, metrics: dict[str, dict[str, float]], picture: np.ndarray, step: int
 ) -> None:
     """Give a validation's figures and picture, uint8 (H, W, 3), to every tracker."""
-    accelerator.log(_flatten({"validation": metrics}), step=step)
+    accelerator.log(flatten({"validation": metrics}), step=step)
     for tracker in accelerator.trackers:
         layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
         tracker.log_images({"validation": picture[None]}, step=step, **layout)
-
-
-def _flatten(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested values by dotted name, what is no plain value as text."""
-    flat: dict[str, Any] = {}
-    for name, value in mapping.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{name}.")
-        else:
-            is_plain = isinstance(value, bool | int | float | str)
-            flat[f"{prefix}{name}"] = value if is_plain else str(value)
-    return flat
 
 
 class Progress:

@@ -9,7 +9,6 @@ import threading
 import time
 import traceback
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from tadsr.errors import DataError, TrainingError
@@ -39,12 +38,7 @@ class StopRequest:
             self._previous = {s: signal.signal(s, self._on_signal) for s in _SIGNALS}
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Give the signals back."""
         for number, handler in self._previous.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
@@ -75,7 +69,9 @@ def explain_failure(error: Exception, step: int, folder: Path, latest: Path | No
     """
     # A loader tells of workers that have died wherever the run is at that moment.
     explained = explain_worker_failure(error)
-    if explained is error and is_out_of_memory(error):
+    if explained is not error:
+        return explained
+    if is_out_of_memory(error):
         return TrainingError(
             f"step {step + 1} does not fit the memory: {error}. Start a new run with, "
             "the cheapest first: gradient_checkpointing, precision bf16, batch_size 1 with "
@@ -84,7 +80,7 @@ def explain_failure(error: Exception, step: int, folder: Path, latest: Path | No
         )
     if getattr(error, "errno", None) in _FULL:
         return full_disk(f"{folder} cannot be written after step {step}", folder, error, latest)
-    return explained
+    return error
 
 
 def full_disk(what: str, folder: Path, error: Exception, latest: Path | None) -> TrainingError:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -14,7 +13,6 @@ from tadsr.checkpoints.checkpoint import Checkpoint
 from tadsr.config import torch_dtype
 from tadsr.networks.adapter_targets import DEFAULT_ALPHA
 from tadsr.networks.adapters import extract_adapters, has_adapters
-from tadsr.training.recipe import config_to_mapping
 from tadsr.training.training_config import TrainingConfig
 from tadsr.version import __version__
 from tadsr.whole_file import whole_file
@@ -26,45 +24,26 @@ _KINDS = {
 }
 
 
-@dataclass(frozen=True)
-class TrainingFacts:
-    """What a model card says beside the configuration."""
-
-    step: int
-    """Steps done."""
-    num_samples: int
-    """Samples seen, by all processes."""
-    data: str
-    """What was trained on, in a few words."""
-    metrics: dict[str, Any]
-    """The last validation's figures by label; empty without validation."""
-
-
 def export_model(
-    checkpoint: Checkpoint, folder: Path, config: TrainingConfig, facts: TrainingFacts
+    checkpoint: Checkpoint,
+    folder: Path,
+    config: TrainingConfig,
+    *,
+    step: int,
+    num_samples: int,
+    data: str,
+    metrics: dict[str, dict[str, float]],
 ) -> None:
-    """Write a trained pipeline, replacing an earlier export."""
-    parts = checkpoint.components()
-    # What is attached is written; the set that was loaded is older.
-    parts |= {"adapters": None, "metadata": _metadata(checkpoint, facts)}
-    save_native(
-        folder,
-        **parts,
-        dtype=torch_dtype(config.export_precision),
-        card=_training_card(config, facts),
-        overwrite=True,
-    )
-    if has_adapters(checkpoint.unet) and has_adapters(checkpoint.vae):
-        adapters = extract_adapters(checkpoint.unet, checkpoint.vae)
-        if adapters.alpha == DEFAULT_ALPHA:
-            target = folder.parent / "tadsr.pkl"
-            with whole_file(target) as partial:
-                save_adapters(adapters, partial)
+    """Write a trained pipeline with a model card, replacing an earlier export.
 
-
-def _training_card(config: TrainingConfig, facts: TrainingFacts) -> str:
-    """Return the model card as Markdown: what it is, data, length, figures, configuration."""
-    lines = [
+    Args:
+        step: Steps done.
+        num_samples: Samples seen, by all processes.
+        data: What was trained on, in a few words.
+        metrics: The last validation's figures by label; empty without validation.
+    """
+    length = f"{step} steps, {num_samples} samples of {config.data.crop_px} px, {config.precision}"
+    card = [
         "---",
         "library_name: tadsr",
         "pipeline_tag: image-to-image",
@@ -75,25 +54,44 @@ def _training_card(config: TrainingConfig, facts: TrainingFacts) -> str:
         f"Trained with tadsr {__version__} and torch {torch.__version__}.",
         "",
         f"- Started from: `{config.model}`",
-        f"- Data: {facts.data}; degradation `{config.data.degradation}`",
-        f"- Length: {facts.step} steps, {facts.num_samples} samples of {config.data.crop_px} px, "
-        f"{config.precision}",
+        f"- Data: {data}; degradation `{config.data.degradation}`",
+        f"- Length: {length}",
+        "",
+        *_table(metrics),
+        "## Configuration",
+        "",
+        "```json",
+        # Where it was written says nothing about the model, and may be private.
+        json.dumps({k: v for k, v in asdict(config).items() if k != "output"}, indent=2),
+        "```",
         "",
     ]
-    if facts.metrics:
-        names = sorted({name for figures in facts.metrics.values() for name in figures})
-        lines += ["## Validation", "", f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
-        for label, figures in facts.metrics.items():
-            cells = [f"{figures[name]:.4f}" if name in figures else "" for name in names]
-            lines.append(f"| {label} | {' | '.join(cells)} |")
-        lines.append("")
-    mapping = config_to_mapping(config)
-    # Where it was written says nothing about the model, and may be private.
-    mapping.pop("output")
-    dump = json.dumps(mapping, indent=2)
-    return "\n".join([*lines, "## Configuration", "", "```json", dump, "```", ""])
+    parts = checkpoint.components()
+    # What is attached is written; the set that was loaded is older.
+    # The starting point's facts stay, since its licence binds what is trained from it.
+    parts |= {"adapters": None, "metadata": {**checkpoint.metadata, "training_steps": step}}
+    save_native(
+        folder,
+        **parts,
+        dtype=torch_dtype(config.export_precision),
+        card="\n".join(card),
+        overwrite=True,
+    )
+    if has_adapters(checkpoint.unet) and has_adapters(checkpoint.vae):
+        adapters = extract_adapters(checkpoint.unet, checkpoint.vae)
+        if adapters.alpha == DEFAULT_ALPHA:
+            target = folder.parent / "tadsr.pkl"
+            with whole_file(target) as partial:
+                save_adapters(adapters, partial)
 
 
-def _metadata(checkpoint: Checkpoint, facts: TrainingFacts) -> dict[str, Any]:
-    """Return the starting point's facts, since its licence binds what is trained from it."""
-    return {**checkpoint.metadata, "training_steps": facts.step}
+def _table(metrics: dict[str, dict[str, float]]) -> list[str]:
+    """Return a validation's figures as lines of Markdown."""
+    if not metrics:
+        return []
+    names = sorted({name for figures in metrics.values() for name in figures})
+    lines = ["## Validation", "", f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
+    for label, figures in metrics.items():
+        cells = [f"{figures[name]:.4f}" if name in figures else "" for name in names]
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return [*lines, ""]

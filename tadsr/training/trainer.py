@@ -8,7 +8,7 @@ import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from tadsr.training.acceleration import compile_networks, keep_frozen_weights_in
 from tadsr.training.data import Batch, Restorer, TrainingData, open_data
 from tadsr.training.optimization import Optimizers, WeightAverage, warn_of_long_warmup
 from tadsr.training.randomness import SampleRandomness
-from tadsr.training.recipe import config_to_mapping
 from tadsr.training.run_folder import RunState, claim_folder, locked
 from tadsr.training.run_log import (
     Progress,
@@ -35,7 +34,7 @@ from tadsr.training.run_log import (
 from tadsr.training.stages.build import build_stage
 from tadsr.training.stages.stage import Runtime
 from tadsr.training.stopping import StopRequest, explain_failure
-from tadsr.training.trained_model import TrainingFacts, export_model
+from tadsr.training.trained_model import export_model
 from tadsr.training.training_config import TrainingConfig
 from tadsr.training.validation import Validator
 
@@ -45,6 +44,8 @@ _MEAN_DECAY = 0.98
 """Decay per step of the running mean that an exploding loss is compared with."""
 _SETTLING_STEPS = 20
 """Steps before a loss is compared with its mean."""
+_KEPT = {"means", "metrics", "best", "num_samples", "num_skipped"}
+"""What a checkpoint keeps of a trainer, beside its step."""
 
 
 class Trainer:
@@ -201,8 +202,15 @@ class Trainer:
             samples = self.data.batches(batch_size=self.config.batch_size)
             self.stage.finish(samples)
             samples.close()
-            facts = TrainingFacts(self.step, self.num_samples, self.data.description, self.metrics)
-            export_model(self.stage.checkpoint, target, self.config, facts)
+            export_model(
+                self.stage.checkpoint,
+                target,
+                self.config,
+                step=self.step,
+                num_samples=self.num_samples,
+                data=self.data.description,
+                metrics=self.metrics,
+            )
             logger.info("exported %s", target)
         self.accelerator.wait_for_everyone()
         return target
@@ -261,11 +269,9 @@ class Trainer:
         if checkpoint is not None:
             progress = self.state.load(checkpoint)
             self.step = progress["step"]
-            self.means = progress["means"]
-            self.metrics = progress["metrics"]
-            self.best = progress.get("best")
-            self.num_skipped = progress["num_skipped"]
-            self.num_samples = progress.get("num_samples", self.step * self._samples_per_step)
+            self.num_samples = self.step * self._samples_per_step  # of older versions
+            for name in _KEPT & progress.keys():
+                setattr(self, name, progress[name])
             before, now = progress.get("data"), self.data.description
             if is_main and before not in (None, now):
                 what = f"{self.folder} was trained on {before} so far and goes on with {now}"
@@ -388,7 +394,6 @@ class Trainer:
                 self._save(name="best")
 
     def _save(self, *, name: str | None = None) -> Path:
-        progress = {"config": config_to_mapping(self.config), "data": self.data.description}
-        for field in ("means", "metrics", "best", "num_samples", "num_skipped"):
-            progress[field] = getattr(self, field)
+        kept = {name: getattr(self, name) for name in sorted(_KEPT)}
+        progress = {"config": asdict(self.config), "data": self.data.description, **kept}
         return self.state.save(self.step, progress, name=name)

@@ -26,7 +26,6 @@ from tadsr.training.stages.stage_config import (
     AutoencoderConfig,
     DistillationConfig,
     TeacherConfig,
-    TimestepRamp,
 )
 from tadsr.training.training_config import TrainingConfig
 
@@ -43,7 +42,7 @@ def build_stage(
 def _build(config: TrainingConfig, cache: Path, perceptual: PerceptualDistance | None) -> Stage:
     checkpoint = load_start(config.model, vae=config.vae, seed=config.seed)
     stage = config.stage
-    if perceptual is None and getattr(stage, "perceptual", None) == "auto":
+    if perceptual is None and not isinstance(stage, TeacherConfig):
         stage, perceptual = _choose_perceptual(stage)
     if isinstance(stage, DistillationConfig) and stage.tavsd_weight is None:
         stage = _choose_tavsd(config.model, stage)
@@ -108,16 +107,17 @@ def _choose_tavsd(model: str, stage: DistillationConfig) -> DistillationConfig:
             TADSRWarning,
             stacklevel=5,
         )
-    weight = float(has_teacher)
-    return replace(stage, tavsd_weight=TimestepRamp(weight, weight))
+    return replace(stage, tavsd_weight=float(has_teacher))
 
 
 def _choose_perceptual(
     stage: AutoencoderConfig | DistillationConfig,
 ) -> tuple[AutoencoderConfig | DistillationConfig, PerceptualDistance | None]:
-    """Return the stage with the best perceptual distance that can be had, and that distance."""
+    """Return a stage with its perceptual distance: the one named, or the best that can be had."""
     weight = stage.perceptual_weight
-    is_off = weight.is_zero if isinstance(weight, TimestepRamp) else weight == 0
+    is_off = getattr(weight, "largest", weight) == 0
+    if stage.perceptual != "auto":
+        return stage, None if is_off else make_perceptual(stage.perceptual)
     reasons = []
     for name in () if is_off else ("lpips", "dists"):
         try:
@@ -131,5 +131,4 @@ def _choose_perceptual(
             TADSRWarning,
             stacklevel=5,
         )
-    off = TimestepRamp(0.0, 0.0) if isinstance(weight, TimestepRamp) else 0.0
-    return replace(stage, perceptual="none", perceptual_weight=off), None
+    return replace(stage, perceptual="none", perceptual_weight=0), None

@@ -11,7 +11,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from tadsr.checkpoints.checkpoint import Checkpoint
-from tadsr.measure.perceptual import PerceptualDistance, make_perceptual
+from tadsr.measure.perceptual import PerceptualDistance
 from tadsr.networks.adapter_targets import DEFAULT_ALPHA, DEFAULT_RANK
 from tadsr.networks.adapters import attach_new_adapters, plain_state_dict
 from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL, neutralize_time_layers
@@ -94,8 +94,6 @@ class DistillationStage(Stage):
                 discriminator, config.discriminator_optimizer
             )
         self.perceptual = perceptual
-        if perceptual is None and not config.perceptual_weight.is_zero:
-            self.perceptual = make_perceptual(config.perceptual)
 
     def _add_teacher(self, teacher: Checkpoint | None, seed: int) -> None:
         if teacher is None or self.teacher_prompts is None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from tadsr.checkpoints.checkpoint import Checkpoint
-from tadsr.measure.perceptual import PerceptualDistance, make_perceptual
+from tadsr.measure.perceptual import PerceptualDistance
 from tadsr.networks.prompt_embeddings import PromptEmbeddings
 from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL, neutralize_time_layers
 from tadsr.schedule import add_noise, eps_to_x0
@@ -59,8 +59,6 @@ class AutoencoderStage(Stage):
             parameter.requires_grad_(is_trained and "time_emb" not in name)
         self.networks = {"autoencoder": TrainedNetwork(_Autoencoder(vae), optimizer)}
         self.perceptual = perceptual
-        if perceptual is None and config.perceptual_weight > 0:
-            self.perceptual = make_perceptual(config.perceptual)
 
     def frozen(self) -> list[nn.Module]:
         """Return the perceptual network."""
@@ -95,19 +93,13 @@ class AutoencoderStage(Stage):
         """Set the factor that gives latents unit variance, unless the decoder is a student's."""
         if not self.config.train_decoder:
             return
-        crops: list[Tensor] = []
-        while sum(map(len, crops)) < SCALING_CROPS:
-            crops.append(next(batches).hq.to(self.runtime.device))
-        with self.runtime.autocast():
-            factor = measure_scaling_factor(self.checkpoint.vae.eval(), crops)
-        self.checkpoint.vae.register_to_config(scaling_factor=factor)
-
-
-@torch.no_grad()
-def measure_scaling_factor(vae: TimeAwareAutoencoderKL, batches: Iterable[Tensor]) -> float:
-    """Return 1 / standard deviation of the latents of images (B, 3, H, W) in [-1, 1]."""
-    latents = [vae.encode(hq, 0).latent_dist.mode().float() for hq in batches]
-    return 1.0 / torch.cat(latents).std().item()
+        vae = self.checkpoint.vae.eval()
+        latents: list[Tensor] = []
+        with torch.no_grad(), self.runtime.autocast():
+            while sum(map(len, latents)) < SCALING_CROPS:
+                hq = next(batches).hq.to(self.runtime.device)
+                latents.append(vae.encode(hq, 0).latent_dist.mode().float())
+        vae.register_to_config(scaling_factor=1 / torch.cat(latents).std().item())
 
 
 class _ConditionedUNet(nn.Module):
