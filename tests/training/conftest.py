@@ -153,3 +153,20 @@ def configure(networks, photos, tmp_path):
     return lambda stage=PLAIN, **changes: make_config(
         networks, photos, tmp_path / "run", stage, **changes
     )
+
+
+def take(data, count, **options):
+    """Return the first batches of some data, of two samples unless said otherwise."""
+    batches = data.batches(**{"batch_size": 2} | options)
+    taken = [next(batches) for _ in range(count)]
+    batches.close()
+    return taken
+
+
+def same(a, b):
+    return (
+        a.indices.equal(b.indices)
+        and a.hq.equal(b.hq)
+        and a.lq.equal(b.lq)
+        and (a.prompts, a.names) == (b.prompts, b.names)
+    )

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tadsr.errors import DataError
 from tadsr.training.data import DataConfig, find_photos, open_data
 from tadsr.training.data.streamed import shuffle_buffered
+from tests.training.conftest import same, take
 
 CROP_PX = 32
 NUM_PHOTOS = 8
@@ -71,13 +72,6 @@ def config(request):
     return request.getfixturevalue(request.param)
 
 
-def take(data, count, **options):
-    batches = data.batches(**{"batch_size": 2} | options)
-    taken = [next(batches) for _ in range(count)]
-    batches.close()
-    return taken
-
-
 def test_an_epoch_shows_every_photo_and_its_caption(config):
     batches = take(open_data(config, seed=0), NUM_PHOTOS // 2)
     prompts = {p for b in batches for p in b.prompts}
@@ -125,9 +119,7 @@ def test_rows_name_files_of_their_folder_only(photos, tmp_path, is_inside):
 
 def test_the_order_is_the_seeds_and_differs_between_epochs(config):
     first, again = (take(open_data(config, seed=1), NUM_PHOTOS) for _ in range(2))
-    assert all(
-        a.hq.equal(b.hq) and a.prompts == b.prompts for a, b in zip(first, again, strict=True)
-    )
+    assert all(same(a, b) for a, b in zip(first, again, strict=True))
     prompts = [p for b in first for p in b.prompts]
     assert prompts[:NUM_PHOTOS] != prompts[NUM_PHOTOS:]
 
@@ -137,11 +129,7 @@ def test_resuming_changes_nothing(place, config):
     unbroken = take(open_data(config, seed=0), 6, **place)
     first = 6 * place.get("num_processes", 1)
     resumed = take(open_data(config, seed=0), 3, first_sample=first, **place)
-    for a, b in zip(unbroken[3:], resumed, strict=True):
-        assert a.hq.equal(b.hq)
-        assert a.lq.equal(b.lq)
-        assert a.indices.equal(b.indices)
-        assert a.names == b.names
+    assert all(same(a, b) for a, b in zip(unbroken[3:], resumed, strict=True))
 
 
 @pytest.mark.parametrize("num_processes", [2, 3])
