@@ -63,7 +63,7 @@ def test_the_stages_from_scratch_learn_and_hand_over(configure, small_chain, pho
     assert given.vae.config.scaling_factor != 0.18215
 
     stage = distillation(
-        adapter_rank=0, teacher=str(teacher), latent_steps=6, train_decoder=True,
+        adapter_rank=0, fake_score_rank=0, teacher=str(teacher), latent_steps=6, train_decoder=True,
         tavsd_weight=TimestepRamp(0.01, 0.01), **FEW_TEXTS,
     )  # fmt: skip
     sizes = {"steps": 18, "batch_size": 4, "save_every": 100}
@@ -202,7 +202,7 @@ SWITCHES = {
     "fixed timestep": {"vsd_timestep": "fixed", "vsd_fixed": 300},
     "published grid": {"timestep_grid": 50, "timestep_range": (1, 999)},
     "adversarial": {"gan_weight": TimestepRamp(0, 0.1), "latent_steps": 1},
-    "copied fake score": {"fake_score_rank": 0},
+    "fake score of adapters": {"fake_score_rank": 4},
     "with decoder": {"train_decoder": True},
     "chroma": {"chroma_mse_weight": TimestepRamp(1, 2), "plain_mse_weight": TimestepRamp(1, 0)},
 }
@@ -212,7 +212,8 @@ SWITCHES = {
 def test_every_switch_trains(configure, name, small_chain, tmp_path):
     _, autoencoder, teacher = small_chain
     switches = SWITCHES[name]
-    stage = distillation(adapter_rank=0, teacher=str(teacher), **{**FEW_TEXTS, **switches})
+    copied = {"adapter_rank": 0, "fake_score_rank": 0}  # attaching adapters takes longest
+    stage = distillation(teacher=str(teacher), **{**FEW_TEXTS, **copied, **switches})
     config = configure(stage, vae=str(autoencoder), steps=1 + stage.latent_steps)
     trainer = Trainer(config)
     vae = trainer.stage.checkpoint.vae
@@ -234,6 +235,7 @@ def test_every_weight_of_the_student_counts(configure, small_chain, tmp_path):
     weights = {"mse": 0.7, "plain_mse": 1.3, "chroma_mse": 2.0, "perceptual": 0.3}
     stage = distillation(
         adapter_rank=0,
+        fake_score_rank=0,
         teacher=str(teacher),
         perceptual="lpips",
         tavsd_weight=TimestepRamp(0.4, 0.4),
