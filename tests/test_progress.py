@@ -5,7 +5,7 @@ from itertools import pairwise
 
 from PIL import Image
 
-from tadsr import TADSRPipeline
+from tadsr import TADSRPipeline, TileSpec
 from tadsr.progress import INTERVAL_S, paced, share_of
 
 
@@ -46,7 +46,8 @@ def test_images_of_a_list_share_the_whole():
 def test_a_photo_in_hundreds_of_pieces_is_told_at_intervals():
     times = []
     pipe = TADSRPipeline.from_pretrained("tadsr-tiny")
-    photo = Image.new("RGB", (200, 133), "teal")
-    pipe(photo, 300, progress=lambda share: times.append(time.monotonic()))
+    options = {"process_size": 0, "tiling": TileSpec(band_bytes=2**18)}
+    photo = Image.new("RGB", (90, 60), "teal")
+    pipe(photo, 300, **options, progress=lambda share: times.append(time.monotonic()))
     gaps = [later - earlier for earlier, later in pairwise(times)]
     assert all(gap >= INTERVAL_S for gap in gaps[:-1])  # the end is told whenever it comes

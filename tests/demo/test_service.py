@@ -1,6 +1,7 @@
 """The HTTP service, over a socket."""
 
 import base64
+import copy
 import http.client
 import io
 import json
@@ -39,14 +40,16 @@ def released():
 
 @pytest.fixture(scope="module")
 def address(pipe, released):
+    slow = copy.deepcopy(pipe)
+    pipe.metadata = {**pipe.metadata, "default_process_size": 0}
     # Long enough for a client to lose patience.
-    pipe.metadata = {**pipe.metadata, "default_process_size": 512}
+    slow.metadata = {**pipe.metadata, "default_process_size": 480}
 
     def load(name):
-        assert name == "tiny" or released.wait(100)
-        return pipe
+        assert name != "held" or released.wait(100)
+        return slow if name == "slow" else pipe
 
-    models = Models(["tiny", "held"], load)
+    models = Models(["tiny", "slow", "held"], load)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         config = uvicorn.Config(Service(models, LIMITS, max_waiting=2).app(), log_level="error")
@@ -224,7 +227,7 @@ def test_a_client_that_goes_while_it_sends_is_no_error_of_the_server(address, ca
 
 def test_a_photo_whose_client_has_gone_is_not_computed(address, photo):
     with ThreadPoolExecutor(1) as clients:
-        first = clients.submit(post, f"{address}/api/upscale", photo)
+        first = clients.submit(post, f"{address}/api/upscale?model=slow", photo)
         with pytest.raises(OSError, match="timed out"):
             post(f"{address}/api/upscale", photo, patience_s=0.2)
         assert first.result()[0] == 200
