@@ -59,8 +59,8 @@ def upscale_folder_on_ray(
             "num_workers must be at least 1, gpus_per_worker at least 0 and cpus_per_worker above "
             f"0, got {num_workers}, {gpus_per_worker} and {cpus_per_worker}"
         )
-    ray = _import_ray()
     jobs = mirror_folder(Path(source).absolute(), Path(target).absolute(), suffix)
+    ray = _import_ray()
     request = request or FileRequest()
     load = load or partial(load_pipeline, str(model))
     device = "cuda" if gpus_per_worker else "cpu"

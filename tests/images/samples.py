@@ -3,11 +3,18 @@
 import struct
 import zlib
 
-from PIL import ImageCms
+import numpy as np
+from PIL import Image, ImageCms
 
 from tadsr.images import decode_image, encode_image
 
 SRGB_ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def noise(mode="RGB", width=24, height=16, seed=0):
+    channels = len(Image.new(mode, (1, 1)).getbands())
+    bands = np.random.default_rng(seed).integers(0, 256, (height, width, channels), np.uint8)
+    return Image.fromarray(bands[..., 0] if channels == 1 else bands)
 
 
 def png_chunk(kind, data):

@@ -19,6 +19,7 @@ from tadsr.images import (
     write_image,
 )
 from tadsr.measure.pictures import read_rgb8
+from tadsr.quick import open_quickly
 
 from .samples import SRGB_ICC, png_chunk, round_trip
 
@@ -356,6 +357,11 @@ def test_wrong_pixels(pixels, error):
 
 
 # --- the whole path ---
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return open_quickly("tadsr-tiny", torch.float32, "auto")
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
