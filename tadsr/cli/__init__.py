@@ -14,12 +14,12 @@ import sys
 import typer
 
 from tadsr.cli.checkpoints import convert, export, info
-from tadsr.cli.commands import Command, Group
 from tadsr.cli.degrade import degrade
 from tadsr.cli.doctor import doctor
 from tadsr.cli.evaluate import evaluate
 from tadsr.cli.hosting import demo, serve
 from tadsr.cli.options import option
+from tadsr.cli.reporting import Command, Group
 from tadsr.cli.sheets import compare, sweep
 from tadsr.cli.tagger import convert_tagger, tag
 from tadsr.cli.train import train

@@ -12,8 +12,7 @@ import typer
 
 from tadsr.checkpoints.detect import check_source
 from tadsr.cli import options
-from tadsr.cli.commands import Command, Group
-from tadsr.cli.reporting import align, format_bytes, format_count
+from tadsr.cli.reporting import Command, Group, align, format_bytes, format_count
 from tadsr.config import Precision, torch_dtype
 
 if TYPE_CHECKING:
