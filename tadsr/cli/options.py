@@ -6,7 +6,6 @@ import math
 import os
 import re
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -111,7 +110,10 @@ def parse_color(text: str) -> tuple[int, int, int]:
 
 def format_option(formats: list[str], default: str | None, help: str) -> Any:
     """Return the option that names the format of results."""
-    parser = partial(parse_format, formats=formats)
+
+    def parser(text: str) -> str:  # older versions of typer take no partial
+        return parse_format(text, formats)
+
     declared = f"--format -f {'|'.join(formats)}"
     return option(default, declared, help, parser=parser, autocompletion=lambda: formats)
 
