@@ -13,13 +13,11 @@ INTERVAL_S = 0.25
 
 
 def paced(
-    progress: Progress | None,
+    progress: Progress,
     clock: Callable[[], float] = time.monotonic,
     interval: float = INTERVAL_S,
-) -> Progress | None:
+) -> Progress:
     """Throttle a progress callback; the first share and the end always pass."""
-    if progress is None:
-        return None
     due = -float("inf")
 
     def tell(share: float) -> None:
@@ -30,10 +28,3 @@ def paced(
             due = clock() + interval
 
     return tell
-
-
-def share_of(progress: Progress | None, number: int, count: int) -> Progress | None:
-    """Return the progress of one of several images, as a part of the whole."""
-    if progress is None:
-        return None
-    return lambda share: progress((number + share) / count)

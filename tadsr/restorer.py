@@ -28,10 +28,10 @@ from tadsr.images import (
 )
 from tadsr.onestep import TileSpec, batch_pixels, group_timesteps, read_generators, same_size_ranges
 from tadsr.onestep.banded import Strip
-from tadsr.onestep.tasks import Task
+from tadsr.onestep.tasks import Task, share_of
 from tadsr.onestep.upscaling import upscale, upscale_seamless
 from tadsr.pipeline_base import OneStepPipeline
-from tadsr.progress import Progress, paced, share_of
+from tadsr.progress import Progress, paced
 from tadsr.prompts import Prompts, choose_prompts
 
 _Group: TypeAlias = tuple[list[DecodedImage], Task]
@@ -280,7 +280,7 @@ class Restorer(OneStepPipeline):
         finish: Callable[[Iterator[Strip], Sequence[DecodedImage]], Iterable[Any]] | None = None,
     ) -> list[Any]:
         """Restore groups, and make of each group's strips images, or what `finish` does."""
-        progress = paced(progress)
+        progress = None if progress is None else paced(progress)
         results: list[Any] = []
         for number, (images, task) in enumerate(groups):
             task = replace(

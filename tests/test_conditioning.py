@@ -9,7 +9,8 @@ from PIL import Image
 
 from tadsr import TimestepMap
 from tadsr.conditioning import TimestepField, run_at
-from tadsr.conditioning.timestep_map import MAX_LEVELS, read_timestep_maps
+from tadsr.conditioning.field import read_timestep_maps
+from tadsr.conditioning.timestep_map import MAX_LEVELS
 
 SIDES = st.integers(1, 40)
 

@@ -187,7 +187,7 @@ def describe(pipe: Restorer, *, reasons: bool = False) -> str:
 
 def memory_remark(pipe: Restorer, tiling: Any) -> str | None:
     """Return that a limit of memory cannot be kept, since what is loaded takes more."""
-    from tadsr.onestep.memory import used_bytes
+    from tadsr.onestep.tasks import used_bytes
 
     limit = getattr(tiling, "max_memory", None)
     if limit is None or (used := used_bytes(pipe.device)) < limit:

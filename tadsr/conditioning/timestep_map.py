@@ -206,49 +206,6 @@ def largest_timestep(timestep: TimestepMap | Mapping[str, Any]) -> float:
     return max([default, *(value for _, value, _ in boxes)])
 
 
-def read_timestep_maps(
-    timestep: TimestepLike | Sequence[TimestepLike],
-    sizes: Sequence[tuple[int, int]],
-    last_timestep: int,
-) -> list[TimestepMap | Any] | None:
-    """Find maps where a user gives timesteps."""
-    if _is_map(timestep):
-        entries = [timestep] * len(sizes)
-    elif isinstance(timestep, list | tuple) and any(map(_is_map, timestep)):
-        entries = list(timestep)
-    else:
-        return None
-    if len(entries) != len(sizes):
-        raise ValueError(
-            f"timestep must be one map, or a map or number per image ({len(sizes)}), got "
-            f"{len(entries)}"
-        )
-    read = [
-        _read_map(entry, size) if _is_map(entry) else entry
-        for entry, size in zip(entries, sizes, strict=True)
-    ]
-    for entry in read:
-        if isinstance(entry, TimestepMap) and largest_timestep(entry) > last_timestep:
-            raise ValueError(
-                f"a timestep map must be in 0..{last_timestep}, got one of up to "
-                f"{largest_timestep(entry):g}"
-            )
-    return read
-
-
-def _is_map(value: Any) -> bool:
-    is_grid = isinstance(value, np.ndarray | Tensor) and value.ndim > 1
-    return is_grid or isinstance(value, TimestepMap | Image.Image | Mapping)
-
-
-def _read_map(value: Any, size: tuple[int, int]) -> TimestepMap:
-    if isinstance(value, TimestepMap):
-        return value
-    if isinstance(value, Mapping):
-        return TimestepMap.from_regions(value, size)
-    return TimestepMap.from_image(value)
-
-
 def _gray_values(image: Any) -> tuple[np.ndarray, float | None]:
     """Return values (H, W), float64, and the value of white, or None if it is unknown."""
     if isinstance(image, Image.Image):

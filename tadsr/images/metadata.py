@@ -59,8 +59,10 @@ def kept_metadata(info: Mapping[str, Any], icc_space: bytes) -> dict[str, Any]:
     """
     kept: dict[str, Any] = {}
     profile, exif, dpi = (info.get(key) for key in ("icc_profile", "exif", "dpi"))
-    if not isinstance(profile, bytes) and "srgb" not in info:  # both say more than a PNG's gamma
-        profile = profile_of_gamma(info.get("gamma"), info.get("chromaticity"), icc_space)
+    gamma, chromaticity = (info.get(key) for key in ("gamma", "chromaticity"))
+    is_told_otherwise = isinstance(profile, bytes) or "srgb" in info  # which says more
+    if not is_told_otherwise and (gamma or chromaticity):
+        profile = profile_of_gamma(gamma, chromaticity, icc_space)
     if isinstance(profile, bytes) and profile[16:20] == icc_space:
         kept["icc_profile"] = profile
     if isinstance(text := info.get("text"), Mapping):

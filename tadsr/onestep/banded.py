@@ -19,13 +19,12 @@ from tadsr.networks import walk
 from tadsr.onestep.activations import ChannelStatistics, ComputedActivation, StoredActivation
 from tadsr.onestep.banded_layers import Bands
 from tadsr.onestep.banded_walk import BandedLayers
-from tadsr.onestep.memory import available_bytes, is_out_of_memory, used_bytes
 from tadsr.onestep.selfcheck import CROP_PX
 from tadsr.onestep.stages import Checked, checked
 from tadsr.onestep.step import OneStepEngine
 from tadsr.onestep.storage import BandStorage, PlannedStorage
 from tadsr.onestep.support import check_unet, weights_in_place
-from tadsr.onestep.tasks import Task
+from tadsr.onestep.tasks import Task, available_bytes, is_out_of_memory, used_bytes
 from tadsr.prompts import Prompts
 from tadsr.schedule import residual_to_x0
 from tadsr.tile_spec import MIN_BAND_BYTES, TileSpec

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tadsr.errors import TADSRWarning
 from tadsr.locks import Lock
-from tadsr.onestep.memory import available_bytes
+from tadsr.onestep.tasks import available_bytes
 
 MAX_ERROR = 0.05
 """Largest relative error of a stage: above what half precision rounds, below what is visible."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tadsr.errors import TADSRError
 from tadsr.onestep.activations import Shape, StoredActivation
-from tadsr.onestep.memory import available_bytes
+from tadsr.onestep.tasks import available_bytes
 
 Free = Callable[[], None]
 

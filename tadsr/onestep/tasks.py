@@ -1,23 +1,71 @@
-"""What the one step is taken on and at, and which images and timesteps go through it together."""
+"""Tasks of the one step: what it is taken on and at, what goes through together, in what memory."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 import torch
 from torch import Tensor
 
 from tadsr.conditioning import TimestepField
 from tadsr.config import UpscaleSettings
-from tadsr.onestep.memory import available_bytes
 from tadsr.progress import Progress
 from tadsr.prompts import Prompts
 
 if TYPE_CHECKING:
     from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
+
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def available_bytes(device: torch.device) -> int:
+    """Return the bytes that can still be taken on a device.
+
+    On the CPU this is what the system has to give without swapping, or what a container's limit
+    leaves.
+    """
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        # What torch holds in reserve can be used again.
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    found = psutil.virtual_memory().available
+    limit = _cgroup_value("memory.max")
+    if limit is not None:
+        found = min(found, max(0, limit - (_cgroup_value("memory.current") or 0)))
+    return found
+
+
+def used_bytes(device: torch.device) -> int:
+    """Return the bytes that this process holds on a device."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    return psutil.Process().memory_info().rss
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that memory ran out, on any device."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    message = str(error).lower()
+    # Of torch on a CPU, of CUDA for pinned memory, and of its libraries.
+    names = "out of memory", "alloc_failed"
+    is_named = any(name in message for name in names)
+    return isinstance(error, RuntimeError) and (
+        is_named or ("alloc" in message and "memory" in message)
+    )
+
+
+def _cgroup_value(name: str) -> int | None:
+    try:
+        return int((_CGROUP / name).read_text())
+    except (OSError, ValueError):  # no container, or "max"
+        return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,3 +202,10 @@ def group_timesteps(
     # A CPU gains nothing by it.
     count = 1 if device.type == "cpu" else max(1, TOGETHER_PIXELS // (size[0] * size[1]))
     return [timesteps[start : start + count] for start in range(0, len(timesteps), count)]
+
+
+def share_of(progress: Progress | None, number: int, count: int) -> Progress | None:
+    """Return the progress of one of several images, as a part of the whole."""
+    if progress is None:
+        return None
+    return lambda share: progress((number + share) / count)

@@ -18,10 +18,8 @@ from tadsr.errors import TADSRWarning
 from tadsr.images import pad_reflect, pad_wrap, resize_bicubic, resize_wrapped
 from tadsr.kernels import adain_color_fix_uint8, to_uint8_nhwc, wavelet_color_fix_uint8
 from tadsr.onestep.banded import Strip, count_kept_bytes, upscale_in_strips
-from tadsr.onestep.memory import available_bytes, is_out_of_memory
 from tadsr.onestep.step import OneStepEngine
-from tadsr.onestep.tasks import Task
-from tadsr.progress import share_of
+from tadsr.onestep.tasks import Task, available_bytes, is_out_of_memory, share_of
 from tadsr.tile_spec import MIB, WHOLE_ATTENTION_PIXELS, TileSpec
 
 FUSED_MEMORY_FACTOR = 1.8

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tadsr.errors import DataError, TrainingError
-from tadsr.onestep.memory import is_out_of_memory
+from tadsr.onestep.tasks import is_out_of_memory
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _ECHO_SECONDS = 1
