@@ -8,8 +8,10 @@ import torch
 from huggingface_hub import constants, file_download
 from safetensors.torch import load_file, save_file
 
-from tadsr.checkpoints import Checkpoint, load_checkpoint, save_native
+from tadsr.checkpoints import Checkpoint, load_checkpoint, save_native, save_official
+from tadsr.networks.adapters import attach_new_adapters
 from tadsr.networks.prompt_embeddings import PromptEmbeddings
+from tests.small_models import small_unet, small_vae
 
 from .hub_server import HubServer, Repository
 
@@ -22,31 +24,45 @@ def one_thread():
 
 
 @pytest.fixture(scope="session")
-def golden_base():
-    return GOLDEN / "base"
+def base_dir(tmp_path_factory):
+    """The base model of a published checkpoint: the recorded one's texts, and fewer layers."""
+    texts = load_checkpoint(GOLDEN / "base", adapter=GOLDEN / "tadsr.pkl")
+    torch.manual_seed(0)
+    unet = small_unet(cross_attention_dim=texts.text_encoder.config.hidden_size)
+    vae = small_vae(mid_block_add_attention=False)
+    attach_new_adapters(unet, vae, rank=4, alpha=8)
+    for model in (unet, vae):
+        for name, parameter in model.requires_grad_(False).named_parameters():
+            if "lora_B" in name:  # nothing otherwise
+                parameter.normal_(std=0.1)
+    parts = {**texts.components(), "unet": unet, "vae": vae}
+    folder = tmp_path_factory.mktemp("published")
+    save_official(folder / "base", **parts)
+    (folder / "base" / "tadsr.pkl").rename(folder / "tadsr.pkl")
+    return folder / "base"
 
 
 @pytest.fixture(scope="session")
-def golden_adapter():
-    return GOLDEN / "tadsr.pkl"
+def adapter_file(base_dir):
+    return base_dir.with_name("tadsr.pkl")
 
 
 @pytest.fixture(scope="session")
-def merged(golden_base, golden_adapter):
-    return load_checkpoint(golden_base, adapter=golden_adapter)
+def merged(base_dir, adapter_file):
+    return load_checkpoint(base_dir, adapter=adapter_file)
 
 
 @pytest.fixture(scope="session")
-def apart(golden_base, golden_adapter):
-    return load_checkpoint(golden_base, adapter=golden_adapter, merge_adapters=False)
+def apart(base_dir, adapter_file):
+    return load_checkpoint(base_dir, adapter=adapter_file, merge_adapters=False)
 
 
 @pytest.fixture
-def official(golden_base, golden_adapter, tmp_path):
+def official(base_dir, adapter_file, tmp_path):
     """A published checkpoint that a test may damage."""
     folder = tmp_path / "official"
-    shutil.copytree(golden_base, folder)
-    shutil.copy(golden_adapter, folder)
+    shutil.copytree(base_dir, folder)
+    shutil.copy(adapter_file, folder)
     return folder
 
 
@@ -114,9 +130,9 @@ def edit_json(path, **changes):
 
 
 def same_tensors(left, right):
-    """Tell whether two models have the same names, dtypes and values."""
-    a, b = left.state_dict(), right.state_dict()
-    return list(a) == list(b) and all(
+    """Tell whether two models, or tensors by name, have the same names, dtypes and values."""
+    a, b = (x if isinstance(x, dict) else x.state_dict() for x in (left, right))
+    return a.keys() == b.keys() and all(
         a[n].dtype == b[n].dtype and torch.equal(a[n], b[n]) for n in a
     )
 

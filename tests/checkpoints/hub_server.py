@@ -52,15 +52,13 @@ class HubServer:
         """Part, method, path and headers of each."""
         self.commits: list[dict] = []
         self._uploads: dict[str, bytes] = {}
-        self._servers = [
-            ThreadingHTTPServer(
-                ("127.0.0.1", 0), type(name, (_Handler,), {"part": name, "hub": self})
-            )
-            for name in ("hub", "large")
-        ]
-        for server in self._servers:
+        self._servers = []
+        for part in ("hub", "large"):
+            handler = type(part, (_Handler,), {"part": part, "hub": self})
+            server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
             server.daemon_threads = True
             threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+            self._servers.append(server)
         self.address, self.elsewhere = (
             f"http://127.0.0.1:{server.server_address[1]}" for server in self._servers
         )
@@ -165,12 +163,8 @@ class _Handler(BaseHTTPRequestHandler):
                 sibling["lfs"] = {"sha256": sha256(data), "size": size, "pointerSize": 134}
             siblings.append(sibling)
         siblings = siblings if repository.siblings is None else repository.siblings
-        return self.answer(
-            200,
-            {"id": name, "modelId": name, "sha": commit_of(repository), "private": False,
-             "gated": False, "disabled": False, "downloads": 0, "likes": 0, "tags": [],
-             "siblings": siblings},
-        )  # fmt: skip
+        listing = {"id": name, "sha": commit_of(repository), "siblings": siblings}
+        return self.answer(200, listing)
 
     def send_file(self, name, revision, file):
         repository = self.repository(name, reads_files=True)
@@ -254,33 +248,24 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/api/repos/create":
             asked = json.loads(body)
             name = f"{asked.get('organization') or 'me'}/{asked['name']}"
-            self.hub.repositories.setdefault(
-                name,
-                Repository(
-                    {}, private=asked.get("private") or asked.get("visibility") == "private"
-                ),
-            )
+            is_private = asked.get("private") or asked.get("visibility") == "private"
+            self.hub.repositories.setdefault(name, Repository({}, private=is_private))
             return self.answer(200, {"url": f"{self.hub.address}/{name}", "name": name, "id": "1"})
         if path == "/api/validate-yaml":
             return self.answer(200, {"errors": [], "warnings": []})
         if "/preupload/missing" in path:
             return self.answer(404, {"error": "no revision"}, error="RevisionNotFound")
         if "/preupload/" in path:
-            files = [
-                {
-                    "path": f["path"],
-                    "uploadMode": "lfs" if f["path"].endswith(_LARGE) else "regular",
-                    "shouldIgnore": False,
-                }
-                for f in json.loads(body)["files"]
-            ]
+            names = [file["path"] for file in json.loads(body)["files"]]
+            modes = {name: "lfs" if name.endswith(_LARGE) else "regular" for name in names}
+            files = [{"path": n, "uploadMode": m, "shouldIgnore": False} for n, m in modes.items()]
             return self.answer(200, {"files": files})
         if found := re.fullmatch(r"/(.+)\.git/info/lfs/objects/batch", path):
+            place = f"{self.hub.elsewhere}/{found[1]}"
             objects = [
-                {**o, "authenticated": True, "actions": {"upload": {"header": {}, "href": (
-                    f"{self.hub.elsewhere}/{found[1]}/{o['oid']}")}}}
+                {**o, "actions": {"upload": {"header": {}, "href": f"{place}/{o['oid']}"}}}
                 for o in json.loads(body)["objects"]
-            ]  # fmt: skip
+            ]
             return self.answer(200, {"transfer": "basic", "objects": objects})
         if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/.+", path):
             return self.take_commit(found[1], path, body)

@@ -6,16 +6,16 @@ from tadsr.checkpoints.adapter_files import NATIVE_FORMAT
 from tadsr.errors import CheckpointError
 from tadsr.networks.adapter_targets import AdapterSet
 
+from .conftest import same_tensors
+
 
 @pytest.mark.parametrize("name", ["adapters.safetensors", "tadsr.pkl"])
-def test_adapters_round_trip(golden_adapter, tmp_path, name):
-    original = load_adapters(golden_adapter)
+def test_adapters_round_trip(adapter_file, tmp_path, name):
+    original = load_adapters(adapter_file)
     save_adapters(original, tmp_path / name)
     copy = load_adapters(tmp_path / name)
     for part in ("unet", "vae", "vae_time"):
-        a, b = getattr(original, part), getattr(copy, part)
-        assert set(a) == set(b)
-        assert all(torch.equal(a[n], b[n]) for n in a)
+        assert same_tensors(getattr(original, part), getattr(copy, part))
     assert (copy.rank_unet, copy.rank_vae, copy.alpha) == (4, 4, 8)
 
 
@@ -39,8 +39,8 @@ def test_safetensors_keep_another_alpha_but_the_pickle_cannot(tmp_path):
         (lambda d: d["unet_lora_others_modules"].append("phantom"), "phantom"),
     ],
 )
-def test_wrong_keys_in_the_pickle_are_named(golden_adapter, tmp_path, change, message):
-    data = torch.load(golden_adapter, weights_only=True)
+def test_wrong_keys_in_the_pickle_are_named(adapter_file, tmp_path, change, message):
+    data = torch.load(adapter_file, weights_only=True)
     change(data)
     path = tmp_path / "tadsr.pkl"
     torch.save(data, path)
@@ -49,7 +49,7 @@ def test_wrong_keys_in_the_pickle_are_named(golden_adapter, tmp_path, change, me
     assert str(path) in str(caught.value)
 
 
-def test_other_safetensors_are_no_adapters(golden_base):
-    path = golden_base / "unet" / "diffusion_pytorch_model.safetensors"
+def test_other_safetensors_are_no_adapters(base_dir):
+    path = base_dir / "unet" / "diffusion_pytorch_model.safetensors"
     with pytest.raises(CheckpointError, match=NATIVE_FORMAT):
         load_adapters(path)

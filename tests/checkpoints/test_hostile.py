@@ -25,40 +25,37 @@ from .conftest import edit_json
 SECONDS = 5
 
 
-@pytest.mark.parametrize(
-    ("file", "changes"),
-    [
-        ("scheduler/scheduler_config.json", {"num_train_timesteps": 10**9}),
-        ("scheduler/scheduler_config.json", {"num_train_timesteps": 1000.0}),
-        ("scheduler/scheduler_config.json", {"beta_start": math.nan}),
-        ("scheduler/scheduler_config.json", {"beta_end": 5.0}),
-        ("scheduler/scheduler_config.json", {"trained_betas": [0.1] * 10**5}),
-        ("unet/config.json", {"layers_per_block": 10**6}),
-        ("unet/config.json", {"layers_per_block": [10**6] * 4}),
-        ("unet/config.json", {"transformer_layers_per_block": [[10**6] * 2] * 4}),
-        ("unet/config.json", {"block_out_channels": [10**9] * 4}),
-        ("unet/config.json", {"norm_eps": math.inf}),
-        ("unet/config.json", {"conv_in_kernel": 10**6}),
-        ("unet/config.json", {"class_embed_type": "timestep"}),
-        ("unet/config.json", {"norm_num_groups": 0}),
-        ("unet/config.json", {"_class_name": ["UNet2DConditionModel"]}),
-        ("time_vae/config.json", {"layers_per_block": 10**6}),
-        ("time_vae/config.json", {"latent_channels": 10**9}),
-        ("text_encoder/config.json", {"num_hidden_layers": 10**6}),
-        ("text_encoder/config.json", {"vocab_size": 10**12}),
-        ("text_encoder/config.json", {"hidden_act": "owner/kernel"}),
-        ("text_encoder/config.json", {"architectures": {"CLIPTextModel": 5}, "hidden_size": "x"}),
-        ("tokenizer/tokenizer_config.json", {"model_max_length": 0}),
-        ("tokenizer/tokenizer_config.json", {"pad_token": "<beyond>"}),
-        ("tokenizer/vocab.json", {"a</w>": 10**6}),
-        ("tokenizer/tokenizer_config.json", {"pad_token": None}),
-        ("time_vae/config.json", {"scaling_factor": []}),
-        ("unet/config.json", {"mid_block_scale_factor": None}),
-        ("unet/config.json", {"norm_eps": "x"}),
-        ("text_encoder/config.json", {"layer_norm_eps": None}),
-        ("tokenizer/tokenizer_config.json", {"model_max_length": "long"}),
-        ("tokenizer/tokenizer_config.json", {"model_max_length": math.nan}),
+CONFIGS = {
+    "scheduler/scheduler_config.json": [
+        *({"num_train_timesteps": count} for count in (10**9, 1000.0)),
+        *({"beta_start": math.nan}, {"beta_end": 5.0}, {"trained_betas": [0.1] * 10**5}),
     ],
+    "unet/config.json": [
+        *({"layers_per_block": count} for count in (10**6, [10**6] * 4)),
+        {"transformer_layers_per_block": [[10**6] * 2] * 4},
+        *({"block_out_channels": [10**9] * 4}, {"conv_in_kernel": 10**6}),
+        *({"norm_eps": math.inf}, {"norm_eps": "x"}, {"mid_block_scale_factor": None}),
+        *({"class_embed_type": "timestep"}, {"norm_num_groups": 0}),
+        {"_class_name": ["UNet2DConditionModel"]},
+    ],
+    "time_vae/config.json": [
+        *({"layers_per_block": 10**6}, {"latent_channels": 10**9}, {"scaling_factor": []}),
+    ],
+    "text_encoder/config.json": [
+        *({"num_hidden_layers": 10**6}, {"vocab_size": 10**12}, {"layer_norm_eps": None}),
+        {"hidden_act": "owner/kernel"},
+        {"architectures": {"CLIPTextModel": 5}, "hidden_size": "x"},
+    ],
+    "tokenizer/tokenizer_config.json": [
+        *({"model_max_length": length} for length in (0, "long", math.nan)),
+        *({"pad_token": token} for token in ("<beyond>", None)),
+    ],
+    "tokenizer/vocab.json": [{"a</w>": 10**6}],
+}
+
+
+@pytest.mark.parametrize(
+    ("file", "changes"), [(file, changes) for file, each in CONFIGS.items() for changes in each]
 )
 def test_configurations_larger_than_their_weights_are_refused_at_once(official, file, changes):
     edit_json(official / file, **changes)
@@ -144,11 +141,11 @@ def test_metadata_must_be_an_object_of_facts(native, metadata, named):
         [torch.ones(3)],
     ],
 )
-def test_pickles_must_hold_plain_tensors(golden_adapter, tmp_path, state):
+def test_pickles_must_hold_plain_tensors(adapter_file, tmp_path, state):
     torch.save(state, tmp_path / "model.bin")
     with pytest.raises(CheckpointError, match="must hold tensors"):
         TensorReader([tmp_path / "model.bin"])
-    data = torch.load(golden_adapter, weights_only=True)
+    data = torch.load(adapter_file, weights_only=True)
     torch.save({**data, "state_dict_unet": state}, tmp_path / "tadsr.pkl")
     with pytest.raises(CheckpointError, match="must hold tensors"):
         load_adapters(tmp_path / "tadsr.pkl")
@@ -199,8 +196,8 @@ def test_adapters_state_a_number_as_alpha(apart, tmp_path, alpha):
 
 
 @pytest.mark.parametrize("change", [{"unet_lora_encoder_modules": m} for m in (None, 5, [["a"]])])
-def test_published_adapters_list_modules_by_name(golden_adapter, tmp_path, change):
-    torch.save(torch.load(golden_adapter, weights_only=True) | change, tmp_path / "tadsr.pkl")
+def test_published_adapters_list_modules_by_name(adapter_file, tmp_path, change):
+    torch.save(torch.load(adapter_file, weights_only=True) | change, tmp_path / "tadsr.pkl")
     with pytest.raises(CheckpointError, match="unet_lora_encoder_modules"):
         load_adapters(tmp_path / "tadsr.pkl")
 

@@ -17,8 +17,8 @@ from tadsr.checkpoints.layout import BASE_MODEL_MIRRORS
 from tadsr.cli.reporting import silence_libraries
 from tadsr.errors import CheckpointError
 
-from .conftest import GOLDEN, repository_of, same_tensors, split_into_shards
-from .hub_server import RIGHT_TOKEN, Fault, Repository, commit_of
+from .conftest import repository_of, same_tensors, split_into_shards
+from .hub_server import RIGHT_TOKEN, Fault, commit_of
 
 LAYOUT = json.loads((Path(__file__).parents[1] / "data" / "official_layout.json").read_text())
 TOKENIZER = [
@@ -218,14 +218,14 @@ def test_what_is_no_beginning_of_a_file_is_fetched_anew(repository, hub, is_late
         (UNET, "unet/ must contain"),
     ],
 )
-def test_what_lacks_is_noticed_before_anything_is_fetched(official, hub, lacks, told):
+def test_what_lacks_is_noticed_before_anything_is_fetched(official, adapter_file, hub, lacks, told):
     hub.repositories["owner/name"] = repository_of(official)
     del hub.repositories["owner/name"].files[lacks]
     with pytest.raises(CheckpointError, match=told):
         load_checkpoint("owner/name")
     assert len(hub.requests) == 1
     if lacks == "tadsr.pkl":  # not needed where it is given
-        assert load_checkpoint("owner/name", adapter=GOLDEN / "tadsr.pkl").format == "official"
+        assert load_checkpoint("owner/name", adapter=adapter_file).format == "official"
         assert load_base("owner/name").format == "official"
         assert inspect_checkpoint("owner/name").adapter_file is None
         with pytest.raises(CheckpointError, match=r"lacks other\.pkl"):
@@ -345,17 +345,6 @@ def test_a_listing_that_is_none_is_said_to_be_the_fault(repository, hub, size, s
         download("owner/name")
     assert "is kept" not in str(caught.value)
     assert len(hub.requests) == 1
-
-
-def test_named_files_must_all_be_there(hub):
-    hub.repositories["owner/partial"] = Repository({"a.pth": b"a"})
-    with pytest.raises(CheckpointError, match=r"lacks b\.txt"):
-        download("owner/partial", names=lambda _: ["a.pth", "b.txt"])
-    for local_files_only in (False, True):
-        folder = download(
-            "owner/partial", names=lambda _: ["a.pth"], local_files_only=local_files_only
-        )
-        assert (folder / "a.pth").read_bytes() == b"a"
 
 
 @pytest.mark.parametrize("quiet", [False, True])

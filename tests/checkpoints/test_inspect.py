@@ -9,9 +9,9 @@ from tadsr.checkpoints.layout import NATIVE, OFFICIAL
 from tadsr.errors import CheckpointError
 
 
-def test_formats_are_told_from_content(native, golden_base):
+def test_formats_are_told_from_content(native, base_dir):
     assert detect_format(native) is NATIVE
-    assert detect_format(golden_base) is OFFICIAL
+    assert detect_format(base_dir) is OFFICIAL
 
 
 def test_empty_folders_and_plain_stable_diffusion_are_refused(tmp_path):
@@ -31,9 +31,9 @@ def test_existing_folder_comes_before_a_hub_id(tmp_path, monkeypatch):
     assert locate("owner/name") == Path("owner/name")
 
 
-def test_what_is_no_checkpoint_says_what_to_give(golden_adapter, tmp_path):
+def test_what_is_no_checkpoint_says_what_to_give(adapter_file, tmp_path):
     for source, message in (
-        (golden_adapter, "adapter="),
+        (adapter_file, "adapter="),
         ("tadsr-tny", "did you mean 'tadsr-tiny'"),
         (tmp_path / "absent", r"looked for an embedded one .*hub id"),
     ):
@@ -41,8 +41,9 @@ def test_what_is_no_checkpoint_says_what_to_give(golden_adapter, tmp_path):
             locate(source)
 
 
-def test_published_checkpoint(golden_base, golden_adapter, merged):
-    info = inspect_checkpoint(golden_base, golden_adapter)
+def test_published_checkpoint(golden_dir, golden_pipeline):
+    base_dir, adapter_file = golden_dir / "base", golden_dir / "tadsr.pkl"
+    info = inspect_checkpoint(base_dir, adapter_file)
     assert info.format == "official"
     assert (info.rank_unet, info.rank_vae, info.lora_alpha) == (4, 4, 8)
     assert info.timestep_range == (0, 999)
@@ -50,11 +51,11 @@ def test_published_checkpoint(golden_base, golden_adapter, merged):
     assert "non-commercial" in info.licence
     by_name = {c.name: c for c in info.components}
     assert list(by_name) == ["vae", "unet", "scheduler", "text_encoder", "tokenizer"]
-    assert by_name["unet"].num_parameters == merged.unet.num_parameters()
+    assert by_name["unet"].num_parameters == golden_pipeline.unet.num_parameters()
     assert by_name["unet"].dtypes == ("float32",)
     assert by_name["vae"].files == ("time_vae/diffusion_pytorch_model.safetensors",)
-    sizes = [(golden_base / f).stat().st_size for c in info.components for f in c.files]
-    assert info.num_bytes == sum(sizes) + golden_adapter.stat().st_size
+    sizes = [(base_dir / f).stat().st_size for c in info.components for f in c.files]
+    assert info.num_bytes == sum(sizes) + adapter_file.stat().st_size
     assert info.num_adapter_parameters > 0
 
 
@@ -71,10 +72,6 @@ def test_native_checkpoint(native):
 def test_variants_are_listed(merged, tmp_path):
     info = inspect_checkpoint(save_native(tmp_path / "m", **merged.components(), variant="fp16"))
     assert {c.variants for c in info.components if c.files} == {("fp16",)}
-
-
-def test_base_alone_is_described(golden_base):
-    assert inspect_checkpoint(golden_base).adapter_file is None
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from tadsr.networks.adapters import has_adapters
 from .conftest import edit_json, same_tensors, split_into_shards
 
 
-def test_published_checkpoint_loads_ready_to_run(merged):
+def test_published_checkpoint_loads_ready_to_run(golden_dir):
+    merged = load_checkpoint(golden_dir / "base", adapter=golden_dir / "tadsr.pkl")
     assert merged.format == "official"
     assert merged.adapters is None
     for model in (merged.unet, merged.vae, merged.text_encoder):
@@ -46,8 +47,8 @@ def test_loaded_apart_computes_what_merged_computes(apart, merged):
     torch.testing.assert_close(*outputs, atol=1e-5, rtol=0)
 
 
-def test_merge_rounds_once_to_half_precision(golden_base, golden_adapter, merged):
-    half = load_checkpoint(golden_base, adapter=golden_adapter, torch_dtype=torch.float16)
+def test_merge_rounds_once_to_half_precision(base_dir, adapter_file, merged):
+    half = load_checkpoint(base_dir, adapter=adapter_file, torch_dtype=torch.float16)
     assert same_tensors(half.unet, copy.deepcopy(merged.unet).half())
     assert half.vae.dtype == half.text_encoder.dtype == torch.float16
 
@@ -84,7 +85,7 @@ def test_text_encoder_names_of_every_library_version_load(official, merged):
         assert torch.equal(loaded(ids)[0], merged.text_encoder(ids)[0])
 
 
-def test_pndm_config_gives_its_betas(official, golden_base):
+def test_pndm_config_gives_its_betas(official):
     edit_json(
         official / "scheduler" / "scheduler_config.json",
         _class_name="PNDMScheduler",
@@ -101,9 +102,9 @@ def test_pndm_config_gives_its_betas(official, golden_base):
     ("adapter", "message"),
     [(None, "give the file as adapter="), ("nowhere.pkl", r"nowhere\.pkl.*looked for")],
 )
-def test_base_without_its_adapter_says_what_to_give(golden_base, adapter, message):
+def test_base_without_its_adapter_says_what_to_give(base_dir, adapter, message):
     with pytest.raises(CheckpointError, match=message):
-        load_checkpoint(golden_base, adapter=adapter)
+        load_checkpoint(base_dir, adapter=adapter)
 
 
 def edited(file, **changes):
@@ -178,8 +179,8 @@ def test_native_refuses_pickles(native):
         load_checkpoint(native)
 
 
-def test_native_base_takes_other_adapters(native, golden_adapter):
-    loaded = load_checkpoint(native, adapter=golden_adapter, merge_adapters=False)
+def test_native_base_takes_other_adapters(native, adapter_file):
+    loaded = load_checkpoint(native, adapter=adapter_file, merge_adapters=False)
     assert has_adapters(loaded.unet)
 
 

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from peft import (
-    LoraConfig,
-    get_peft_model,
-    get_peft_model_state_dict,
-    inject_adapter_in_model,
-)
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, inject_adapter_in_model
 from safetensors.torch import load_file, save_file
 
 from tadsr import TADSRPipeline
@@ -22,11 +18,17 @@ from tadsr.errors import CheckpointError
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 TARGETS = ["to_q", "to_out.0", "conv1", "proj_in"]
 WEIGHTS = "pytorch_lora_weights.safetensors"
+assert_same = functools.partial(torch.testing.assert_close, atol=1e-4, rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def original(base_dir, adapter_file):
+    return TADSRPipeline.from_pretrained(base_dir, adapter=adapter_file)
 
 
 @pytest.fixture
-def pipe(own_pipeline):
-    return own_pipeline
+def pipe(original):
+    return copy.deepcopy(original)
 
 
 def config(**changes):
@@ -41,14 +43,18 @@ def with_lora(unet, lora):
     return model
 
 
-def save_as_diffusers(model, lora, folder, **more):
+def save_as_diffusers(model, lora, folder):
     StableDiffusionPipeline.save_lora_weights(
         folder,
         unet_lora_layers=get_peft_model_state_dict(model, adapter_name="extra"),
         unet_lora_adapter_metadata=lora.to_dict(),
-        **more,
     )
     return folder / WEIGHTS
+
+
+@pytest.fixture
+def lora_file(pipe, tmp_path):
+    return save_as_diffusers(with_lora(pipe.unet, config()), config(), tmp_path)
 
 
 def unet_output(unet):
@@ -69,7 +75,7 @@ def test_a_file_of_diffusers_does_what_peft_does(pipe, tmp_path, changes):
     before, expected = unet_output(pipe.unet), unet_output(model)
     assert (expected - before).abs().max() > 1e-2
     pipe.merge_lora(save_as_diffusers(model, lora, tmp_path))
-    torch.testing.assert_close(unet_output(pipe.unet), expected, atol=1e-4, rtol=1e-4)
+    assert_same(unet_output(pipe.unet), expected)
 
 
 def test_a_folder_of_peft_and_flat_names_do_the_same(pipe, tmp_path):
@@ -88,21 +94,18 @@ def test_a_folder_of_peft_and_flat_names_do_the_same(pipe, tmp_path):
     for source in (tmp_path / "peft", tmp_path / "flat.safetensors"):
         fresh = copy.deepcopy(pipe)
         fresh.merge_lora(source)
-        torch.testing.assert_close(unet_output(fresh.unet), expected, atol=1e-4, rtol=1e-4)
+        assert_same(unet_output(fresh.unet), expected)
 
 
-def test_scale_weighs_it_and_the_negative_undoes_it(pipe, tmp_path):
-    lora = config()
-    model = with_lora(pipe.unet, lora)
-    path = save_as_diffusers(model, lora, tmp_path)
+def test_scale_weighs_it_and_the_negative_undoes_it(pipe, lora_file):
     before = {name: tensor.clone() for name, tensor in pipe.unet.state_dict().items()}
-    pipe.merge_lora(path, scale=0.5)
+    pipe.merge_lora(lora_file, scale=0.5)
     name = "conv_in.weight"
     assert torch.equal(pipe.unet.state_dict()[name], before[name])
     changed = [n for n, t in pipe.unet.state_dict().items() if not torch.equal(t, before[n])]
     assert changed
     assert all(any(target in n for target in TARGETS) for n in changed)
-    pipe.merge_lora(path, scale=-0.5)
+    pipe.merge_lora(lora_file, scale=-0.5)
     for name, tensor in pipe.unet.state_dict().items():
         torch.testing.assert_close(tensor, before[name], atol=1e-5, rtol=1e-5)
 
@@ -121,49 +124,40 @@ def test_the_text_encoders_part_changes_prompts_the_kept_empty_one_too(pipe, tmp
         expected = encoder(tokens)[0]
     pipe.merge_lora(tmp_path)
     found = pipe.encode_prompt([""])
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    assert_same(found, expected)
     assert (found - before).abs().max() > 1e-3
 
 
-def test_adapters_kept_apart_stay_apart(unmerged_pipeline, pipe, tmp_path):
-    lora = config()
-    path = save_as_diffusers(with_lora(pipe.unet, lora), lora, tmp_path)
-    apart = copy.deepcopy(unmerged_pipeline)
-    apart.merge_lora(path)
-    pipe.merge_lora(path)
+def test_adapters_kept_apart_stay_apart(base_dir, adapter_file, pipe, lora_file):
+    apart = TADSRPipeline.from_pretrained(base_dir, adapter=adapter_file, merge_adapters=False)
+    for merging in (apart, pipe):
+        merging.merge_lora(lora_file)
     assert apart.adapters is not None
-    torch.testing.assert_close(
-        unet_output(apart.unet), unet_output(pipe.unet), atol=1e-4, rtol=1e-4
-    )
+    assert_same(unet_output(apart.unet), unet_output(pipe.unet))
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("changes", "message"),
     [
-        (lambda t: t.update({"unet.other.lora_A.weight": torch.zeros(1, 1)}), "only one of its"),
-        (lambda t: t.update({"unet.conv_in.bias": torch.zeros(1)}), "unet.conv_in.bias"),
+        ({"unet.other.lora_A.weight": (1, 1)}, "only one of its"),
+        ({"unet.conv_in.bias": (1,)}, "unet.conv_in.bias"),
         (
-            lambda t: t.update(
-                {
-                    "unet.conv_out.lora_A.weight": torch.zeros(2, 3, 3, 3),
-                    "unet.conv_out.lora_B.weight": torch.zeros(4, 2, 1, 1),
-                }
-            ),
+            {
+                "unet.conv_out.lora_A.weight": (2, 3, 3, 3),
+                "unet.conv_out.lora_B.weight": (4, 2, 1, 1),
+            },
             r"unet\.conv_out \[\(2, 3, 3, 3\), \(4, 2, 1, 1\)\] for",
         ),
-        (lambda t: t.clear(), "holds no LoRA"),
-        (lambda t: t.update({"unet.conv_out.alpha": torch.zeros(2)}), r"unet\.conv_out\.alpha"),
+        (None, "holds no LoRA"),
+        ({"unet.conv_out.alpha": (2,)}, r"unet\.conv_out\.alpha"),
     ],
 )
-def test_what_does_not_fit_is_refused_and_changes_nothing(pipe, tmp_path, change, message):
-    lora = config()
-    path = save_as_diffusers(with_lora(pipe.unet, lora), lora, tmp_path)
-    tensors = load_file(path)
-    change(tensors)
-    save_file(tensors, path)
+def test_what_does_not_fit_is_refused_and_changes_nothing(pipe, lora_file, changes, message):
+    more = {name: torch.zeros(shape) for name, shape in (changes or {}).items()}
+    save_file({} if changes is None else load_file(lora_file) | more, lora_file)
     before = unet_output(pipe.unet)
     with pytest.raises(CheckpointError, match=message):
-        pipe.merge_lora(path)
+        pipe.merge_lora(lora_file)
     assert torch.equal(unet_output(pipe.unet), before)
 
 
@@ -196,20 +190,18 @@ def test_a_text_encoders_part_needs_a_text_encoder(tmp_path):
         TADSRPipeline.from_pretrained("tadsr-tiny").merge_lora(tmp_path)
 
 
-def test_dora_pickles_and_absent_files_are_refused(pipe, tmp_path):
-    lora = config()
-    path = save_as_diffusers(with_lora(pipe.unet, lora), lora, tmp_path)
+def test_dora_pickles_and_absent_files_are_refused(pipe, lora_file, tmp_path):
     stated = json.dumps({"unet.lora_alpha": 7, "unet.use_dora": True})
-    save_file(load_file(path), path, metadata={"lora_adapter_metadata": stated})
-    with pytest.raises(CheckpointError, match="without DoRA"):
-        pipe.merge_lora(path)
-    with pytest.raises(CheckpointError, match="pickles are not read"):
-        pipe.merge_lora(tmp_path / "lora.bin")
+    save_file(load_file(lora_file), lora_file, metadata={"lora_adapter_metadata": stated})
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match="holds neither"):
-        pipe.merge_lora(tmp_path / "empty")
-    with pytest.raises(CheckpointError, match="must exist, but is missing"):
-        pipe.merge_lora(tmp_path / "absent.safetensors")
+    for source, message in (
+        (lora_file, "without DoRA"),
+        (tmp_path / "lora.bin", "pickles are not read"),
+        (tmp_path / "empty", "holds neither"),
+        (tmp_path / "absent.safetensors", "must exist, but is missing"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            pipe.merge_lora(source)
 
 
 @pytest.mark.parametrize("prefix", ["unet.", ""])
@@ -225,7 +217,7 @@ def test_diffusers_names_until_0_21_do_the_same(prefix, pipe, tmp_path):
     save_file(old, tmp_path / "old.safetensors")
     expected = unet_output(model)
     pipe.merge_lora(tmp_path / "old.safetensors")
-    torch.testing.assert_close(unet_output(pipe.unet), expected, atol=1e-4, rtol=1e-4)
+    assert_same(unet_output(pipe.unet), expected)
 
 
 @pytest.mark.parametrize("name", ["q_proj.lora_linear_layer", "to_q_lora"])

@@ -88,11 +88,8 @@ def test_json_is_strict_and_says_what_null_means(tmp_path):
     report = json.loads(text, parse_constant=refuse)
     assert report["settings"] == dict(EVALUATION.settings)
     assert "null stands for an infinite PSNR" in report["note"]
-    assert report["metrics"]["niqe"] == {
-        "is_higher_better": False,
-        "needs_reference": False,
-        "border_px": 0,
-    }
+    traits = {"is_higher_better": False, "needs_reference": False, "border_px": 0}
+    assert report["metrics"]["niqe"] == traits
     found = {item["name"]: item for item in report["rows"]}
     assert found["t=1"]["images"]["sub/b"] == {"psnr_y": None, "detail": 3.0, "niqe": 5.0}
     assert found["t=1"]["means"]["psnr_y"] == 21.0
