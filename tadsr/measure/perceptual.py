@@ -74,14 +74,13 @@ def make_perceptual(name: str) -> PerceptualDistance:
     """
     if name.startswith(SQUEEZENET_PREFIX):
         return SqueezeNetDistance(name.removeprefix(SQUEEZENET_PREFIX))
-    if name.startswith(LPIPS_PREFIX):
+    if name == "lpips" or name.startswith(LPIPS_PREFIX):
+        has_file = name != "lpips"
         with _downloading("lpips"):
-            network = _import_library("lpips", name).LPIPS(net="vgg", pnet_rand=True, verbose=False)
-        _load_vgg16(network.net, Path(name.removeprefix(LPIPS_PREFIX)))
-        return _LibraryDistance(network, low=-1)
-    if name == "lpips":
-        with _downloading(name):
-            network = _import_library("lpips", name).LPIPS(net="vgg", verbose=False)
+            library = _import_library("lpips", name)
+            network = library.LPIPS(net="vgg", pnet_rand=has_file, verbose=False)
+        if has_file:
+            _load_vgg16(network.net, Path(name.removeprefix(LPIPS_PREFIX)))
         return _LibraryDistance(network, low=-1)
     if name == "dists":
         with _downloading(name):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from tadsr.measure.metrics import describe_size
 from tadsr.measure.regions import Box
 
 PANEL_PX = 320
@@ -58,7 +59,8 @@ def draw_sheet(
     """
     height, width = panels[0].image.shape[:2]
     if any(panel.image.shape != panels[0].image.shape for panel in panels):
-        raise ValueError("panels must have one size, got " + ", ".join(map(_describe, panels)))
+        sizes = (f"{describe_size(panel.image)} ({panel.label})" for panel in panels)
+        raise ValueError(f"panels must have one size, got {', '.join(sizes)}")
     if not (0 <= box.left < box.right <= width and 0 <= box.top < box.bottom <= height):
         raise ValueError(f"the part must lie inside {width}×{height} px, got {tuple(box)}")
     if columns is None:
@@ -112,7 +114,3 @@ def _frame(box: Box, ratio: float, left: int, top: int) -> tuple[int, int, int, 
     first = (left + round(ratio * box.left), top + round(ratio * box.top))
     last = (left + round(ratio * box.right), top + round(ratio * box.bottom))
     return (*first, max(first[0], last[0] - 1), max(first[1], last[1] - 1))
-
-
-def _describe(panel: Panel) -> str:
-    return f"{panel.image.shape[1]}×{panel.image.shape[0]} px ({panel.label})"
