@@ -216,8 +216,7 @@ def _read_weights(
     path = files.weights.with_name(CONVERTED_CONFIG)
     facts = read_json(path)
     try:
-        sizes = {n: tuple(v) if isinstance(v, list) else v for n, v in facts["network"].items()}
-        config, merged = TaggerConfig(**sizes), facts["adapter"]
+        config, merged = TaggerConfig(**facts["network"]), facts["adapter"]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CheckpointError(f"{path} must describe a tagger's network: {error!r}") from error
     if str(adapter) not in (TAGGER_ADAPTER_FILE, str(merged)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import compress
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, SwinConfig, SwinModel
 from transformers.models.bert.modeling_bert import BertIntermediate, BertOutput, BertSelfOutput
 
+from tadsr.field_checks import Count, Within, check_fields
 from tadsr.images import decode_image
 from tadsr.prompts.choice import show_to_tagger
 
@@ -52,27 +53,24 @@ class TaggerConfig:
         intermediate_size: Width of a decoder layer's MLP.
 
     Raises:
-        ValueError: A size is under 1, or widths and heads do not fit.
+        ValueError: A size is no whole number from 1, or widths and heads do not fit.
     """
 
-    image_size: int = 384
-    embed_dim: int = 192
-    depths: tuple[int, ...] = (2, 2, 18, 2)
-    num_heads: tuple[int, ...] = (6, 12, 24, 48)
-    window_size: int = 12
-    num_tags: int = 4585
-    label_dim: int = 512
-    hidden_size: int = 768
-    num_decoder_layers: int = 2
-    num_decoder_heads: int = 4
-    intermediate_size: int = 3072
+    image_size: Count = 384
+    embed_dim: Count = 192
+    depths: Annotated[tuple[int, ...], Within(1)] = (2, 2, 18, 2)
+    num_heads: Annotated[tuple[int, ...], Within(1)] = (6, 12, 24, 48)
+    window_size: Count = 12
+    num_tags: Count = 4585
+    label_dim: Count = 512
+    hidden_size: Count = 768
+    num_decoder_layers: Count = 2
+    num_decoder_heads: Count = 4
+    intermediate_size: Count = 3072
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            smallest = min(value, default=0) if isinstance(value, tuple) else value
-            if smallest < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if len(self.depths) != len(self.num_heads):
+        check_fields(self)
+        if not len(self.depths) == len(self.num_heads) > 0:
             raise ValueError(
                 "depths and num_heads must have one entry per stage, got "
                 f"{len(self.depths)} and {len(self.num_heads)}"

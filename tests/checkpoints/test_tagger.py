@@ -32,9 +32,7 @@ from .hub_server import Fault
 
 GOLDEN = Path(__file__).parents[1] / "data" / "tagger"
 FACTS = json.loads((GOLDEN / "golden.json").read_text())
-SMALL = TaggerConfig(
-    **{n: tuple(v) if isinstance(v, list) else v for n, v in FACTS["config"].items()}
-)
+SMALL = TaggerConfig(**FACTS["config"])
 IMAGES = tuple(FACTS["images"])
 ADAPTERS = {"dape": TAGGER_ADAPTER_FILE, "plain": None, "leak": "leak.pth"}
 VIEWS = {"tadsr": "enlarged", "ram_on_lq": "whole"}
