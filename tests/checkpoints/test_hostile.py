@@ -85,11 +85,8 @@ def test_a_configuration_cannot_choose_code(official):
 @pytest.mark.parametrize("stated", [None, 10**12, 5])
 def test_a_tokenizer_gives_no_more_than_the_text_encoder_reads(official, stated):
     path = official / "tokenizer" / "tokenizer_config.json"
-    config = json.loads(path.read_text())
-    config.pop("model_max_length", None)
-    path.write_text(
-        json.dumps(config if stated is None else {**config, "model_max_length": stated})
-    )
+    config = {**json.loads(path.read_text()), "model_max_length": stated}
+    path.write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
     loaded = load_checkpoint(official)
     assert loaded.tokenizer.model_max_length == (stated if stated == 5 else 77)
     tokens = loaded.tokenizer("a cat", padding="max_length", truncation=True).input_ids
@@ -207,12 +204,12 @@ def test_a_tokenizer_reads_files_of_its_own_folder_only(official, tmp_path):
     vocab = json.loads((place / "vocab.json").read_text())
     elsewhere = tmp_path / "elsewhere.json"
     elsewhere.write_text(json.dumps(dict(zip(vocab, reversed(vocab.values()), strict=True))))
-    foreign = dict.fromkeys(
-        ("vocab_file", "tokenizer_file", "added_tokens_file", "chat_template"), str(elsewhere)
-    )
-    edit_json(
-        place / "tokenizer_config.json", **foreign, auto_map={"AutoTokenizer": ["a--b.C", None]}
-    )
+    names = ("vocab_file", "tokenizer_file", "added_tokens_file", "chat_template")
+    foreign = {
+        **dict.fromkeys(names, str(elsewhere)),
+        "auto_map": {"AutoTokenizer": ["a--b.C", None]},
+    }
+    edit_json(place / "tokenizer_config.json", **foreign)
     tokenizer = load_checkpoint(official).tokenizer
     assert tokenizer.get_vocab() == vocab
     assert "elsewhere" not in str(tokenizer.init_kwargs)

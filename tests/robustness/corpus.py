@@ -16,11 +16,7 @@ NUM_FRAMES = 3
 
 
 def make_files(folder: Path) -> dict[str, bytes]:
-    """Return the content of each file by its name, whose suffix is the format's own.
-
-    Args:
-        folder: Empty, for what can only be made as a file.
-    """
+    """Return the content of each file by its name; the folder is for what is written as a file."""
     photo = Image.open(PHOTO).convert("RGB").resize((2 * SIZE[0], 2 * SIZE[1])).crop((0, 0, *SIZE))
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6

@@ -15,18 +15,10 @@ Mutation = Callable[[Random, bytes, list[bytes]], bytes]
 
 
 def mutate(rng: Random, data: bytes, others: list[bytes]) -> bytes:
-    """Return a file's content after one to four mutations.
-
-    A PNG's checksums are made right again in two of three cases, or no mutation would get past
-    them.
-
-    Args:
-        rng: Decides everything.
-        data: The file's content.
-        others: Content of other files, to splice from.
-    """
+    """Return a file's content after one to four mutations, some of which splice from others."""
     for _ in range(rng.choice(_NUMBERS_OF_MUTATIONS)):
         data = rng.choice(MUTATIONS)(rng, data, others)
+    # Or no mutation would get past the checksums of a PNG.
     return _with_checksums(data) if rng.random() < 2 / 3 else data
 
 

@@ -16,6 +16,8 @@ from tadsr import TADSRError, TADSRPipeline
 from tadsr.onestep import TileSpec
 
 SEED = 0
+QUICK, LONG = 300, 10_000
+"""All cases; those of one test are a share of them."""
 ARRAYS_SHARE, PIL_SHARE, SIZES_SHARE = 0.2, 0.17, 0.05
 PACKAGE = str(Path(tadsr.__file__).parent)
 
@@ -56,6 +58,11 @@ SPECS = [
 @pytest.fixture(scope="module")
 def pipe(model_dir):
     return TADSRPipeline.from_pretrained(model_dir)
+
+
+@pytest.fixture(params=[QUICK, pytest.param(LONG, marks=pytest.mark.slow)])
+def num_cases(request):
+    return lambda share: round(share * request.param)
 
 
 def search(num_examples: int, *strategies: st.SearchStrategy, **named: st.SearchStrategy) -> Any:
