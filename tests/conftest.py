@@ -118,6 +118,41 @@ def unmerged_pipeline():
     )
 
 
+@pytest.fixture(scope="session")
+def base_dir(tmp_path_factory) -> Path:
+    """The base model of a published checkpoint: the recorded one's texts, and fewer layers."""
+    from tadsr.checkpoints import load_checkpoint, save_official
+    from tadsr.networks.adapters import attach_new_adapters
+    from tests.small_models import small_unet, small_vae
+
+    texts = load_checkpoint(GOLDEN / "base", adapter=GOLDEN / "tadsr.pkl")
+    torch.manual_seed(0)
+    unet = small_unet(cross_attention_dim=texts.text_encoder.config.hidden_size)
+    vae = small_vae(mid_block_add_attention=False)
+    attach_new_adapters(unet, vae, rank=4, alpha=8)
+    for model in (unet, vae):
+        for name, parameter in model.requires_grad_(False).named_parameters():
+            if "lora_B" in name:  # nothing otherwise
+                parameter.normal_(std=0.1)
+    parts = {**texts.components(), "unet": unet, "vae": vae}
+    folder = tmp_path_factory.mktemp("published")
+    save_official(folder / "base", **parts)
+    (folder / "base" / "tadsr.pkl").rename(folder / "tadsr.pkl")
+    return folder / "base"
+
+
+@pytest.fixture(scope="session")
+def adapter_file(base_dir) -> Path:
+    return base_dir.with_name("tadsr.pkl")
+
+
+@pytest.fixture(scope="session")
+def small_pipeline(base_dir, adapter_file):
+    from tadsr import TADSRPipeline
+
+    return TADSRPipeline.from_pretrained(base_dir, adapter=adapter_file)
+
+
 @pytest.fixture(scope="module")
 def pipe():
     """The model that the package holds; each module has one to itself, which it may change."""

@@ -1,50 +1,21 @@
 import json
 import shutil
 import time
-from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import constants, file_download
 from safetensors.torch import load_file, save_file
 
-from tadsr.checkpoints import Checkpoint, load_checkpoint, save_native, save_official
-from tadsr.networks.adapters import attach_new_adapters
+from tadsr.checkpoints import Checkpoint, load_checkpoint, save_native
 from tadsr.networks.prompt_embeddings import PromptEmbeddings
-from tests.small_models import small_unet, small_vae
 
 from .hub_server import HubServer, Repository
-
-GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
     torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="session")
-def base_dir(tmp_path_factory):
-    """The base model of a published checkpoint: the recorded one's texts, and fewer layers."""
-    texts = load_checkpoint(GOLDEN / "base", adapter=GOLDEN / "tadsr.pkl")
-    torch.manual_seed(0)
-    unet = small_unet(cross_attention_dim=texts.text_encoder.config.hidden_size)
-    vae = small_vae(mid_block_add_attention=False)
-    attach_new_adapters(unet, vae, rank=4, alpha=8)
-    for model in (unet, vae):
-        for name, parameter in model.requires_grad_(False).named_parameters():
-            if "lora_B" in name:  # nothing otherwise
-                parameter.normal_(std=0.1)
-    parts = {**texts.components(), "unet": unet, "vae": vae}
-    folder = tmp_path_factory.mktemp("published")
-    save_official(folder / "base", **parts)
-    (folder / "base" / "tadsr.pkl").rename(folder / "tadsr.pkl")
-    return folder / "base"
-
-
-@pytest.fixture(scope="session")
-def adapter_file(base_dir):
-    return base_dir.with_name("tadsr.pkl")
 
 
 @pytest.fixture(scope="session")

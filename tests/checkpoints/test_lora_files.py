@@ -21,14 +21,9 @@ WEIGHTS = "pytorch_lora_weights.safetensors"
 assert_same = functools.partial(torch.testing.assert_close, atol=1e-4, rtol=1e-4)
 
 
-@pytest.fixture(scope="module")
-def original(base_dir, adapter_file):
-    return TADSRPipeline.from_pretrained(base_dir, adapter=adapter_file)
-
-
 @pytest.fixture
-def pipe(original):
-    return copy.deepcopy(original)
+def pipe(small_pipeline):
+    return copy.deepcopy(small_pipeline)
 
 
 def config(**changes):

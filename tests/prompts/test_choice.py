@@ -29,10 +29,10 @@ class Namer:
 
 
 @pytest.fixture
-def pipe(golden_pipeline, monkeypatch):
-    monkeypatch.setattr(golden_pipeline, "tagger", Namer())
-    monkeypatch.setattr(golden_pipeline, "prompt_style", "published")
-    return golden_pipeline
+def pipe(small_pipeline, monkeypatch):
+    monkeypatch.setattr(small_pipeline, "tagger", Namer())
+    monkeypatch.setattr(small_pipeline, "prompt_style", "published")
+    return small_pipeline
 
 
 def photo(width: int, height: int = 8) -> np.ndarray:
@@ -104,9 +104,9 @@ def test_sweeps_are_tagged_as_calls_are(pipe):
     assert (results[1] != pipe.sweep(photo(8), (900,), **FAST)[0]).any()
 
 
-def test_without_a_tagger_the_prompt_is_empty(golden_pipeline):
-    without = golden_pipeline(photo(8), **FAST)
-    np.testing.assert_array_equal(without, golden_pipeline(photo(8), prompt="", **FAST))
+def test_without_a_tagger_the_prompt_is_empty(small_pipeline):
+    without = small_pipeline(photo(8), **FAST)
+    np.testing.assert_array_equal(without, small_pipeline(photo(8), prompt="", **FAST))
 
 
 def test_a_model_that_reads_no_text_refuses_a_tagger_before_anything_is_computed():
@@ -133,9 +133,9 @@ def test_the_published_tagger_is_looked_for_beside_the_checkpoint(golden_dir):
 
 
 @pytest.fixture
-def embed(golden_pipeline):
+def embed(small_pipeline):
     embeddings = TextEmbeddings()
-    encoder, tokenizer = golden_pipeline.text_encoder, golden_pipeline.tokenizer
+    encoder, tokenizer = small_pipeline.text_encoder, small_pipeline.tokenizer
 
     @torch.no_grad()
     def embed(*prompts):
