@@ -81,6 +81,11 @@ def find_components(folder: Path, fmt: Format) -> dict[str, Component]:
                 f"{folder} must have the folder {component.folder}/ ({component.class_name}), but "
                 "it is missing; download or copy the checkpoint again"
             )
+    if not {"text_encoder", "tokenizer"} <= present.keys() and "prompt_embeddings" not in present:
+        raise CheckpointError(
+            f"{folder} must have text_encoder/ and tokenizer/, or prompt_embeddings/: without "
+            "either no prompt can be embedded; download or copy the checkpoint again"
+        )
     return present
 
 

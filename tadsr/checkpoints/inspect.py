@@ -14,7 +14,6 @@ from tadsr.checkpoints.detect import detect_format, find_adapter, locate, read_m
 from tadsr.checkpoints.hub import download
 from tadsr.checkpoints.json_files import read_json, read_small
 from tadsr.checkpoints.layout import NATIVE, PUBLISHED_LICENCE, Component, Format, list_weight_files
-from tadsr.errors import CheckpointError
 from tadsr.named_files import holds_something
 
 NETWORK_SCALE = 4
@@ -165,8 +164,6 @@ def _describe(folder: Path, component: Component, fmt: Format) -> ComponentInfo:
 def _prompts(folder: Path, present: Mapping[str, Component]) -> tuple[str, ...] | None:
     if "text_encoder" in present:
         return None
-    if "prompt_embeddings" not in present:
-        raise CheckpointError(f"{folder} must have text_encoder/ or prompt_embeddings/")
     return tuple(_config(folder, present["prompt_embeddings"]).get("prompts", ()))
 
 

@@ -103,7 +103,6 @@ def load_parts(
 ) -> dict[str, Any]:
     """Load a folder's parts by their names in `Checkpoint`; `vae` takes the place of its own."""
     present = find_components(folder, fmt)
-    _check_prompt_source(folder, present)
     parts: dict[str, Any] = {"scheduler": load_scheduler(folder, present["scheduler"]), "vae": vae}
     names = [n for n in _NETWORKS if n in present and parts.get(n) is None]
     readers = {n: open_weights(folder, present[n], fmt, variant) for n in names}
@@ -143,15 +142,6 @@ def _load_run(folder: Path, dtype: torch.dtype | None, merge: bool) -> Checkpoin
         if part is not None:
             part.to(dtype)
     return checkpoint
-
-
-def _check_prompt_source(folder: Path, present: dict[str, Any]) -> None:
-    has_text = "text_encoder" in present and "tokenizer" in present
-    if not has_text and "prompt_embeddings" not in present:
-        raise CheckpointError(
-            f"{folder} must have text_encoder/ and tokenizer/, or prompt_embeddings/: without "
-            "either no prompt can be embedded; download or copy the checkpoint again"
-        )
 
 
 def _resolve_dtype(torch_dtype: torch.dtype | str | None) -> torch.dtype | None:

@@ -44,8 +44,7 @@ def load_bare(source: str | Path, dtype: torch.dtype) -> BareCheckpoint | None:
     if folder is None or is_run_checkpoint(folder) or detect_format(folder) is not NATIVE:
         return None
     present = find_components(folder, NATIVE)
-    has_text = "text_encoder" in present or "prompt_embeddings" not in present
-    if has_text or find_adapter(folder, NATIVE, None) is not None:
+    if "text_encoder" in present or find_adapter(folder, NATIVE, None) is not None:
         return None
     try:
         return _load(folder, present, dtype)
