@@ -103,9 +103,9 @@ def test_wrong_outputs_and_metrics_are_refused(folders, metrics):
             evaluate_pairs(dict.fromkeys(names, folders / "out"), folders / "hq", metrics=chosen)
 
 
-def test_a_model_is_measured_beside_bicubic_and_others(folders, metrics, golden_pipeline):
+def test_a_model_is_measured_beside_bicubic_and_others(folders, metrics, small_pipeline):
     found = evaluate_model(
-        golden_pipeline,
+        small_pipeline,
         folders / "lq",
         folders / "hq",
         timesteps=[900, 1],
@@ -126,7 +126,7 @@ def test_a_model_is_measured_beside_bicubic_and_others(folders, metrics, golden_
     lq = lq.permute(2, 0, 1)[None].float() / 255
     results = {
         "bicubic": resize_bicubic(lq, (48, 64)).clamp(0, 1),
-        "t=900": golden_pipeline(lq, 900, process_size=0),
+        "t=900": small_pipeline(lq, 900, process_size=0),
     }
     for name, tensor in results.items():
         image = (tensor[0] * 255).round().byte().permute(1, 2, 0).numpy()
@@ -143,25 +143,25 @@ def test_a_model_is_measured_beside_bicubic_and_others(folders, metrics, golden_
 
 
 @pytest.mark.parametrize(("lq_size", "size"), [((16, 12), (48, 36)), ((16, 12), (41, 31))])
-def test_the_scale_is_that_of_the_sizes(tmp_path, metrics, golden_pipeline, lq_size, size):
+def test_the_scale_is_that_of_the_sizes(tmp_path, metrics, small_pipeline, lq_size, size):
     write(tmp_path / "hq/a.png", picture(0, size))
     write(tmp_path / "lq/a.png", picture(0, lq_size))
     options = {"timesteps": [5], "metrics": metrics, "process_size": 0, "save": tmp_path / "kept"}
-    evaluate_model(golden_pipeline, tmp_path / "lq", tmp_path / "hq", **options)
+    evaluate_model(small_pipeline, tmp_path / "lq", tmp_path / "hq", **options)
     assert Image.open(tmp_path / "kept/t=5/a.png").size == size
 
 
 @pytest.mark.parametrize("size", [(48, 48), (15, 12)])
-def test_originals_that_are_no_enlargement_are_an_error(tmp_path, metrics, golden_pipeline, size):
+def test_originals_that_are_no_enlargement_are_an_error(tmp_path, metrics, small_pipeline, size):
     write(tmp_path / "hq/a.png", picture(0, size))
     write(tmp_path / "lq/a.png", picture(0, (16, 12)))
     with pytest.raises(TADSRError, match=rf"got 16×12 px .* and {size[0]}×{size[1]} px"):
-        evaluate_model(golden_pipeline, tmp_path / "lq", tmp_path / "hq", metrics=metrics)
+        evaluate_model(small_pipeline, tmp_path / "lq", tmp_path / "hq", metrics=metrics)
 
 
-def test_a_model_without_originals_takes_the_given_scale(folders, golden_pipeline):
+def test_a_model_without_originals_takes_the_given_scale(folders, small_pipeline):
     options = {"timesteps": [1], "scale": 2, "process_size": 0, "save": folders / "kept"}
-    found = evaluate_model(golden_pipeline, folders / "lq", **options)
+    found = evaluate_model(small_pipeline, folders / "lq", **options)
     assert [metric.name for metric in found.metrics] == ["detail"]
     assert [row.name for row in found.rows] == ["bicubic", "t=1"]
     assert Image.open(folders / "kept/bicubic/a.png").size == (32, 24)
@@ -177,9 +177,9 @@ def test_a_model_without_originals_takes_the_given_scale(folders, golden_pipelin
         ({"outputs": {"t=1": "x"}}, "like a timestep, got 't=1'"),
     ],
 )
-def test_wrong_arguments_of_a_model_run(folders, golden_pipeline, options, message):
+def test_wrong_arguments_of_a_model_run(folders, small_pipeline, options, message):
     with pytest.raises(ValueError, match=message):
-        evaluate_model(golden_pipeline, folders / "lq", **options)
+        evaluate_model(small_pipeline, folders / "lq", **options)
 
 
 def test_the_perceptual_metric_is_the_networks_distance(squeezenet):
