@@ -74,6 +74,11 @@ class FileRequest:
         width, height = _upright_size(image)
         return replace(self.settings, scale=max(1.0, self.size.scale_of(height, width)))
 
+    def writing(self, job: Job) -> dict[str, Any]:
+        """Return how a job's result is written."""
+        overwrite = self.overwrite or job.may_replace
+        return {"quality": self.quality, "is_lossless": self.is_lossless, "overwrite": overwrite}
+
     def described(self) -> dict[str, Any]:
         """Return what results depend on, as JSON's types."""
         spec = self.settings.tiling
@@ -193,7 +198,7 @@ def restore(
     request: FileRequest,
     progress: Progress | None = None,
 ) -> Image.Image | ArrayImage | None:
-    """Restore and enlarge one image.
+    """Restore and enlarge one image; None where its file has been written on the way.
 
     Args:
         progress: Told the share that is done, 0..1.
@@ -201,26 +206,17 @@ def restore(
     from tadsr.images import STREAMED_SUFFIXES
 
     settings = request.settings_for(image)
-    options = {
-        "settings": settings,
-        "prompt": request.prompt,
-        "generator": _generator(request.seed),
-        "progress": progress,
-    }
+    options = {"settings": settings, "prompt": request.prompt}
     if num_frames(image) > 1:
-        _restore_frames(pipe, image, job, request, options)
+        _restore_frames(pipe, image, job, request, options, progress or (lambda share: None))
         return None
+    options |= {"generator": _generator(request.seed), "progress": progress}
     width, height = request.output_size(image)
     is_streamed = job.target.suffix.lower() in STREAMED_SUFFIXES
     is_shrunk = request.size is not None and settings.scale == 1
     if height * width > STREAMED_PIXELS and is_streamed and not is_shrunk:
-        pipe.upscale_to_file(
-            image,
-            job.target,
-            request.timestep,
-            overwrite=request.overwrite or job.may_replace,
-            **options,
-        )
+        may_replace = request.overwrite or job.may_replace
+        pipe.upscale_to_file(image, job.target, request.timestep, overwrite=may_replace, **options)
         return None
     return _shrink(pipe(image, request.timestep, **options), (width, height))
 
@@ -232,11 +228,6 @@ def _shrink(image: Image.Image | ArrayImage, size: tuple[int, int]) -> Image.Ima
     from tadsr.images import resize_image
 
     return resize_image(image, size)
-
-
-def batches_at_once(pipe: Restorer) -> int:
-    """Return how many batches are under way at once: a GPU computes one while others are coded."""
-    return 2 if pipe.device.type == "cuda" else 1
 
 
 def images_at_once(pipe: Restorer, image: SourceImage, request: FileRequest) -> int:
@@ -266,18 +257,17 @@ def _restore_frames(
     job: Job,
     request: FileRequest,
     options: dict[str, Any],
+    progress: Progress,
 ) -> None:
     """Restore an animation into its file."""
     from tadsr.images import write_frames
 
-    progress = options.pop("progress") or (lambda share: None)
-
     def results() -> Iterator[Image.Image]:
         for number, frame in enumerate(animation):
             progress(number / len(animation))
-            # The same for each frame, so that a still scene does not flicker.
-            options["generator"] = _generator(request.seed)
-            result = pipe(frame, request.timestep, **options)
+            # The same noise for each frame, so that a still scene does not flicker.
+            generator = _generator(request.seed)
+            result = pipe(frame, request.timestep, generator=generator, **options)
             yield _shrink(result, request.output_size(animation))
 
     write_frames(
@@ -285,24 +275,9 @@ def _restore_frames(
         job.target,
         durations_ms=animation.durations_ms,
         num_plays=animation.num_plays,
-        quality=request.quality,
-        is_lossless=request.is_lossless,
-        overwrite=request.overwrite or job.may_replace,
+        **request.writing(job),
     )
     progress(1.0)
-
-
-def write_result(result: Image.Image | ArrayImage, job: Job, request: FileRequest) -> None:
-    """Write a result whole or not at all."""
-    from tadsr.images import write_image
-
-    write_image(
-        result,
-        job.target,
-        quality=request.quality,
-        is_lossless=request.is_lossless,
-        overwrite=request.overwrite or job.may_replace,
-    )
 
 
 def _generator(seed: int | None) -> torch.Generator | None:

@@ -20,14 +20,12 @@ from tadsr.folders.manifest import fingerprint
 from tadsr.folders.outcome import Outcome
 from tadsr.folders.restoring import (
     FileRequest,
-    batches_at_once,
     images_at_once,
     note_about,
     num_frames,
     read_input,
     restore,
     restore_together,
-    write_result,
 )
 from tadsr.progress import Progress
 
@@ -250,7 +248,8 @@ def run_files(
                 if pipe is None:
                     # Outside of what may fail: without a model there is no point in the next file.
                     pipe = load()
-                    max_batches = batches_at_once(pipe)
+                    # A GPU computes one while others are decoded and encoded.
+                    max_batches = _MAX_BATCHES_AT_ONCE if pipe.device.type == "cuda" else 1
                 is_large = item.pixels * request.settings_for(item.image).scale ** 2 > _ALONE_PIXELS
                 is_alone = is_large or item.job.alone
                 num_left = 0 if is_alone else max_batches - 1
@@ -383,7 +382,9 @@ def _done(result: Any) -> Future:
 def _write(result: SourceImage | None, item: _Item, request: FileRequest) -> None:
     with item.timed():
         if result is not None:
-            write_result(result, item.job, request)
+            from tadsr.images import write_image
+
+            write_image(result, item.job.target, **request.writing(item.job))
         if request.keeps_dates:
             found = os.stat(item.job.source)
             os.utime(item.job.target, ns=(found.st_atime_ns, found.st_mtime_ns))

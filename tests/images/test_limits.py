@@ -16,6 +16,7 @@ from tadsr.images import (
     find_losses,
     read_frames,
     read_image,
+    write_frames,
     write_image,
 )
 
@@ -158,3 +159,41 @@ def test_a_real_file_of_200_megapixels(tmp_path):
     with pytest.raises(ImageReadError, match=r"178956970 pixels.*--max-pixels"):
         read_image(path)
     assert read_image(path, max_pixels=200_000_000).getpixel((19_999, 9_999)) == 255
+
+
+def test_wide_pixels_count_as_several(tmp_path):
+    write_image(ArrayImage(np.zeros((10, 20, 3), np.uint16)), tmp_path / "a.png")
+    with pytest.raises(ImageTooLargeError, match="at most 199 pixels, which take 14 bytes each"):
+        read_image(tmp_path / "a.png", max_pixels=349)
+    assert read_image(tmp_path / "a.png", max_pixels=350).width == 20
+
+
+def test_many_frames_of_no_size_are_refused(tmp_path):
+    Image.new("L", (1, 1)).save(tmp_path / "a.gif")
+    data = (tmp_path / "a.gif").read_bytes()
+    start = data.rindex(b",")
+    (tmp_path / "a.gif").write_bytes(data[:start] + data[start:-1] * 22_000 + data[-1:])
+    with pytest.raises(ImageTooLargeError, match="22000 × 1×1"):
+        read_frames(tmp_path / "a.gif")
+
+
+def test_a_frame_that_reaches_beyond_the_others_is_limited(tmp_path):
+    Image.new("L", (1, 1)).save(tmp_path / "a.gif")
+    data = (tmp_path / "a.gif").read_bytes()
+    start = data.rindex(b",")
+    larger = data[start : start + 5] + struct.pack("<HH", 8000, 8000) + data[start + 9 :]
+    (tmp_path / "a.gif").write_bytes(data[:-1] + larger)
+    with pytest.raises(ImageTooLargeError, match="8000×8000"):
+        read_frames(tmp_path / "a.gif")
+
+
+def test_frames_are_limited_together(tmp_path):
+    frames = [Image.new("RGB", (20, 10), (i, 0, 0)) for i in range(10)]
+    write_frames(frames, tmp_path / "a.gif", durations_ms=[20] * 10)
+    with pytest.raises(ImageTooLargeError, match="10 × 20×10"):
+        read_frames(tmp_path / "a.gif", max_pixels=1999)
+    assert len(read_frames(tmp_path / "a.gif", max_pixels=2000)) == 10
+    write_frames(frames[:2], tmp_path / "b.gif", durations_ms=[20] * 2)
+    with pytest.raises(ImageTooLargeError, match="at most 199 pixels, which take 16 bytes each"):
+        read_frames(tmp_path / "b.gif", max_pixels=399)
+    assert len(read_frames(tmp_path / "b.gif", max_pixels=400)) == 2

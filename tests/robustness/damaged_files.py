@@ -23,8 +23,8 @@ from tadsr import TADSRError, TADSRPipeline
 from tadsr.config import UpscaleSettings
 from tadsr.errors import ImageWriteError
 from tadsr.folders.jobs import Job
-from tadsr.folders.restoring import FileRequest, note_about, read_input, restore, write_result
-from tadsr.images import ArrayImage, count_frames, read_frames, read_image
+from tadsr.folders.restoring import FileRequest, note_about, read_input, restore
+from tadsr.images import ArrayImage, count_frames, read_frames, read_image, write_image
 
 from . import damaged_checkpoints
 from .corpus import make_files
@@ -122,7 +122,7 @@ def upscale(pipe: TADSRPipeline, job: Job, request: FileRequest) -> str:
         return "only read"
     result = restore(pipe, image, job, request)
     if result is not None:
-        write_result(result, job, request)
+        write_image(result, job.target, **request.writing(job))
     if count_frames(job.target) > 1:
         found = read_frames(job.target)
         list(found)
