@@ -68,8 +68,8 @@ class Optimizers:
             factor = settings.factor_at(step, total_steps)
             rates = {"lr": settings.learning_rate, "muon_lr": settings.muon_learning_rate}
             for label, optimizer in optimizers.items():
-                for group in optimizer.param_groups:
-                    group["lr"] = rates[label] * factor
+                (group,) = optimizer.param_groups
+                group["lr"] = rates[label] * factor
 
     def learning_rates(self) -> dict[str, float]:
         """Return the learning rates as figures for a log."""

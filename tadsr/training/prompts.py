@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from tadsr.caches import RecentlyUsed
 from tadsr.checkpoints.checkpoint import Checkpoint
+from tadsr.prompts.choice import embed_texts
 from tadsr.whole_file import whole_file
 
 MAX_UNFORESEEN = 256
@@ -105,14 +106,8 @@ class PromptEncoder:
     def _compute(self, prompts: Sequence[str]) -> Tensor:
         """Return embeddings (B, L, D) in float16, on the CPU."""
         self.text_encoder.to(self.device)
-        tokens = self.tokenizer(
-            list(prompts),
-            padding="max_length",
-            max_length=self.tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        )
-        embeds = self.text_encoder(tokens.input_ids.to(self.device))[0].to("cpu", torch.float16)
+        embeds = embed_texts(self.text_encoder, self.tokenizer, self.device, prompts)
+        embeds = embeds.to("cpu", torch.float16)
         if not torch.isfinite(embeds).all():
             raise ValueError(
                 "embeddings of prompts must be finite in float16, but the text encoder's are not, "

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,7 @@ class RunLog:
     def __init__(self, folder: Path) -> None:
         self.path = folder / "log.jsonl"
         self.sums: dict[str, list[Tensor]] = {}
-        self.started = time.monotonic()
-        self.last_step = 0
+        self.start_clock(0)
 
     def add(self, name: str, value: Tensor) -> None:
         """Take a scalar tensor into the mean of a name; the device is not waited for."""
@@ -51,9 +51,8 @@ class RunLog:
 
     def speed(self, samples_per_step: int, step: int) -> dict[str, float]:
         """Return steps and images per second since the last call, and peak memory in GiB."""
-        now = time.monotonic()
-        rate = (step - self.last_step) / max(now - self.started, 1e-9)
-        self.started, self.last_step = now, step
+        rate = (step - self.last_step) / max(time.monotonic() - self.started, 1e-9)
+        self.start_clock(step)
         figures = {"steps_per_second": rate, "images_per_second": rate * samples_per_step}
         return figures | {"peak_memory_gib": peak_memory_gib()}
 
@@ -65,13 +64,9 @@ class RunLog:
     def truncate(self, step: int) -> None:
         """Drop the lines of steps after `step`, and a line that was cut off."""
         kept = []
-        if self.path.is_file():
-            for text in self.path.read_bytes().splitlines():
-                try:
-                    is_kept = parse_json(text)["step"] <= step
-                except (ValueError, KeyError, TypeError):
-                    is_kept = False
-                if is_kept:
+        for text in self.path.read_bytes().splitlines() if self.path.is_file() else ():
+            with suppress(ValueError, KeyError, TypeError):
+                if parse_json(text)["step"] <= step:
                     kept.append(text + b"\n")
         with whole_file(self.path) as partial:
             partial.write_bytes(b"".join(kept))
@@ -114,30 +109,17 @@ def track_validation(
         tracker.log_images({"validation": picture[None]}, step=step, **layout)
 
 
-class Progress:
+class Progress(tqdm):
     """A bar on a terminal, a line now and then elsewhere; nothing in further processes."""
 
     def __init__(self, step: int, total_steps: int, is_shown: bool) -> None:
-        self.total = total_steps
         self.has_lines = is_shown and not sys.stderr.isatty()
         hidden = not is_shown or self.has_lines
-        self.bar = tqdm(total=total_steps, initial=step, unit="step", disable=hidden)
-
-    def __enter__(self) -> Progress:
-        """Show the bar."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """End the bar."""
-        self.bar.close()
-
-    def update(self) -> None:
-        """Count a step."""
-        self.bar.update()
+        super().__init__(total=total_steps, initial=step, unit="step", disable=hidden)
 
     def report(self, step: int, loss: float, steps_per_second: float) -> None:
         """Show the loss; without a terminal as a line, with the time that is left."""
-        self.bar.set_postfix(loss=f"{loss:.4g}")
+        self.set_postfix(loss=f"{loss:.4g}")
         if self.has_lines:
             left = tqdm.format_interval((self.total - step) / max(steps_per_second, 1e-9))
             tqdm.write(

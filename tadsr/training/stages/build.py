@@ -34,38 +34,35 @@ def build_stage(
     config: TrainingConfig, folder: Path, perceptual: PerceptualDistance | None = None
 ) -> Stage:
     """Load the networks of a run and put them into its stage."""
-    stage = _build(config, folder / "prompts", perceptual)
-    stage.preview_prompt = config.data.prompt
-    return stage
-
-
-def _build(config: TrainingConfig, cache: Path, perceptual: PerceptualDistance | None) -> Stage:
     checkpoint = load_start(config.model, vae=config.vae, seed=config.seed)
     stage = config.stage
     if perceptual is None and not isinstance(stage, TeacherConfig):
         stage, perceptual = _choose_perceptual(stage)
-    if isinstance(stage, DistillationConfig) and stage.tavsd_weight is None:
-        stage = _choose_tavsd(config.model, stage)
     if isinstance(stage, AutoencoderConfig):
         return AutoencoderStage(checkpoint, stage, config.optimizer, perceptual)
-    prompts = PromptEncoder(checkpoint, cache)
+    prompts = PromptEncoder(checkpoint, folder / "prompts")
     prompts.foresee([config.data.prompt])  # validation shows it
     if isinstance(stage, TeacherConfig):
-        return TeacherStage(checkpoint, stage, config.optimizer, prompts)
-    teacher = _load_teacher(config, stage, checkpoint)
-    teacher_prompts = None if teacher is None else PromptEncoder(teacher, cache)
-    if teacher_prompts is not None and teacher_prompts.identity == prompts.identity != "":
-        teacher_prompts = prompts  # the same text encoder: embed each prompt once
-    return DistillationStage(
-        checkpoint,
-        teacher,
-        stage,
-        config.optimizer,
-        prompts,
-        teacher_prompts,
-        config.seed,
-        perceptual,
-    )
+        built = TeacherStage(checkpoint, stage, config.optimizer, prompts)
+    else:
+        if stage.tavsd_weight is None:
+            stage = _choose_tavsd(config.model, stage)
+        teacher = _load_teacher(config, stage, checkpoint)
+        teacher_prompts = None if teacher is None else PromptEncoder(teacher, prompts.cache)
+        if teacher_prompts is not None and teacher_prompts.identity == prompts.identity != "":
+            teacher_prompts = prompts  # the same text encoder: embed each prompt once
+        built = DistillationStage(
+            checkpoint,
+            teacher,
+            stage,
+            config.optimizer,
+            prompts,
+            teacher_prompts,
+            config.seed,
+            perceptual,
+        )
+    built.preview_prompt = config.data.prompt
+    return built
 
 
 def _load_teacher(
@@ -105,7 +102,7 @@ def _choose_tavsd(model: str, stage: DistillationConfig) -> DistillationConfig:
             f"{model} has no teacher beside it: training without TAVSD; name a teacher as "
             "stage.teacher to distil from it",
             TADSRWarning,
-            stacklevel=5,
+            stacklevel=4,
         )
     return replace(stage, tavsd_weight=float(has_teacher))
 
@@ -129,6 +126,6 @@ def _choose_perceptual(
             "training without a perceptual distance, so that detail may fade at large timesteps: "
             f"{reasons[0]}",
             TADSRWarning,
-            stacklevel=5,
+            stacklevel=4,
         )
     return replace(stage, perceptual="none", perceptual_weight=0), None

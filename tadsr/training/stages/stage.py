@@ -20,21 +20,17 @@ from tadsr.training.stages.stage_config import OptimizerConfig, StageConfig
 
 
 class TrainedNetwork(NamedTuple):
-    """A module of a stage and how its trained parameters are stepped."""
+    """A module of a stage and the optimizer of its parameters that require gradients."""
 
     module: nn.Module
-    """Exactly its parameters with `requires_grad` are trained."""
     optimizer: OptimizerConfig
-    """Its own optimizer."""
 
 
 class Phase(NamedTuple):
-    """One network's part of a training step."""
+    """One network's part of a training step: "loss" is minimised, the others are logged."""
 
     network: str
-    """Which of the stage's networks is stepped."""
     losses: dict[str, Tensor]
-    """Scalars by name; "loss" is minimised, the others are logged."""
 
 
 @dataclass
@@ -42,7 +38,6 @@ class Runtime:
     """The device and precision that a stage computes with."""
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    """Where batches come to."""
     autocast: Callable[[], AbstractContextManager] = nullcontext
     """Context of the run's precision, for modules that the trainer does not wrap."""
     models: dict[str, nn.Module] = field(default_factory=dict)

@@ -38,7 +38,10 @@ def small_files(monkeypatch):
 
 def configure(photos, folder, num_samples=8, **changes):
     restored = RestoredConfig(str(folder), num_samples=num_samples)
-    settings = {"crop_px": CROP_PX, "rotate": True, "num_workers": 0, "restored": restored}
+    settings = {
+        "crop_px": CROP_PX, "rotate": True, "num_workers": 0, "restored": restored,
+        "degradation": PRESETS["mild"],  # ranges, not a name
+    }  # fmt: skip
     return DataConfig(str(photos), **settings | changes)
 
 
@@ -69,10 +72,7 @@ def test_each_sample_carries_the_result_of_its_own_lq(photos, tmp_path):
 
 
 def test_what_is_kept_is_not_computed_again(photos, tmp_path):
-    def make_config(*place, **changes):
-        return configure(*place, **changes, degradation=PRESETS["mild"])  # ranges, not a name
-
-    config = make_config(photos, tmp_path)
+    config = configure(photos, tmp_path)
     restorer = Doubler()
     before = first(prepared(config, restorer), 8)
     assert restorer.num_images == 8
@@ -86,7 +86,7 @@ def test_what_is_kept_is_not_computed_again(photos, tmp_path):
     )
     files = {p.name: p.read_bytes() for p in tmp_path.glob("*.safetensors")}
     more = Doubler()
-    prepared(make_config(photos, tmp_path, num_samples=10), more)
+    prepared(configure(photos, tmp_path, num_samples=10), more)
     assert more.num_images == 4
     assert all((tmp_path / name).read_bytes() == content for name, content in files.items())
     # Whole sets need no network; the run's seed changes only order and turns.
@@ -96,7 +96,7 @@ def test_what_is_kept_is_not_computed_again(photos, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"degradation": "mild"}, {"web_probability": 0.5}, {"min_zoom": 0.5}]
+    "changes", [{"degradation": "web"}, {"web_probability": 0.5}, {"min_zoom": 0.5}]
 )
 def test_samples_made_otherwise_are_refused(photos, tmp_path, changes):
     prepared(configure(photos, tmp_path), Doubler())
