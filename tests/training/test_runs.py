@@ -186,6 +186,9 @@ def test_any_checkpoint_of_a_run_is_a_model(rank, configure, photos, tmp_path):
     trainer = Trainer(config)
     if rank:
         assert trainer.stage.checkpoint.adapters.alpha == 2 * rank
+        stage = dataclasses.replace(stage, adapter_rank=8)
+        with pytest.raises(ValueError, match=r"adapter_rank and .* those of .* \(2, 2\)"):
+            Trainer(dataclasses.replace(config, stage=stage, output=str(tmp_path / "other")))
     trainer.train()
 
 
@@ -336,7 +339,6 @@ def test_what_cannot_work_is_refused_before_the_first_step(
         with monkeypatch.context() as patch:
             patch.setenv(f"ACCELERATE_USE_{plugin}", value)
             refused(TrainingError, rf"set to {plugin}.*--multi_gpu", networks, compared)
-    refused(ValueError, "adapter_rank", official, distillation(adapter_rank=8))
     lpips = DistillationConfig(adapter_rank=0, tavsd_weight=0, perceptual="lpips")
     refused(TADSRError, r"tadsr\[train\]", networks, lpips)
     refused(TrainingError, "must be a folder that can be written", networks, PLAIN, networks)

@@ -73,14 +73,9 @@ class AutoencoderStage(Stage):
         pred, kl = self.runtime.models["autoencoder"](hq, noise)
         losses = {"l1": (pred - hq).abs().mean(), "kl": kl.mean()}
         losses["chroma"] = chroma_mse(pred, hq).mean()
-        loss = (
-            config.l1_weight * losses["l1"]
-            + config.kl_weight * losses["kl"]
-            + config.chroma_weight * losses["chroma"]
-        )
         if config.perceptual_weight > 0:
             losses["perceptual"] = self.perceptual_distance(pred, hq).mean()
-            loss = loss + config.perceptual_weight * losses["perceptual"]
+        loss = sum(getattr(config, f"{name}_weight") * value for name, value in losses.items())
         yield Phase("autoencoder", {"loss": loss, **losses})
 
     @torch.no_grad()
