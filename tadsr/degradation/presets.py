@@ -64,7 +64,6 @@ class StageConfig:
     """One order of the pipeline: blur, resize, noise and JPEG."""
 
     blur: BlurConfig
-    """The blur."""
     resize_weights: tuple[float, float, float]
     """Probabilities of enlarging, shrinking and keeping the size; they sum to 1."""
     resize_factor: Range

@@ -19,10 +19,8 @@ from tadsr.degradation.presets import (
 )
 
 ResizeMode = Literal["area", "bilinear", "bicubic"]
-"""Interpolations that a resize draws from."""
 
 Codec = Literal["jpeg", "webp"]
-"""Lossy formats."""
 
 RESIZE_MODES: tuple[ResizeMode, ...] = get_args(ResizeMode)
 SMALL_SINC_PX = 13
@@ -31,10 +29,9 @@ SMALL_SINC_PX = 13
 
 @dataclass(frozen=True)
 class KernelParams:
-    """One blur kernel; see `kernels`."""
+    """One blur kernel; see `apply.make_kernel`."""
 
     kind: KernelKind | Literal["sinc"]
-    """Family."""
     size: int
     """Side in px, odd."""
     sigma_x: float = 1.0
@@ -51,10 +48,9 @@ class KernelParams:
 
 @dataclass(frozen=True)
 class NoiseParams:
-    """Noise of one stage."""
+    """Noise of one stage: its distribution, its strength and what it is drawn by."""
 
     kind: Literal["gaussian", "poisson"]
-    """Distribution."""
     strength: float
     """σ of 255 for Gaussian noise, factor for Poisson noise."""
     is_gray: bool
@@ -68,13 +64,10 @@ class StageParams:
     """One order of the pipeline, drawn."""
 
     blur: KernelParams | None
-    """Kernel, or None for no blur."""
     resize_factor: float
     """Factor on the stage's base size; see `apply_degradation`."""
     resize_mode: ResizeMode
-    """Interpolation."""
     noise: NoiseParams
-    """Noise."""
     jpeg_quality: float
     """Quality of the compression, 1..100."""
     codec: Codec = "jpeg"
@@ -88,11 +81,8 @@ class DegradationParams:
     scale: int
     """Reduction from HQ to LQ."""
     stages: tuple[StageParams, ...]
-    """Orders, in turn."""
     final_mode: ResizeMode
-    """Interpolation of the last resize to the LQ size."""
     final_sinc: KernelParams | None
-    """Sinc filter beside the last resize, or None."""
     jpeg_before_resize: bool
     """Whether the last stage's JPEG comes before the final resize and sinc, or after them."""
 
@@ -158,6 +148,7 @@ def _sample_stage(rng: np.random.Generator, config: StageConfig) -> StageParams:
     factor = (rng.uniform(1, high), rng.uniform(low, 1), 1.0)[direction]
     is_gaussian = rng.random() < config.gaussian_probability
     strength = config.gaussian_sigma if is_gaussian else config.poisson_scale
+    webp_share = config.webp_probability
     return StageParams(
         blur=blur,
         resize_factor=float(factor),
@@ -169,13 +160,9 @@ def _sample_stage(rng: np.random.Generator, config: StageConfig) -> StageParams:
             seed=int(rng.integers(2**31)),
         ),
         jpeg_quality=float(rng.uniform(*config.jpeg_quality)),
-        codec=_draw_codec(rng, config.webp_probability),
+        # Nothing is drawn without WebP, so that other presets' records stay those of their seeds.
+        codec="webp" if webp_share > 0 and rng.random() < webp_share else "jpeg",
     )
-
-
-def _draw_codec(rng: np.random.Generator, webp_probability: float) -> Codec:
-    # Nothing is drawn without WebP, so that records of the other presets stay those of their seeds.
-    return "webp" if webp_probability > 0 and rng.random() < webp_probability else "jpeg"
 
 
 def _sample_kernel(rng: np.random.Generator, config: BlurConfig) -> KernelParams:
@@ -189,11 +176,9 @@ def _sample_kernel(rng: np.random.Generator, config: BlurConfig) -> KernelParams
         sigma_y, theta = float(rng.uniform(*config.sigma_px)), float(rng.uniform(-np.pi, np.pi))
     else:
         sigma_y, theta = sigma_x, 0.0
-    beta = 1.0
-    if kind.startswith("generalized"):
-        beta = _around_one(rng, *config.beta_generalized)
-    elif kind.startswith("plateau"):
-        beta = _around_one(rng, *config.beta_plateau)
+    shapes = {"generalized": config.beta_generalized, "plateau": config.beta_plateau}
+    shape = shapes.get(kind.partition("_")[0])
+    beta = 1.0 if shape is None else _around_one(rng, *shape)
     return KernelParams(kind, size, sigma_x, sigma_y, theta, beta)
 
 
