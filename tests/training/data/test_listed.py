@@ -270,9 +270,11 @@ def test_oriented_and_sixteen_bit_photos_are_read_as_they_look(tmp_path):
 
 def test_presets_come_in_their_shares(photos):
     def drawn(**shares):
-        config = DataConfig(str(photos), crop_px=CROP_PX, num_workers=0, **shares)
+        config = DataConfig(
+            str(photos), crop_px=CROP_PX, num_workers=0, degrade_on="device", **shares
+        )
         batches = take(open_data(config, seed=0), 40, batch_size=1)
-        return [batch.lq for batch in batches]
+        return [batch.degradations for batch in batches]
 
     alone = {
         "bicubic": drawn(bicubic_probability=1.0),
@@ -281,7 +283,8 @@ def test_presets_come_in_their_shares(photos):
     }
     mixed = drawn(bicubic_probability=0.3, mild_probability=0.4)
     origins = [
-        next(name for name, lqs in alone.items() if lqs[i].equal(lq)) for i, lq in enumerate(mixed)
+        next(name for name, pure in alone.items() if pure[i] == drawn_one)
+        for i, drawn_one in enumerate(mixed)
     ]
     assert 4 <= origins.count("bicubic") <= 20
     assert 8 <= origins.count("mild") <= 24
