@@ -107,15 +107,16 @@ class Animation:
 
     def mark_as_made(self) -> Animation:
         """Return it so that results say that tadsr has made them."""
-        blank = Image.new("RGB", (1, 1))
-        blank.info = dict(self.info)
-        return replace(self, info=mark_as_made(blank).info)
+        return replace(self, info=mark_as_made(self._blank()).info)
 
     def strip_metadata(self) -> Animation:
         """Return it without metadata but the ICC profile, as `strip_metadata` does."""
+        return replace(self, info=strip_metadata(self._blank()).info)
+
+    def _blank(self) -> Image.Image:
         blank = Image.new("RGB", (1, 1))
         blank.info = dict(self.info)
-        return replace(self, info=strip_metadata(blank).info)
+        return blank
 
 
 def read_frames(path: str | os.PathLike[str], *, max_pixels: int | None = MAX_PIXELS) -> Animation:

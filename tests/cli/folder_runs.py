@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,6 +74,8 @@ def fork(work: Callable[[], object]) -> int:
             code = 0
         except SystemExit as end:
             code = end.code
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(code if isinstance(code, int) else 1)
     return child

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import tempfile
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from tadsr.folders.restoring import FileRequest
 from tadsr.folders.upscale import upscale_files
 from tadsr.whole_file import whole_file
 
-from .folder_runs import NOBODY, write_photos
+from .folder_runs import NOBODY, exit_code, fork, write_photos
 
 
 @pytest.fixture
@@ -35,19 +34,14 @@ def without_rights(monkeypatch) -> Iterator[Callable]:
     def call(function: Callable[[], object]) -> object:
         if os.geteuid() != 0:  # an administrator may read and write everything
             return function()
-        child = os.fork()
-        if child == 0:
-            try:
-                os.setgroups([])
-                os.setgid(NOBODY)
-                os.setuid(NOBODY)
-                Path("answer.json").write_text(json.dumps(function()))
-                os._exit(0)
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(1)
-        assert os.waitpid(child, 0)[1] == 0
+
+        def as_nobody() -> None:
+            os.setgroups([])
+            os.setgid(NOBODY)
+            os.setuid(NOBODY)
+            Path("answer.json").write_text(json.dumps(function()))
+
+        assert exit_code(fork(as_nobody)) == 0
         return json.loads(Path("answer.json").read_text())
 
     yield call

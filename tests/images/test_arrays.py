@@ -27,10 +27,10 @@ def test_integer_arrays_round_trip_exactly(array):
     np.testing.assert_array_equal(result, array)
 
 
-@settings(deadline=None, max_examples=60)
-@given(st.sampled_from([np.float16, np.float32, np.float64]), ARRAY_SHAPES, st.integers(0, 99))
-def test_float_arrays_round_trip(dtype, shape, seed):
-    array = np.random.default_rng(seed).random(shape).astype(dtype)
+@pytest.mark.parametrize("shape", [(5, 4), (5, 4, 1), (1, 6, 3), (3, 2, 4)])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_float_arrays_round_trip(dtype, shape):
+    array = np.random.default_rng(0).random(shape).astype(dtype)
     result = round_trip(array)
     assert result.dtype == dtype
     assert result.shape == shape
