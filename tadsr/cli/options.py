@@ -12,13 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import typer
 
 from tadsr.cli.model import check_device_name
-from tadsr.cli.reporting import (
-    UsageError,
-    as_usage_errors,
-    check_range,
-    format_bytes,
-    parse_bytes,
-)
+from tadsr.cli.reporting import UsageError, as_usage_errors, check_range, format_bytes, parse_bytes
 from tadsr.cli.targets import FORMAT_SUFFIXES, parse_format
 from tadsr.config import MAX_PIXELS, TargetSize
 from tadsr.named_files import parse_json, read_text
@@ -149,9 +143,7 @@ PROCESS_SIZE = option(
     show_default="the model's own",
 )
 SEAMLESS = option(
-    None,
-    "--seamless",
-    "Textures that repeat to the right (x), below (y) or both, tile again.",
+    None, "--seamless", "Textures that repeat to the right (x), below (y) or both, tile again."
 )
 MODEL = option("tadsr-tiny", "--model -m MODEL", "Built-in model, folder, or hub id owner/name.")
 MODELS = option(
@@ -212,9 +204,7 @@ TIMESTEP_MAP = option(
     "Instead of -t: a grey image of timesteps, resized to each photo, or regions in JSON.",
 )
 TIMESTEP_RANGE = option(
-    None,
-    "--timestep-range LO:HI",
-    "Timesteps that black and white stand for in such an image.",
+    None, "--timestep-range LO:HI", "Timesteps that black and white stand for in such an image."
 )
 
 

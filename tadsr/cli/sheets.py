@@ -15,8 +15,6 @@ from tadsr.cli.targets import check_place
 from tadsr.config import ColorFix, EngineName, UpscaleSettings
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from tadsr.measure.regions import Box
 
 
@@ -110,7 +108,11 @@ def sweep(
     lq = read_rgb8(photo)
     original = None if hq is None else read_rgb8(hq)
     size = settings.output_size(*lq.shape[:2])
-    _check_original(original, size)
+    if original is not None and original.shape[:2] != size:
+        raise UsageError(
+            f"the original must have the result's size {size[1]}×{size[0]} px, got "
+            f"{original.shape[1]}×{original.shape[0]} px; crop it or choose another --scale"
+        )
     box = None if corner is None else _box_inside(corner, size)
     with as_usage_errors():
         metrics = [make_metric(name) for name in default_metrics(True)] if plot else []
@@ -189,15 +191,6 @@ def _parse_numbers(option: str, text: str, *, count: int | None = None) -> list[
         wanted = "whole numbers" if count is None else f"{count} whole numbers"
         raise UsageError(f"{option} must be {wanted} with commas between them, got {text!r}")
     return [int(part) for part in parts]
-
-
-def _check_original(original: np.ndarray | None, size: tuple[int, int]) -> None:
-    if original is not None and original.shape[:2] != size:
-        height, width = original.shape[:2]
-        raise UsageError(
-            f"the original must have the result's size {size[1]}×{size[0]} px, got "
-            f"{width}×{height} px; crop it or choose another --scale"
-        )
 
 
 def _box_inside(corner: list[int], size: tuple[int, int]) -> Box:
