@@ -181,12 +181,13 @@ class Windows:
 
 def to_tokens(x: Tensor) -> Tensor:
     """Return a map (B, C, H, W) as tokens (B, H·W, C), a view."""
-    return x.flatten(2).transpose(1, 2)
+    return x.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def to_map(tokens: Tensor, height: int) -> Tensor:
     """Return tokens (B, H·W, C) as a map (B, C, H, W), a view."""
-    return tokens.transpose(1, 2).unflatten(2, (height, -1))
+    # By another order a batch of one has other strides, by which convolutions round differently.
+    return tokens.unflatten(1, (height, -1)).permute(0, 3, 1, 2)
 
 
 def split_heads(tokens: Tensor, heads: int) -> Tensor:

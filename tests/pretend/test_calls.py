@@ -82,7 +82,7 @@ def calls() -> dict[str, Call]:
         "never in pieces": call(one, tiling=None),
         "bands": call(one, tiling=SMALL_BANDS),
         "bands, spilled": call(one, tiling=SPILLING),
-        "bands, windows": call(picture(33, 33), tiling=WINDOWS),
+        "bands, windows": call(picture(33, 8), tiling=WINDOWS),
         "bands, two": call(two, tiling=SMALL_BANDS, timestep=[500, 600]),
         "bands, map": call(one, tiling=SMALL_BANDS, timestep=two_sides()),
         "bands, wavelet": call(one, tiling=SMALL_BANDS, color_fix="wavelet"),
