@@ -39,45 +39,57 @@ from .conftest import (
 FEW_TEXTS = {"negative_prompt": "degraded photo", "teacher_prompt": ""}
 
 
-@pytest.fixture(scope="module")
-def small_chain(networks, photos, tmp_path_factory):
-    """An autoencoder and a teacher trained from scratch, each by its own run."""
-    folder = tmp_path_factory.mktemp("chain")
-    output = folder / "autoencoder"
-    config = make_config(networks, photos, output, PLAIN, steps=12, save_every=100)
+def train_chain(networks, photos, folder, num_steps):
+    """Train an autoencoder and a teacher from scratch, each by its own run."""
+    sizes = {"steps": num_steps, "save_every": 100}
+    config = make_config(networks, photos, folder / "autoencoder", PLAIN, **sizes)
     autoencoder = Trainer(config).train()
     stage = TeacherConfig(degraded_probability=0.5)
-    sizes = {"steps": 16, "batch_size": 4, "save_every": 100}
-    config = make_config(networks, photos, folder / "teacher", stage, vae=str(autoencoder), **sizes)
-    return folder, autoencoder, Trainer(config).train()
+    sizes |= {"batch_size": 4, "vae": str(autoencoder)}
+    config = make_config(networks, photos, folder / "teacher", stage, **sizes)
+    return autoencoder, Trainer(config).train()
 
 
-def test_the_stages_from_scratch_learn_and_hand_over(configure, small_chain, photos, tmp_path):
-    folder, autoencoder, teacher = small_chain
-    history = [line["autoencoder.loss"] for line in read_log(folder / "autoencoder")]
-    assert np.mean(history[-4:]) < 0.8 * np.mean(history[:4])
-    history = [line["teacher.loss"] for line in read_log(folder / "teacher")]
-    assert np.mean(history[-6:]) < 0.95 * np.mean(history[:6])
+@pytest.fixture(scope="module")
+def small_chain(networks, photos, tmp_path_factory):
+    return train_chain(networks, photos, tmp_path_factory.mktemp("chain"), 3)
+
+
+def distil_from(teacher, **changes):
+    return distillation(
+        adapter_rank=0, fake_score_rank=0, teacher=str(teacher), train_decoder=True,
+        tavsd_weight=TimestepRamp(0.01, 0.01), **FEW_TEXTS, **changes,
+    )  # fmt: skip
+
+
+def test_the_stages_from_scratch_hand_over(configure, small_chain, photos):
+    autoencoder, teacher = small_chain
     trained, given = load_checkpoint(teacher), load_checkpoint(autoencoder)
     torch.testing.assert_close(dict(trained.vae.state_dict()), dict(given.vae.state_dict()))
     assert given.vae.config.scaling_factor != 0.18215
-
-    stage = distillation(
-        adapter_rank=0, fake_score_rank=0, teacher=str(teacher), latent_steps=6, train_decoder=True,
-        tavsd_weight=TimestepRamp(0.01, 0.01), **FEW_TEXTS,
-    )  # fmt: skip
-    sizes = {"steps": 18, "batch_size": 4, "save_every": 100}
-    config = configure(stage, vae=str(autoencoder), **sizes)
+    config = configure(distil_from(teacher, latent_steps=1), vae=str(autoencoder), steps=2)
     model = Trainer(config).train()
-    lines = read_log(tmp_path / "run")
-    assert all(line["step"] == i + 1 for i, line in enumerate(lines))
-    latent = [line["student.latent"] for line in lines[:6]]
-    assert np.mean(latent[-3:]) < np.mean(latent[:3])
-    mse = [line["student.mse"] for line in lines[6:]]
-    assert np.mean(mse[-6:]) < np.mean(mse[:6])
-    assert all(np.isfinite(line["fake_score.loss"]) for line in lines)
     image = Image.open(photos / "0.png")
     assert TADSRPipeline.from_pretrained(model)(image, 300, process_size=0).size == (448, 384)
+
+
+@pytest.mark.slow
+def test_the_stages_from_scratch_learn(configure, networks, photos, tmp_path):
+    autoencoder, teacher = train_chain(networks, photos, tmp_path, 24)
+    history = [line["autoencoder.loss"] for line in read_log(tmp_path / "autoencoder")]
+    assert np.mean(history[-4:]) < 0.8 * np.mean(history[:4])
+    history = [line["teacher.loss"] for line in read_log(tmp_path / "teacher")]
+    assert np.mean(history[-8:]) < 0.95 * np.mean(history[:8])
+    stage = distil_from(teacher, latent_steps=8)
+    sizes = {"steps": 32, "batch_size": 4, "save_every": 100}
+    Trainer(configure(stage, vae=str(autoencoder), **sizes)).train()
+    lines = read_log(tmp_path / "run")
+    assert all(line["step"] == i + 1 for i, line in enumerate(lines))
+    latent = [line["student.latent"] for line in lines[:8]]
+    assert np.mean(latent[-4:]) < np.mean(latent[:4])
+    mse = [line["student.mse"] for line in lines[8:]]
+    assert np.mean(mse[-12:]) < np.mean(mse[:12])
+    assert all(np.isfinite(line["fake_score.loss"]) for line in lines)
 
 
 def test_images_are_compared_with_what_a_restorer_makes_as_the_timestep_says(
@@ -115,7 +127,7 @@ def test_images_are_compared_with_what_a_restorer_makes_as_the_timestep_says(
 
 
 def test_an_encoder_is_fitted_to_a_decoder_that_stays(configure, small_chain):
-    _, autoencoder, _ = small_chain
+    autoencoder, _ = small_chain
     stage = dataclasses.replace(PLAIN, train_decoder=False)
     config = configure(stage, vae=str(autoencoder), steps=2)
     fitted, given = load_checkpoint(Trainer(config).train()).vae, load_checkpoint(autoencoder).vae
@@ -210,7 +222,7 @@ SWITCHES = {
 
 @pytest.mark.parametrize("name", SWITCHES)
 def test_every_switch_trains(configure, name, small_chain, tmp_path):
-    _, autoencoder, teacher = small_chain
+    autoencoder, teacher = small_chain
     switches = SWITCHES[name]
     copied = {"adapter_rank": 0, "fake_score_rank": 0}  # attaching adapters takes longest
     stage = distillation(teacher=str(teacher), **{**FEW_TEXTS, **copied, **switches})
@@ -231,7 +243,7 @@ def test_every_switch_trains(configure, name, small_chain, tmp_path):
 
 
 def test_every_weight_of_the_student_counts(configure, small_chain, tmp_path):
-    _, autoencoder, teacher = small_chain
+    autoencoder, teacher = small_chain
     weights = {"mse": 0.7, "plain_mse": 1.3, "chroma_mse": 2.0, "perceptual": 0.3}
     stage = distillation(
         adapter_rank=0,
@@ -239,16 +251,17 @@ def test_every_weight_of_the_student_counts(configure, small_chain, tmp_path):
         teacher=str(teacher),
         perceptual="lpips",
         tavsd_weight=TimestepRamp(0.4, 0.4),
-        gan_weight=TimestepRamp(0.2, 0.2),
+        guidance=1e5,  # of prompts that hardly differ yet
+        gan_weight=TimestepRamp(5, 5),
         **{f"{name}_weight": TimestepRamp(value, value) for name, value in weights.items()},
         **FEW_TEXTS,
     )
     config = configure(stage, vae=str(autoencoder), steps=1)
     Trainer(config, perceptual=mse_per_sample).train()
     line = read_log(tmp_path / "run")[0]
-    weights |= {"tavsd": 0.4, "gan": 0.2}
+    weights |= {"tavsd": 0.4, "gan": 5}
     parts = {name: weight * line[f"student.{name}"] for name, weight in weights.items()}
-    assert all(abs(value) > 1e-5 for value in parts.values()), parts
+    assert all(abs(value) > 1e-3 for value in parts.values()), parts
     assert line["student.loss"] == pytest.approx(sum(parts.values()), rel=1e-4)
 
 
