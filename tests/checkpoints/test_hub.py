@@ -350,6 +350,7 @@ def test_a_listing_that_is_none_is_said_to_be_the_fault(repository, hub, size, s
 @pytest.mark.parametrize("quiet", [False, True])
 def test_commands_show_how_far_a_download_is(repository, hub, quiet, monkeypatch, capfd):
     monkeypatch.setenv("TQDM_POSITION", "-1")  # as on a terminal
+    enable_progress_bars()  # which another test's quiet command ends for the process
     try:
         with warnings.catch_warnings():
             silence_libraries(debug=False, quiet=quiet)
