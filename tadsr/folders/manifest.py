@@ -64,21 +64,14 @@ class Record:
 
 @dataclass
 class _Beginning:
-    """A note that a run began an image.
-
-    Args:
-        settings: As in its record to be.
-        means: Digest of the settings and of what an image may be too much for; None if the run
-            cannot have died of the image: it has left it by an interrupt or an error, or others
-            compute.
-        started: Time in UTC, ISO 8601.
-        memory: What `count_kills` gave.
-    """
+    """A note that a run began an image."""
 
     settings: str
+    # Digest of the settings and of what an image may be too much for; None if the run cannot have
+    # died of the image: it has left it by an interrupt or an error, or others compute.
     means: str | None
     started: str
-    memory: str | None = None
+    memory: str | None = None  # what `count_kills` gave
 
 
 Line = TypeVar("Line", Record, _Beginning)
@@ -88,14 +81,11 @@ Line = TypeVar("Line", Record, _Beginning)
 class _Contents:
     """What a manifest holds."""
 
-    records: dict[str, Record] = field(default_factory=dict)
-    """By target."""
-    known: set[str] = field(default_factory=set)
-    """Digests of the settings that are spelled out."""
+    records: dict[str, Record] = field(default_factory=dict)  # by target
+    known: set[str] = field(default_factory=set)  # digests of settings that are spelled out
+    # By target, what has no end that a record tells.
     begun: dict[str, list[_Beginning]] = field(default_factory=lambda: defaultdict(list))
-    """By target, what has no end that a record tells."""
-    is_cut: bool = False
-    """Whether the last line has no end."""
+    is_cut: bool = False  # whether the last line has no end
 
 
 class Manifest(AbstractContextManager):

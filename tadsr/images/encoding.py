@@ -207,10 +207,8 @@ def _put(image: ImageLike | None, strip: ImageLike, start: int, size: tuple[int,
             image.info = strip.info
         image.paste(strip, (0, start))
     elif isinstance(strip, ArrayImage):
-        if image is None:
-            shape = (height, width, strip.pixels.shape[2])
-            image = ArrayImage(np.empty(shape, strip.pixels.dtype), strip.info)
-        image.pixels[start : start + strip.height] = strip.pixels
+        pixels = _put(None if image is None else image.pixels, strip.pixels, start, size)
+        return ArrayImage(pixels, strip.info)
     elif isinstance(strip, np.ndarray):
         if image is None:
             # Not the strip, also of all rows: it may be in pinned memory.

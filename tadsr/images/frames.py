@@ -242,10 +242,8 @@ def write_frames(
 
 
 def _hundredths(durations_ms: Sequence[float]) -> list[int]:
-    """Round durations to what GIF can hold, so that the sum keeps time.
-
-    Below 20 ms viewers wait for a tenth of a second instead.
-    """
+    """Round durations to what GIF can hold, so that the sum keeps time."""
+    # Below 20 ms viewers wait for a tenth of a second instead.
     rounded: list[int] = []
     for total in accumulate(min(duration, _GIF_MS) for duration in durations_ms):
         rounded.append(min(_GIF_MS, max(20, round((total - sum(rounded)) / 10) * 10)))
