@@ -18,8 +18,8 @@ FAST = {"process_size": 0, "timestep": 300}
 
 
 @pytest.fixture
-def pipe(own_pipeline):
-    return own_pipeline
+def pipe(small_pipeline):
+    return copy.deepcopy(small_pipeline)
 
 
 @pytest.fixture
@@ -28,11 +28,11 @@ def image():
 
 
 @pytest.fixture
-def lora(golden_pipeline, tmp_path):
+def lora(small_pipeline, tmp_path):
     """A LoRA of UNet and text encoder, as diffusers writes it."""
     torch.manual_seed(0)
     config = LoraConfig(r=2, target_modules=["to_q", "q_proj"], init_lora_weights=False)
-    other = copy.deepcopy(golden_pipeline)
+    other = copy.deepcopy(small_pipeline)
     layers = {}
     for name in ("unet", "text_encoder"):
         model = other.components[name]
@@ -61,8 +61,8 @@ def test_diffusers_opens_a_saved_folder(pipe, model_dir, image, tmp_path, has_te
     assert np.array_equal(ours(image, at, process_size=0), ours(image, process_size=0))
 
 
-def test_results_have_images(golden_pipeline, image):
-    found = golden_pipeline(image, **FAST)
+def test_results_have_images(small_pipeline, image):
+    found = small_pipeline(image, **FAST)
     plain = Image.fromarray(np.asarray(found))
     (same,) = found.images
     for take in (itemgetter(0), list):
@@ -75,26 +75,26 @@ def test_results_have_images(golden_pipeline, image):
     for copied in (found.copy(), pickle.loads(pickle.dumps(found)), copy.copy(found)):
         assert type(copied) is Image.Image
         assert copied == found
-    many = golden_pipeline([image, image], **FAST)
+    many = small_pipeline([image, image], **FAST)
     assert many.images == many == [found, found]
 
 
 @pytest.mark.parametrize(
     ("is_dict", "images_of"), [(True, attrgetter("images")), (False, itemgetter(0))]
 )
-def test_return_dict_says_how_images_come(golden_pipeline, image, is_dict, images_of):
+def test_return_dict_says_how_images_come(small_pipeline, image, is_dict, images_of):
     def images(source):
-        return images_of(golden_pipeline(source, **FAST, return_dict=is_dict))
+        return images_of(small_pipeline(source, **FAST, return_dict=is_dict))
 
     (only,) = images(image)
-    assert only == golden_pipeline(image, **FAST)
+    assert only == small_pipeline(image, **FAST)
     assert images([image, image]) == [only, only]
     assert images(torch.rand(2, 3, 9, 12)).shape == (2, 3, 36, 48)
 
 
-def test_arrays_are_bytes_and_tensors_floats(golden_pipeline, image):
-    assert golden_pipeline(image, **FAST, output_type="np").dtype == np.uint8
-    assert golden_pipeline(image, **FAST, output_type="pt").dtype == torch.float32
+def test_arrays_are_bytes_and_tensors_floats(small_pipeline, image):
+    assert small_pipeline(image, **FAST, output_type="np").dtype == np.uint8
+    assert small_pipeline(image, **FAST, output_type="pt").dtype == torch.float32
 
 
 @pytest.mark.parametrize(
@@ -113,16 +113,16 @@ def test_arrays_are_bytes_and_tensors_floats(golden_pipeline, image):
         ("images", "comes first"),
     ],
 )
-def test_arguments_are_answered_with_ours(golden_pipeline, image, argument, instead):
+def test_arguments_are_answered_with_ours(small_pipeline, image, argument, instead):
     with pytest.raises(TypeError, match=f"{argument} has no meaning here: .*{instead}"):
-        golden_pipeline(image, **{argument: 1})
+        small_pipeline(image, **{argument: 1})
     with pytest.raises(TypeError, match="unexpected keyword argument 'timestepp'"):
-        golden_pipeline(image, timestepp=1)
+        small_pipeline(image, timestepp=1)
     for arguments, named in ((("a house",), {"image": image}), (("a house", image), {})):
         with pytest.raises(TypeError, match="the image comes first"):
-            golden_pipeline(*arguments, **named)
+            small_pipeline(*arguments, **named)
     with pytest.raises(TypeError, match="prompt="):
-        golden_pipeline(image, "a house")
+        small_pipeline(image, "a house")
 
 
 @pytest.mark.parametrize(
@@ -134,8 +134,8 @@ def test_arguments_are_answered_with_ours(golden_pipeline, image, argument, inst
         ("vae", "pipe.unet = "),
     ],
 )
-def test_loading_and_saving_are_answered_with_ours(golden_pipeline, argument, instead, tmp_path):
-    for call in (TADSRPipeline.from_pretrained, golden_pipeline.save_pretrained):
+def test_loading_and_saving_are_answered_with_ours(small_pipeline, argument, instead, tmp_path):
+    for call in (TADSRPipeline.from_pretrained, small_pipeline.save_pretrained):
         with pytest.raises(TypeError, match=f"{argument} has no meaning here: .*{instead}"):
             call(tmp_path / "model", **{argument: True})
     with pytest.raises(TypeError, match="from_pretrained\\('tadsr-tiny'"):
@@ -156,10 +156,10 @@ def test_loading_and_saving_are_answered_with_ours(golden_pipeline, argument, in
         ("cuda", "to\\(.cuda"),
     ],
 )
-def test_methods_are_answered_with_ours(golden_pipeline, method, instead):
+def test_methods_are_answered_with_ours(small_pipeline, method, instead):
     name = method.removeprefix("vae.")
     with pytest.raises(TADSRError, match=f"{name} has no meaning here: .*{instead}"):
-        attrgetter(method)(golden_pipeline)()
+        attrgetter(method)(small_pipeline)()
 
 
 def test_loras_are_attached_weighed_fused_and_taken_away(pipe, image, lora):
@@ -193,12 +193,12 @@ def test_loras_are_attached_weighed_fused_and_taken_away(pipe, image, lora):
     ],
 )
 def test_what_is_no_lora_is_refused_without_the_network(
-    golden_pipeline, source, message, tmp_path, monkeypatch, image
+    small_pipeline, source, message, tmp_path, monkeypatch, image
 ):
     monkeypatch.chdir(tmp_path)
     image.save("photo.jpg")
     with pytest.raises(CheckpointError, match=message):
-        golden_pipeline.load_lora_weights(source)
+        small_pipeline.load_lora_weights(source)
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="there are such devices")
@@ -213,16 +213,16 @@ def test_what_is_no_lora_is_refused_without_the_network(
         lambda pipe: pipe.enable_sequential_cpu_offload(device="cuda"),
     ],
 )
-def test_a_device_must_be_there(golden_pipeline, ask):
+def test_a_device_must_be_there(small_pipeline, ask):
     with pytest.raises(TADSRError, match=r"device must be one that torch .* finds here, got "):
-        ask(golden_pipeline)
-    assert golden_pipeline.device.type == "cpu"
-    assert golden_pipeline.dtype == torch.float32
+        ask(small_pipeline)
+    assert small_pipeline.device.type == "cpu"
+    assert small_pipeline.dtype == torch.float32
 
 
-def test_an_argument_of_to_is_not_passed_over(golden_pipeline):
+def test_an_argument_of_to_is_not_passed_over(small_pipeline):
     with pytest.raises(TypeError, match="got torch_device="):
-        golden_pipeline.to(torch_device="cuda")
+        small_pipeline.to(torch_device="cuda")
 
 
 def test_loras_do_not_mix_with_adapters_kept_apart(unmerged_pipeline, tmp_path):
@@ -241,9 +241,9 @@ def test_a_bar_comes_when_diffusers_bar_is_set(pipe, image, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_no_line_of_the_libraries_is_logged(pipe, image, capsys, golden_dir):
+def test_no_line_of_the_libraries_is_logged(pipe, image, capsys, base_dir, adapter_file):
     pipe.to(torch.bfloat16).to("cpu")
     pipe.to(torch.float16)
     pipe(image, **FAST)
-    TADSRPipeline.from_pretrained(golden_dir / "base", adapter=golden_dir / "tadsr.pkl")
+    TADSRPipeline.from_pretrained(base_dir, adapter=adapter_file)
     assert capsys.readouterr() == ("", "")

@@ -95,7 +95,7 @@ def write_lora(path: Path, unet: UNet2DConditionModel) -> None:
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory, golden_dir) -> Path:
+def prepared(tmp_path_factory, base_dir, adapter_file) -> Path:
     """What a reader has: photos, and models where the pages say."""
     folder = tmp_path_factory.mktemp("reader")
     photo = crop(folder / "photo.jpg")
@@ -110,10 +110,10 @@ def prepared(tmp_path_factory, golden_dir) -> Path:
     Image.linear_gradient("L").resize((4, 3)).save(folder / "mask.png")
     (folder / "regions.json").write_text('{"default": 3}')
     # The published layout and what training exports, small.
-    shutil.copytree(golden_dir / "base", folder / "sd21-base")
-    shutil.copytree(golden_dir / "base", folder / "weights" / "TADSR")
+    shutil.copytree(base_dir, folder / "sd21-base")
+    shutil.copytree(base_dir, folder / "weights" / "TADSR")
     for place in ("weights", "weights/TADSR"):
-        shutil.copy(golden_dir / "tadsr.pkl", folder / place)
+        shutil.copy(adapter_file, folder / place)
     shutil.copytree(ROOT / "tadsr" / "weights" / "tadsr-tiny", folder / "runs" / "mine" / "model")
     unet = UNet2DConditionModel.from_pretrained(folder / "sd21-base" / "unet")
     write_lora(folder / "foliage.safetensors", unet)

@@ -172,12 +172,11 @@ def test_comfyui_computes_in_pieces_what_the_whole_gives(nodes, model, image):
         assert torch.allclose(pieces, whole, atol=1e-4)
 
 
-def test_comfyui_prompts_reach_the_model(nodes, model, image, tmp_path_factory, golden_dir):
+def test_comfyui_prompts_reach_the_model(nodes, model, image, tmp_path, base_dir, adapter_file):
     with pytest.raises(ValueError, match="prompt"):
         run(nodes, "UpscaleTADSR", model=model, image=image, prompt="a lighthouse")
-    folder = tmp_path_factory.mktemp("published")
-    shutil.copytree(golden_dir / "base", folder, dirs_exist_ok=True)
-    shutil.copy(golden_dir / "tadsr.pkl", folder)
+    folder = shutil.copytree(base_dir, tmp_path / "published")
+    shutil.copy(adapter_file, folder)
     reading = run(nodes, "LoadTADSR", name=str(folder), dtype="fp32")
     results = [
         run(nodes, "UpscaleTADSR", model=reading, image=image, prompt=prompt)

@@ -61,13 +61,12 @@ def test_convert_changes_the_precision(tadsr, model_dir):
     assert "exists" not in tadsr("info", "./half").stdout
 
 
-def test_convert_and_back_computes_the_same(tadsr, golden_dir, photo):
+def test_convert_and_back_computes_the_same(tadsr, base_dir, adapter_file, photo):
     photo("photo.png")
-    adapter = golden_dir / "tadsr.pkl"
-    tadsr("convert", golden_dir / "base", "native", "--adapter", adapter, "--keep-adapters")
+    tadsr("convert", base_dir, "native", "--adapter", adapter_file, "--keep-adapters")
     tadsr("convert", "./native", "back", "--to", "official")
     for name, model in (
-        ("a.png", (golden_dir / "base", "--adapter", adapter)),
+        ("a.png", (base_dir, "--adapter", adapter_file)),
         ("b.png", ["./back"]),
     ):
         tadsr("upscale", "photo.png", name, "-m", *model, "--process-size", 0)
