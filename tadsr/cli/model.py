@@ -158,6 +158,7 @@ def describe(pipe: Restorer, *, reasons: bool = False) -> str:
     """Return where and how a pipeline runs, as a line, and as more of them why."""
     import torch
 
+    from tadsr.onestep.choose import OPENVINO_PX
     from tadsr.onestep.products import choose_products
     from tadsr.onestep.support import unknown_blocks, wrapped_modules
 
@@ -175,6 +176,8 @@ def describe(pipe: Restorer, *, reasons: bool = False) -> str:
     plain = "the networks are Stable Diffusion's" if name == "fused" else "no other is faster here"
     if pipe.engine.is_openvino_untimed():
         plain += "; OpenVINO is timed beside it at the first picture of 512 px"
+    elif name == "fused" and not pipe.engine.is_fused((OPENVINO_PX, OPENVINO_PX)):
+        plain += "; pictures of 512 px and more by OpenVINO, which was faster"
     return "\n".join(
         [
             line,

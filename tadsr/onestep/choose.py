@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, get_args
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 Stages = EagerStages | CompiledStages | FusedStages
 
 _MAX_COUNTED = 64
+OPENVINO_PX = 512
+"""Shortest side of images for which "auto" may take OpenVINO in place of the fused engine."""
 _MAX_TIMED_BYTES = 2**28
 """Weights of networks for which OpenVINO's graphs are made without being asked: of larger ones they
 take a minute to make and their size on the disk."""
@@ -66,12 +68,12 @@ class ChosenStages:
         self._has_channels_last = False
         self._warned: set[str] = set()
         self._compared: Stages | None = None
-        self._timed: Stages | None = None
+        self._faster: tuple[Stages, Stages] | None = None
         self._counted: dict[Hashable, int] = RecentlyUsed(_MAX_COUNTED)
 
     def __getstate__(self) -> dict[str, object]:
         # What is folded and recorded belongs to these very weights; a copy makes its own.
-        return {**vars(self), "_built": None, "_wide": {}, "_compared": None, "_timed": None}
+        return {**vars(self), "_built": None, "_wide": {}, "_compared": None, "_faster": None}
 
     @cached_property
     def downscale_factor(self) -> int:
@@ -87,7 +89,7 @@ class ChosenStages:
 
     def release(self) -> None:
         """Free what was folded and recorded, and bring the weights back into torch's layout."""
-        self._built = self._compared = self._timed = None
+        self._built = self._compared = self._faster = None
         self._wide.clear()
         self._lay_out(False)
 
@@ -120,9 +122,10 @@ class ChosenStages:
             self._built = (ModuleWatch([self.vae, self.unet]), stages)
         return self._built[1]
 
-    @property
-    def is_fused(self) -> bool:
-        """Whether whole images go through the fused layers, which need the least memory."""
+    def is_fused(self, size: Sequence[int]) -> bool:
+        """Tell whether images (H, W) go through the fused layers, which need the least memory."""
+        if self.can_take_openvino(size) and self.fastest() == "openvino":
+            return False
         return isinstance(self.stages, FusedStages)
 
     @property
@@ -130,9 +133,24 @@ class ChosenStages:
         """Whether a network that overflows is run again in a wider type."""
         return self.unet.dtype == torch.float16 and self.stages is not self._eager
 
+    def can_take_openvino(self, size: Sequence[int] = (OPENVINO_PX,)) -> bool:
+        """Tell whether "auto" may take OpenVINO for images (H, W).
+
+        Not where diffusers would have to be imported for it: that takes longer than it saves.
+        """
+        kind = (self.unet.device.type, self.unet.dtype)
+        is_possible = self.choice == "auto" and kind == ("cpu", torch.float32) and not self.grow
+        if not is_possible or min(size) < OPENVINO_PX or not has_openvino():
+            return False
+        return not wrapped_modules(self.vae, self.unet)
+
+    def fastest(self) -> str | None:
+        """Return the engine that was measured to be the fastest for these networks, or None."""
+        return recall_fastest(self.vae, self.unet, self._multiplied())
+
     def is_openvino_untimed(self) -> bool:
         """Tell whether "auto" times OpenVINO beside the fused engine when a large image comes."""
-        if not self._can_take_openvino() or self._fastest() is not None:
+        if not self.can_take_openvino() or self.fastest() is not None:
             return False
         parameters = (*self.vae.parameters(), *self.unet.parameters())
         return sum(values.nbytes for values in parameters) <= _MAX_TIMED_BYTES
@@ -145,8 +163,6 @@ class ChosenStages:
 
     def _build(self) -> Stages:
         choice = self.choice
-        if self._can_take_openvino() and self._fastest() == "openvino":
-            choice = "openvino"
         plan = None if choice in ("eager", "compile", "openvino") else self._choose()
         if plan is None:
             self.need_modules()
@@ -179,7 +195,7 @@ class ChosenStages:
         networks, is_auto = (self.vae, self.unet), self.choice == "auto"
         if plan is None or (is_auto and is_distrusted(*networks, plan)):
             return None
-        if is_auto and self._fastest() == "eager":
+        if is_auto and self.fastest() == "eager":
             return None
         reasons, wrapped = unknown_blocks(*networks), wrapped_modules(*networks)
         if is_auto and wrapped and not reasons:
@@ -197,18 +213,6 @@ class ChosenStages:
     def _multiplied(self) -> torch.dtype | None:
         """Return the type in which a CPU multiplies float32 weights; None for their own."""
         return choose_products(self.unet.device, self.unet.dtype).multiplied if self.mixes else None
-
-    def _can_take_openvino(self) -> bool:
-        """Tell whether "auto" may take OpenVINO.
-
-        Not where diffusers would have to be imported for it: that takes longer than it saves.
-        """
-        kind = (self.unet.device.type, self.unet.dtype)
-        is_possible = self.choice == "auto" and kind == ("cpu", torch.float32) and not self.grow
-        return is_possible and has_openvino() and not wrapped_modules(self.vae, self.unet)
-
-    def _fastest(self) -> str | None:
-        return recall_fastest(self.vae, self.unet, self._multiplied())
 
     def _warn_once(self, message: str) -> None:
         if message not in self._warned:

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tadsr.caches import ModuleWatch
 from tadsr.errors import TADSRError, not_finite
-from tadsr.onestep.choose import ChosenStages, Stages
+from tadsr.onestep.choose import OPENVINO_PX, ChosenStages, Stages
 from tadsr.onestep.openvino import OpenVinoStages
 from tadsr.onestep.plan import EngineName, EnginePlan
 from tadsr.onestep.selfcheck import is_settled, remember_fastest, settle
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
 
 _STAGE_NAMES = ("encoder", "UNet", "decoder")
-_TIMED_PX = 512
-"""Side of the image by which "auto" chooses between the fused engine and OpenVINO."""
 _TIMED_REPEATS = 3
 _SHARES = (0.25, 0.5)
 """Of the work, what is done after the encoder and after the UNet; from benchmarks/engine.py."""
@@ -187,26 +184,27 @@ class OneStepEngine(ChosenStages):
             if is_new and not settle(stages, self._eager, lq, timesteps, prompts):
                 self._built = None
             self._compared, stages = stages, self.stages
-        if stages is not self._timed and min(lq.shape[-2:]) >= _TIMED_PX:
-            if isinstance(stages, FusedStages) and self.is_openvino_untimed():
-                part = lq[:1, :, :_TIMED_PX, :_TIMED_PX]
-                self._time_openvino(stages, part, timesteps[:1], prompts[:1])
-            self._timed = stages = self.stages
-        return stages
+        if not (isinstance(stages, FusedStages) and self.can_take_openvino(lq.shape[-2:])):
+            return stages
+        if self._faster is None or self._faster[0] is not stages:
+            crop = lq[:1, :, :OPENVINO_PX, :OPENVINO_PX]
+            self._faster = stages, self._faster_of(stages, crop, timesteps[:1], prompts[:1])
+        return self._faster[1]
 
-    def _time_openvino(self, fused: FusedStages, *inputs: Any) -> None:
-        """Take OpenVINO from now on if it is faster than the fused engine."""
-        fastest, multiplied = "fused", self._multiplied()
+    def _faster_of(self, fused: FusedStages, *inputs: Any) -> Stages:
+        """Return OpenVINO's stages where they are faster, or else the fused ones."""
+        fastest = self.fastest()
+        if fastest not in (None, "openvino") or not (fastest or self.is_openvino_untimed()):
+            return fused
         try:
-            rival = OpenVinoStages(self.vae, self.unet, self.alphas_cumprod, multiplied)
-            if self._seconds(rival, *inputs) < self._seconds(fused, *inputs):
-                fastest = "openvino"
+            rival = OpenVinoStages(self.vae, self.unet, self.alphas_cumprod, self._multiplied())
+            if fastest is None:
+                is_faster = self._seconds(rival, *inputs) < self._seconds(fused, *inputs)
+                fastest = "openvino" if is_faster else "fused"
         except (TADSRError, RuntimeError):  # OpenVINO's own are of the latter
-            pass
-        remember_fastest(self.vae, self.unet, multiplied, fastest)
-        if fastest == "openvino":
-            self._lay_out(False)
-            self._built = (ModuleWatch([self.vae, self.unet]), rival)
+            fastest = "fused"
+        remember_fastest(self.vae, self.unet, self._multiplied(), fastest)
+        return rival if fastest == "openvino" else fused
 
     def _seconds(self, stages: Stages, *inputs: Any) -> float:
         times = []

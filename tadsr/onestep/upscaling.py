@@ -50,7 +50,8 @@ def choose_pieces(engine: OneStepEngine, task: Task) -> tuple[TileSpec, str] | N
     height, width = task.output_size
     if height * width > WHOLE_ATTENTION_PIXELS:
         return TileSpec(), f"its {width} × {height} px are more than the UNet attends to at once"
-    needed = int(needed * (FUSED_MEMORY_FACTOR if engine.is_fused else PLAIN_MEMORY_FACTOR))
+    is_fused = engine.is_fused(task.output_size)
+    needed = int(needed * (FUSED_MEMORY_FACTOR if is_fused else PLAIN_MEMORY_FACTOR))
     # Of the graphs' memory torch says that it can be used again.
     room = int(_SHARE_OF_AVAILABLE * (available_bytes(task.device) - engine.graph_bytes))
     if needed <= room:

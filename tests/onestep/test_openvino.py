@@ -1,6 +1,7 @@
 """The networks through OpenVINO itself: as plain modules, made once, never for other weights."""
 
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from .conftest import build_networks, make_inputs
 
 MAX_ERROR = 1 / 255
 """Half a level of 255, in [-1, 1]."""
+LARGE_PX = 24
+"""For which OpenVINO is tried, here."""
 
 
 @pytest.fixture(scope="module")
@@ -85,53 +88,70 @@ def test_graphs_that_cannot_be_kept_are_used(alphas_cumprod, tmp_path, monkeypat
     torch.testing.assert_close(found, expected, atol=MAX_ERROR, rtol=0)
 
 
+@pytest.fixture
+def ran(monkeypatch):
+    """The stages that decoded, in order; those named in `ran.slow` take longer."""
+    calls = SimpleNamespace(order=[], slow=None)
+
+    def spy(kind):
+        decode = kind.decode
+
+        def run(self, pred_x0):
+            calls.order.append(kind)
+            time.sleep(0.2 if kind is calls.slow else 0)
+            return decode(self, pred_x0)
+
+        monkeypatch.setattr(kind, "decode", run)
+
+    spy(FusedStages)
+    spy(OpenVinoStages)
+    monkeypatch.setattr("tadsr.onestep.choose.OPENVINO_PX", LARGE_PX)
+    monkeypatch.setattr("tadsr.onestep.step.OPENVINO_PX", LARGE_PX)
+    return calls
+
+
 @torch.no_grad()
-def test_auto_takes_what_was_the_fastest(stored, model, alphas_cumprod):
-    assert isinstance(OneStepEngine(*model, alphas_cumprod).stages, FusedStages)
-    remember_fastest(*model, torch.bfloat16, "openvino")  # says nothing of float32
-    assert isinstance(OneStepEngine(*model, alphas_cumprod).stages, FusedStages)
-    remember_fastest(*model, None, "openvino")
-    assert isinstance(OneStepEngine(*model, alphas_cumprod).stages, OpenVinoStages)
-    # Bare layers, whose command would have to import diffusers first, are for the fused engine.
-    bare = OneStepEngine(*model, alphas_cumprod, grow=lambda: model)
-    assert isinstance(bare.stages, FusedStages)
+def test_auto_takes_what_was_the_fastest_for_large_images(stored, model, alphas_cumprod, ran):
+    def kind_for(height, **options):
+        engine = OneStepEngine(*model, alphas_cumprod, **options)
+        engine.restore(*make_inputs(height=height))
+        is_fused = engine.is_fused((height, 32))
+        (kind,) = ran.order
+        ran.order.clear()
+        assert is_fused is (kind is FusedStages)
+        return kind
+
     remember_fastest(*model, None, "fused")
-    assert isinstance(OneStepEngine(*model, alphas_cumprod).stages, FusedStages)
+    remember_fastest(*model, torch.bfloat16, "openvino")  # says nothing of float32
+    assert kind_for(LARGE_PX) is FusedStages
+    remember_fastest(*model, None, "openvino")
+    assert kind_for(LARGE_PX) is OpenVinoStages
+    assert kind_for(LARGE_PX - 8) is FusedStages
+    # Of bare layers: the command would have to import diffusers first.
+    assert kind_for(LARGE_PX, grow=lambda: model) is FusedStages
 
 
-@pytest.mark.parametrize("delayed", [FusedStages, OpenVinoStages])
+@pytest.mark.parametrize("slow", [FusedStages, OpenVinoStages])
 @torch.no_grad()
-def test_auto_times_openvino_at_the_first_large_image(
-    stored, model, alphas_cumprod, monkeypatch, delayed
-):
+def test_auto_times_openvino_at_the_first_large_image(stored, model, alphas_cumprod, ran, slow):
     (stored.parent / "machine.json").unlink(missing_ok=True)
-    inputs = make_inputs()
-    side = min(inputs[0].shape[-2:])
-    monkeypatch.setattr("tadsr.onestep.step._TIMED_PX", side)
-    decode = delayed.decode
-    calls = []
-
-    def decode_slowly(self, latents):
-        calls.append(latents)
-        time.sleep(0.2)
-        return decode(self, latents)
-
-    monkeypatch.setattr(delayed, "decode", decode_slowly)
-    faster = OpenVinoStages if delayed is FusedStages else FusedStages
+    faster = OpenVinoStages if slow is FusedStages else FusedStages
+    ran.slow = slow
+    large, small = make_inputs(height=LARGE_PX), make_inputs(height=LARGE_PX - 8)
     engine = OneStepEngine(*model, alphas_cumprod)
-    engine.restore(*make_inputs(height=side // 2))
-    assert isinstance(engine.stages, FusedStages)  # too small to tell
+    engine.restore(*small)
+    assert ran.order == [FusedStages]
     assert engine.is_openvino_untimed()
-    found = engine.restore(*inputs)
-    assert isinstance(engine.stages, faster)
-    expected = OneStepEngine(*model, alphas_cumprod, "eager").restore(*inputs)
+    found = engine.restore(*large)
+    assert {*ran.order} == {FusedStages, OpenVinoStages}
+    assert not engine.is_openvino_untimed()
+    expected = OneStepEngine(*model, alphas_cumprod, "eager").restore(*large)
     torch.testing.assert_close(found, expected, atol=MAX_ERROR, rtol=0)
-    # The next engine knows, and does not measure again.
-    calls.clear()
-    other = OneStepEngine(*build_networks(), alphas_cumprod)
-    other.restore(*inputs)
-    assert isinstance(other.stages, faster)
-    assert not calls
+    ran.order.clear()
+    for images in (large, small):
+        engine.restore(*images)
+    OneStepEngine(*build_networks(), alphas_cumprod).restore(*large)  # which knows, of the first
+    assert ran.order == [faster, FusedStages, faster]
 
 
 @torch.no_grad()
