@@ -124,25 +124,26 @@ class ChosenStages:
 
     def is_fused(self, size: Sequence[int]) -> bool:
         """Tell whether images (H, W) go through the fused layers, which need the least memory."""
-        if self.can_take_openvino(size) and self.fastest() == "openvino":
-            return False
-        return isinstance(self.stages, FusedStages)
+        stages = self.stages
+        if not isinstance(stages, FusedStages) or min(size) < OPENVINO_PX:
+            return isinstance(stages, FusedStages)
+        if self._faster is not None and self._faster[0] is stages:
+            return self._faster[1] is stages
+        return not self.can_take_openvino() or self.fastest() != "openvino"
 
     @property
     def can_widen(self) -> bool:
         """Whether a network that overflows is run again in a wider type."""
         return self.unet.dtype == torch.float16 and self.stages is not self._eager
 
-    def can_take_openvino(self, size: Sequence[int] = (OPENVINO_PX,)) -> bool:
-        """Tell whether "auto" may take OpenVINO for images (H, W).
+    def can_take_openvino(self) -> bool:
+        """Tell whether "auto" may take OpenVINO for large images.
 
         Not where diffusers would have to be imported for it: that takes longer than it saves.
         """
         kind = (self.unet.device.type, self.unet.dtype)
         is_possible = self.choice == "auto" and kind == ("cpu", torch.float32) and not self.grow
-        if not is_possible or min(size) < OPENVINO_PX or not has_openvino():
-            return False
-        return not wrapped_modules(self.vae, self.unet)
+        return is_possible and has_openvino() and not wrapped_modules(self.vae, self.unet)
 
     def fastest(self) -> str | None:
         """Return the engine that was measured to be the fastest for these networks, or None."""

@@ -184,7 +184,7 @@ class OneStepEngine(ChosenStages):
             if is_new and not settle(stages, self._eager, lq, timesteps, prompts):
                 self._built = None
             self._compared, stages = stages, self.stages
-        if not (isinstance(stages, FusedStages) and self.can_take_openvino(lq.shape[-2:])):
+        if not isinstance(stages, FusedStages) or min(lq.shape[-2:]) < OPENVINO_PX:
             return stages
         if self._faster is None or self._faster[0] is not stages:
             crop = lq[:1, :, :OPENVINO_PX, :OPENVINO_PX]
@@ -193,8 +193,8 @@ class OneStepEngine(ChosenStages):
 
     def _faster_of(self, fused: FusedStages, *inputs: Any) -> Stages:
         """Return OpenVINO's stages where they are faster, or else the fused ones."""
-        fastest = self.fastest()
-        if fastest not in (None, "openvino") or not (fastest or self.is_openvino_untimed()):
+        fastest = self.fastest() if self.can_take_openvino() else "fused"
+        if fastest == "fused" or not (fastest or self.is_openvino_untimed()):
             return fused
         try:
             rival = OpenVinoStages(self.vae, self.unet, self.alphas_cumprod, self._multiplied())
