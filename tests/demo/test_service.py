@@ -228,6 +228,8 @@ def test_a_client_that_goes_while_it_sends_is_no_error_of_the_server(address, ca
 def test_a_photo_whose_client_has_gone_is_not_computed(address, photo):
     with ThreadPoolExecutor(1) as clients:
         first = clients.submit(post, f"{address}/api/upscale?model=slow", photo)
+        while "tadsr_waiting 1\n" not in get(f"{address}/metrics"):
+            assert not first.done()
         with pytest.raises(OSError, match="timed out"):
             post(f"{address}/api/upscale", photo, patience_s=0.2)
         assert first.result()[0] == 200
