@@ -1,6 +1,6 @@
 """Ways to run the networks on a CPU, side by side: ours, plain torch, ONNX Runtime, OpenVINO.
 
-    python benchmarks/cpu.py --out benchmarks/results/cpu.json
+    python benchmarks/cpu.py --rounds 4 --out benchmarks/results/cpu.json
     python benchmarks/cpu.py --ways fused realesrgan --realesrgan realesrgan_x4plus.safetensors
 
 Each way runs in a process of its own and takes the one step on the same image: encoder, step and
@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -182,8 +183,14 @@ def work(options: argparse.Namespace) -> None:
     print(json.dumps(rows))
 
 
+def _better(known: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return each size's row with the least of both rounds' times."""
+    times = ("first_cpu_s", "cpu_s", "clock_s")
+    return [a | {t: min(a[t], b[t]) for t in times} for a, b in zip(known, rows, strict=True)]
+
+
 def main() -> None:
-    """Run the ways one after the other."""
+    """Run the ways in turns."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="JSON file for the results")
     default = [way for way in WAYS if way not in ("compile", "realesrgan")]
@@ -191,7 +198,10 @@ def main() -> None:
     parser.add_argument("--realesrgan", type=Path, help="weights of RealESRGAN_x4plus")
     parser.add_argument("--sizes", type=int, nargs="+", default=[512, 1024], help="heights in px")
     parser.add_argument("--graphs", type=Path, help="what `tadsr export onnx` made of tadsr-tiny")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3, help="of each way in a round")
+    parser.add_argument(
+        "--rounds", type=int, default=1, help="of all ways in turns; the best of a way counts"
+    )
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--truths", type=Path, help=argparse.SUPPRESS)
@@ -202,6 +212,7 @@ def main() -> None:
         return
     report: dict[str, Any] = {"machine": describe_machine(), "threads": torch.get_num_threads()}
     report["load"] = round(os.getloadavg()[0], 1)
+    report["rounds"] = options.rounds
     report |= {"gflop_per_cpu_s": multiply_rate(), "ways": {}}
     heights = [str(height) for height, _ in options.sizes]
     with tempfile.TemporaryDirectory() as name:
@@ -210,7 +221,7 @@ def main() -> None:
             from tadsr.onnx_export import export_onnx
 
             export_onnx(TADSRPipeline.from_pretrained("tadsr-tiny"), folder)
-        for way in sorted(options.ways, key=WAYS.index):
+        for number, way in product(range(options.rounds), sorted(options.ways, key=WAYS.index)):
             if way == "bf16" and not cpu_instructions():
                 report["ways"][way] = "left out: the processor has no instructions for bfloat16"
                 continue
@@ -225,8 +236,12 @@ def main() -> None:
                 command, capture_output=True, text=True, check=False, env=environment
             )
             last = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()[-1]
-            report["ways"][way] = json.loads(last) if done.returncode == 0 else f"failed: {last}"
-            print(way, report["ways"][way], flush=True)
+            if done.returncode != 0:
+                report["ways"][way] = f"failed: {last}"
+                continue
+            rows = json.loads(last)
+            print(number, way, rows, flush=True)
+            report["ways"][way] = _better(report["ways"].get(way, rows), rows)
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
