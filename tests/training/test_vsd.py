@@ -58,6 +58,7 @@ def published_vsd(fake_score, golden, latents):
 
 def test_tavsd_matches_the_published_loss_and_gradient(fake_score, golden):
     fake_score.requires_grad_(True)  # even if someone forgot to freeze them
+    fake_score.zero_grad()
     latents = golden["tavsd.latents"].clone().requires_grad_()
     loss = published_vsd(fake_score, golden, latents).mean()
     loss.backward()
