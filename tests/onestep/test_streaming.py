@@ -14,6 +14,7 @@ from PIL import Image, ImageCms
 
 from tadsr import TADSRError, TADSRPipeline
 from tadsr.config import UpscaleSettings
+from tadsr.errors import TADSRWarning
 from tadsr.images import resize_bicubic, resize_bicubic_rows
 from tadsr.onestep import OneStepEngine, TileSpec, banded, upscaling
 from tadsr.onestep.stages import FusedStages
@@ -169,7 +170,8 @@ def test_a_network_that_overflows_halves_in_bands_is_run_again(part, own_pipelin
     pipe.to(torch.float16)
     with pytest.warns(UserWarning, match=f"{part} overflowed torch.float16") as caught:
         found = pipe(photo, tiling=IN_PIECES, generator=generator.manual_seed(1), **options)
-    assert len(caught) == 1
+    # Others' warnings, given once a process, may be among them.
+    assert sum(warning.category is TADSRWarning for warning in caught) == 1
     assert (found - exact).abs().mean() < 0.02
 
 
