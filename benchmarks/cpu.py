@@ -183,10 +183,16 @@ def work(options: argparse.Namespace) -> None:
     print(json.dumps(rows))
 
 
-def _better(known: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return each size's row with the least of both rounds' times."""
+def _best(rounds: list[Any]) -> Any:
+    """Return each size's row with the least of all rounds' times, or why a round has none."""
+    for rows in rounds:
+        if isinstance(rows, str):
+            return rows
     times = ("first_cpu_s", "cpu_s", "clock_s")
-    return [a | {t: min(a[t], b[t]) for t in times} for a, b in zip(known, rows, strict=True)]
+    return [
+        {**row[0], **{name: min(each[name] for each in row) for name in times}}
+        for row in zip(*rounds, strict=True)
+    ]
 
 
 def main() -> None:
@@ -221,9 +227,10 @@ def main() -> None:
             from tadsr.onnx_export import export_onnx
 
             export_onnx(TADSRPipeline.from_pretrained("tadsr-tiny"), folder)
+        rounds: dict[str, list[Any]] = {}
         for number, way in product(range(options.rounds), sorted(options.ways, key=WAYS.index)):
             if way == "bf16" and not cpu_instructions():
-                report["ways"][way] = "left out: the processor has no instructions for bfloat16"
+                rounds[way] = ["left out: the processor has no instructions for bfloat16"]
                 continue
             command = [sys.executable, __file__, "--way", way, "--folder", str(folder)]
             command += ["--truths", name]
@@ -236,12 +243,10 @@ def main() -> None:
                 command, capture_output=True, text=True, check=False, env=environment
             )
             last = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()[-1]
-            if done.returncode != 0:
-                report["ways"][way] = f"failed: {last}"
-                continue
-            rows = json.loads(last)
+            rows = json.loads(last) if done.returncode == 0 else f"failed: {last}"
             print(number, way, rows, flush=True)
-            report["ways"][way] = _better(report["ways"].get(way, rows), rows)
+            rounds.setdefault(way, []).append(rows)
+        report["ways"] |= {way: _best(tried) for way, tried in rounds.items()}
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from tadsr.checkpoints.save import write_atomically
 from tadsr.errors import TADSRError, install
 from tadsr.networks.adapters import has_adapters
 from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
+from tadsr.onestep.support import any_size
 from tadsr.pipeline import TADSRPipeline
 from tadsr.schedule import latents_of, residual_to_x0
 
@@ -37,8 +36,6 @@ _MIN_TRACED_SIDE, _MAX_TRACED_SIDE = 17, 2**14
 _MAX_TRACED_BATCH = 63
 # Above this protobuf cannot hold a graph, so weights lie in a file beside it.
 _MAX_GRAPH_BYTES = 1_500_000_000
-# More than the logarithm of any side: see `_any_size`.
-_MANY_UPSAMPLERS = 40
 
 
 class _Encoder(nn.Module):
@@ -103,7 +100,7 @@ def export_onnx(pipe: TADSRPipeline, folder: str | Path, *, overwrite: bool = Fa
         raise ValueError("the model must have its adapters merged; call pipe.merge_adapters()")
     empty_prompt = pipe.encode_prompt([""])
     with write_atomically(Path(folder), overwrite) as filling:
-        with torch.no_grad(), _any_size(pipe.unet):
+        with torch.no_grad(), any_size(pipe.unet):
             for name, (network, inputs, free, output) in _stages(pipe, empty_prompt).items():
                 _export(network.eval(), inputs, free, output, filling / f"{name}.onnx")
         np.save(filling / EMPTY_PROMPT_FILE, empty_prompt.float().cpu().numpy())
@@ -173,22 +170,6 @@ def _export(
         cause = error.__cause__ or error  # torch.onnx's own message says what to report to whom
         reason = (str(cause).strip() or repr(cause)).splitlines()[0]
         raise TADSRError(f"{path.stem} cannot be exported to ONNX: {reason}") from error
-
-
-@contextmanager
-def _any_size(unet: UNet2DConditionModel) -> Iterator[None]:
-    """Let one graph take every size.
-
-    The UNet doubles features where sides divide by its up-samplers' factor, and enlarges them to
-    the skip connections' size where they do not; a traced graph has one of the two. The second is
-    right for all sizes, and taken where the factor is larger than any side.
-    """
-    num_upsamplers = unet.num_upsamplers
-    unet.num_upsamplers = _MANY_UPSAMPLERS
-    try:
-        yield
-    finally:
-        unet.num_upsamplers = num_upsamplers
 
 
 def _describe(pipe: TADSRPipeline, empty_prompt: Tensor) -> dict[str, Any]:

@@ -70,8 +70,9 @@ def needed_files(
             if weights.is_index:
                 chosen += _shards(files, weights, component)
         wanted.update(f"{component.folder}/{name}" for name in chosen)
-    has_tokenizer = any(needed <= set(inside["tokenizer"]) for needed in _TOKENIZERS)
-    can_embed = has_tokenizer if inside["text_encoder"] else inside["prompt_embeddings"]
+    text_encoder, tokenizer = (fmt.component(n).folder for n in ("text_encoder", "tokenizer"))
+    has_tokenizer = any(needed <= set(inside[tokenizer]) for needed in _TOKENIZERS)
+    can_embed = has_tokenizer if inside[text_encoder] else inside["prompt_embeddings"]
     if not can_embed:
         raise CheckpointError(
             "it must hold text_encoder/ and tokenizer/ with vocab.json and merges.txt or "

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from tadsr.restorer import Restorer
 
 _MANY_IMAGES = 50
-"""Of so many images on a CPU an engine that takes ten seconds to load pays."""
+"""From so many images on, an engine that is slow to load pays on a CPU."""
 
 
 def upscale(

@@ -33,7 +33,7 @@ OPENVINO_PX = 512
 """Shortest side of images for which "auto" may take OpenVINO in place of the fused engine."""
 _MAX_TIMED_BYTES = 2**28
 """Weights of networks for which OpenVINO's graphs are made without being asked: of larger ones they
-take a minute to make and their size on the disk."""
+take long to make and their size on the disk."""
 
 
 class ChosenStages:

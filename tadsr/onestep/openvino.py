@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tadsr.errors import TADSRError, TADSRWarning, install
 from tadsr.machine import CACHE_VARIABLE, cache_folder
 from tadsr.onestep.stages import Checked, EagerStages, checked
+from tadsr.onestep.support import any_size
 from tadsr.prompts import Prompts
 from tadsr.schedule import residual_to_x0
 from tadsr.version import __version__
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
 
 _EXAMPLE_SIDE = 17
 """Latents that are traced; odd, so that no size passes for a constant of the network."""
-_MANY_UPSAMPLERS = 40
-"""More than the logarithm of any side: the UNet then enlarges to its skip connections' size, which
-is right for every size, where it would otherwise double what divides evenly."""
 
 
 def has_openvino() -> bool:
@@ -183,7 +181,7 @@ def _write_graphs(stages: dict[str, _Stage], unet: nn.Module, folder: Path) -> N
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     frontend = FrontEndManager().load_by_framework("pytorch")
-    with _any_size(unet), warnings.catch_warnings():
+    with any_size(unet), warnings.catch_warnings():
         # Of branches that a trace takes for constant: they compute the same at every size.
         warnings.simplefilter("ignore")
         for name, (network, example) in stages.items():
@@ -206,16 +204,6 @@ def _stages(vae: TimeAwareAutoencoderKL, unet: UNet2DConditionModel) -> dict[str
         "unet": _Stage(_UNet(unet), (latents, timesteps, embeds)),
         "decoder": _Stage(_Decoder(vae), (latents,)),
     }
-
-
-@contextmanager
-def _any_size(unet: nn.Module) -> Iterator[None]:
-    """Let one graph take every size."""
-    num_upsamplers, unet.num_upsamplers = unet.num_upsamplers, _MANY_UPSAMPLERS
-    try:
-        yield
-    finally:
-        unet.num_upsamplers = num_upsamplers
 
 
 def folder_of(vae: nn.Module, unet: nn.Module) -> Path:

@@ -16,6 +16,7 @@ from tadsr.onestep.openvino import OpenVinoStages
 from tadsr.onestep.plan import EngineName, EnginePlan
 from tadsr.onestep.selfcheck import is_settled, remember_fastest, settle
 from tadsr.onestep.stages import AnyStages, FusedStages
+from tadsr.onestep.tasks import is_out_of_memory
 from tadsr.progress import Progress
 from tadsr.prompts import Prompts
 from tadsr.schedule import latents_of
@@ -193,18 +194,20 @@ class OneStepEngine(ChosenStages):
 
     def _faster_of(self, fused: FusedStages, *inputs: Any) -> Stages:
         """Return OpenVINO's stages where they are faster, or else the fused ones."""
-        fastest = self.fastest() if self.can_take_openvino() else "fused"
-        if fastest == "fused" or not (fastest or self.is_openvino_untimed()):
+        is_untimed = self.is_openvino_untimed()
+        if not is_untimed and not (self.can_take_openvino() and self.fastest() == "openvino"):
             return fused
+        multiplied, is_faster = self._multiplied(), False
         try:
-            rival = OpenVinoStages(self.vae, self.unet, self.alphas_cumprod, self._multiplied())
-            if fastest is None:
-                is_faster = self._seconds(rival, *inputs) < self._seconds(fused, *inputs)
-                fastest = "openvino" if is_faster else "fused"
-        except (TADSRError, RuntimeError):  # OpenVINO's own are of the latter
-            fastest = "fused"
-        remember_fastest(self.vae, self.unet, self._multiplied(), fastest)
-        return rival if fastest == "openvino" else fused
+            rival = OpenVinoStages(self.vae, self.unet, self.alphas_cumprod, multiplied)
+            if not is_untimed:
+                return rival
+            is_faster = self._seconds(rival, *inputs) < self._seconds(fused, *inputs)
+        except (TADSRError, RuntimeError, MemoryError) as error:  # OpenVINO's are RuntimeErrors
+            if is_out_of_memory(error):
+                return fused  # says nothing of the speed
+        remember_fastest(self.vae, self.unet, multiplied, "openvino" if is_faster else "fused")
+        return rival if is_faster else fused
 
     def _seconds(self, stages: Stages, *inputs: Any) -> float:
         times = []

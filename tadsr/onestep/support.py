@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from tadsr.networks.time_aware_vae import TimeAwareAutoencoderKL
 
-
+_MANY_UPSAMPLERS = 40
+"""More than the logarithm of any side."""
 _UNSUPPORTED = (
     "class_embed_type",
     "num_class_embeds",
@@ -136,3 +137,19 @@ def weights_in_place(layer: nn.Module) -> Iterator[None]:
         yield
     finally:
         hook.post_forward(layer, None)
+
+
+@contextmanager
+def any_size(unet: UNet2DConditionModel) -> Iterator[None]:
+    """Let one traced graph of a UNet take every size.
+
+    The UNet doubles features where sides divide by its up-samplers' factor, and enlarges them to
+    the skip connections' size where they do not; a traced graph has one of the two. The second is
+    right for all sizes, and taken where the factor is larger than any side.
+    """
+    num_upsamplers = unet.num_upsamplers
+    unet.num_upsamplers = _MANY_UPSAMPLERS
+    try:
+        yield
+    finally:
+        unet.num_upsamplers = num_upsamplers
