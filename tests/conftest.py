@@ -36,8 +36,15 @@ def _interrupts() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _findings(tmp_path_factory) -> Iterator[None]:
     """Keep what is found out about this machine out of the user's folder, and the other way."""
+    from tadsr.machine import machine_key, remember
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TADSR_CACHE", str(tmp_path_factory.mktemp("findings")))
+        threads = torch.get_num_threads()
+        for count in {1, threads}:  # multiply in float32, however fast bfloat16 is here
+            torch.set_num_threads(count)
+            remember("bfloat16", machine_key(torch.device("cpu"), torch.bfloat16), 1.0)
+        torch.set_num_threads(threads)
         yield
 
 

@@ -14,7 +14,6 @@ from tadsr.cli import SPINS, main
 
 # What the tests import is what the processes run, installed or not.
 ENVIRONMENT = {
-    **os.environ,
     "PYTHONPATH": str(Path(package.__file__).parents[1]),
     "PYTHONIOENCODING": "utf-8",
     "OMP_NUM_THREADS": "1",
@@ -58,9 +57,9 @@ for words, heavy in json.loads(sys.argv[1]):
 
 
 def run(*args: object, cwd=None, **more: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, *map(str, args)]
+    command, environment = [sys.executable, *map(str, args)], os.environ | ENVIRONMENT | more
     return subprocess.run(
-        command, cwd=cwd, env=ENVIRONMENT | more, capture_output=True, text=True, encoding="utf-8"
+        command, cwd=cwd, env=environment, capture_output=True, text=True, encoding="utf-8"
     )
 
 
