@@ -3,9 +3,11 @@
 import copy
 import functools
 import json
+import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import hypothesis
@@ -54,6 +56,17 @@ def _commands() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(typer.testing, "_get_command", functools.cache(typer.testing._get_command))
         yield
+
+
+@pytest.fixture(scope="session")
+def imported() -> Iterator[ForkServerContext]:
+    """Start processes from one that has imported what they take, and computed nothing."""
+    context = multiprocessing.get_context("forkserver")
+    names = ("quick", "folders.run", "cli.model", "training.trainer", "training.recipe")
+    context.set_forkserver_preload([f"tadsr.{name}" for name in (*names, "onnx_export")])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parents[1])  # where they find the tests' modules
+        yield context
 
 
 @pytest.fixture(scope="session")

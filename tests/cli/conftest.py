@@ -40,11 +40,9 @@ def upscale(tadsr, model_dir, loaded_once) -> Callable:
 
 
 @pytest.fixture
-def imported_once(monkeypatch) -> None:
+def imported_once(imported, monkeypatch) -> None:
     """Start workers from a process that has imported already, to save their seconds."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tadsr.quick", "tadsr.folders.run", "tadsr.cli.model"])
-    monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: imported)
 
 
 @pytest.fixture

@@ -1,14 +1,12 @@
 """Killed runs go on to the bit, and processes share the work without changing it."""
 
 import json
-import multiprocessing
 import os
 import signal
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
@@ -21,21 +19,16 @@ from tadsr.training import Trainer, load_recipe
 STEPS = 8
 
 
-@pytest.fixture(scope="module")
-def processes() -> Iterator[ForkServerContext]:
-    """Start processes that have imported already and trained nothing."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tadsr.training.trainer", "tadsr.training.recipe"])
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # sums are rounded in the order of the threads
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(Path(__file__).parents[2])  # where they find this module
-        yield context
+    yield
     torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
-def recipe(networks, photos, processes, tmp_path_factory):
+def recipe(networks, photos, tmp_path_factory):
     """A distillation with every network: student, fake score and discriminator."""
     folder = tmp_path_factory.mktemp("recipe")
     teacher = folder / "teacher.yaml"
@@ -92,8 +85,8 @@ def read_losses(output):
     return [{k: v for k, v in line.items() if "loss" in k or "norm" in k} for line in lines]
 
 
-def test_a_killed_run_repeats_the_uninterrupted_one_to_the_bit(recipe, processes, tmp_path):
-    killed = processes.Process(target=train_until_killed, args=(recipe, tmp_path / "killed"))
+def test_a_killed_run_repeats_the_uninterrupted_one_to_the_bit(recipe, imported, tmp_path):
+    killed = imported.Process(target=train_until_killed, args=(recipe, tmp_path / "killed"))
     killed.start()
     train(recipe, tmp_path / "whole", {}, {})
     killed.join()
@@ -111,7 +104,7 @@ def test_a_killed_run_repeats_the_uninterrupted_one_to_the_bit(recipe, processes
         assert all(tensor.equal(got[key]) for key, tensor in expect.items()), name
 
 
-def test_two_processes_train_as_one_of_the_doubled_batch(recipe, processes, tmp_path):
+def test_two_processes_train_as_one_of_the_doubled_batch(recipe, imported, tmp_path):
     # Without what turns rounding into whole steps where gradients vanish.
     changes = {"steps": 4, "stage.gan_weight": 0, "optimizer.muon_learning_rate": None}
     with socket.socket() as found:
@@ -120,7 +113,7 @@ def test_two_processes_train_as_one_of_the_doubled_batch(recipe, processes, tmp_
     # As torchrun and `accelerate launch` start them; on the CPU they talk through gloo.
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     ranks = [
-        processes.Process(
+        imported.Process(
             target=train,
             args=(
                 *(recipe, tmp_path / "two", changes | {"batch_size": 1}),
