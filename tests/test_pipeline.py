@@ -301,7 +301,8 @@ def test_settings_stand_alone(pipe):
         ({"output_type": "tensor"}, ValueError, "output_type"),
     ],
 )
-def test_wrong_arguments_are_refused(arguments, error, message, pipe):
+def test_wrong_arguments_are_refused_before_any_work(arguments, error, message, pipe, monkeypatch):
+    monkeypatch.setattr(OneStepEngine, "restore", lambda *_, **__: pytest.fail("work began"))
     with pytest.raises(error, match=message):
         pipe(photo(), **arguments)
 

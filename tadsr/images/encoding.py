@@ -43,9 +43,6 @@ def encode_image(
             (H, W, 3), or (H, W, 4) with alpha, of uint8, or uint16 if the input was 16 bit;
             "pt" for a float32 tensor (3, H, W) in [0, 1], without alpha.
     """
-    if output_type is not None and output_type not in OUTPUT_TYPES:
-        choices = ", ".join(map(repr, OUTPUT_TYPES))
-        raise ValueError(f"output_type must be None, {choices}; got {output_type!r}")
     may_be_bytes = takes_bytes(like, output_type)
     rgb = _checked_result(rgb, "rgb", channels=3, may_be_bytes=may_be_bytes)
     if alpha is not None:
@@ -76,7 +73,14 @@ def encode_image(
 
 
 def takes_bytes(like: DecodedImage, output_type: OutputType | None = None) -> bool:
-    """Return whether `encode_image` can do with bytes: the result has three colours of 8 bit."""
+    """Return whether `encode_image` can do with bytes: the result has three colours of 8 bit.
+
+    Raises:
+        ValueError: There is no such output_type.
+    """
+    if output_type is not None and output_type not in OUTPUT_TYPES:
+        choices = ", ".join(map(repr, OUTPUT_TYPES))
+        raise ValueError(f"output_type must be None, {choices}; got {output_type!r}")
     kind = like.kind
     container = output_type or kind.container
     is_8bit = container == "pil"
