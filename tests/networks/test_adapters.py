@@ -54,6 +54,21 @@ def models(untouched):
     return copy.deepcopy(untouched)
 
 
+@pytest.fixture(scope="module")
+def attached(untouched, adapters):
+    """The models with their adapters apart, which tests only read."""
+    unet, vae = copy.deepcopy(untouched)
+    attach_adapters(unet, vae, adapters)
+    return unet, vae
+
+
+@pytest.fixture(scope="module")
+def merged(untouched, adapters):
+    unet, vae = copy.deepcopy(untouched)
+    merge_adapters(unet, vae, adapters)
+    return unet, vae
+
+
 @torch.no_grad()
 def run(unet, vae, dtype=torch.float32):
     generator = torch.Generator().manual_seed(1)
@@ -64,8 +79,8 @@ def run(unet, vae, dtype=torch.float32):
     return unet(latents, 500, prompt).sample.float(), moments.float()
 
 
-def test_target_modules_are_the_published_lists(models, pickle):
-    unet, vae = models
+def test_target_modules_are_the_published_lists(untouched, pickle):
+    unet, vae = untouched
     found = target_modules(unet)
     for adapter in ("encoder", "decoder", "others"):
         assert set(found[f"default_{adapter}"]) == set(pickle[f"unet_lora_{adapter}_modules"])
@@ -83,33 +98,29 @@ def test_adapter_shapes_are_the_published_tensors_at_full_size():
     assert (len(shapes["unet"]), len(shapes["vae"])) == (518, 64)
 
 
-def test_module_lists_of_a_set_follow_its_tensors(adapters, models):
-    unet, vae = models
+def test_module_lists_of_a_set_follow_its_tensors(adapters, untouched):
+    unet, vae = untouched
     for found, model in ((adapters.unet_modules, unet), (adapters.vae_modules, vae)):
         expected = target_modules(model)
         assert {k: set(v) for k, v in found.items()} == {k: set(v) for k, v in expected.items()}
 
 
-def test_merged_equals_unmerged(models, adapters):
-    unet, vae = models
-    before = run(unet, vae)
-    merged_unet, merged_vae = copy.deepcopy(unet), copy.deepcopy(vae)
-    merge_adapters(merged_unet, merged_vae, adapters)
-    attach_adapters(unet, vae, adapters)
-    for base, merged, unmerged in zip(
-        before, run(merged_unet, merged_vae), run(unet, vae), strict=True
-    ):
-        torch.testing.assert_close(merged, unmerged, atol=ATOL[torch.float32], rtol=0)
-        assert (merged - base).abs().max() > 1e-3
+def test_merged_equals_unmerged(untouched, merged, attached):
+    for base, one, other in zip(run(*untouched), run(*merged), run(*attached), strict=True):
+        torch.testing.assert_close(one, other, atol=ATOL[torch.float32], rtol=0)
+        assert (one - base).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("adapter", ["default_encoder", "default_decoder", "default_others"])
-def test_every_adapter_is_active(models, adapters, adapter):
-    unet, vae = models
-    attach_adapters(unet, vae, adapters)
-    before = run(unet, vae)[0]
-    unet.set_adapter([a for a in unet.peft_config if a != adapter])
-    assert (run(unet, vae)[0] - before).abs().max() > 1e-5
+def test_every_adapter_is_active(attached):
+    unet, vae = attached
+    names, before = list(unet.peft_config), run(unet, vae)[0]
+    assert set(names) == {"default_encoder", "default_decoder", "default_others"}
+    try:
+        for left_out in names:
+            unet.set_adapter([name for name in names if name != left_out])
+            assert (run(unet, vae)[0] - before).abs().max() > 1e-5, left_out
+    finally:
+        unet.set_adapter(names)
 
 
 def test_half_precision_merge_rounds_once(models, adapters):
@@ -134,9 +145,8 @@ def test_half_precision_base_keeps_single_precision_adapters(models, adapters):
         torch.testing.assert_close(x, y, atol=ATOL[torch.float16] * x.abs().max().item(), rtol=0)
 
 
-def test_extract_returns_what_was_attached(models, adapters):
-    attach_adapters(*models, adapters)
-    extracted = extract_adapters(*models)
+def test_extract_returns_what_was_attached(attached, adapters):
+    extracted = extract_adapters(*attached)
     for part in ("unet", "vae", "vae_time"):
         expected, found = getattr(adapters, part), getattr(extracted, part)
         assert set(found) == set(expected)
@@ -144,11 +154,8 @@ def test_extract_returns_what_was_attached(models, adapters):
     assert (extracted.rank_unet, extracted.rank_vae, extracted.alpha) == (4, 4, 8)
 
 
-def test_fuse_equals_merge_and_leaves_no_wrapper(models, adapters):
-    unet, vae = models
-    merged = copy.deepcopy(unet), copy.deepcopy(vae)
-    merge_adapters(*merged, adapters)
-    attach_adapters(unet, vae, adapters)
+def test_fuse_equals_merge_and_leaves_no_wrapper(attached, merged):
+    unet, vae = copy.deepcopy(attached)
     fuse_adapters(unet, vae)
     for fused, expected in zip((unet, vae), merged, strict=True):
         assert not has_adapters(fused)
@@ -158,10 +165,8 @@ def test_fuse_equals_merge_and_leaves_no_wrapper(models, adapters):
     attach_new_adapters(unet, vae)  # a fused model is plain again
 
 
-def test_detached_model_has_its_plain_names(models, adapters):
-    unet, vae = models
-    names = list(unet.state_dict())
-    attach_adapters(unet, vae, adapters)
+def test_detached_model_has_its_plain_names(untouched, attached):
+    names, unet = list(untouched[0].state_dict()), copy.deepcopy(attached[0])
     assert list(plain_state_dict(unet)) == names
     detach_adapters(unet)
     assert list(unet.state_dict()) == names
@@ -185,10 +190,10 @@ def test_unet_alone_takes_new_adapters(models):
     assert not has_adapters(models[1])
 
 
-def test_adapter_parameters_are_the_stored_tensors(models, adapters):
-    attach_adapters(*models, adapters)
-    assert set(adapter_parameters(models[0])) == set(adapters.unet)
-    assert set(adapter_parameters(models[1])) == {*adapters.vae, *adapters.vae_time}
+def test_adapter_parameters_are_the_stored_tensors(attached, adapters):
+    unet, vae = attached
+    assert set(adapter_parameters(unet)) == set(adapters.unet)
+    assert set(adapter_parameters(vae)) == {*adapters.vae, *adapters.vae_time}
 
 
 def test_misfitting_adapters_are_refused_before_anything_changes(models, adapters):
@@ -203,20 +208,19 @@ def test_misfitting_adapters_are_refused_before_anything_changes(models, adapter
     assert not has_adapters(models[0])
 
 
-def test_adapters_attach_once(models, adapters):
-    attach_adapters(*models, adapters)
+def test_adapters_attach_once(attached, adapters):
     for change in (
-        lambda: attach_adapters(*models, adapters),
-        lambda: merge_adapters(*models, adapters),
-        lambda: attach_new_adapters(*models),
+        lambda: attach_adapters(*attached, adapters),
+        lambda: merge_adapters(*attached, adapters),
+        lambda: attach_new_adapters(*attached),
     ):
         with pytest.raises(ValueError, match="must have no adapters yet"):
             change()
 
 
-def test_merged_models_cannot_be_extracted(models):
+def test_merged_models_cannot_be_extracted(untouched):
     with pytest.raises(ValueError, match="merge_adapters=False"):
-        extract_adapters(*models)
+        extract_adapters(*untouched)
 
 
 def test_other_classes_are_refused():
