@@ -19,9 +19,9 @@ FAST_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}
 MAX_SHARE = 0.8
 """Largest share of float32's time that bfloat16 may take to be worth its rounding."""
 _EXACT = re.compile(
-    # What enters and leaves a network, the UNet's first blocks,
+    # What enters and leaves a network, the first blocks,
     r"(encoder\.|decoder\.)?conv_(in|out)|(post_)?quant_conv"
-    r"|down_blocks\.0\.(resnets|attentions)\.0\..*"
+    r"|(encoder\.)?down_blocks\.0\.(resnets|attentions)\.0\..*"
     # and what all features pass before the decoder, where no other branch dampens its rounding.
     r"|(?!decoder\.).*(conv_shortcut|downsamplers\.0\.conv|proj_in|proj_out|attn1\.to_out\.0)"
 )

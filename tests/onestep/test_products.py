@@ -46,7 +46,9 @@ def test_what_all_features_pass_is_multiplied_in_the_weights_type():
         unet.up_blocks[1].resnets[0].conv_shortcut,
         unet.up_blocks[1].attentions[0].proj_out,
     } < exact
-    assert {vae.encoder.down_blocks[0].downsamplers[0].conv} < exact
+    first = vae.encoder.down_blocks[0]
+    assert {first.resnets[0].conv1, first.resnets[0].conv2, first.downsamplers[0].conv} < exact
+    assert vae.encoder.down_blocks[1].resnets[0].conv1 not in exact
     assert not {unet.up_blocks[0].resnets[0].conv1, unet.mid_block.resnets[0].conv1} & exact
     assert not {vae.decoder.up_blocks[0].resnets[0].conv2, vae.encoder.mid_block.resnets[0]} & exact
 
