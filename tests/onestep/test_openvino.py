@@ -1,5 +1,7 @@
 """The networks through OpenVINO itself: as plain modules, made once, never for other weights."""
 
+import math
+import shutil
 import time
 from types import SimpleNamespace
 
@@ -7,6 +9,7 @@ import pytest
 import torch
 
 from tadsr.errors import TADSRError, TADSRWarning
+from tadsr.onestep import openvino
 from tadsr.onestep.openvino import OpenVinoStages, folder_of
 from tadsr.onestep.selfcheck import remember_fastest
 from tadsr.onestep.stages import FusedStages
@@ -75,6 +78,30 @@ def test_damaged_graphs_are_made_anew(stored, model, alphas_cumprod):
     (folder / "encoder.bin").write_bytes(weights[: len(weights) // 2])
     torch.testing.assert_close(restore(model, alphas_cumprod, "openvino"), expected)
     assert (folder / "encoder.bin").read_bytes() == weights
+
+
+@pytest.mark.parametrize(
+    ("least", "hints", "later"),
+    [(-math.inf, ["bf16"], ["bf16"]), (math.inf, ["bf16", "f32"], ["f32"])],
+    ids=["near enough", "too far"],
+)
+def test_graphs_in_bfloat16_must_keep_the_picture(
+    stored, model, alphas_cumprod, monkeypatch, tmp_path, least, hints, later
+):
+    monkeypatch.setenv("TADSR_CACHE", str(tmp_path))
+    shutil.copytree(stored, tmp_path / "openvino")
+    monkeypatch.setattr(openvino, "MIN_PSNR", least)
+    compiled, compile_graphs = [], openvino._compile
+
+    def spy(stages, folder, hint):
+        compiled.append(hint)
+        return compile_graphs(stages, folder, hint)
+
+    monkeypatch.setattr(openvino, "_compile", spy)
+    for expected in (hints, later):
+        OpenVinoStages(*model, alphas_cumprod, torch.bfloat16)
+        assert compiled == expected
+        compiled.clear()
 
 
 def test_graphs_that_cannot_be_kept_are_used(alphas_cumprod, tmp_path, monkeypatch):
