@@ -393,4 +393,4 @@ class FusedLayers:
 
 def _sum(x: Tensor, residual: Tensor) -> Tensor:
     """Add a residual, which stays as it is and may be of a wider type."""
-    return x.add_(residual) if x.dtype == residual.dtype else residual + x
+    return x.to(torch.promote_types(x.dtype, residual.dtype)).add_(residual)
