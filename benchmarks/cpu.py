@@ -6,7 +6,8 @@
 Each way runs in a process of its own and takes the one step on the same image: encoder, step and
 decoder, without reading, colour fix and writing. `onnxruntime` and `openvino` are wanted for their
 ways only. The CPU's seconds count all threads, so that they stand also where others use the cores.
-`bf16` is left out where the processor has no instructions for it.
+`bf16` is the fused engine with products in bfloat16, and `auto` what users get by default;
+`bf16` is left out where the processor has no instructions for it. `openvino` is at its own default.
 """
 
 from __future__ import annotations
@@ -42,11 +43,13 @@ WAYS = (
     "eager",
     "fused",
     "bf16",
+    "auto",
     "compile",
     "onnxruntime",
     "openvino",
     "openvino-f32",
     "realesrgan",
+    "realesrgan-bf16",
 )
 SIZES = ((512, 512), (1024, 1536))
 TIMESTEP = 500
@@ -63,13 +66,16 @@ def make_lq(height: int, width: int) -> Tensor:
     return (smooth + noise).clamp(0, 1) * 2 - 1
 
 
-def open_way(way: str, folder: Path, lq: Tensor, realesrgan: Path | None) -> Run:
+def open_way(way: str, model: str, folder: Path, lq: Tensor, realesrgan: Path | None) -> Run:
     """Return what takes the step on an image."""
-    if way == "realesrgan":
-        return _realesrgan(realesrgan, lq)
+    if way.startswith("realesrgan"):
+        dtype = torch.bfloat16 if way.endswith("bf16") else torch.float32
+        return _realesrgan(realesrgan, lq, dtype)
     if way in ("onnxruntime", "openvino", "openvino-f32"):
         return _graphs(way, folder, lq)
-    pipe = TADSRPipeline.from_pretrained("tadsr-tiny")
+    # As for users: "auto" may multiply in bfloat16, and takes what it finds the fastest.
+    dtype = "auto" if way == "auto" else torch.float32
+    pipe = TADSRPipeline.from_pretrained(model, torch_dtype=dtype)
     engine = EnginePlan(multiplied=torch.bfloat16) if way == "bf16" else way
     pipe.set_engine(engine)
     embeds = pipe.encode_prompt([""])
@@ -106,17 +112,17 @@ def _graph(way: str, path: Path) -> Callable[[dict[str, np.ndarray]], np.ndarray
     return lambda inputs: model(inputs)[0]
 
 
-def _realesrgan(path: Path, lq: Tensor) -> Run:
+def _realesrgan(path: Path, lq: Tensor, dtype: torch.dtype) -> Run:
     from safetensors.torch import load_file
 
     weights = {
-        name: value.float().contiguous(memory_format=torch.channels_last)
+        name: value.to(dtype).contiguous(memory_format=torch.channels_last)
         if value.ndim == 4
-        else value.float()
+        else value.to(dtype)
         for name, value in load_file(path).items()
     }
     small = F.interpolate(lq / 2 + 0.5, scale_factor=0.25, mode="area")
-    small = small.contiguous(memory_format=torch.channels_last)
+    small = small.to(dtype).contiguous(memory_format=torch.channels_last)
 
     def conv(name: str, x: Tensor, slope: float = 1.0) -> Tensor:
         out = F.conv2d(x, weights[f"{name}.weight"], weights[f"{name}.bias"], padding=1)
@@ -139,7 +145,7 @@ def _realesrgan(path: Path, lq: Tensor) -> Run:
         x = first + conv("conv_body", x)
         for name in ("conv_up1", "conv_up2"):
             x = conv(name, F.interpolate(x, scale_factor=2, mode="nearest"), 0.2)
-        return conv("conv_last", conv("conv_hr", x, 0.2)).numpy()
+        return conv("conv_last", conv("conv_hr", x, 0.2)).float().numpy()
 
     return run
 
@@ -162,7 +168,7 @@ def work(options: argparse.Namespace) -> None:
     rows = []
     for height, width in options.sizes:
         lq = make_lq(height, width)
-        run = open_way(options.way, options.folder, lq, options.realesrgan)
+        run = open_way(options.way, options.model, options.folder, lq, options.realesrgan)
         begin = time.process_time()
         result = run()
         row: dict[str, Any] = {"size": [width, height], "first_cpu_s": time.process_time() - begin}
@@ -176,7 +182,7 @@ def work(options: argparse.Namespace) -> None:
         truth = options.truths / f"eager_{height}.npy"
         if options.way == "eager":
             np.save(truth, result)
-        elif truth.exists() and options.way != "realesrgan":
+        elif truth.exists() and not options.way.startswith("realesrgan"):
             mse = float(np.mean((result.clip(-1, 1) - np.load(truth)) ** 2))
             row["psnr_db"] = 10 * math.log10(4 / max(mse, 1e-20))
         rows.append(row)
@@ -199,11 +205,14 @@ def main() -> None:
     """Run the ways in turns."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="JSON file for the results")
-    default = [way for way in WAYS if way not in ("compile", "realesrgan")]
+    default = [way for way in WAYS if way != "compile" and way[0] != "r"]
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=default)
     parser.add_argument("--realesrgan", type=Path, help="weights of RealESRGAN_x4plus")
     parser.add_argument("--sizes", type=int, nargs="+", default=[512, 1024], help="heights in px")
-    parser.add_argument("--graphs", type=Path, help="what `tadsr export onnx` made of tadsr-tiny")
+    parser.add_argument(
+        "--model", default="tadsr-tiny", help="or a folder, as of benchmarks/full_size.py"
+    )
+    parser.add_argument("--graphs", type=Path, help="what `tadsr export onnx` made of the model")
     parser.add_argument("--repeats", type=int, default=3, help="of each way in a round")
     parser.add_argument(
         "--rounds", type=int, default=1, help="of all ways in turns; the best of a way counts"
@@ -217,23 +226,24 @@ def main() -> None:
         work(options)
         return
     report: dict[str, Any] = {"machine": describe_machine(), "threads": torch.get_num_threads()}
+    report["model"] = options.model
     report["load"] = round(os.getloadavg()[0], 1)
     report["rounds"] = options.rounds
     report |= {"gflop_per_cpu_s": multiply_rate(), "ways": {}}
     heights = [str(height) for height, _ in options.sizes]
     with tempfile.TemporaryDirectory() as name:
         folder = options.graphs or Path(name, "graphs")
-        if options.graphs is None and any(way[0] == "o" for way in options.ways):
+        if options.graphs is None and {"onnxruntime", "openvino", "openvino-f32"} & {*options.ways}:
             from tadsr.onnx_export import export_onnx
 
-            export_onnx(TADSRPipeline.from_pretrained("tadsr-tiny"), folder)
+            export_onnx(TADSRPipeline.from_pretrained(options.model), folder)
         rounds: dict[str, list[Any]] = {}
         for number, way in product(range(options.rounds), sorted(options.ways, key=WAYS.index)):
             if way == "bf16" and not cpu_instructions():
                 rounds[way] = ["left out: the processor has no instructions for bfloat16"]
                 continue
             command = [sys.executable, __file__, "--way", way, "--folder", str(folder)]
-            command += ["--truths", name]
+            command += ["--truths", name, "--model", options.model]
             command += ["--sizes", *heights, "--repeats", str(options.repeats)]
             command += ["--realesrgan", str(options.realesrgan)] if options.realesrgan else []
             # As the command line sets them, for all ways alike: tensors in large pages, and threads
