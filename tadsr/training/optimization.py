@@ -124,13 +124,16 @@ class Muon(torch.optim.Optimizer):
 
     Args:
         params: Parameters of at least two dimensions; the first is taken for the rows.
-        lr: Learning rate, on the scale of AdamW's.
+        lr: Learning rate, on the scale of AdamW's; a tensor on the parameters' device where steps
+            are recorded as a CUDA graph.
         weight_decay: Decoupled weight decay, at least 0.
 
     Source: https://kellerjordan.github.io/posts/muon; the scale is that of arXiv 2502.16982.
     """
 
-    def __init__(self, params: Iterable[Tensor], lr: float, weight_decay: float = 0.0) -> None:
+    def __init__(
+        self, params: Iterable[Tensor], lr: float | Tensor, weight_decay: float = 0.0
+    ) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -148,7 +151,7 @@ class Muon(torch.optim.Optimizer):
                 direction = orthogonalize(ahead.flatten(1))
                 scale = _RMS_OF_ADAMW * max(direction.shape) ** 0.5
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(direction.view_as(parameter), alpha=-group["lr"] * scale)
+                parameter.sub_(direction.view_as(parameter) * (group["lr"] * scale))
 
 
 def orthogonalize(matrix: Tensor) -> Tensor:
