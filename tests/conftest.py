@@ -15,7 +15,7 @@ import hypothesis
 import pytest
 import torch
 import typer.testing
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Processes side by side, and what they start, would fight for the same cores.
@@ -92,6 +92,26 @@ def loaded_once(_loaded, model_dir, monkeypatch) -> None:
         return _loaded[key]
 
     monkeypatch.setattr(ModelRequest, "load", load)
+
+
+@pytest.fixture(scope="session")
+def squeezenet(tmp_path_factory):
+    """The file of a SqueezeNet at random weights."""
+    from tadsr.measure.perceptual import _FIRE
+
+    torch.manual_seed(0)
+    tensors = {"conv1.weight": torch.randn(96, 3, 7, 7) * 0.01, "conv1.bias": torch.zeros(96)}
+    for name, (width, squeeze, expand) in _FIRE.items():
+        for part, shape in (
+            ("squeeze", (squeeze, width, 1, 1)),
+            ("expand1x1", (expand, squeeze, 1, 1)),
+            ("expand3x3", (expand, squeeze, 3, 3)),
+        ):
+            tensors[f"{name}.{part}.weight"] = torch.randn(shape) * 0.1
+            tensors[f"{name}.{part}.bias"] = torch.zeros(shape[0])
+    path = tmp_path_factory.mktemp("squeezenet") / "net.safetensors"
+    save_file(tensors, path)
+    return path
 
 
 @pytest.fixture(scope="session")
