@@ -26,7 +26,7 @@ from tadsr.training import (
 from tadsr.training.recipe import config_from_mapping
 
 RECIPES = Path(__file__).parents[2] / "examples" / "recipes"
-SHIPPED = sorted(p for p in RECIPES.rglob("*.yaml") if p.name != "networks.yaml")
+SHIPPED = sorted(p for p in RECIPES.rglob("*.yaml") if not p.name.endswith("networks.yaml"))
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.relative_to(RECIPES).as_posix())

@@ -1,0 +1,333 @@
+"""The stages of `inherit.py`: what each trains, by which losses, and how it is judged."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from inherit_networks import Adversaries, Setting, grid_excess
+from inherit_samples import Pool, to_images, to_pixels
+from torch import Tensor, nn
+
+from tadsr.schedule import NUM_TRAIN_TIMESTEPS
+from tadsr.training.data import upsample_lq
+from tadsr.training.losses import (
+    blurred_mse,
+    chroma_mse,
+    discriminator_loss,
+    generator_loss,
+    l1_per_sample,
+    mse_per_sample,
+)
+from tadsr.training.optimization import Muon, is_kernel
+from tadsr.training.stages.stage_config import TimestepRamp
+
+SCALE = 4
+JUDGED = (1, 500, 900)
+PERCEPTUAL_SHARE = 0.2
+"""Weight of the perceptual distance beside the mean absolute error, for the decoder."""
+FAITHFUL = {
+    "mse": (TimestepRamp(60.0, 0.0, 0.5), mse_per_sample),
+    "chroma": (TimestepRamp(5.0, 3.0), chroma_mse),
+}
+"""Errors of pixels by timestep, beside the method's blurred one at weight 1."""
+PERCEPTUAL = TimestepRamp(0.005, 8.0, 0.5)
+ADVERSARIES = TimestepRamp(0.0, 1.0)
+ADVERSARIES_SHARE = 0.025
+"""Length of their gradient as a part of the perceptual distance's; a quarter undid in 20 steps what
+the networks knew."""
+ADVERSARIES_RATE = 4e-4
+GRID = 0.5
+"""Weight of the excess at the latents' grid, squared."""
+SHIFT_PX = 7
+"""How far pairs are shifted at random under the perceptual network, which has a grid of its own."""
+SMALL_TIMESTEPS = 1.5
+"""Timesteps are uniform numbers to this power, so that small ones come more often."""
+_MAX_NORM = 1.0
+
+
+class Stage:
+    """One part of the training; its step touches no number that is not on the device."""
+
+    name: str
+    needs: tuple[str, ...]
+    """What samples consist of: hq, lq, features, restored."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        self.batch: dict[str, Tensor] = {}
+        self.figures: dict[str, Tensor] = {}
+        setting.student.requires_grad_(False)
+        for module in self.trained():
+            module.requires_grad_(True)
+        named = [(n, p) for n, p in setting.student.named_parameters() if p.requires_grad]
+        muon_rate, adamw_rate = setting.rates
+        kernels = [p for n, p in named if is_kernel(n, p)]
+        others = [p for n, p in named if not is_kernel(n, p)]
+        self.parameters = kernels + others
+        self.optimizers = [
+            (Muon(kernels, self._rate(muon_rate)), muon_rate),
+            self._adamw(others, adamw_rate, weight_decay=0.0),
+        ]
+
+    def trained(self) -> list[nn.Module]:
+        """Return the parts of the student that learn."""
+        raise NotImplementedError
+
+    def step(self) -> None:
+        """Learn from `batch`."""
+        raise NotImplementedError
+
+    def evaluate(self) -> dict[str, float]:
+        """Judge by photographs that are held out."""
+        raise NotImplementedError
+
+    def describe(self, hq: Tensor, lq: Tensor) -> dict[str, Tensor]:
+        """Return what is needed of uint8 samples."""
+        kept = {"hq": hq, "lq": lq}
+        with self.setting.restorer_autocast():
+            if "features" in self.needs:
+                features = self.setting.restorer.features(to_images(lq))
+                kept["features"] = features.to(torch.float16)
+            if "restored" in self.needs:
+                kept["restored"] = to_pixels(self.setting.restorer.draw(features))
+        return {name: kept[name] for name in self.needs}
+
+    def take(self, pool: Pool, step: int, count: int) -> None:
+        """Put the batch of a step into its place."""
+        rng = np.random.default_rng([self.setting.seed, step, *self.name.encode()])
+        batch = pool.draw(rng, count)
+        powered = rng.random(count) ** SMALL_TIMESTEPS
+        timesteps = torch.from_numpy((NUM_TRAIN_TIMESTEPS * powered).astype(np.int64))
+        batch["timesteps"] = timesteps.to(self.setting.device)
+        for name in ("hq", "lq", "restored"):
+            if name in batch:
+                batch[name] = to_images(batch[name])
+        if "lq" in batch:
+            size = [SCALE * side for side in batch["lq"].shape[-2:]]
+            batch["lq"] = upsample_lq(batch["lq"], size)
+        if "features" in batch:
+            batch["features"] = self.setting.whiten(batch["features"])
+        if "hq" in batch:
+            left = batch["hq"].shape[-1] - SHIFT_PX
+            for name in ("rows", "columns"):
+                first = int(rng.integers(SHIFT_PX + 1))
+                batch[name] = torch.arange(first, first + left, device=self.setting.device)
+        for name, values in batch.items():
+            if name in self.batch:
+                self.batch[name].copy_(values)
+            else:
+                self.batch[name] = values
+
+    def set_rates(self, factor: float) -> None:
+        """Set learning rates, as parts of the largest."""
+        for optimizer, rate in self.optimizers:
+            for group in optimizer.param_groups:
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(rate * factor)
+                else:
+                    group["lr"] = rate * factor
+
+    def state_dict(self) -> dict:
+        """Return what going on needs."""
+        return {"optimizers": [o.state_dict()["state"] for o, _ in self.optimizers]}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from there."""
+        for (optimizer, _), stored in zip(self.optimizers, state["optimizers"], strict=True):
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": stored, "param_groups": groups})
+
+    def _rate(self, value: float) -> float | Tensor:
+        """Return a rate that a recorded step can read."""
+        is_cuda = self.setting.device.type == "cuda"
+        return torch.tensor(value, device=self.setting.device) if is_cuda else value
+
+    def _adamw(self, parameters, rate: float, **options) -> tuple[torch.optim.AdamW, float]:
+        is_cuda = self.setting.device.type == "cuda"
+        return torch.optim.AdamW(parameters, self._rate(rate), capturable=is_cuda, **options), rate
+
+    def _forget_gradients(self) -> None:
+        for optimizer, _ in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+    def _learn(self) -> None:
+        nn.utils.clip_grad_norm_(self.parameters, _MAX_NORM)
+        for optimizer, _ in self.optimizers[:2]:
+            optimizer.step()
+
+    def _note(self, **figures: Tensor) -> None:
+        for name, value in figures.items():
+            value = value.detach().float().mean()
+            self.figures.setdefault(name, torch.empty_like(value)).copy_(value)
+
+
+class DecoderStage(Stage):
+    """Draw the restorer's pictures from its features."""
+
+    name = "decoder"
+    needs = ("features", "restored")
+
+    def trained(self) -> list[nn.Module]:
+        """Return the decoder's parts."""
+        return [self.setting.student.vae.decoder, self.setting.student.vae.post_quant_conv]
+
+    def step(self) -> None:
+        """Learn from `batch`."""
+        self._forget_gradients()
+        image = self.setting.decoded(self.batch["features"])
+        l1 = l1_per_sample(image, self.batch["restored"])
+        distance = self.setting.perceptual(image, self.batch["restored"])
+        (l1 + PERCEPTUAL_SHARE * distance).mean().backward()
+        self._learn()
+        self._note(l1=l1, distance=distance)
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Return how far its pictures are from the restorer's."""
+        distances = []
+        for _, _, features, restored in self.setting.judged:
+            image = self.setting.decoded(self.setting.whiten(features)).clamp(-1, 1)
+            distances.append(self.setting.perceptual(image, restored))
+        return {"held-out distance from the restorer": torch.cat(distances).mean().item()}
+
+
+class FeaturesStage(Stage):
+    """Give the restorer's features."""
+
+    name = "features"
+    needs = ("features", "lq")
+
+    def trained(self) -> list[nn.Module]:
+        """Return encoder, UNet and prompt."""
+        student = self.setting.student
+        return [
+            student.vae.encoder, student.vae.quant_conv, student.unet, student.prompt_embeddings
+        ]  # fmt: skip
+
+    def step(self) -> None:
+        """Learn from `batch`."""
+        self._forget_gradients()
+        batch = self.batch
+        latents = self.setting.restored(batch["lq"], batch["timesteps"], decode=False).pred_x0
+        unexplained = mse_per_sample(latents, batch["features"])
+        unexplained.mean().backward()
+        self._learn()
+        self._note(unexplained=unexplained)
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Return the share of the features' variance that the latents leave unexplained."""
+        errors: dict[int, list[Tensor]] = {t: [] for t in JUDGED}
+        for _, lq, features, _ in self.setting.judged:
+            wanted = self.setting.whiten(features)
+            enlarged = upsample_lq(lq, [SCALE * side for side in lq.shape[-2:]])
+            for t, found in errors.items():
+                timesteps = torch.full((len(lq),), t, device=lq.device)
+                latents = self.setting.restored(enlarged, timesteps, decode=False).pred_x0
+                found.append(
+                    mse_per_sample(latents, wanted) / mse_per_sample(wanted, wanted.mean())
+                )
+        return {
+            f"held-out unexplained t={t}": torch.cat(e).mean().item() for t, e in errors.items()
+        }
+
+
+class JointStage(Stage):
+    """Restore the originals: faithfully at small timesteps, vividly at large ones."""
+
+    name = "joint"
+    needs = ("hq", "lq")
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(setting.seed)
+            self.adversaries = Adversaries(setting.perceptual).to(setting.device)
+        self.optimizers.append(
+            self._adamw(self.adversaries.parameters(), ADVERSARIES_RATE, betas=(0.5, 0.99))
+        )
+
+    def trained(self) -> list[nn.Module]:
+        """Return all."""
+        return [self.setting.student]
+
+    def step(self) -> None:
+        """Learn from `batch`."""
+        self._forget_gradients()
+        batch, timesteps = self.batch, self.batch["timesteps"]
+        image = self.setting.restored(batch["lq"], timesteps).image
+        # Gradients meet at the picture, where those of the adversaries get their length.
+        leaf = image.detach().requires_grad_()
+        errors = {n: error(leaf, batch["hq"]) for n, (_, error) in FAITHFUL.items()}
+        faithful = blurred_mse(leaf, batch["hq"], timesteps)
+        for name, (ramp, _) in FAITHFUL.items():
+            faithful = faithful + ramp.at(timesteps) * errors[name]
+        excess = grid_excess(leaf).relu()
+        pixels = faithful.mean() + GRID * excess.square().mean()
+        shifted, original = self._shifted(leaf), self._shifted(batch["hq"])
+        distance = self.setting.perceptual(shifted, original)
+        vivid = (PERCEPTUAL.at(timesteps) * distance).mean()
+        share = ADVERSARIES.at(timesteps)
+        self.adversaries.requires_grad_(False).eval()
+        scores = self.adversaries(shifted)
+        fooled = sum(
+            w * generator_loss(s) for w, s in zip(Adversaries.WEIGHTS, scores, strict=True)
+        )
+        by_pixels, by_distance, by_adversaries = (
+            torch.autograd.grad(loss, leaf, retain_graph=True)[0]
+            for loss in (pixels, vivid, (share * fooled).mean())
+        )
+        length = ADVERSARIES_SHARE * by_distance.norm() / (by_adversaries.norm() + 1e-12)
+        image.backward(by_pixels + by_distance + length * by_adversaries)
+        self._learn()
+        self.adversaries.requires_grad_(True).train()
+        # One pass over both, or its normalisation would step twice.
+        both = self.adversaries(torch.cat([original, shifted.detach()]))
+        told = sum(discriminator_loss(*scores.chunk(2)) for scores in both)
+        (share * told).mean().backward()
+        self.optimizers[2][0].step()
+        self._note(distance=distance, mse=errors["mse"], excess=excess, told=told / len(both))
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Return distances from the originals, PSNR and the grid, the restorer's beside them."""
+        distances: dict[str, list[Tensor]] = {}
+        psnr: dict[str, list[Tensor]] = {}
+        excesses: dict[str, list[Tensor]] = {}
+        for hq, lq, _, restored in self.setting.judged:
+            enlarged = upsample_lq(lq, hq.shape[-2:])
+            results = {"bicubic": enlarged, "restorer": restored}
+            for t in JUDGED:
+                timesteps = torch.full((len(lq),), t, device=lq.device)
+                results[f"t={t}"] = self.setting.restored(enlarged, timesteps).image
+            for name, image in results.items():
+                image = to_images(to_pixels(image))
+                distances.setdefault(name, []).append(self.setting.perceptual(image, hq))
+                psnr.setdefault(f"PSNR {name}", []).append(_psnr_y(image, hq))
+                excess = 10 / np.log(10) * grid_excess(image).max()
+                excesses.setdefault(f"grid dB {name}", []).append(excess[None])
+        found = distances | psnr | excesses
+        return {name: torch.cat(values).mean().item() for name, values in found.items()}
+
+    def state_dict(self) -> dict:
+        """Return what going on needs."""
+        return super().state_dict() | {"adversaries": self.adversaries.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from there."""
+        super().load_state_dict(state)
+        self.adversaries.load_state_dict(state["adversaries"])
+
+    def _shifted(self, images: Tensor) -> Tensor:
+        rows, columns = self.batch["rows"], self.batch["columns"]
+        return images.index_select(2, rows).index_select(3, columns)
+
+
+def _psnr_y(image: Tensor, hq: Tensor) -> Tensor:
+    weights = torch.tensor([65.481, 128.553, 24.966], device=hq.device)[:, None, None]
+    error = ((image - hq) / 2 * weights).sum(1).square().flatten(1).mean(1)
+    return 10 * torch.log10(255**2 / error)
+
+
+STAGES = (DecoderStage, FeaturesStage, JointStage)
+"""In their order."""

@@ -1,0 +1,192 @@
+"""The recipe by which a small model inherits from a restoration network, at tiny sizes."""
+
+import importlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tadsr import TADSRPipeline
+from tadsr.measure.perceptual import SqueezeNetDistance
+
+RECIPE = Path(__file__).parents[2] / "examples" / "recipes" / "tiny"
+WIDTH, GROWTH = 8, 4
+STEPS = {"decoder": 2, "features": 1, "joint": 2}
+
+
+@pytest.fixture
+def inherit(monkeypatch):
+    monkeypatch.syspath_prepend(str(RECIPE))
+    return importlib.import_module("inherit")
+
+
+@pytest.fixture(scope="session")
+def networks(tmp_path_factory):
+    path = tmp_path_factory.mktemp("networks") / "networks.yaml"
+    configs = yaml.safe_load((RECIPE / "inherited_networks.yaml").read_text())
+    configs["vae"] |= {"block_out_channels": [8, 8, 8], "latent_channels": WIDTH}
+    configs["unet"] |= {
+        "in_channels": WIDTH, "out_channels": WIDTH, "block_out_channels": [8, 8, 8],
+        "cross_attention_dim": 4, "layers_per_block": 1,
+    }  # fmt: skip
+    configs["prompt_embeddings"]["embedding_dim"] = 4
+    path.write_text(yaml.safe_dump(configs))
+    return path
+
+
+@pytest.fixture(scope="session")
+def restorer(tmp_path_factory):
+    """A network of RealESRGAN's architecture with one block, at random weights."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = {"conv_first": (3, WIDTH), "conv_last": (WIDTH, 3)}
+    sizes |= dict.fromkeys(("conv_body", "conv_up1", "conv_up2", "conv_hr"), (WIDTH, WIDTH))
+    for dense in range(1, 4):
+        for i in range(5):
+            name = f"body.0.rdb{dense}.conv{i + 1}"
+            sizes[name] = (WIDTH + i * GROWTH, GROWTH if i < 4 else WIDTH)
+    tensors = {}
+    for name, (inner, outer) in sizes.items():
+        tensors[f"{name}.weight"] = torch.randn(outer, inner, 3, 3, generator=generator) * 0.1
+        tensors[f"{name}.bias"] = torch.full((outer,), 0.1)
+    path = tmp_path_factory.mktemp("restorer") / "network.safetensors"
+    save_file(tensors, path)
+    return path
+
+
+@pytest.fixture
+def train(inherit, photos, networks, restorer, squeezenet):
+    def run(out, *options, **limits):
+        arguments = [
+            "--photos", photos, "--networks", networks, "--restorer", restorer, "--perceptual",
+            squeezenet, "--out", out, "--device", "cpu", "--precision", "fp32", "--batch", 2,
+            "--crop-px", 64, "--pool", 4, "--group", 2, "--refresh-every", 2, "--held-out", 1,
+            "--held-out-px", 64, "--every", 2, *options,
+        ]  # fmt: skip
+        for name, steps in (STEPS | limits).items():
+            arguments += [f"--{name}", steps]
+        inherit.main([str(argument) for argument in arguments])
+
+    return run
+
+
+def test_a_run_that_was_stopped_gives_what_one_gives_that_was_not(train, tmp_path):
+    train(tmp_path / "whole")
+    for place in ([0, 1], [1, 0], [2, 0], [2, 1]):
+        train(tmp_path / "parts", "--seconds", 0)  # a step, whatever happens
+        state = torch.load(tmp_path / "parts" / "state.pt", weights_only=True)
+        assert state["place"][:2] == place
+    train(tmp_path / "parts")
+    whole, parts = (
+        torch.load(tmp_path / name / "state.pt", weights_only=True) for name in ("whole", "parts")
+    )
+    assert whole["place"][0] == len(STEPS)
+    torch.testing.assert_close(whole["student"], parts["student"], rtol=0, atol=0)
+
+    pipe = TADSRPipeline.from_pretrained(tmp_path / "whole" / "model")
+    photo = torch.rand(1, 3, 18, 16)
+    images = [pipe(photo, timestep=t, output_type="pt") for t in (1, 900)]
+    assert images[0].shape == (1, 3, 72, 64)
+    assert not torch.equal(*images)
+    stored = load_file(tmp_path / "whole" / "networks.safetensors")
+    assert torch.equal(stored["unet.conv_in.weight"].float(), pipe.unet.conv_in.weight.cpu())
+
+
+def test_a_stage_changes_its_own_part_and_is_logged(train, tmp_path):
+    found = []
+    for decoder in (0, 2):
+        train(tmp_path / str(decoder), decoder=decoder, features=0, joint=0)
+        stored = load_file(tmp_path / str(decoder) / "networks.safetensors")
+        names = ("vae.decoder.conv_in", "unet.conv_in", "vae.quant_conv")
+        found.append([stored[f"{name}.weight"] for name in names])
+    changed = [not torch.equal(*pair) for pair in zip(*found, strict=True)]
+    assert changed == [True, False, False]
+    lines = (tmp_path / "2" / "log.jsonl").read_text().splitlines()
+    entries = [json.loads(line) for line in lines]
+    assert [entry["stage"] for entry in entries][:2] == ["decoder", "decoder"]
+    assert "restorer" in entries[-1]
+
+
+def test_networks_alone_go_on_with_new_optimizers(train, tmp_path):
+    limits = {"decoder": 0, "features": 0}
+    train(tmp_path, "--seconds", 0, **limits)
+    (tmp_path / "state.pt").unlink()
+    train(tmp_path, **limits)
+    last = (tmp_path / "log.jsonl").read_text().splitlines()[-1]
+    assert json.loads(last)["step"] == STEPS["joint"]
+
+
+def test_photographs_are_packed_and_the_same_ones_held_out(inherit, photos, tmp_path):
+    samples = importlib.import_module("inherit_samples")
+    inherit.main(["--photos", str(photos), "--pack", str(tmp_path)])
+    packed = samples.split_photos([str(tmp_path / "00")], 2)
+    found = samples.split_photos([str(photos)], 2)
+    for ours, theirs in zip(packed, found, strict=True):
+        assert [p.stem for p in ours] == [p.stem for p in theirs]
+
+
+def test_a_pattern_on_the_grid_shows(inherit):
+    grid_excess = importlib.import_module("inherit_networks").grid_excess
+    noise = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    pattern = torch.zeros(64)
+    pattern[::4] = 1.0
+    rows = noise + pattern
+    assert grid_excess(noise).abs().max() < 0.3
+    across, along = grid_excess(rows)
+    assert across > 1
+    assert along.abs() < 0.3
+
+
+def test_the_restorer_is_the_architecture_that_spandrel_knows(inherit, restorer):
+    network = importlib.import_module("inherit_networks").Restorer(restorer)
+    image = network.draw(network.features(torch.rand(1, 3, 6, 5) * 2 - 1))
+    assert image.shape == (1, 3, 24, 20)
+    assert np.isfinite(image.numpy()).all()
+
+
+def test_packing_cuts_the_middle(inherit):
+    samples = importlib.import_module("inherit_samples")
+    photo = np.asarray(Image.linear_gradient("L").convert("RGB"))
+    assert samples.middle(photo, 400).shape == (256, 256, 3)
+    assert samples.middle(photo, 16)[0, 0, 0] == 120
+
+
+class Watch(TorchDispatchMode):
+    """Refuse what waits for a number of the device, which no CUDA graph can hold."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func.overloadpacket not in (
+            torch.ops.aten._local_scalar_dense,
+            torch.ops.aten.nonzero,
+        )
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_a_step_waits_for_no_number(number, inherit, networks, restorer, squeezenet, monkeypatch):
+    # A GPU's AdamW counts its steps there; a CPU's does not.
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda optimizer: None)
+    stages = importlib.import_module("inherit_stages")
+    parts = importlib.import_module("inherit_networks")
+    student = parts.build_student(networks, 0)[1]
+    setting = parts.Setting(
+        student, None, SqueezeNetDistance(squeezenet), None, torch.device("cpu"), None,
+        (1e-3, 1e-3), 0,
+    )  # fmt: skip
+    stage = stages.STAGES[number](setting)
+    images = {name: torch.rand(2, 3, 64, 64) for name in ("hq", "lq", "restored")}
+    inside = torch.arange(64 - stages.SHIFT_PX)
+    stage.batch = images | {
+        "features": torch.rand(2, WIDTH, 16, 16), "timesteps": torch.tensor([3, 900]),
+        "rows": inside, "columns": inside,
+    }  # fmt: skip
+    stage.step()
+    before = {name: values.data_ptr() for name, values in stage.figures.items()}
+    with Watch():
+        stage.step()
+    assert {name: values.data_ptr() for name, values in stage.figures.items()} == before
