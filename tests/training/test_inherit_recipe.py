@@ -176,7 +176,7 @@ def test_a_step_waits_for_no_number(number, inherit, networks, restorer, squeeze
     student = parts.build_student(networks, 0)[1]
     setting = parts.Setting(
         student, None, SqueezeNetDistance(squeezenet), None, torch.device("cpu"), None,
-        (1e-3, 1e-3), 0,
+        dict.fromkeys(STEPS, 1e-3), 0,
     )  # fmt: skip
     stage = stages.STAGES[number](setting)
     images = {name: torch.rand(2, 3, 64, 64) for name in ("hq", "lq", "restored")}

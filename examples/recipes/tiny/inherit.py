@@ -34,6 +34,7 @@ from tadsr.measure.perceptual import SqueezeNetDistance
 from tadsr.training.optimization import WeightAverage
 
 LIMITS = {"decoder": "700s", "features": "500s", "joint": "3000s"}
+RATES = {"decoder": 6e-3, "features": 6e-3, "joint": 2e-3}
 WARMUP_STEPS = 20
 FINAL_FRACTION = 0.05
 GRAPH_AFTER = 3
@@ -111,7 +112,7 @@ class Run:
         precision = {"bf16": torch.bfloat16, "fp32": None}[args.precision]
         self.setting = Setting(
             student, restorer, perceptual, HeldOut(held_out, args.held_out_px), self.device,
-            precision, (args.muon_rate, args.adamw_rate), args.seed,
+            precision, {name: getattr(args, f"{name}_rate") for name in RATES}, args.seed,
         )  # fmt: skip
         self.stage_number, self.step, self.seconds = 0, 0, 0.0
         self.state: dict = {}
@@ -262,14 +263,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--no-graph", action="store_true", help="do not record steps as a CUDA graph")
     for name, amount in LIMITS.items():
         add(f"--{name}", default=amount, help="steps, or seconds as in 90s; 0 leaves it out")
+    for name, rate in RATES.items():
+        add(f"--{name}-rate", type=float, default=rate, help="largest learning rate, Muon's")
     add("--seconds", type=float, default=math.inf, help="stop after so many, to go on later")
     add("--batch", type=int, default=8)
     add("--crop-px", type=int, default=128)
     add("--pool", type=int, default=512, help="samples that batches are drawn from")
     add("--group", type=int, default=8, help="samples that are replaced at once")
     add("--refresh-every", type=int, default=4, help="steps between replacements")
-    add("--muon-rate", type=float, default=2e-3)
-    add("--adamw-rate", type=float, default=5e-4)
     add("--average", type=float, default=0.99, help="decay of the weights' average")
     add("--held-out", type=int, default=20)
     add("--held-out-px", type=int, default=256)

@@ -119,8 +119,8 @@ class Setting:
     held_out: HeldOut
     device: torch.device
     precision: torch.dtype | None
-    rates: tuple[float, float]
-    """Muon's and AdamW's."""
+    rates: dict[str, float]
+    """Largest learning rates of the stages."""
     seed: int
     whitening: list[Tensor] | None = None
     """Mean and standard deviation of the restorer's features, each (1, C, 1, 1)."""

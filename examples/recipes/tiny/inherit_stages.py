@@ -23,6 +23,8 @@ from tadsr.training.stages.stage_config import TimestepRamp
 
 SCALE = 4
 JUDGED = (1, 500, 900)
+ADAMW_SHARE = 0.25
+"""Of Muon's learning rate, for what Muon does not step."""
 PERCEPTUAL_SHARE = 0.2
 """Weight of the perceptual distance beside the mean absolute error, for the decoder."""
 FAITHFUL = {
@@ -60,13 +62,13 @@ class Stage:
         for module in self.trained():
             module.requires_grad_(True)
         named = [(n, p) for n, p in setting.student.named_parameters() if p.requires_grad]
-        muon_rate, adamw_rate = setting.rates
+        rate = setting.rates[self.name]
         kernels = [p for n, p in named if is_kernel(n, p)]
         others = [p for n, p in named if not is_kernel(n, p)]
         self.parameters = kernels + others
         self.optimizers = [
-            (Muon(kernels, self._rate(muon_rate)), muon_rate),
-            self._adamw(others, adamw_rate, weight_decay=0.0),
+            (Muon(kernels, self._rate(rate)), rate),
+            self._adamw(others, ADAMW_SHARE * rate, weight_decay=0.0),
         ]
 
     def trained(self) -> list[nn.Module]:
