@@ -105,13 +105,6 @@ def test_fine_tune_trains_and_writes_a_model_that_works(photo, tmp_path, capsys)
         assert trained(image, process_size=0).size == (160, 120)
 
 
-def test_a_model_grows_and_gives_what_it_gave(tmp_path, capsys):
-    grown = tmp_path / "grown"
-    run("recipes/tiny/grow", "tadsr-tiny", grown, "--latents", 10, "--layers", 3, 2, 4)
-    assert "M parameters" in capsys.readouterr().out  # after it has compared the two
-    assert json.loads((grown / "unet" / "config.json").read_text())["in_channels"] == 10
-
-
 @pytest.mark.parametrize(
     "devices", [(), pytest.param(("--devices", "cpu"), marks=pytest.mark.slow)]
 )
