@@ -34,7 +34,7 @@ from tadsr.measure.perceptual import SqueezeNetDistance
 from tadsr.training.optimization import WeightAverage
 
 LIMITS = {"decoder": "700s", "features": "500s", "joint": "3000s"}
-RATES = {"decoder": 6e-3, "features": 6e-3, "joint": 2e-3}
+RATES = {"decoder": 1e-2, "features": 6e-3, "joint": 2e-3}
 WARMUP_STEPS = 20
 FINAL_FRACTION = 0.05
 GRAPH_AFTER = 3
@@ -266,11 +266,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     for name, rate in RATES.items():
         add(f"--{name}-rate", type=float, default=rate, help="largest learning rate, Muon's")
     add("--seconds", type=float, default=math.inf, help="stop after so many, to go on later")
-    add("--batch", type=int, default=8)
+    add("--batch", type=int, default=4)
     add("--crop-px", type=int, default=128)
-    add("--pool", type=int, default=512, help="samples that batches are drawn from")
-    add("--group", type=int, default=8, help="samples that are replaced at once")
-    add("--refresh-every", type=int, default=4, help="steps between replacements")
+    add("--pool", type=int, default=64, help="samples that batches are drawn from")
+    add("--group", type=int, default=4, help="samples that are replaced at once")
+    add("--refresh-every", type=int, default=8, help="steps between replacements")
     add("--average", type=float, default=0.99, help="decay of the weights' average")
     add("--held-out", type=int, default=20)
     add("--held-out-px", type=int, default=256)
