@@ -41,11 +41,11 @@ def photos(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def official(tmp_path_factory, golden_dir):
+def official(tmp_path_factory, base_dir, adapter_file):
     """The published layout: base model and adapters in one folder."""
     folder = tmp_path_factory.mktemp("official") / "base"
-    shutil.copytree(golden_dir / "base", folder)
-    shutil.copyfile(golden_dir / "tadsr.pkl", folder / "tadsr.pkl")
+    shutil.copytree(base_dir, folder)
+    shutil.copyfile(adapter_file, folder / "tadsr.pkl")
     return folder
 
 

@@ -299,7 +299,7 @@ def test_another_runs_folder_is_refused(configure, tmp_path):
 
 
 def test_what_cannot_work_is_refused_before_the_first_step(
-    official, networks, photos, tmp_path, monkeypatch
+    official, golden_dir, networks, photos, tmp_path, monkeypatch
 ):
     wrong, empty = tmp_path / "v-prediction", tmp_path / "empty"
     shutil.copytree(official, wrong)
@@ -329,7 +329,7 @@ def test_what_cannot_work_is_refused_before_the_first_step(
         of(photos, 36)
     refused(ValueError, "empty", networks, PLAIN, **of(empty))
     refused(ValueError, r"stage\.teacher", networks, taught(None, 1))
-    refused(ValueError, "share their latents", networks, taught(str(official), 1))
+    refused(ValueError, "share their latents", networks, taught(str(golden_dir / "base"), 1))
     unknown = of(photos, prompt="a cat")
     refused(ValueError, "prompt must be one of", networks, taught(None), **unknown)
     refused(ValueError, "fp16 needs a GPU", networks, compared, precision="fp16")
