@@ -65,6 +65,15 @@ def upscale(jobs: list[Job]) -> list[tuple[str, str, str]]:
     return [[o.job.source.as_posix(), o.status, o.message] for o in outcomes]
 
 
+def refusal_of(error: type[Exception], act: Callable[[], object]) -> Callable[[], str]:
+    def refusal() -> str:
+        with pytest.raises(error) as caught:
+            act()
+        return str(caught.value)
+
+    return refusal
+
+
 def test_a_folder_that_cannot_be_read_fails_as_one(without_rights):
     write_photos("photos", 2)
     write_photos("photos/open", 1)
@@ -90,12 +99,7 @@ def test_a_folder_that_cannot_be_read_fails_as_one(without_rights):
 def test_the_folder_itself_must_be_readable(without_rights):
     write_photos("photos", 2)
     os.chmod("photos", 0o100)
-
-    def refusal() -> str:
-        with pytest.raises(PermissionError) as caught:
-            mirror_folder("photos", "photos_x4")
-        return str(caught.value)
-
+    refusal = refusal_of(PermissionError, lambda: mirror_folder("photos", "photos_x4"))
     assert "photos" in without_rights(refusal)
 
 
@@ -126,12 +130,9 @@ def test_the_output_itself_must_be_writable(without_rights):
     write_photos("photos/sub", 1)
     os.mkdir("photos_x4")
     os.chmod("photos_x4", 0o555)
-
-    def refusal() -> str:
-        with pytest.raises(ImageWriteError) as caught:
-            check_places(plan_jobs(["photos"], None, format=None, scale=4))
-        return str(caught.value)
-
+    refusal = refusal_of(
+        ImageWriteError, lambda: check_places(plan_jobs(["photos"], None, format=None, scale=4))
+    )
     assert "the folder photos_x4 is not writable" in without_rights(refusal)
 
 
@@ -140,12 +141,7 @@ def test_a_manifest_that_cannot_be_written_says_where_and_what_to_do(without_rig
     with Manifest("sharp", {}):
         pass
     os.chmod(Path("sharp", closed), 0)
-
-    def refusal() -> str:
-        with pytest.raises(TADSRError) as caught:
-            Manifest("sharp", {})
-        return str(caught.value)
-
+    refusal = refusal_of(TADSRError, lambda: Manifest("sharp", {}))
     assert without_rights(refusal) == (
         "sharp/tadsr-manifest.jsonl: the output folder must hold a record of the run, got: "
         "Permission denied; choose another"

@@ -110,6 +110,10 @@ def test_output_types(image, shape, dtype):
         *((np.full((2, 2), value), ValueError, "rescale|finite") for value in BAD_FLOATS),
         *((torch.full((3, 2, 2), value), ValueError, "rescale|finite") for value in BAD_FLOATS),
         (np.full((2, 2), 1e300), ValueError, "finite"),
+        (Image.new("RGB", (0, 4)), ValueError, "0×4"),
+        (Image.new("I", (1, 1), 65536), ValueError, "65536"),
+        (Image.new("I", (1, 1), -1), ValueError, "-1"),
+        (Image.new("F", (1, 1), 300.0), ValueError, "300"),
     ],
 )
 def test_refused_images(image, error, message):
