@@ -165,7 +165,7 @@ class Run:
         args, limit = self.args, Limit(getattr(self.args, stage.name))
         started = self.clock()
         pool = Pool(
-            self.photos, self.decoded, stage=self.stage_number, crop_px=args.crop_px,
+            self.photos, self.decoded, stage=self.stage_number, crop_px=self.of_stage(args.crop_px),
             size=args.pool,
             group=args.group, workers=args.workers, seed=args.seed,
             refreshments=self.step // args.refresh_every, describe=stage.describe,
@@ -188,7 +188,7 @@ class Run:
             warmup = min(1.0, (self.step + 1) / WARMUP_STEPS)
             falling = 0.5 * (1 + math.cos(math.pi * share))
             stage.set_rates(warmup * (FINAL_FRACTION + (1 - FINAL_FRACTION) * falling))
-            stage.take(pool, self.step, args.batch)
+            stage.take(pool, self.step, self.of_stage(args.batch))
             repeated()
             average.update(self.step)
             self.step += 1
@@ -214,6 +214,10 @@ class Run:
             average = WeightAverage(self.setting.student, args.average)
         self.save(stage, average)
         return is_over
+
+    def of_stage(self, numbers: list[int]) -> int:
+        """Return what an option says about the stage at hand."""
+        return numbers[min(self.stage_number, len(numbers) - 1)]
 
     def report(self, stage: Stage, average: WeightAverage) -> None:
         """Print and log how far the stage is, on photographs that it has not seen."""
@@ -266,8 +270,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     for name, rate in RATES.items():
         add(f"--{name}-rate", type=float, default=rate, help="largest learning rate, Muon's")
     add("--seconds", type=float, default=math.inf, help="stop after so many, to go on later")
-    add("--batch", type=int, default=4)
-    add("--crop-px", type=int, default=128)
+    add("--batch", type=int, nargs="+", default=[4], help="of all stages, or of each")
+    add("--crop-px", type=int, nargs="+", default=[128], help="of all stages, or of each")
     add("--pool", type=int, default=64, help="samples that batches are drawn from")
     add("--group", type=int, default=4, help="samples that are replaced at once")
     add("--refresh-every", type=int, default=8, help="steps between replacements")
