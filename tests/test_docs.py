@@ -31,7 +31,7 @@ from tadsr.images import ArrayImage, read_frames, read_image, write_frames, writ
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-NUM_NOT_RUN = 32
+NUM_NOT_RUN = 33
 """Blocks that cannot run offline on a CPU in seconds."""
 
 SHELL, PYTHON, DATA = ("sh", "bash"), ("python",), ("text", "json", "yaml", "toml")

@@ -211,27 +211,25 @@ class FeaturesStage(Stage):
         self._forget_gradients()
         batch = self.batch
         latents = self.setting.restored(batch["lq"], batch["timesteps"], decode=False).pred_x0
-        unexplained = mse_per_sample(latents, batch["features"])
-        unexplained.mean().backward()
+        error = mse_per_sample(latents, batch["features"])
+        error.mean().backward()
         self._learn()
-        self._note(unexplained=unexplained)
+        self._note(error=error)
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Return the share of the features' variance that the latents leave unexplained."""
-        errors: dict[int, list[Tensor]] = {t: [] for t in JUDGED}
+        errors = dict.fromkeys(JUDGED, 0.0)
+        variance = 0.0
         for _, lq, features, _ in self.setting.judged:
-            wanted = self.setting.whiten(features)
+            wanted, scale = self.setting.whiten(features), self.setting.whitening[1]
+            variance += (wanted * scale).square().sum().item()
             enlarged = upsample_lq(lq, [SCALE * side for side in lq.shape[-2:]])
-            for t, found in errors.items():
+            for t in errors:
                 timesteps = torch.full((len(lq),), t, device=lq.device)
                 latents = self.setting.restored(enlarged, timesteps, decode=False).pred_x0
-                found.append(
-                    mse_per_sample(latents, wanted) / mse_per_sample(wanted, wanted.mean())
-                )
-        return {
-            f"held-out unexplained t={t}": torch.cat(e).mean().item() for t, e in errors.items()
-        }
+                errors[t] += ((latents - wanted) * scale).square().sum().item()
+        return {f"unexplained variance t={t}": error / variance for t, error in errors.items()}
 
 
 class JointStage(Stage):
