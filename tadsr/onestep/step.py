@@ -16,7 +16,7 @@ from tadsr.onestep.openvino import OpenVinoStages
 from tadsr.onestep.plan import EngineName, EnginePlan
 from tadsr.onestep.selfcheck import is_settled, remember_fastest, settle
 from tadsr.onestep.stages import AnyStages, FusedStages
-from tadsr.onestep.tasks import is_out_of_memory, reused_memory
+from tadsr.onestep.tasks import is_out_of_memory
 from tadsr.progress import Progress
 from tadsr.prompts import Prompts
 from tadsr.schedule import latents_of
@@ -106,8 +106,7 @@ class OneStepEngine(ChosenStages):
         """
         timesteps, prompts = as_numbers(timesteps), as_prompts(prompts)
         stages = self._settled(lq, timesteps, prompts)
-        with reused_memory(lq.device):
-            return self.take(stages, lq, timesteps, prompts, generator, finish, progress)
+        return self.take(stages, lq, timesteps, prompts, generator, finish, progress)
 
     def take(
         self,

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-import functools
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -26,10 +22,6 @@ if TYPE_CHECKING:
 
 
 _CGROUP = Path("/sys/fs/cgroup")
-# Of malloc.h.
-_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
-_USUAL_MALLOC = {_MMAP_MAX: 2**16, _MMAP_THRESHOLD: 2**25, _TRIM_THRESHOLD: 2**26}
-"""Where glibc's own adaption ends once blocks of 32 MiB were freed."""
 
 
 def available_bytes(device: torch.device) -> int:
@@ -54,32 +46,6 @@ def used_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     return psutil.Process().memory_info().rss
-
-
-@contextmanager
-def reused_memory(device: torch.device) -> Iterator[None]:
-    """Take the memory of layers that are done for those that follow, without asking the system.
-
-    The system clears what it gives, which takes as long as a layer does. Afterwards all goes back.
-    It is so on a CPU with glibc, and in the process's first thread; elsewhere nothing changes.
-    """
-    libc = _glibc() if device.type == "cpu" else None
-    if libc is not None:
-        libc.mallopt(_MMAP_MAX, 0)
-        libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
-    try:
-        yield
-    finally:
-        if libc is not None:
-            for option, value in _USUAL_MALLOC.items():
-                libc.mallopt(option, value)
-            libc.malloc_trim(0)
-
-
-@functools.cache
-def _glibc() -> ctypes.CDLL | None:
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    return libc if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
