@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 MIN_PSNR = 45.0
 """In dB, between a picture in float32 and one in bfloat16, where OpenVINO rounds whatever passes
 from layer to layer; below it its graphs compute in float32."""
-_PROBED_PX = 128
+_PROBED_PX, _PROBED_TIMESTEP = 128, 500
 _EXAMPLE_SIDE = 17
 """Latents that are traced; odd, so that no size passes for a constant of the network."""
 
@@ -146,16 +146,14 @@ class OpenVinoStages(EagerStages):
         lq = F.interpolate(coarse, size=_PROBED_PX, mode="bilinear")
         width = self.unet.config.cross_attention_dim
         prompts = Prompts(torch.randn(1, 2, width, generator=generator))
-        plain, found = (
-            stages.decode(
-                stages.predict_x0(
-                    latents_of(stages.encode(lq, [500]).values, self.vae.config.scaling_factor),
-                    [500],
-                    prompts,
-                ).values
-            ).values.clamp(-1, 1)
-            for stages in (self.of(self.vae, self.unet), self)
-        )
+
+        def picture(stages: EagerStages) -> Tensor:
+            moments = stages.encode(lq, [_PROBED_TIMESTEP]).values
+            latents = latents_of(moments, self.vae.config.scaling_factor)
+            pred_x0 = stages.predict_x0(latents, [_PROBED_TIMESTEP], prompts).values
+            return stages.decode(pred_x0).values.clamp(-1, 1)
+
+        plain, found = picture(self.of(self.vae, self.unet)), picture(self)
         return (10 * torch.log10(4 / (plain - found).square().mean())).item()
 
     def _run(self, name: str, *inputs: Tensor) -> Tensor:
