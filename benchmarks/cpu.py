@@ -205,7 +205,7 @@ def main() -> None:
     """Run the ways in turns."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="JSON file for the results")
-    default = [way for way in WAYS if way != "compile" and way[0] != "r"]
+    default = [way for way in WAYS if way != "compile" and not way.startswith("realesrgan")]
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=default)
     parser.add_argument("--realesrgan", type=Path, help="weights of RealESRGAN_x4plus")
     parser.add_argument("--sizes", type=int, nargs="+", default=[512, 1024], help="heights in px")

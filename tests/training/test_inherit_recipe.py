@@ -142,7 +142,7 @@ def test_a_pattern_on_the_grid_shows(inherit):
     assert along.abs() < 0.3
 
 
-def test_the_restorer_is_the_architecture_that_spandrel_knows(inherit, restorer):
+def test_the_restorer_takes_the_released_names_and_draws_four_times_the_size(inherit, restorer):
     network = importlib.import_module("inherit_networks").Restorer(restorer)
     image = network.draw(network.features(torch.rand(1, 3, 6, 5) * 2 - 1))
     assert image.shape == (1, 3, 24, 20)
