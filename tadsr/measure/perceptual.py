@@ -224,8 +224,13 @@ class SqueezeNetDistance(nn.Module):
         """
         with torch.no_grad():
             wanted = self.features(target)
+        return self.compare(self.features(pred), wanted)
+
+    @staticmethod
+    def compare(found: list[Tensor], wanted: list[Tensor]) -> Tensor:
+        """Return the distance (B,) of images whose features are these."""
         layers = [
             (a - b).float().square().sum(1).flatten(1).mean(1)
-            for a, b in zip(self.features(pred), wanted, strict=True)
+            for a, b in zip(found, wanted, strict=True)
         ]
         return torch.stack(layers).mean(0)

@@ -17,7 +17,7 @@ from tadsr.measure.perceptual import SqueezeNetDistance
 
 RECIPE = Path(__file__).parents[2] / "examples" / "recipes" / "tiny"
 WIDTH, GROWTH = 8, 4
-STEPS = {"decoder": 2, "features": 1, "joint": 2}
+STEPS = {"decoder": 2, "features": 1, "imitate": 1, "joint": 2}
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def train(inherit, photos, networks, restorer, squeezenet):
 
 def test_a_run_that_was_stopped_gives_what_one_gives_that_was_not(train, tmp_path):
     train(tmp_path / "whole")
-    for place in ([0, 1], [1, 0], [2, 0], [2, 1]):
+    for place in ([0, 1], [1, 0], [2, 0], [3, 0], [3, 1]):
         train(tmp_path / "parts", "--seconds", 0)  # a step, whatever happens
         state = torch.load(tmp_path / "parts" / "state.pt", weights_only=True)
         assert state["place"][:2] == place
@@ -100,7 +100,7 @@ def test_a_run_that_was_stopped_gives_what_one_gives_that_was_not(train, tmp_pat
 def test_a_stage_changes_its_own_part_and_is_logged(train, tmp_path):
     found = []
     for decoder in (0, 2):
-        train(tmp_path / str(decoder), decoder=decoder, features=0, joint=0)
+        train(tmp_path / str(decoder), decoder=decoder, features=0, imitate=0, joint=0)
         stored = load_file(tmp_path / str(decoder) / "networks.safetensors")
         names = ("vae.decoder.conv_in", "unet.conv_in", "vae.quant_conv")
         found.append([stored[f"{name}.weight"] for name in names])
@@ -113,7 +113,7 @@ def test_a_stage_changes_its_own_part_and_is_logged(train, tmp_path):
 
 
 def test_networks_alone_go_on_with_new_optimizers(train, tmp_path):
-    limits = {"decoder": 0, "features": 0}
+    limits = {"decoder": 0, "features": 0, "imitate": 0}
     train(tmp_path, "--seconds", 0, **limits)
     (tmp_path / "state.pt").unlink()
     train(tmp_path, **limits)
@@ -167,7 +167,7 @@ class Watch(TorchDispatchMode):
         return func(*args, **kwargs or {})
 
 
-@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("number", range(len(STEPS)))
 def test_a_step_waits_for_no_number(number, inherit, networks, restorer, squeezenet, monkeypatch):
     # A GPU's AdamW counts its steps there; a CPU's does not.
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda optimizer: None)

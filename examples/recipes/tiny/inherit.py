@@ -1,9 +1,10 @@
-"""Train a small model that inherits what a restoration network knows, in three stages.
+"""Train a small model that inherits what a restoration network knows, in four stages.
 
 1. decoder: the autoencoder's decoder learns to draw RealESRGAN_x4plus's pictures from the features
    which that has of an LQ image before it enlarges them.
 2. features: the time-aware encoder and the UNet learn to give those features.
-3. joint: both, at all timesteps, against the originals: by the error of pixels at small ones, by
+3. imitate: all of them draw that network's pictures from LQ images.
+4. joint: all, at all timesteps, against the originals: by the error of pixels at small ones, by
    perceptual distance and two small adversaries at large ones.
 
 python examples/recipes/tiny/inherit.py --photos photos/train photos/more --out runs/inherited \
@@ -20,6 +21,7 @@ import argparse
 import json
 import math
 import time
+import traceback
 from pathlib import Path
 
 import torch
@@ -33,8 +35,8 @@ from tadsr.checkpoints import save_native
 from tadsr.measure.perceptual import SqueezeNetDistance
 from tadsr.training.optimization import WeightAverage
 
-LIMITS = {"decoder": "700s", "features": "500s", "joint": "3000s"}
-RATES = {"decoder": 1e-2, "features": 6e-3, "joint": 2e-3}
+LIMITS = {"decoder": "700s", "features": "500s", "imitate": "1500s", "joint": "3000s"}
+RATES = {"decoder": 1e-2, "features": 6e-3, "imitate": 4e-3, "joint": 2e-3}
 WARMUP_STEPS = 20
 FINAL_FRACTION = 0.05
 GRAPH_AFTER = 3
@@ -79,10 +81,24 @@ class Repeated:
             torch.cuda.current_stream().wait_stream(stream)
         else:
             if self.graph is None:
-                self.graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(self.graph):
-                    self.step()
-            self.graph.replay()
+                self.graph = self.record()
+            if self.graph is None:
+                self.step()
+            else:
+                self.graph.replay()
+
+    def record(self) -> torch.cuda.CUDAGraph | None:
+        """Record a step, or say why it cannot be."""
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                self.step()
+        except RuntimeError as error:
+            traceback.print_exception(error)
+            print("a step cannot be recorded; going on without", flush=True)
+            self.is_recorded = False
+            return None
+        return graph
 
 
 class Run:
@@ -164,11 +180,12 @@ class Run:
         """Train one stage; return whether the time of this call is over."""
         args, limit = self.args, Limit(getattr(self.args, stage.name))
         started = self.clock()
+        refresh_every = self.of_stage(args.refresh_every)
         pool = Pool(
             self.photos, self.decoded, stage=self.stage_number, crop_px=self.of_stage(args.crop_px),
             size=args.pool,
             group=args.group, workers=args.workers, seed=args.seed,
-            refreshments=self.step // args.refresh_every, describe=stage.describe,
+            refreshments=self.step // refresh_every, describe=stage.describe,
             device=self.device,
         )  # fmt: skip
         if self.setting.whitening is None:
@@ -192,7 +209,7 @@ class Run:
             repeated()
             average.update(self.step)
             self.step += 1
-            if self.step % args.refresh_every == 0:
+            if self.step % refresh_every == 0:
                 pool.refresh()
             is_reported = self.step % args.every == 0
             if is_reported and self.is_cuda:
@@ -274,7 +291,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--crop-px", type=int, nargs="+", default=[128], help="of all stages, or of each")
     add("--pool", type=int, default=64, help="samples that batches are drawn from")
     add("--group", type=int, default=4, help="samples that are replaced at once")
-    add("--refresh-every", type=int, default=8, help="steps between replacements")
+    add("--refresh-every", type=int, nargs="+", default=[8], help="steps between replacements")
     add("--average", type=float, default=0.99, help="decay of the weights' average")
     add("--held-out", type=int, default=20)
     add("--held-out-px", type=int, default=256)

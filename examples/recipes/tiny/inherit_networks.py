@@ -95,6 +95,30 @@ class Restorer(nn.Module):
         return x.float().clamp(0, 1) * 2 - 1
 
 
+class NarrowNorm(nn.GroupNorm):
+    """Normalise in the activations' own type, where autocast would widen them to float32.
+
+    Sums are float32 all the same; what is written to memory, which is most of the time of a step on
+    a GPU, is half.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise activations (B, C, h, w)."""
+        with torch.autocast(x.device.type, enabled=False):
+            weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+            return F.group_norm(x, self.num_groups, weight, bias, self.eps)
+
+    @staticmethod
+    def put_into(network: nn.Module) -> None:
+        """Replace a network's normalisations; their parameters stay where they were."""
+        for parent in list(network.modules()):
+            for name, norm in list(parent.named_children()):
+                if type(norm) is nn.GroupNorm:
+                    narrow = NarrowNorm(norm.num_groups, norm.num_channels, norm.eps)
+                    narrow.weight, narrow.bias = norm.weight, norm.bias
+                    setattr(parent, name, narrow)
+
+
 def build_student(path: str | Path, seed: int) -> tuple[Checkpoint, OneStepStudent]:
     """Build the networks that a YAML file describes, at random weights, as one module."""
     checkpoint = build_networks(path, seed)
@@ -103,6 +127,8 @@ def build_student(path: str | Path, seed: int) -> tuple[Checkpoint, OneStepStude
         checkpoint.vae.quant_conv.weight[:means] *= SMALL_LATENTS
         checkpoint.vae.quant_conv.bias[:means] *= SMALL_LATENTS
         checkpoint.unet.conv_in.weight /= SMALL_LATENTS
+    for network in (checkpoint.vae, checkpoint.unet):
+        NarrowNorm.put_into(network)
     config = checkpoint.scheduler.config
     alphas = make_alphas_cumprod(config.beta_start, config.beta_end, config.beta_schedule)
     student = OneStepStudent(checkpoint.vae, checkpoint.unet, checkpoint.prompt_embeddings, alphas)
@@ -180,9 +206,8 @@ class Adversaries(nn.Module):
     _LAYERS = (2, 6)
     """Of the features that the distance compares: fire4 and fire8."""
 
-    def __init__(self, perceptual: SqueezeNetDistance) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._perceptual = [perceptual]  # its weights are not these networks'
         self.pixels = PatchDiscriminator()
         self.heads = nn.ModuleList(
             nn.Sequential(
@@ -193,11 +218,14 @@ class Adversaries(nn.Module):
             for channels in (256, 512)
         )
 
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Score images (B, 3, H, W) in [-1, 1], large for photographs: each (B, n)."""
-        found = self._perceptual[0].features(images)
+    def forward(self, images: Tensor, features: list[Tensor]) -> list[Tensor]:
+        """Score images (B, 3, H, W) in [-1, 1], large for photographs: each (B, n).
+
+        Args:
+            features: What a `SqueezeNetDistance` compares of them.
+        """
         by_features = [
-            head(found[layer]).flatten(1)
+            head(features[layer]).flatten(1)
             for head, layer in zip(self.heads, self._LAYERS, strict=True)
         ]
         return [self.pixels(images).flatten(1).float(), torch.cat(by_features, 1).float()]

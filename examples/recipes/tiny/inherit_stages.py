@@ -27,6 +27,8 @@ ADAMW_SHARE = 0.25
 """Of Muon's learning rate, for what Muon does not step."""
 PERCEPTUAL_SHARE = 0.2
 """Weight of the perceptual distance beside the mean absolute error, for the decoder."""
+IMITATED = {"distance": 0.5, "features": 0.02}
+"""Weights beside the mean absolute error from the restorer's pictures."""
 FAITHFUL = {
     "mse": (TimestepRamp(60.0, 0.0, 0.5), mse_per_sample),
     "chroma": (TimestepRamp(5.0, 3.0), chroma_mse),
@@ -109,8 +111,9 @@ class Stage:
             batch["lq"] = upsample_lq(batch["lq"], size)
         if "features" in batch:
             batch["features"] = self.setting.whiten(batch["features"])
-        if "hq" in batch:
-            left = batch["hq"].shape[-1] - SHIFT_PX
+        pictures = batch.get("hq", batch.get("restored"))
+        if pictures is not None:
+            left = pictures.shape[-1] - SHIFT_PX
             for name in ("rows", "columns"):
                 first = int(rng.integers(SHIFT_PX + 1))
                 batch[name] = torch.arange(first, first + left, device=self.setting.device)
@@ -156,6 +159,10 @@ class Stage:
         nn.utils.clip_grad_norm_(self.parameters, _MAX_NORM)
         for optimizer, _ in self.optimizers[:2]:
             optimizer.step()
+
+    def _shifted(self, images: Tensor) -> Tensor:
+        rows, columns = self.batch["rows"], self.batch["columns"]
+        return images.index_select(2, rows).index_select(3, columns)
 
     def _note(self, **figures: Tensor) -> None:
         for name, value in figures.items():
@@ -232,6 +239,44 @@ class FeaturesStage(Stage):
         return {f"unexplained variance t={t}": error / variance for t, error in errors.items()}
 
 
+class ImitateStage(FeaturesStage):
+    """Draw the restorer's pictures from LQ images, at every timestep alike."""
+
+    name = "imitate"
+    needs = ("features", "restored", "lq")
+
+    def trained(self) -> list[nn.Module]:
+        """Return all."""
+        return [self.setting.student]
+
+    def step(self) -> None:
+        """Learn from `batch`."""
+        self._forget_gradients()
+        batch = self.batch
+        pred_x0, image = self.setting.restored(batch["lq"], batch["timesteps"])
+        error = mse_per_sample(pred_x0, batch["features"])
+        l1 = l1_per_sample(image, batch["restored"])
+        shifted, restored = (self._shifted(images) for images in (image, batch["restored"]))
+        distance = self.setting.perceptual(shifted, restored)
+        (l1 + IMITATED["distance"] * distance + IMITATED["features"] * error).mean().backward()
+        self._learn()
+        self._note(l1=l1, distance=distance, error=error)
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Return how far its pictures are from the restorer's, and from the originals."""
+        found: dict[str, list[Tensor]] = {}
+        for hq, lq, _, restored in self.setting.judged:
+            enlarged = upsample_lq(lq, hq.shape[-2:])
+            for t in JUDGED:
+                timesteps = torch.full((len(lq),), t, device=lq.device)
+                image = self.setting.restored(enlarged, timesteps).image.clamp(-1, 1)
+                for name, target in {"restorer": restored, "original": hq}.items():
+                    distance = self.setting.perceptual(image, target)
+                    found.setdefault(f"t={t} from {name}", []).append(distance)
+        return {name: torch.cat(values).mean().item() for name, values in found.items()}
+
+
 class JointStage(Stage):
     """Restore the originals: faithfully at small timesteps, vividly at large ones."""
 
@@ -242,7 +287,7 @@ class JointStage(Stage):
         super().__init__(setting)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(setting.seed)
-            self.adversaries = Adversaries(setting.perceptual).to(setting.device)
+            self.adversaries = Adversaries().to(setting.device)
         self.optimizers.append(
             self._adamw(self.adversaries.parameters(), ADVERSARIES_RATE, betas=(0.5, 0.99))
         )
@@ -265,11 +310,15 @@ class JointStage(Stage):
         excess = grid_excess(leaf).relu()
         pixels = faithful.mean() + GRID * excess.square().mean()
         shifted, original = self._shifted(leaf), self._shifted(batch["hq"])
-        distance = self.setting.perceptual(shifted, original)
+        perceptual = self.setting.perceptual
+        with torch.no_grad():
+            wanted = perceptual.features(original)
+        found = perceptual.features(shifted)
+        distance = perceptual.compare(found, wanted)
         vivid = (PERCEPTUAL.at(timesteps) * distance).mean()
         share = ADVERSARIES.at(timesteps)
         self.adversaries.requires_grad_(False).eval()
-        scores = self.adversaries(shifted)
+        scores = self.adversaries(shifted, found)
         fooled = sum(
             w * generator_loss(s) for w, s in zip(Adversaries.WEIGHTS, scores, strict=True)
         )
@@ -282,7 +331,8 @@ class JointStage(Stage):
         self._learn()
         self.adversaries.requires_grad_(True).train()
         # One pass over both, or its normalisation would step twice.
-        both = self.adversaries(torch.cat([original, shifted.detach()]))
+        features = [torch.cat(pair).detach() for pair in zip(wanted, found, strict=True)]
+        both = self.adversaries(torch.cat([original, shifted.detach()]), features)
         told = sum(discriminator_loss(*scores.chunk(2)) for scores in both)
         (share * told).mean().backward()
         self.optimizers[2][0].step()
@@ -318,10 +368,6 @@ class JointStage(Stage):
         super().load_state_dict(state)
         self.adversaries.load_state_dict(state["adversaries"])
 
-    def _shifted(self, images: Tensor) -> Tensor:
-        rows, columns = self.batch["rows"], self.batch["columns"]
-        return images.index_select(2, rows).index_select(3, columns)
-
 
 def _psnr_y(image: Tensor, hq: Tensor) -> Tensor:
     weights = torch.tensor([65.481, 128.553, 24.966], device=hq.device)[:, None, None]
@@ -329,5 +375,5 @@ def _psnr_y(image: Tensor, hq: Tensor) -> Tensor:
     return 10 * torch.log10(255**2 / error)
 
 
-STAGES = (DecoderStage, FeaturesStage, JointStage)
+STAGES = (DecoderStage, FeaturesStage, ImitateStage, JointStage)
 """In their order."""
