@@ -34,7 +34,7 @@ FAITHFUL = {
     "chroma": (TimestepRamp(5.0, 3.0), chroma_mse),
 }
 """Errors of pixels by timestep, beside the method's blurred one at weight 1."""
-PERCEPTUAL = TimestepRamp(0.005, 8.0, 0.5)
+PERCEPTUAL = TimestepRamp(0.005, 8.0, 0.75)
 ADVERSARIES = TimestepRamp(0.0, 1.0)
 ADVERSARIES_SHARE = 0.025
 """Length of their gradient as a part of the perceptual distance's; a quarter undid in 20 steps what
