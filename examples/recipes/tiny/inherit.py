@@ -112,7 +112,6 @@ class Run:
         self.is_cuda = self.device.type == "cuda"
         self.clock = time.perf_counter if self.is_cuda else time.process_time
         self.end = time.perf_counter() + args.seconds
-        torch.backends.cudnn.benchmark = True
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         self.checkpoint, student = build_student(args.networks, args.seed)
         restorer = Restorer(args.restorer).to(self.device, memory_format=torch.channels_last)
@@ -180,6 +179,7 @@ class Run:
         """Train one stage; return whether the time of this call is over."""
         args, limit = self.args, Limit(getattr(self.args, stage.name))
         started = self.clock()
+        torch.backends.cudnn.benchmark = stage.name == "joint"
         refresh_every = self.of_stage(args.refresh_every)
         pool = Pool(
             self.photos, self.decoded, stage=self.stage_number, crop_px=self.of_stage(args.crop_px),
