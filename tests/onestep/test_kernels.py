@@ -43,8 +43,7 @@ def test_the_result_is_that_of_plain_modules(launched):
         engine = OneStepEngine(*networks, alphas_cumprod, choice)
         results.append(engine.restore(lq, timesteps, embeds))
         assert set(launched) == (set() if choice == "eager" else KERNELS)
-    # cuDNN rounds differently in another layout.
-    assert relative_error(results[1], results[0]) < (1e-5 if IS_INTERPRETED else 1e-4)
+    assert relative_error(results[1], results[0]) < 1e-5
 
 
 @pytest.mark.parametrize("color_fix", ENDS)
