@@ -26,8 +26,8 @@ SMALL_LATENTS = 0.1
 away again; the less there is of it, the less precision is lost."""
 _AT_ONCE = 4
 _GRID_PX = 4
-_BESIDE = (3, 12)
-"""Bins beside the grid's frequency that count as its surroundings, as in benchmarks/quality.py."""
+_BLOCKS = 15
+"""Blocks of the grid along a window's side."""
 
 
 class DenseBlock(nn.Module):
@@ -231,26 +231,23 @@ class Adversaries(nn.Module):
         return [self.pixels(images).flatten(1).float(), torch.cat(by_features, 1).float()]
 
 
-def grid_excess(images: Tensor) -> Tensor:
-    """Return how far the spectrum stands out at the latents' grid, over rows and over columns.
+def grid_pattern(images: Tensor) -> Tensor:
+    """Return how much of the detail repeats with the latents' grid.
 
     Args:
-        images: (B, 3, H, W), each side a multiple of the grid's 4 px.
+        images: (B, 3, H, W), each side at least 63 px.
 
     Returns:
-        (2,), the logarithm of the power there over that beside it; about 0 for photographs.
+        (B,), the mean over windows of the logarithm of the power of the mean block over what chance
+        would leave of it; near 0 for photographs.
     """
-    excesses = []
-    for lines in (images.float().mean(1), images.float().mean(1).mT):
-        length = lines.shape[-1]
-        window = torch.hann_window(length, periodic=False, device=images.device)
-        power = torch.fft.rfft(lines * window).abs().square().mean(1)  # [B, L/2 + 1]
-        middle = length // _GRID_PX
-        near, far = _BESIDE[0], min(_BESIDE[1], middle - 1)
-        beside = torch.cat(
-            [power[:, middle - far : middle - near], power[:, middle + near : middle + far]], dim=1
-        )
-        # Each picture counts alike, however much detail it has.
-        ratio = power[:, middle] / (beside.mean(1) + 1e-12)
-        excesses.append(ratio.add(1e-6).log().mean())
-    return torch.stack(excesses)
+    light = images.float().mean(1, keepdim=True)
+    inside = slice(_GRID_PX // 2, 1 - _GRID_PX // 2)
+    detail = (light[..., inside, inside] - F.avg_pool2d(light, _GRID_PX, 1))[:, 0]
+    side = _BLOCKS * _GRID_PX
+    rows, columns = (length // side for length in detail.shape[-2:])
+    detail = detail[:, : rows * side, : columns * side]
+    blocks = detail.view(-1, rows, _BLOCKS, _GRID_PX, columns, _BLOCKS, _GRID_PX)
+    mean = blocks.mean((2, 5)).square().mean((2, 4))
+    power = blocks.square().mean((2, 3, 5, 6))
+    return (_BLOCKS**2 * mean / (power + 1e-6) + 1e-3).log().mean((1, 2))

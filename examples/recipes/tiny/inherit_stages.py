@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from inherit_networks import Adversaries, Setting, grid_excess
+from inherit_networks import Adversaries, Setting, grid_pattern
 from inherit_samples import Pool, to_images, to_pixels
 from torch import Tensor, nn
 
@@ -27,25 +27,26 @@ ADAMW_SHARE = 0.25
 """Of Muon's learning rate, for what Muon does not step."""
 PERCEPTUAL_SHARE = 0.2
 """Weight of the perceptual distance beside the mean absolute error, for the decoder."""
-IMITATED = {"distance": 0.5, "features": 0.02}
-"""Weights beside the mean absolute error from the restorer's pictures."""
+IMITATED = {"l1": 1.0, "distance": 0.5, "features": 0.02}
+"""Weights of what keeps pictures near the restorer's."""
 FAITHFUL = {
     "mse": (TimestepRamp(60.0, 0.0, 0.5), mse_per_sample),
     "chroma": (TimestepRamp(5.0, 3.0), chroma_mse),
 }
 """Errors of pixels by timestep, beside the method's blurred one at weight 1."""
 PERCEPTUAL = TimestepRamp(0.005, 8.0, 0.75)
+IMITATION = TimestepRamp(0.0, 8.0)
+"""Weight of what the imitate stage asks; by the distance from the originals alone, surfaces without
+detail were filled with a weave."""
 ADVERSARIES = TimestepRamp(0.0, 1.0)
 ADVERSARIES_SHARE = 0.025
 """Length of their gradient as a part of the perceptual distance's; a quarter undid in 20 steps what
 the networks knew."""
 ADVERSARIES_RATE = 4e-4
-GRID = 0.5
-"""Weight of the excess at the latents' grid, squared."""
+GRID = 0.1
+"""Weight of what repeats with the latents' grid more than it does in the originals."""
 SHIFT_PX = 7
 """How far pairs are shifted at random under the perceptual network, which has a grid of its own."""
-SMALL_TIMESTEPS = 1.5
-"""Timesteps are uniform numbers to this power, so that small ones come more often."""
 _MAX_NORM = 1.0
 
 
@@ -88,20 +89,19 @@ class Stage:
     def describe(self, hq: Tensor, lq: Tensor) -> dict[str, Tensor]:
         """Return what is needed of uint8 samples."""
         kept = {"hq": hq, "lq": lq}
-        with self.setting.restorer_autocast():
-            if "features" in self.needs:
+        if "restored" in self.needs or "features" in self.needs:
+            with self.setting.restorer_autocast():
                 features = self.setting.restorer.features(to_images(lq))
                 kept["features"] = features.to(torch.float16)
-            if "restored" in self.needs:
-                kept["restored"] = to_pixels(self.setting.restorer.draw(features))
+                if "restored" in self.needs:
+                    kept["restored"] = to_pixels(self.setting.restorer.draw(features))
         return {name: kept[name] for name in self.needs}
 
     def take(self, pool: Pool, step: int, count: int) -> None:
         """Put the batch of a step into its place."""
         rng = np.random.default_rng([self.setting.seed, step, *self.name.encode()])
         batch = pool.draw(rng, count)
-        powered = rng.random(count) ** SMALL_TIMESTEPS
-        timesteps = torch.from_numpy((NUM_TRAIN_TIMESTEPS * powered).astype(np.int64))
+        timesteps = torch.from_numpy(rng.integers(NUM_TRAIN_TIMESTEPS, size=count))
         batch["timesteps"] = timesteps.to(self.setting.device)
         for name in ("hq", "lq", "restored"):
             if name in batch:
@@ -258,7 +258,8 @@ class ImitateStage(FeaturesStage):
         l1 = l1_per_sample(image, batch["restored"])
         shifted, restored = (self._shifted(images) for images in (image, batch["restored"]))
         distance = self.setting.perceptual(shifted, restored)
-        (l1 + IMITATED["distance"] * distance + IMITATED["features"] * error).mean().backward()
+        parts = {"l1": l1, "distance": distance, "features": error}
+        sum(IMITATED[name] * part for name, part in parts.items()).mean().backward()
         self._learn()
         self._note(l1=l1, distance=distance, error=error)
 
@@ -281,7 +282,7 @@ class JointStage(Stage):
     """Restore the originals: faithfully at small timesteps, vividly at large ones."""
 
     name = "joint"
-    needs = ("hq", "lq")
+    needs = ("hq", "lq", "restored")
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
@@ -307,15 +308,20 @@ class JointStage(Stage):
         faithful = blurred_mse(leaf, batch["hq"], timesteps)
         for name, (ramp, _) in FAITHFUL.items():
             faithful = faithful + ramp.at(timesteps) * errors[name]
-        excess = grid_excess(leaf).relu()
-        pixels = faithful.mean() + GRID * excess.square().mean()
-        shifted, original = self._shifted(leaf), self._shifted(batch["hq"])
+        pattern = (grid_pattern(leaf) - grid_pattern(batch["hq"])).relu()
+        imitation = IMITATION.at(timesteps)
+        l1 = l1_per_sample(leaf, batch["restored"])
+        pixels = faithful + GRID * pattern.square() + imitation * IMITATED["l1"] * l1
+        shifted, original, restored = (
+            self._shifted(images) for images in (leaf, batch["hq"], batch["restored"])
+        )
         perceptual = self.setting.perceptual
         with torch.no_grad():
             wanted = perceptual.features(original)
+            imitated = perceptual.features(restored)
         found = perceptual.features(shifted)
-        distance = perceptual.compare(found, wanted)
-        vivid = (PERCEPTUAL.at(timesteps) * distance).mean()
+        distance, other = (perceptual.compare(found, f) for f in (wanted, imitated))
+        vivid = PERCEPTUAL.at(timesteps) * distance + imitation * IMITATED["distance"] * other
         share = ADVERSARIES.at(timesteps)
         self.adversaries.requires_grad_(False).eval()
         scores = self.adversaries(shifted, found)
@@ -324,7 +330,7 @@ class JointStage(Stage):
         )
         by_pixels, by_distance, by_adversaries = (
             torch.autograd.grad(loss, leaf, retain_graph=True)[0]
-            for loss in (pixels, vivid, (share * fooled).mean())
+            for loss in (pixels.mean(), vivid.mean(), (share * fooled).mean())
         )
         length = ADVERSARIES_SHARE * by_distance.norm() / (by_adversaries.norm() + 1e-12)
         image.backward(by_pixels + by_distance + length * by_adversaries)
@@ -336,14 +342,20 @@ class JointStage(Stage):
         told = sum(discriminator_loss(*scores.chunk(2)) for scores in both)
         (share * told).mean().backward()
         self.optimizers[2][0].step()
-        self._note(distance=distance, mse=errors["mse"], excess=excess, told=told / len(both))
+        self._note(
+            distance=distance,
+            other=other,
+            mse=errors["mse"],
+            pattern=pattern,
+            told=told / len(both),
+        )
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Return distances from the originals, PSNR and the grid, the restorer's beside them."""
         distances: dict[str, list[Tensor]] = {}
         psnr: dict[str, list[Tensor]] = {}
-        excesses: dict[str, list[Tensor]] = {}
+        patterns: dict[str, list[Tensor]] = {}
         for hq, lq, _, restored in self.setting.judged:
             enlarged = upsample_lq(lq, hq.shape[-2:])
             results = {"bicubic": enlarged, "restorer": restored}
@@ -354,9 +366,9 @@ class JointStage(Stage):
                 image = to_images(to_pixels(image))
                 distances.setdefault(name, []).append(self.setting.perceptual(image, hq))
                 psnr.setdefault(f"PSNR {name}", []).append(_psnr_y(image, hq))
-                excess = 10 / np.log(10) * grid_excess(image).max()
-                excesses.setdefault(f"grid dB {name}", []).append(excess[None])
-        found = distances | psnr | excesses
+                pattern = 10 / np.log(10) * (grid_pattern(image) - grid_pattern(hq))
+                patterns.setdefault(f"grid dB {name}", []).append(pattern)
+        found = distances | psnr | patterns
         return {name: torch.cat(values).mean().item() for name, values in found.items()}
 
     def state_dict(self) -> dict:
