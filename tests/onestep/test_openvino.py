@@ -14,6 +14,7 @@ from tadsr.onestep.openvino import OpenVinoStages, folder_of
 from tadsr.onestep.selfcheck import remember_fastest
 from tadsr.onestep.stages import FusedStages
 from tadsr.onestep.step import OneStepEngine
+from tests.small_models import small_unet, small_vae
 
 from .conftest import build_networks, make_inputs
 
@@ -24,16 +25,28 @@ LARGE_PX = 24
 
 
 @pytest.fixture(scope="module")
-def stored(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("cache")
-        patch.setenv("TADSR_CACHE", str(folder))
-        yield folder / "openvino"
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def stored(cache, monkeypatch):
+    monkeypatch.setenv("TADSR_CACHE", str(cache))
+    return cache / "openvino"
+
+
+def build_smallest():
+    """Networks of the fewest layers, whose graphs are made in a second."""
+    torch.manual_seed(0)
+    vae = small_vae((4, 8), norm_num_groups=2, mid_block_add_attention=False)
+    blocks = {f"{way}_block_types": (f"{way.title()}Block2D",) for way in ("down", "up")}
+    unet = small_unet((4,), norm_num_groups=2, cross_attention_dim=6, **blocks)
+    return vae.requires_grad_(False), unet.requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
 def model():
-    return build_networks()
+    return build_smallest()
 
 
 @torch.no_grad()
@@ -47,7 +60,8 @@ def restore(model, alphas_cumprod, choice, **inputs):
     [{}, {"batch": 2, "height": 40, "width": 24, "timesteps": [3, 900]}],
     ids=["one", "two, odd"],
 )
-def test_openvino_computes_what_plain_modules_do(stored, model, alphas_cumprod, inputs):
+def test_openvino_computes_what_plain_modules_do(stored, alphas_cumprod, inputs):
+    model = build_networks()
     expected = restore(model, alphas_cumprod, "eager", **inputs)
     found = restore(model, alphas_cumprod, "openvino", **inputs)
     torch.testing.assert_close(found, expected, atol=MAX_ERROR, rtol=0)
@@ -55,12 +69,12 @@ def test_openvino_computes_what_plain_modules_do(stored, model, alphas_cumprod, 
 
 def test_graphs_are_made_once_for_each_model(stored, model, alphas_cumprod):
     restore(model, alphas_cumprod, "openvino")
-    (folder,) = stored.iterdir()
-    made = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    folder = folder_of(*model)
+    made = {path: path.stat().st_mtime_ns for path in stored.rglob("*")}
     restore(model, alphas_cumprod, "openvino")
-    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == made
-    assert {path.suffix for path in made} == {".xml", ".bin"}
-    vae, unet = build_networks()
+    assert {path: path.stat().st_mtime_ns for path in stored.rglob("*")} == made
+    assert {path.suffix for path in folder.iterdir()} == {".xml", ".bin"}
+    vae, unet = build_smallest()
     assert folder_of(vae, unet) == folder
     # diffusers' own notes: a set, whose order differs between processes, and a place.
     unet.register_to_config(_use_default_values=["dropout", "act_fn"], _name_or_path="elsewhere")
@@ -88,8 +102,9 @@ def test_damaged_graphs_are_made_anew(stored, model, alphas_cumprod):
 def test_graphs_in_bfloat16_must_keep_the_picture(
     stored, model, alphas_cumprod, monkeypatch, tmp_path, least, hints, later
 ):
+    restore(model, alphas_cumprod, "openvino")
+    shutil.copytree(folder_of(*model), tmp_path / "openvino" / folder_of(*model).name)
     monkeypatch.setenv("TADSR_CACHE", str(tmp_path))
-    shutil.copytree(stored, tmp_path / "openvino")
     monkeypatch.setattr(openvino, "MIN_PSNR", least)
     compiled, compile_graphs = [], openvino._compile
 
@@ -104,9 +119,7 @@ def test_graphs_in_bfloat16_must_keep_the_picture(
         compiled.clear()
 
 
-def test_graphs_that_cannot_be_kept_are_used(alphas_cumprod, tmp_path, monkeypatch):
-    blocks = {f"{way}_block_types": (f"{way.title()}Block2D",) * 2 for way in ("down", "up")}
-    model = build_networks(**blocks)  # without attention, which takes seconds
+def test_graphs_that_cannot_be_kept_are_used(model, alphas_cumprod, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("TADSR_CACHE", str(tmp_path / "file"))
     with pytest.warns(TADSRWarning, match="cannot be kept in .*TADSR_CACHE names another folder"):
@@ -177,13 +190,13 @@ def test_auto_times_openvino_at_the_first_large_image(stored, model, alphas_cump
     ran.order.clear()
     for images in (large, small):
         engine.restore(*images)
-    OneStepEngine(*build_networks(), alphas_cumprod).restore(*large)  # which knows, of the first
+    OneStepEngine(*build_smallest(), alphas_cumprod).restore(*large)  # which knows, of the first
     assert ran.order == [faster, FusedStages, faster]
 
 
 @torch.no_grad()
 def test_weights_that_openvino_does_not_take_are_refused(alphas_cumprod):
-    vae, unet = build_networks()
+    vae, unet = build_smallest()
     engine = OneStepEngine(vae, unet.bfloat16(), alphas_cumprod, "openvino")
     with pytest.raises(TADSRError, match=r"torch\.float32 on the CPU, got .*bfloat16"):
         engine.stages  # noqa: B018 - built on first use
