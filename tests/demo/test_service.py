@@ -1,7 +1,6 @@
 """The HTTP service, over a socket."""
 
 import base64
-import copy
 import http.client
 import io
 import json
@@ -27,7 +26,7 @@ from typer.testing import CliRunner
 
 from tadsr.cli import app
 from tadsr.demo.actions import DemoLimits, Models
-from tadsr.demo.service import Service
+from tadsr.demo.service import LOOKING_SECONDS, Service
 
 LIMITS = DemoLimits(max_upload_bytes=20_000, max_output_pixels=20_000)
 
@@ -39,17 +38,21 @@ def released():
 
 
 @pytest.fixture(scope="module")
-def address(pipe, released):
-    slow = copy.deepcopy(pipe)
+def given_up():
+    """Say when the model "slow" is loaded: when a client has lost patience."""
+    return threading.Event()
+
+
+@pytest.fixture(scope="module")
+def address(pipe, released, given_up):
     pipe.metadata = {**pipe.metadata, "default_process_size": 0}
-    # Long enough for a client to lose patience.
-    slow.metadata = {**pipe.metadata, "default_process_size": 480}
+    waited_for = {"held": released, "slow": given_up}
 
     def load(name):
-        assert name != "held" or released.wait(100)
-        return slow if name == "slow" else pipe
+        assert name not in waited_for or waited_for[name].wait(100)
+        return pipe
 
-    models = Models(["tiny", "slow", "held"], load)
+    models = Models(["tiny", *waited_for], load)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         config = uvicorn.Config(Service(models, LIMITS, max_waiting=2).app(), log_level="error")
@@ -225,13 +228,15 @@ def test_a_client_that_goes_while_it_sends_is_no_error_of_the_server(address, ca
     assert not caplog.records
 
 
-def test_a_photo_whose_client_has_gone_is_not_computed(address, photo):
+def test_a_photo_whose_client_has_gone_is_not_computed(address, photo, given_up):
     with ThreadPoolExecutor(1) as clients:
         first = clients.submit(post, f"{address}/api/upscale?model=slow", photo)
         while "tadsr_waiting 1\n" not in get(f"{address}/metrics"):
             assert not first.done()
         with pytest.raises(OSError, match="timed out"):
             post(f"{address}/api/upscale", photo, patience_s=0.2)
+        time.sleep(3 * LOOKING_SECONDS)  # it is noticed meanwhile
+        given_up.set()
         assert first.result()[0] == 200
     deadline = time.monotonic() + 100
     while "tadsr_cancelled_total 1\n" not in get(f"{address}/metrics"):
