@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from tadsr.training import Trainer, load_recipe
 
-STEPS = 8
+STEPS = 6
 
 
 @pytest.fixture(scope="module", autouse=True)

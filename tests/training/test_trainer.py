@@ -69,8 +69,8 @@ def test_the_stages_from_scratch_hand_over(configure, small_chain, photos):
     assert given.vae.config.scaling_factor != 0.18215
     config = configure(distil_from(teacher, latent_steps=1), vae=str(autoencoder), steps=2)
     model = Trainer(config).train()
-    image = Image.open(photos / "0.png")
-    assert TADSRPipeline.from_pretrained(model)(image, 300, process_size=0).size == (448, 384)
+    image = Image.open(photos / "0.png").crop((0, 0, 20, 16))
+    assert TADSRPipeline.from_pretrained(model)(image, 300, process_size=0).size == (80, 64)
 
 
 @pytest.mark.slow
