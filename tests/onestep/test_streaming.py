@@ -127,13 +127,13 @@ def test_what_does_not_fit_into_memory_is_cut_without_being_asked(monkeypatch):
         return original(engine, task, spec)
 
     monkeypatch.setattr(upscaling, "upscale_in_strips", noting)
-    images = [Image.new("RGB", size) for size in ((100, 100), (150, 130), (16, 520))]
+    images = [Image.new("RGB", size) for size in ((50, 50), (75, 65), (16, 130))]
     pipe(images[1], process_size=0, scale=1)
-    monkeypatch.setattr(upscaling, "available_bytes", lambda device: 2**25)
-    pipe(images[0], process_size=512)  # from 400 × 400 px
+    monkeypatch.setattr(upscaling, "available_bytes", lambda device: 2**23)
+    pipe(images[0], process_size=256)  # from 200 × 200 px
     pipe(images[2], process_size=0, scale=1)
     assert not chosen
-    assert pipe(images[1]).size == (600, 520)
+    assert pipe(images[1], process_size=0).size == (300, 260)
     assert chosen == [TileSpec()]
     assert chosen[0].attention_px_for(520, 600) == 0
     assert chosen[0].attention_px_for(2100, 2048) == 768
