@@ -99,11 +99,12 @@ class OneStepPipeline:
         """
         return self._embed([prompts] if isinstance(prompts, str) else prompts).embeds
 
-    def _embed(self, texts: Sequence[str]) -> Prompts:
+    def _embed(self, texts: Sequence[str], device: torch.device | None = None) -> Prompts:
         for text in texts:
             if not isinstance(text, str):
                 raise TypeError(f"prompt must be text, got {type(text).__name__}")
-        device = self._execution_device
+        if device is None:
+            device = self._execution_device
         if self.prompt_embeddings is None:
             self._check_part("text_encoder")
         network = self.prompt_embeddings if self.text_encoder is None else self.text_encoder

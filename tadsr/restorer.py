@@ -156,7 +156,7 @@ class Restorer(OneStepPipeline):
         decoded = decode_image(image)
         device = self._execution_device
         whole = read_timesteps(list(timesteps), len(timesteps), self._last_timestep)
-        prompts = self._read_prompts(prompt, [decoded])
+        prompts = self._read_prompts(prompt, [decoded], device)
         size = settings.network_size(*decoded.rgb.shape[-2:])
         groups = [
             ([decoded], Task(group, prompts.expand(len(group)), device, settings))
@@ -240,12 +240,15 @@ class Restorer(OneStepPipeline):
         return settings.of_model(self.default_process_size)
 
     def _read_prompts(
-        self, prompt: str | Sequence[str] | None, images: Sequence[DecodedImage]
+        self,
+        prompt: str | Sequence[str] | None,
+        images: Sequence[DecodedImage],
+        device: torch.device,
     ) -> Prompts:
         for name in ("vae", "unet"):
             self._check_part(name)
         texts = choose_prompts(prompt, images, self.tagger, self.text_encoder, self.prompt_style)
-        return self._embed(texts)
+        return self._embed(texts, device)
 
     def _group(
         self,
@@ -260,10 +263,12 @@ class Restorer(OneStepPipeline):
         if timestep is None:
             timestep = self.default_timestep
         timesteps = read_conditions(timestep, sizes, self._last_timestep)
-        prompts = self._read_prompts(prompt, images)
-        generators, device = read_generators(generator, len(images)), self._execution_device
+        device = self._execution_device  # looked for among all hooks: once a call
+        prompts = self._read_prompts(prompt, images, device)
+        generators = read_generators(generator, len(images))
         # Each image's noise must not depend on the others.
-        room = self.images_at_once if generator is None else lambda *_: 1
+        is_alone = len(images) == 1 or generator is not None
+        room = (lambda *_: 1) if is_alone else self.images_at_once
         groups = []
         for group in same_size_ranges(sizes, lambda size: room(size, settings)):
             rows = slice(group.start, group.stop)
