@@ -153,8 +153,12 @@ def run(pretend, small, pipes, wanted):
     return make
 
 
-SLOW_CALLS = ("bands, spilled", "bands, map", "bands, wavelet", "bands, generator", "map of a list")
-"""Bands and lists with what is shown of each alone as well."""
+SLOW_CALLS = (
+    *("bands, spilled", "bands, map", "bands, wavelet", "bands, generator", "map of a list"),
+    *("scale 3", "float", "two timesteps"),
+)
+"""Bands and lists with what is shown of each alone as well, and what other calls show beside more:
+"odd" and "scale 1" another size, "batch" floats at two timesteps."""
 
 
 @pytest.mark.parametrize(
