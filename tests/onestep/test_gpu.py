@@ -15,8 +15,8 @@ from tadsr.onestep.operations import attend_in_chunks
 from .conftest import build_networks, make_inputs, relative_error
 
 ROUNDING = 1e-5
-"""Between a recorded graph and plain modules in float32: 8e-7 on an H100. An image, timestep, prompt
-or weight that is stale below changes a result by 1.3e-3 at least."""
+"""Between a recorded graph and plain modules in float32: 8e-7 on an H100. An image, timestep,
+prompt or weight that is stale below changes a result by 1.3e-3 at least."""
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("exact_products")]
 
 
