@@ -19,7 +19,7 @@ from tadsr.images import resize_bicubic
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "photos" / "lighthouse.jpg"
-MAX_BYTES = 20_000_000
+MAX_BYTES = 30_000_000
 
 
 def test_it_is_small_and_free():

@@ -42,6 +42,8 @@ FINAL_FRACTION = 0.05
 GRAPH_AFTER = 3
 """Steps before one is recorded as a CUDA graph, which are done on a stream of their own."""
 NETWORKS, STATE = "networks.safetensors", "state.pt"
+FACTS = {"default_process_size": 64, "default_timestep": 500, "license": "apache-2.0"}
+"""What the model says of itself."""
 
 
 class Limit:
@@ -252,7 +254,7 @@ class Run:
         with safe_open(self.out / NETWORKS, "pt") as file:
             names = self.setting.student.state_dict().keys()
             self.setting.student.load_state_dict({n: file.get_tensor(n) for n in names})
-        facts = {"default_process_size": 64, "inherited_from": Path(self.args.restorer).name}
+        facts = FACTS | {"inherited_from": Path(self.args.restorer).name}
         parts = self.checkpoint.components() | {"metadata": facts}
         for name in ("vae", "unet", "prompt_embeddings"):
             parts[name].to("cpu", memory_format=torch.contiguous_format)
