@@ -98,8 +98,7 @@ class Restorer(nn.Module):
 class NarrowNorm(nn.GroupNorm):
     """Normalise in the activations' own type, where autocast would widen them to float32.
 
-    Sums are float32 all the same; what is written to memory, which is most of the time of a step on
-    a GPU, is half.
+    Sums are float32 all the same, and half as much is written to memory.
     """
 
     def forward(self, x: Tensor) -> Tensor:
