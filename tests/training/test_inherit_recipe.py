@@ -121,6 +121,19 @@ def test_networks_alone_go_on_with_new_optimizers(train, tmp_path):
     assert json.loads(last)["step"] == STEPS["joint"]
 
 
+def test_a_finished_model_goes_through_the_last_stage_again(train, tmp_path):
+    train(tmp_path / "first", decoder=0, features=0, imitate=0, joint=0)
+    train(tmp_path / "second", "--start", tmp_path / "first" / "model", joint=0)
+    train(tmp_path / "third", "--start", tmp_path / "first" / "model")
+    first, second, third = (
+        load_file(tmp_path / name / "networks.safetensors") for name in ("first", "second", "third")
+    )
+    assert all(torch.equal(first[name], tensor) for name, tensor in second.items())
+    assert not torch.equal(third["unet.conv_in.weight"], first["unet.conv_in.weight"])
+    last = (tmp_path / "third" / "log.jsonl").read_text().splitlines()[-1]
+    assert json.loads(last)["stage"] == "joint"
+
+
 def test_photographs_are_packed_and_the_same_ones_held_out(inherit, photos, tmp_path):
     samples = importlib.import_module("inherit_samples")
     inherit.main(["--photos", str(photos), "--pack", str(tmp_path)])

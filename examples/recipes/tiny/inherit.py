@@ -31,7 +31,7 @@ from inherit_stages import STAGES, Stage
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from tadsr.checkpoints import save_native
+from tadsr.checkpoints import load_checkpoint, save_native
 from tadsr.measure.perceptual import SqueezeNetDistance
 from tadsr.training.optimization import WeightAverage
 
@@ -146,7 +146,16 @@ class Run:
             with safe_open(self.out / NETWORKS, "pt") as file:
                 place = json.loads(file.metadata()["place"])
                 tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-            whitening = [tensors.pop(f"whitening.{i}") for i in range(2)]
+            whitening = [tensors.pop(name) for name in sorted(tensors) if "whitening" in name]
+        elif self.args.start:
+            # A finished model has been through all stages; the last can be done again.
+            place, whitening = [len(STAGES) - 1, 0, 0.0], []
+            parts = load_checkpoint(self.args.start).components()
+            tensors = {
+                f"{part}.{name}": tensor
+                for part in ("vae", "unet", "prompt_embeddings")
+                for name, tensor in parts[part].state_dict().items()
+            }
         else:
             return
         self.stage_number, self.step, self.seconds = place
@@ -190,7 +199,7 @@ class Run:
             refreshments=self.step // refresh_every, describe=stage.describe,
             device=self.device,
         )  # fmt: skip
-        if self.setting.whitening is None:
+        if not self.setting.whitening and "features" in pool.kept:
             self.setting.measure_features(pool.kept["features"])
         average = WeightAverage(self.setting.student, args.average)
         if self.state:
@@ -281,6 +290,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--perceptual", help="SqueezeNet 1.0 as safetensors")
     add("--networks", default=str(Path(__file__).with_name("inherited_networks.yaml")))
     add("--out", default="runs/inherited")
+    add("--start", metavar="MODEL", help="do the last stage again from it, such as tadsr-tiny")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--precision", choices=("bf16", "fp32"), default="bf16")
     add("--no-graph", action="store_true", help="do not record steps as a CUDA graph")

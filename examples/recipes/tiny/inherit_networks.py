@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -147,8 +147,8 @@ class Setting:
     rates: dict[str, float]
     """Largest learning rates of the stages."""
     seed: int
-    whitening: list[Tensor] | None = None
-    """Mean and standard deviation of the restorer's features, each (1, C, 1, 1)."""
+    whitening: list[Tensor] = field(default_factory=list)
+    """Mean and standard deviation of the restorer's features, each (1, C, 1, 1); none at first."""
 
     def autocast(self) -> AbstractContextManager:
         """Compute in the run's precision."""
