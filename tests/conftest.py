@@ -1,9 +1,7 @@
 """Shared fixtures: the small model in the published layout and its recorded figures."""
 
-import atexit
 import copy
 import functools
-import gc
 import json
 import multiprocessing
 import os
@@ -19,8 +17,6 @@ import torch
 import typer.testing
 from safetensors.torch import load_file, save_file
 
-gc.disable()  # until all tests are imported: looking for garbage takes as long as importing them
-
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Processes side by side, and what they start, would fight for the same cores.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -32,13 +28,6 @@ hypothesis.settings.load_profile("tadsr")
 
 DATA = Path(__file__).parent / "data"
 GOLDEN = DATA / "golden"
-
-
-def pytest_collection_finish() -> None:
-    """Never search for garbage among what is imported."""
-    gc.freeze()
-    atexit.register(gc.unfreeze)  # or bindings print what they take for leaks
-    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
