@@ -103,10 +103,9 @@ def blended_unet_tiles(pipe: TADSRPipeline, side_px: int) -> Iterator[None]:
         for top, row_share in zip(rows.starts, shares(rows), strict=True):
             for left, column_share in zip(columns.starts, shares(columns), strict=True):
                 place = (..., slice(top, top + rows.side), slice(left, left + columns.side))
-                out = whole(sample[place], timestep, prompt_embeds, **kwargs)
-                total[place] += out.sample * row_share[:, None] * column_share
-        out.sample = total
-        return out
+                (tile,) = whole(sample[place], timestep, prompt_embeds, **kwargs)
+                total[place] += tile * row_share[:, None] * column_share
+        return (total,)
 
     with mock.patch.object(pipe.unet, "forward", tiled):
         yield

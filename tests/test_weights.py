@@ -63,8 +63,6 @@ def test_it_restores_a_degraded_photo_better_than_bicubic(pipe, data_dir):
     assert np.median(gains) > 0
 
 
-LEVEL_DB = 0.015
-"""Steps of PSNR that mean nothing: on real pairs it rises by 0.011 dB from timestep 1 to 100."""
 RESULTS = {"**Real pairs**": "realsr_cpu", "**Degraded photographs**": "kodak_cpu"}
 
 
@@ -97,7 +95,7 @@ def test_the_knob_went_from_faithful_to_vivid_when_it_was_measured(report):
     rows = [row["means"] for row in read_results(report) if row["timestep"] in range(1, 701)]
     assert len(rows) == 6
     for before, after in pairwise(rows):
-        assert after["psnr_y"] < before["psnr_y"] + LEVEL_DB
+        assert after["psnr_y"] < before["psnr_y"]
         assert after["detail"] > before["detail"]
     assert rows[-1]["psnr_y"] < rows[0]["psnr_y"] - 0.2
 

@@ -228,7 +228,15 @@ class SqueezeNetDistance(nn.Module):
 
     @staticmethod
     def compare(found: list[Tensor], wanted: list[Tensor]) -> Tensor:
-        """Return the distance (B,) of images whose features are these."""
+        """Return the distance of each pair by what `features` gives of its images.
+
+        Args:
+            found: Features of B images, a tensor (B, C, h, w) a layer.
+            wanted: Features of B images of the same size.
+
+        Returns:
+            (B,), 0 for equal features.
+        """
         layers = [
             (a - b).float().square().sum(1).flatten(1).mean(1)
             for a, b in zip(found, wanted, strict=True)

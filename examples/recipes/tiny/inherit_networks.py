@@ -18,9 +18,11 @@ from tadsr.checkpoints.base import build_networks
 from tadsr.checkpoints.checkpoint import Checkpoint
 from tadsr.measure.perceptual import SqueezeNetDistance
 from tadsr.schedule import make_alphas_cumprod
+from tadsr.training.data import upsample_lq
 from tadsr.training.losses import LEAK, PatchDiscriminator
 from tadsr.training.student import OneStepStudent
 
+SCALE = 4
 SMALL_LATENTS = 0.1
 """At large timesteps one step multiplies the encoder's latents by up to 15, and its UNet takes that
 away again; the less there is of it, the less precision is lost."""
@@ -189,6 +191,12 @@ class Setting:
         prompts = self.student.prompt_embeddings.embeddings[:1].expand(len(lq), -1, -1)
         with self.autocast():
             return self.student(lq, timesteps, prompts, decode=decode)
+
+    def restored_at(self, lq: Tensor, timestep: int, *, decode: bool = True):
+        """Run the student on LQ at their own size, (B, 3, h, w), all at one timestep."""
+        enlarged = upsample_lq(lq, [SCALE * side for side in lq.shape[-2:]])
+        timesteps = torch.full((len(lq),), timestep, device=lq.device)
+        return self.restored(enlarged, timesteps, decode=decode)
 
     def decoded(self, latents: Tensor) -> Tensor:
         """Draw latents."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from inherit_networks import Adversaries, Setting, grid_pattern
+from inherit_networks import SCALE, Adversaries, Setting, grid_pattern
 from inherit_samples import Pool, to_images, to_pixels
 from torch import Tensor, nn
 
+from tadsr.measure.metrics import psnr
 from tadsr.schedule import NUM_TRAIN_TIMESTEPS
 from tadsr.training.data import upsample_lq
 from tadsr.training.losses import (
@@ -21,7 +22,6 @@ from tadsr.training.losses import (
 from tadsr.training.optimization import Muon, is_kernel
 from tadsr.training.stages.stage_config import TimestepRamp
 
-SCALE = 4
 JUDGED = (1, 500, 900)
 ADAMW_SHARE = 0.25
 """Of Muon's learning rate, for what Muon does not step."""
@@ -231,15 +231,13 @@ class FeaturesStage(Stage):
         for _, lq, features, _ in self.setting.judged:
             wanted, scale = self.setting.whiten(features), self.setting.whitening[1]
             variance += (wanted * scale).square().sum().item()
-            enlarged = upsample_lq(lq, [SCALE * side for side in lq.shape[-2:]])
             for t in errors:
-                timesteps = torch.full((len(lq),), t, device=lq.device)
-                latents = self.setting.restored(enlarged, timesteps, decode=False).pred_x0
+                latents = self.setting.restored_at(lq, t, decode=False).pred_x0
                 errors[t] += ((latents - wanted) * scale).square().sum().item()
         return {f"unexplained variance t={t}": error / variance for t, error in errors.items()}
 
 
-class ImitateStage(FeaturesStage):
+class ImitateStage(Stage):
     """Draw the restorer's pictures from LQ images, at every timestep alike."""
 
     name = "imitate"
@@ -268,10 +266,8 @@ class ImitateStage(FeaturesStage):
         """Return how far its pictures are from the restorer's, and from the originals."""
         found: dict[str, list[Tensor]] = {}
         for hq, lq, _, restored in self.setting.judged:
-            enlarged = upsample_lq(lq, hq.shape[-2:])
             for t in JUDGED:
-                timesteps = torch.full((len(lq),), t, device=lq.device)
-                image = self.setting.restored(enlarged, timesteps).image.clamp(-1, 1)
+                image = self.setting.restored_at(lq, t).image.clamp(-1, 1)
                 for name, target in {"restorer": restored, "original": hq}.items():
                     distance = self.setting.perceptual(image, target)
                     found.setdefault(f"t={t} from {name}", []).append(distance)
@@ -354,21 +350,20 @@ class JointStage(Stage):
     def evaluate(self) -> dict[str, float]:
         """Return distances from the originals, PSNR and the grid, the restorer's beside them."""
         distances: dict[str, list[Tensor]] = {}
-        psnr: dict[str, list[Tensor]] = {}
+        ratios: dict[str, list[Tensor]] = {}
         patterns: dict[str, list[Tensor]] = {}
         for hq, lq, _, restored in self.setting.judged:
-            enlarged = upsample_lq(lq, hq.shape[-2:])
-            results = {"bicubic": enlarged, "restorer": restored}
+            results = {"bicubic": upsample_lq(lq, hq.shape[-2:]), "restorer": restored}
             for t in JUDGED:
-                timesteps = torch.full((len(lq),), t, device=lq.device)
-                results[f"t={t}"] = self.setting.restored(enlarged, timesteps).image
+                results[f"t={t}"] = self.setting.restored_at(lq, t).image
             for name, image in results.items():
-                image = to_images(to_pixels(image))
+                pixels = to_pixels(image)
+                image = to_images(pixels)
                 distances.setdefault(name, []).append(self.setting.perceptual(image, hq))
-                psnr.setdefault(f"PSNR {name}", []).append(_psnr_y(image, hq))
+                ratios.setdefault(f"PSNR {name}", []).append(_psnr(pixels, to_pixels(hq)))
                 pattern = 10 / np.log(10) * (grid_pattern(image) - grid_pattern(hq))
                 patterns.setdefault(f"grid dB {name}", []).append(pattern)
-        found = distances | psnr | patterns
+        found = distances | ratios | patterns
         return {name: torch.cat(values).mean().item() for name, values in found.items()}
 
     def state_dict(self) -> dict:
@@ -381,10 +376,10 @@ class JointStage(Stage):
         self.adversaries.load_state_dict(state["adversaries"])
 
 
-def _psnr_y(image: Tensor, hq: Tensor) -> Tensor:
-    weights = torch.tensor([65.481, 128.553, 24.966], device=hq.device)[:, None, None]
-    error = ((image - hq) / 2 * weights).sum(1).square().flatten(1).mean(1)
-    return 10 * torch.log10(255**2 / error)
+def _psnr(images: Tensor, originals: Tensor) -> Tensor:
+    """Return PSNR-Y in dB of uint8 images (B, 3, H, W), (B,)."""
+    pairs = zip(*(x.movedim(1, -1).cpu().numpy() for x in (images, originals)), strict=True)
+    return torch.tensor([psnr(*pair) for pair in pairs])
 
 
 STAGES = (DecoderStage, FeaturesStage, ImitateStage, JointStage)
