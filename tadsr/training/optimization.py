@@ -113,6 +113,8 @@ _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
 _RMS_OF_ADAMW = 0.2
 """Root mean square of AdamW's steps per learning rate, which is given to these steps too."""
+_NUMBERS_AT_ONCE = 1 << 24
+"""Of parameters that are stepped together: what their copies take stays below 500 MB."""
 _FEWEST_ROWS = 5
 """Kernels of fewer outputs, such as an image's colours, are left to AdamW."""
 
@@ -140,33 +142,53 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:
         """Step all parameters that have a gradient."""
         for group in self.param_groups:
+            alike: dict[tuple, list[Tensor]] = {}
             for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state["momentum"] = torch.zeros_like(parameter)
-                momentum = state["momentum"].mul_(MOMENTUM).add_(parameter.grad)
-                ahead = parameter.grad.add(momentum, alpha=MOMENTUM)
-                direction = orthogonalize(ahead.flatten(1))
-                scale = _RMS_OF_ADAMW * max(direction.shape) ** 0.5
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.sub_(direction.view_as(parameter) * (group["lr"] * scale))
+                if parameter.grad is not None:
+                    kind = (parameter.flatten(1).shape, parameter.dtype, parameter.device)
+                    alike.setdefault(kind, []).append(parameter)
+            for (shape, *_), parameters in alike.items():
+                # Small products cost more to start than to compute, so equal shapes share them.
+                at_once = max(1, _NUMBERS_AT_ONCE // shape.numel())
+                for first in range(0, len(parameters), at_once):
+                    self._step_alike(parameters[first : first + at_once], group)
+
+    def _step_alike(self, parameters: list[Tensor], group: dict) -> None:
+        """Step parameters that are matrices of one shape."""
+        gradients = [parameter.grad for parameter in parameters]
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+        momenta = [self.state[parameter]["momentum"] for parameter in parameters]
+        torch._foreach_mul_(momenta, MOMENTUM)
+        torch._foreach_add_(momenta, gradients)
+        ahead = torch._foreach_add(gradients, momenta, alpha=MOMENTUM)
+        ahead = torch.stack([matrix.flatten(1) for matrix in ahead])
+        scale = _RMS_OF_ADAMW * max(ahead.shape[1:]) ** 0.5
+        directions = orthogonalize(ahead) * (group["lr"] * scale)
+        if group["weight_decay"]:
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        steps = [d.view_as(p) for d, p in zip(directions, parameters, strict=True)]
+        torch._foreach_sub_(parameters, steps)
 
 
-def orthogonalize(matrix: Tensor) -> Tensor:
-    """Return a matrix of the same singular vectors, with singular values of about 1.
+def orthogonalize(matrices: Tensor) -> Tensor:
+    """Return matrices of the same singular vectors, with singular values of about 1.
+
+    Args:
+        matrices: (..., rows, columns).
 
     Source: Newton-Schulz iteration of https://kellerjordan.github.io/posts/muon.
     """
-    is_tall = matrix.shape[0] > matrix.shape[1]
-    x = (matrix.T if is_tall else matrix).float()
-    x = x / (x.norm() + 1e-7)
+    is_tall = matrices.shape[-2] > matrices.shape[-1]
+    x = (matrices.mT if is_tall else matrices).float()
+    x = x.reshape(-1, *x.shape[-2:])
+    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
     a, b, c = _NEWTON_SCHULZ
     for _ in range(_ITERATIONS):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.T if is_tall else x).to(matrix.dtype)
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if is_tall else x).reshape(matrices.shape).to(matrices.dtype)
 
 
 def is_kernel(name: str, parameter: nn.Parameter) -> bool:

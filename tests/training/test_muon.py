@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from tadsr.training import OptimizerConfig
+from tadsr.training import OptimizerConfig, optimization
 from tadsr.training.optimization import Muon, Optimizers, is_kernel, orthogonalize
 from tadsr.training.stages.stage import TrainedNetwork
 
@@ -41,6 +41,29 @@ def test_steps_are_those_of_torch():
         assert (ours - before).abs().max() > 0.01
     # Theirs is computed in bfloat16.
     torch.testing.assert_close(ours.detach().flatten(1), theirs.detach(), atol=0.02, rtol=0)
+
+
+def test_parameters_of_one_shape_step_together_as_each_would_alone(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(8, 12), (8, 3, 2, 2), (12, 8), (8, 12, 1, 1), (8, 12)]
+    values = [torch.randn(shape, generator=generator) for shape in shapes]
+    gradients = [torch.randn(shape, generator=generator) for shape in shapes]
+
+    def stepped(groups):
+        parameters = [nn.Parameter(value.clone()) for value in values]
+        for numbers in groups:
+            muon = Muon([parameters[n] for n in numbers], lr=0.1, weight_decay=0.05)
+            for step in range(3):
+                for n in numbers:
+                    parameters[n].grad = gradients[n] / (1 + step)
+                muon.step()
+        return [p.detach() for p in parameters]
+
+    alone = stepped([[n] for n in range(len(shapes))])
+    together = stepped([range(len(shapes))])
+    monkeypatch.setattr(optimization, "_NUMBERS_AT_ONCE", 200)  # two of them
+    for found in (together, stepped([range(len(shapes))])):
+        torch.testing.assert_close(found, alone)
 
 
 @pytest.mark.parametrize(
