@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -162,6 +163,7 @@ class Activation(ABC):
 
     Args:
         shape: (B, C, H, W).
+        device: Where rows are read to.
     """
 
     statistics: ChannelStatistics | None = None
@@ -169,9 +171,10 @@ class Activation(ABC):
     is_kept = False
     """Whether it is read again, so that a layer may not consume it."""
 
-    def __init__(self, shape: Shape, dtype: torch.dtype) -> None:
+    def __init__(self, shape: Shape, dtype: torch.dtype, device: torch.device) -> None:
         self.shape = shape
         self.dtype = dtype
+        self.device = device
 
     @abstractmethod
     def read(self, start: int, stop: int) -> Tensor:
@@ -197,14 +200,49 @@ class ComputedActivation(Activation):
     """
 
     def __init__(
-        self, shape: Shape, dtype: torch.dtype, compute: Callable[[int, int], Tensor]
+        self,
+        shape: Shape,
+        dtype: torch.dtype,
+        device: torch.device,
+        compute: Callable[[int, int], Tensor],
     ) -> None:
-        super().__init__(shape, dtype)
+        super().__init__(shape, dtype, device)
         self.read = compute  # type: ignore[method-assign]
 
     def read(self, start: int, stop: int) -> Tensor:
         """Return the computed rows; replaced by the function given."""
         raise NotImplementedError
+
+
+def by_rows(
+    function: Callable[..., Tensor],
+    *inputs: Any,
+    channels: int | None = None,
+    dtype: torch.dtype | None = None,
+) -> Any:
+    """Apply a function to tensors, or to activations whenever rows of the result are read.
+
+    Args:
+        function: Makes each row of what lies in the same row of the inputs.
+        inputs: Maps (B, C, H, W), the first of which says what the others are; None is passed on.
+        channels: Of the result; None for the first input's.
+        dtype: Of the result; None for the first input's.
+    """
+    first = inputs[0]
+    if isinstance(first, Tensor):
+        return function(*inputs)
+
+    def compute(start: int, stop: int) -> Tensor:
+        return function(*(_rows_of(x, start, stop) for x in inputs))
+
+    shape = (first.shape[0], channels or first.shape[1], *first.shape[2:])
+    return ComputedActivation(shape, dtype or first.dtype, first.device, compute)
+
+
+def _rows_of(x: Tensor | Activation | None, start: int, stop: int) -> Tensor | None:
+    if isinstance(x, Activation):
+        return x.view(start, stop)
+    return None if x is None else x[:, :, start:stop]
 
 
 class JoinedActivation(Activation):
@@ -213,7 +251,7 @@ class JoinedActivation(Activation):
     def __init__(self, parts: Sequence[Activation]) -> None:
         batch, _, height, width = parts[0].shape
         channels = sum(part.shape[1] for part in parts)
-        super().__init__((batch, channels, height, width), parts[0].dtype)
+        super().__init__((batch, channels, height, width), parts[0].dtype, parts[0].device)
         self.parts = parts
         if all(part.statistics is not None for part in parts):
             self.statistics = ChannelStatistics.joined([part.statistics for part in parts])
@@ -247,8 +285,7 @@ class StoredActivation(Activation):
     def __init__(
         self, shape: Shape, dtype: torch.dtype, device: torch.device, *, uses_kernels: bool = False
     ) -> None:
-        super().__init__(shape, dtype)
-        self._device = device
+        super().__init__(shape, dtype, device)
         self._uses_kernels = uses_kernels
 
     @abstractmethod
@@ -269,7 +306,7 @@ class StoredActivation(Activation):
         self.statistics = None
         if with_statistics:
             self.statistics = ChannelStatistics(
-                batch, channels, self._device, uses_kernels=self._uses_kernels
+                batch, channels, self.device, uses_kernels=self._uses_kernels
             )
 
     def write(self, start: int, rows: Tensor) -> None:

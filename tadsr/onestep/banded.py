@@ -16,7 +16,13 @@ from tadsr.conditioning import TimestepField, run_at
 from tadsr.errors import TADSRError, TADSRWarning
 from tadsr.images import pad_reflect, reflect_index, resize_bicubic_rows
 from tadsr.networks import walk
-from tadsr.onestep.activations import ChannelStatistics, ComputedActivation, StoredActivation
+from tadsr.onestep.activations import (
+    Activation,
+    ChannelStatistics,
+    ComputedActivation,
+    StoredActivation,
+    by_rows,
+)
 from tadsr.onestep.banded_layers import Bands
 from tadsr.onestep.banded_walk import BandedLayers
 from tadsr.onestep.selfcheck import CROP_PX
@@ -183,7 +189,10 @@ class _Run:
         stages = BandedStages(self, bands, attention_px, engine.vae, engine.unet)
 
         def take(timesteps: Sequence[int]) -> _Restored:
-            return engine.take(stages, self, timesteps, given.prompts, generator)
+            restored = engine.take(stages, self, timesteps, given.prompts, generator)
+            while stages.held:
+                stages.held.pop().free()
+            return restored
 
         return run_at(given.timesteps, take, generator)
 
@@ -241,29 +250,38 @@ class BandedStages:
         self.attention_px = attention_px
         self.vae = vae
         self.unet = unet
+        self.held: list[StoredActivation] = []
+        """Latents, which are free to be given up once there are images."""
 
     def of(self, vae: TimeAwareAutoencoderKL, unet: UNet2DConditionModel) -> BandedStages:
         """Return the stages of other networks."""
-        return BandedStages(self.run, self.bands, self.attention_px, vae, unet)
+        others = BandedStages(self.run, self.bands, self.attention_px, vae, unet)
+        others.held = self.held
+        return others
 
     def encode(self, lq: _Run, timesteps: Sequence[int]) -> Checked:
         """Encode the images of a run to the posterior's moments."""
         vae, dtype = self.vae, self.vae.dtype
         image = ComputedActivation(
-            (len(lq.rgb), 3, *lq.padded), dtype, lambda a, b: lq.padded_rows(a, b).to(dtype)
+            (len(lq.rgb), 3, *lq.padded),
+            dtype,
+            lq.device,
+            lambda start, stop: lq.padded_rows(start, stop).to(dtype),
         )
         with self._brought(vae):
             temb = None
             if not self.bands.is_plan:
                 timesteps = torch.tensor(timesteps, device=lq.device)
                 temb = vae.encoder.embed_timesteps(timesteps, dtype)
-            return self._checked(walk.encode(BandedLayers(self.bands, temb), vae, image))
+            return self._kept(walk.encode(BandedLayers(self.bands, temb), vae, image))
 
-    def predict_x0(self, latents: Tensor, timesteps: Sequence[int], prompts: Prompts) -> Checked:
+    def predict_x0(
+        self, latents: Activation, timesteps: Sequence[int], prompts: Prompts
+    ) -> Checked:
         """Take the student's step on scaled latents (B, C, h, w)."""
-        unet = self.unet
-        latents, embeds = (x.to(unet.dtype) for x in (latents, prompts.embeds))
-        timesteps = torch.tensor(timesteps, device=latents.device)
+        unet, embeds = self.unet, prompts.embeds.to(self.unet.dtype)
+        latents = by_rows(lambda rows: rows.to(unet.dtype), latents, dtype=unet.dtype)
+        timesteps = torch.tensor(timesteps, device=embeds.device)
         with self._brought(unet):
             temb = None
             if not self.bands.is_plan:
@@ -272,16 +290,19 @@ class BandedStages:
             layers = BandedLayers(self.bands, temb, embeds, attention_side=side)
             residual = walk.predict(layers, unet, latents)
         alphas_cumprod = self.run.engine.alphas_cumprod
-        return self._checked(residual_to_x0(latents, residual, timesteps, alphas_cumprod))
+        pred_x0 = by_rows(
+            lambda z, r: residual_to_x0(z, r, timesteps, alphas_cumprod), latents, residual
+        )
+        return self._kept(residual, pred_x0)
 
-    def decode(self, pred_x0: Tensor) -> Checked:
+    def decode(self, pred_x0: Activation) -> Checked:
         """Decode scaled latents to images that wait for their colours."""
         run, vae, dtype = self.run, self.vae, self.vae.dtype
-        batch, height = len(pred_x0), run.size[0]
+        batch, height = pred_x0.shape[0], run.size[0]
         restored = self.bands.storage.allocate((batch, 3, *run.size), dtype)
         restored.begin(with_statistics=False)
         moments = tuple(ChannelStatistics(batch, 3, run.device) for _ in range(2))
-        largest = torch.zeros((), device="cpu" if self.bands.is_plan else run.device)
+        largest = self._nothing_yet()
 
         def emit(start: int, rows: Tensor) -> None:
             stop = min(start + rows.shape[2], height)
@@ -297,18 +318,37 @@ class BandedStages:
                 moments[1].add(run.reference_rows(start, stop), weights)
 
         with self._brought(vae):
-            z = pred_x0.to(dtype) / vae.config.scaling_factor
+            scale = vae.config.scaling_factor
+            z = by_rows(lambda rows: rows.to(dtype) / scale, pred_x0, dtype=dtype)
             walk.decode(BandedLayers(self.bands, emit=emit), vae, z)
         if not self.bands.is_plan and not largest < torch.inf:
             restored.free()
         return Checked(_Restored(restored, moments), largest)
 
-    def _checked(self, values: Tensor) -> Checked:
-        return Checked(values, _NOTHING) if self.bands.is_plan else checked(values)
+    def _kept(self, target: StoredActivation, source: Activation | None = None) -> Checked:
+        """Keep latents for the networks that follow, with their largest magnitude.
+
+        Args:
+            source: What is written into the target; None for what it holds.
+        """
+        batch, channels, height, width = target.shape
+        largest = self._nothing_yet()
+        row_bytes = batch * channels * width * target.dtype.itemsize
+        for start, stop in self.bands.split(height, row_bytes, 0):
+            rows = target.view(start, stop) if source is None else source.read(start, stop)
+            torch.maximum(largest, checked(rows).largest, out=largest)
+            if source is not None:
+                target.write(start, rows)
+        if not self.bands.is_plan and not largest < torch.inf:
+            target.free()
+        else:
+            self.held.append(target)
+        return Checked(target, largest)
+
+    def _nothing_yet(self) -> Tensor:
+        """Return a largest magnitude to begin with; a plan's device may hold no numbers."""
+        return torch.zeros((), device="cpu" if self.bands.is_plan else self.run.device)
 
     def _brought(self, network: nn.Module) -> AbstractContextManager[None]:
         """Bring a network's offloaded weights, as only a call of the network itself would."""
         return nullcontext() if self.bands.is_plan else weights_in_place(network)
-
-
-_NOTHING = torch.zeros(())

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tadsr.onestep.activations import (
     Activation,
-    ComputedActivation,
     JoinedActivation,
     StoredActivation,
 )
@@ -46,7 +44,7 @@ class BandedLayers:
         attention_side: Side of the self-attention's windows in latents at the finest level, halved
             at each coarser one; 0 for no windows.
         emit: Receives bands of the network's output in order: the first row, and (B, C, rows, W).
-            None where the output is wanted as a tensor.
+            None where the output is stored.
     """
 
     def __init__(
@@ -65,16 +63,13 @@ class BandedLayers:
         self.emit = emit
         self._level = 0
 
-    def start(self, conv: nn.Conv2d, x: Tensor | Activation) -> StoredActivation:
+    def start(self, conv: nn.Conv2d, x: Activation) -> StoredActivation:
         """Convolve a network's input."""
-        rows = x
-        if isinstance(x, Tensor):
-            rows = ComputedActivation(tuple(x.shape), x.dtype, lambda a, b: x[:, :, a:b].clone())
-        return self.bands.convolve(Source(rows), conv)
+        return self.pointwise(conv, x)
 
-    def pointwise(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
-        """Convolve latents, which are small, as a whole."""
-        return x if self.bands.is_plan else conv(x)
+    def pointwise(self, conv: nn.Conv2d, x: Activation) -> StoredActivation:
+        """Convolve without a normalisation."""
+        return self.bands.convolve(Source(x), conv, consume=not x.is_kept)
 
     def resnet(self, block: ResnetBlock2D, x: Activation) -> StoredActivation:
         """Run a ResNet block."""
@@ -110,24 +105,12 @@ class BandedLayers:
         kept.is_kept = False
         return JoinedActivation([x, kept])
 
-    def end(self, norm: nn.GroupNorm | None, conv: nn.Conv2d, x: Activation) -> Tensor | None:
+    def end(
+        self, norm: nn.GroupNorm | None, conv: nn.Conv2d, x: Activation
+    ) -> StoredActivation | None:
         """Normalise, activate and convolve to the output; None where it is emitted."""
         source = Source(x) if norm is None else self.bands.normalized(norm, x)
-        if self.emit is not None:
-            return self.bands.convolve(source, conv, emit=self.emit, consume=True)
-        channels = getattr(conv, "base_layer", conv).out_channels
-        shape = (x.shape[0], channels, *x.shape[2:])
-        device = self.bands.storage.device
-        if self.bands.is_plan:
-            self.bands.convolve(source, conv, emit=lambda *_: None, consume=True)
-            return torch.zeros(1, dtype=x.dtype, device=device).expand(shape)
-        out = torch.empty(shape, dtype=x.dtype, device=device)
-
-        def fill(start: int, rows: Tensor) -> None:
-            out[:, :, start : start + rows.shape[2]] = rows
-
-        self.bands.convolve(source, conv, emit=fill, consume=True)
-        return out
+        return self.bands.convolve(source, conv, emit=self.emit, consume=True)
 
     def transform(self, transformer: Transformer2DModel, x: StoredActivation) -> StoredActivation:
         """Run a transformer with its residual, in place."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tadsr.errors import TADSRError, not_finite
+from tadsr.onestep.activations import by_rows
 from tadsr.onestep.choose import OPENVINO_PX, ChosenStages, Stages
 from tadsr.onestep.openvino import OpenVinoStages
 from tadsr.onestep.plan import EngineName, EnginePlan
@@ -225,7 +226,11 @@ class OneStepEngine(ChosenStages):
             from diffusers.utils.torch_utils import randn_tensor  # heavy, and seldom needed
 
             noise = randn_tensor(shape, generator, moments.device, moments.dtype)
-        return latents_of(moments, self.vae.config.scaling_factor, noise)
+        scale = self.vae.config.scaling_factor
+        return by_rows(
+            lambda moments, noise: latents_of(moments, scale, noise), moments, noise,
+            channels=moments.shape[1] // 2,
+        )  # fmt: skip
 
     def _widen(self, index: int) -> tuple[TimeAwareAutoencoderKL, UNet2DConditionModel]:
         """Return the networks for one that overflowed, with the exponents of float32."""

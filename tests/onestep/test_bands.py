@@ -33,22 +33,26 @@ def bands(band_bytes=SMALLEST, limit=None, tick=None):
 
 
 def rows_of(x):
-    return ComputedActivation(tuple(x.shape), x.dtype, lambda a, b: x[:, :, a:b].clone())
+    return ComputedActivation(tuple(x.shape), x.dtype, x.device, lambda a, b: x[:, :, a:b].clone())
+
+
+def as_whole(activation, bands):
+    return None if bands.is_plan else activation.read(0, activation.shape[2])
 
 
 def encode_in_bands(bands, vae, image, timesteps):
     temb = vae.encoder.embed_timesteps(timesteps, image.dtype)
-    return walk.encode(BandedLayers(bands, temb), vae, image)
+    return as_whole(walk.encode(BandedLayers(bands, temb), vae, image), bands)
 
 
 def predict_in_bands(bands, unet, latents, timesteps, prompts, *, attention_side):
     temb = unet.time_embedding(unet.get_time_embed(sample=latents, timestep=timesteps))
     layers = BandedLayers(bands, temb, prompts, attention_side=attention_side)
-    return walk.predict(layers, unet, latents)
+    return as_whole(walk.predict(layers, unet, rows_of(latents)), bands)
 
 
 def decode_in_bands(bands, vae, z, emit):
-    walk.decode(BandedLayers(bands, emit=emit), vae, z)
+    walk.decode(BandedLayers(bands, emit=emit), vae, rows_of(z))
 
 
 def decoded(vae, z, bands):

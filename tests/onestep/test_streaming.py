@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tadsr import TADSRError, TADSRPipeline
 from tadsr.config import UpscaleSettings
@@ -351,6 +352,29 @@ def test_memory_is_counted_on_any_device_without_the_weights(pipe):
         task = task_of(pipe, torch.zeros(1, 3, 40, 24), device)
         counted.add(upscaling.planned_bytes(engine, task))
     assert len(counted) == 1
+
+
+class WholeMaps(TorchDispatchMode):
+    """Notes the shapes of maps with all rows of an image, but for pictures."""
+
+    def __init__(self, height):
+        super().__init__()
+        self.height, self.shapes = height, set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        results = function(*args, **(kwargs or {}))
+        for x in results if isinstance(results, tuple | list) else [results]:
+            if isinstance(x, torch.Tensor) and x.ndim == 4 and x.shape[2] == self.height:
+                self.shapes |= {tuple(x.shape)} if x.shape[1] > 3 else set()
+        return results
+
+
+def test_no_map_of_the_whole_image_is_kept_beside_the_storage(pipe):
+    lq = torch.rand(1, 3, 90, 24)  # latents of as many rows
+    with WholeMaps(90) as seen:
+        found = pipe(lq, process_size=0, tiling=IN_PIECES)
+    assert found.shape == (1, 3, 360, 96)
+    assert not seen.shapes
 
 
 def test_a_batch_that_does_not_fit_is_halved_before_its_images_are_cut(pipe, monkeypatch):
