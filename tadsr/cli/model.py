@@ -163,8 +163,11 @@ def describe(pipe: Restorer, *, reasons: bool = False) -> str:
     from tadsr.onestep.support import unknown_blocks, wrapped_modules
 
     device, dtype = pipe.device, _name_of(pipe.unet.dtype)
-    with torch.no_grad():  # as in a call
+    # As in a call: what computes gradients is chosen otherwise.
+    with torch.no_grad():
         stages = pipe.engine.stages
+        is_untimed = pipe.engine.is_openvino_untimed()
+        is_fused = pipe.engine.is_fused((OPENVINO_PX, OPENVINO_PX))
     name = type(stages).__name__.removesuffix("Stages").lower()
     multiplied = getattr(getattr(stages, "plan", None), "multiplied", None)
     inside = f" with products in {_name_of(multiplied)}" if multiplied else ""
@@ -174,9 +177,9 @@ def describe(pipe: Restorer, *, reasons: bool = False) -> str:
     missing = "" if torch.cuda.is_available() else "; no CUDA device is there"
     against = unknown_blocks(pipe.vae, pipe.unet) + wrapped_modules(pipe.vae, pipe.unet)
     plain = "the networks are Stable Diffusion's" if name == "fused" else "no other is faster here"
-    if pipe.engine.is_openvino_untimed():
+    if is_untimed:
         plain += "; OpenVINO is timed beside it at the first picture of 512 px"
-    elif name == "fused" and not pipe.engine.is_fused((OPENVINO_PX, OPENVINO_PX)):
+    elif name == "fused" and not is_fused:
         plain += "; pictures of 512 px and more by OpenVINO, which was faster"
     return "\n".join(
         [

@@ -9,7 +9,8 @@ from torch import nn
 
 from tadsr import TADSRPipeline, TileSpec
 from tadsr.checkpoints.quick import load_bare
-from tadsr.networks.bare import build_bare, has_known_blocks
+from tadsr.cli.model import describe
+from tadsr.networks.bare import Bare, build_bare, has_known_blocks
 from tadsr.quick import open_quickly
 from tadsr.schedule import make_alphas_cumprod
 from tests.onestep.conftest import build_networks
@@ -99,6 +100,13 @@ def test_a_quick_restorer_gives_the_pipelines_bytes(model_dir):
     quick.set_engine("eager")
     pipe.set_engine("eager")
     assert torch.allclose(quick(image, process_size=0), pipe(image, process_size=0), atol=1e-5)
+
+
+def test_saying_why_changes_nothing_of_what_runs(model_dir):
+    quick = open_quickly(str(model_dir), torch.float32, "auto", mixes=True)
+    assert torch.is_grad_enabled()
+    assert "engine: asked for auto" in describe(quick, reasons=True)
+    assert isinstance(quick.unet, Bare)
 
 
 def test_the_embedded_model_loads_bare_and_odd_folders_do_not(golden_dir, model_dir, tmp_path):
