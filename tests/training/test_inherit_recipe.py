@@ -3,6 +3,7 @@
 import importlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -110,6 +111,20 @@ def test_a_stage_changes_its_own_part_and_is_logged(train, tmp_path):
     entries = [json.loads(line) for line in lines]
     assert [entry["stage"] for entry in entries][:2] == ["decoder", "decoder"]
     assert "restorer" in entries[-1]
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_samples_at_small_timesteps_can_be_given_a_share(share, inherit, networks, squeezenet):
+    stages = importlib.import_module("inherit_stages")
+    parts = importlib.import_module("inherit_networks")
+    setting = parts.Setting(
+        parts.build_student(networks, 0)[1], None, SqueezeNetDistance(squeezenet), None,
+        torch.device("cpu"), None, dict.fromkeys(STEPS, 1e-3), 0, share,
+    )  # fmt: skip
+    stage = stages.STAGES[-1](setting)
+    pool = SimpleNamespace(draw=lambda rng, count: {})
+    stage.take(pool, 0, 64)
+    assert (stage.batch["timesteps"].max() < stages.FAITHFUL_BELOW) == (share == 1)
 
 
 def test_networks_alone_go_on_with_new_optimizers(train, tmp_path):

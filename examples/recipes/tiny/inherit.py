@@ -130,6 +130,7 @@ class Run:
         self.setting = Setting(
             student, restorer, perceptual, HeldOut(held_out, args.held_out_px), self.device,
             precision, {name: getattr(args, f"{name}_rate") for name in RATES}, args.seed,
+            args.faithful_share,
         )  # fmt: skip
         self.stage_number, self.step, self.seconds = 0, 0, 0.0
         self.state: dict = {}
@@ -305,6 +306,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--group", type=int, default=4, help="samples that are replaced at once")
     add("--refresh-every", type=int, nargs="+", default=[8], help="steps between replacements")
     add("--average", type=float, default=0.99, help="decay of the weights' average")
+    add("--faithful-share", type=float, default=0.0, help="of samples at timesteps below 50")
     add("--held-out", type=int, default=20)
     add("--held-out-px", type=int, default=256)
     add("--every", type=int, default=200, help="steps between reports and checkpoints")

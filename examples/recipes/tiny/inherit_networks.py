@@ -149,6 +149,8 @@ class Setting:
     rates: dict[str, float]
     """Largest learning rates of the stages."""
     seed: int
+    faithful_share: float = 0.0
+    """Of samples, beside those that fall there by chance, with a timestep near 0."""
     whitening: list[Tensor] = field(default_factory=list)
     """Mean and standard deviation of the restorer's features, each (1, C, 1, 1); none at first."""
 

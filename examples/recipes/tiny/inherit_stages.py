@@ -23,6 +23,8 @@ from tadsr.training.optimization import Muon, is_kernel
 from tadsr.training.stages.stage_config import TimestepRamp
 
 JUDGED = (1, 500, 900)
+FAITHFUL_BELOW = 50
+"""Timesteps of the samples that `Setting.faithful_share` speaks of."""
 ADAMW_SHARE = 0.25
 """Of Muon's learning rate, for what Muon does not step."""
 PERCEPTUAL_SHARE = 0.2
@@ -101,8 +103,9 @@ class Stage:
         """Put the batch of a step into its place."""
         rng = np.random.default_rng([self.setting.seed, step, *self.name.encode()])
         batch = pool.draw(rng, count)
-        timesteps = torch.from_numpy(rng.integers(NUM_TRAIN_TIMESTEPS, size=count))
-        batch["timesteps"] = timesteps.to(self.setting.device)
+        is_faithful = rng.random(count) < self.setting.faithful_share
+        ends = np.where(is_faithful, FAITHFUL_BELOW, NUM_TRAIN_TIMESTEPS)
+        batch["timesteps"] = torch.from_numpy(rng.integers(ends)).to(self.setting.device)
         for name in ("hq", "lq", "restored"):
             if name in batch:
                 batch[name] = to_images(batch[name])
