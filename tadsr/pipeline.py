@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -179,6 +180,22 @@ class TADSRPipeline(DiffusersHabits, Restorer, DiffusionPipeline):
             check_taggable(pipe.text_encoder)
             pipe.tagger = open_tagger(tagger, source, **hub)
         return pipe
+
+    @property
+    def _execution_device(self) -> torch.device:
+        # diffusers looks for hooks in every module seven times over; nearly always there are none.
+        names = ("vae", "unet", "text_encoder", "prompt_embeddings")
+        found = (getattr(self, name, None) for name in names)
+        networks = [part for part in found if isinstance(part, torch.nn.Module)]
+        waiting = list(networks)
+        while waiting:
+            module = waiting.pop()
+            if module is not None:
+                if not module.__dict__.keys().isdisjoint(("_hf_hook", "_diffusers_hook")):
+                    return super()._execution_device
+                waiting += module._modules.values()
+        devices = [next(chain(n.parameters(), n.buffers())).device for n in networks]
+        return next((d for d in devices if d.type not in ("cpu", "meta")), devices[0])
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Move or cast the networks as diffusers does; a tagger that is a network goes along.

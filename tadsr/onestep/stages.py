@@ -283,6 +283,7 @@ class FusedStages:
         # Beside what the layers read, √ᾱ.
         self.unet_time = TimeFolding(unet, alphas_cumprod.double().sqrt().tolist().__getitem__)
         self.prompts = PromptFolding(unet)
+        self._dtypes = vae.dtype, unet.dtype  # for which diffusers walks through all modules
         self.graphs = None
         if plan.graphs:
             self.graphs = GraphCache(plan.max_graphs, plan.record_after)
@@ -298,12 +299,12 @@ class FusedStages:
             time, _ = self.encoder_time.split(flat)
             return checked(encode(self.layers.at(time), self.vae, lq))
 
-        lq = lq.to(self.vae.dtype)
+        lq = lq.to(self._dtypes[0])
         return self._run("encode", stage, lq, (self.encoder_time.of(timesteps),))
 
     def predict_x0(self, latents: Tensor, timesteps: Sequence[int], prompts: Prompts) -> Checked:
         """Take the student's step on scaled latents (B, C, h, w)."""
-        dtype = self.unet.dtype
+        dtype = self._dtypes[1]
 
         def stage(latents: Tensor, flat_time: Tensor, flat_prompt: Tensor) -> Checked:
             time, alpha = self.unet_time.split(flat_time)
@@ -319,7 +320,7 @@ class FusedStages:
         """Decode scaled latents to images (B, 3, H, W), not clamped."""
 
         def stage(pred_x0: Tensor) -> Checked:
-            z = (pred_x0 / self.vae.config.scaling_factor).to(self.vae.dtype)
+            z = (pred_x0 / self.vae.config.scaling_factor).to(self._dtypes[0])
             return checked(decode(self.layers.at(), self.vae, z))
 
         return self._run("decode", stage, pred_x0)

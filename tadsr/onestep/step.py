@@ -159,7 +159,7 @@ class OneStepEngine(ChosenStages):
 
     def remember(self, key: Hashable, count: Callable[[], int]) -> int:
         """Return what was counted for these networks, or count it."""
-        key = (self.vae.dtype, self.unet.dtype, key)
+        key = (*(next(network.parameters()).dtype for network in (self.vae, self.unet)), key)
         if key not in self._counted:
             self._counted[key] = count()
         return self._counted[key]
