@@ -218,7 +218,10 @@ def _write_graphs(stages: dict[str, _Stage], unet: nn.Module, folder: Path) -> N
         warnings.simplefilter("ignore")
         for name, (network, example) in stages.items():
             try:
-                traced = TorchScriptPythonDecoder(network.eval(), example_input=example)
+                # Unchecked, or each is traced and run once more.
+                traced = TorchScriptPythonDecoder(
+                    network.eval(), example_input=example, trace_kwargs={"check_trace": False}
+                )
                 graph = frontend.convert(frontend.load(traced))
             except Exception as error:
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
