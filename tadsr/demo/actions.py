@@ -92,13 +92,24 @@ class Choices:
         if len(self.prompt) > MAX_PROMPT_LETTERS:
             raise ValueError(f"prompt must have at most {MAX_PROMPT_LETTERS} letters")
 
+    @property
+    def is_painted(self) -> bool:
+        """Whether a part has the paint's timestep."""
+        return self.painted is not None and bool(self.painted.any())
+
     def timestep_map(self, default: int) -> int | TimestepMap:
         """Return the timestep, or the map that the paint makes; `default` is the model's own."""
         timestep = default if self.timestep is None else self.timestep
-        if self.painted is None or not self.painted.any():
+        if not self.is_painted:
             return timestep
         ends = (timestep, self.painted_timestep)
         return TimestepMap.from_image(Image.fromarray(self.painted), ends)
+
+    def describe_timesteps(self, default: int) -> str:
+        """Say which timesteps a result has; `default` is the model's own."""
+        timestep = default if self.timestep is None else self.timestep
+        paint = f", {self.painted_timestep} where painted" if self.is_painted else ""
+        return f"timestep {timestep}{paint}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +123,7 @@ class Restored:
     file: Path
     """The result as PNG, with every pixel and the photo's metadata."""
     summary: str
-    """Sizes and seconds in a sentence."""
+    """Sizes, seconds and timesteps in a sentence."""
 
 
 def uploaded_file(folder: Path, payload: Mapping[str, object] | None) -> Path | None:
@@ -194,7 +205,8 @@ def restore(
     write_image(result, file, overwrite=True)
     before, after = (Image.fromarray(to_rgb8(picture)) for picture in (image, result))
     summary = (
-        f"{before.width}×{before.height} to {after.width}×{after.height} px in {seconds:.1f} s."
+        f"{before.width}×{before.height} to {after.width}×{after.height} px in {seconds:.1f} s, "
+        f"{choices.describe_timesteps(pipe.default_timestep)}."
     )
     after.thumbnail((PREVIEW_PX, PREVIEW_PX), Image.Resampling.LANCZOS)
     before = before.resize(after.size, Image.Resampling.BICUBIC)

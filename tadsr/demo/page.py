@@ -54,11 +54,20 @@ BAR_SECONDS = 3
 """Between two messages of progress; at each the browser reads the painting back."""
 EXAMPLE = Path(__file__).with_name("example.jpg")
 _STYLE = """<style>
-@media (max-width: 700px) {
-  #actions { position: sticky; bottom: 0.5rem; z-index: 20; }
+.gradio-container { overflow: clip !important; } /* hidden, as gradio has it, lets nothing stick */
+#actions { position: sticky; bottom: 0.5rem; z-index: 20; }
+@media (max-width: 900px) {
+  #results { min-height: 100svh; }
 }
 </style>"""
-"""On a phone the page is one column, and what is painted on lies far above the button."""
+"""The buttons stay in reach, as what is painted on makes the settings longer than a window. On a
+phone, where the results lie below the settings, room is kept for them: the page moves there."""
+_SHOW_RESULTS = """() => {
+  const results = document.querySelector("#results"), top = results.getBoundingClientRect().top;
+  const isSeen = 0 <= top && top < window.innerHeight / 2;
+  if (document.querySelector("#photo img") && !isSeen) results.scrollIntoView({behavior: "smooth"});
+}"""
+"""Moves the page to where the progress and the result are, unless they are in sight."""
 _COLORS = "adain: channels as in the photo; wavelet: light and shade too; none: the network's own"
 
 _ABOUT = """# tadsr
@@ -138,7 +147,7 @@ def build(models: Models, limits: DemoLimits) -> gr.Blocks:
                 with gr.Row(elem_id="actions"):
                     run = gr.Button("Restore", variant="primary", elem_id="run", min_width=120)
                     stop = gr.Button("Stop", variant="stop", elem_id="stop", min_width=80)
-            with gr.Column(scale=2, min_width=480), gr.Tabs():
+            with gr.Column(scale=2, min_width=480, elem_id="results"), gr.Tabs():
                 with gr.Tab("Result"):
                     pair = gr.ImageSlider(
                         label="Bicubic | restored",
@@ -232,10 +241,12 @@ def build(models: Models, limits: DemoLimits) -> gr.Blocks:
         # Neither is in the queue, where it would wait for what it is to stop.
         at_once = {"queue": False, "api_visibility": "private"}
         results = [pair, summary, download]
-        run.click(start_again, **at_once).then(
+        run.click(start_again, js=_SHOW_RESULTS, **at_once).then(
             run_restore, shared, results, api_name="restore", **one
         )
-        sweep.click(start_again, **at_once).then(run_sweep, shared, sheet, api_name="sweep", **one)
+        sweep.click(start_again, js=_SHOW_RESULTS, **at_once).then(
+            run_sweep, shared, sheet, api_name="sweep", **one
+        )
         stop.click(stop_it, **at_once)
         example.click(take_example, None, photo, api_visibility="private")
         canvas = {"concurrency_id": "canvas", "concurrency_limit": 1}

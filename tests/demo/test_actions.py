@@ -53,6 +53,7 @@ def test_a_photo_is_restored_as_the_library_does(pipe, photo, tmp_path):
         assert np.array_equal(found.before, image.resize((48, 32), Image.Resampling.BICUBIC))
     assert found.file.name == "photo_x2.png"
     assert found.summary.startswith("24×16 to 48×32 px in ")
+    assert found.summary.endswith(" s, timestep 800.")
 
 
 def test_the_file_keeps_16_bits_and_every_pixel(pipe, tmp_path):
@@ -71,6 +72,7 @@ def test_paint_is_a_map(pipe, photo, tmp_path):
     choices = Choices(timestep=900, painted_timestep=1, painted=painted, scale=1)
     assert choices.timestep_map(5).values.unique().tolist() == [1, 900]
     found = restore(pipe, photo, choices, tmp_path, limits=DemoLimits())
+    assert found.summary.endswith(" s, timestep 900, 1 where painted.")
     values = np.full((8, 12), 900)
     values[:, :6] = 1
     with Image.open(photo) as image:

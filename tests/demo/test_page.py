@@ -141,19 +141,34 @@ class Page:
         self.all("#run")[0].click()
         self.wait(lambda: self.result() not in (before, None))
 
+    def resize(self, width, height):
+        screen = {"width": width, "height": height, "mobile": width < 700, "deviceScaleFactor": 1}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+
+    def is_in_sight(self, selector):
+        """Tell whether the window comes to show the first 40 px of an element."""
+        script = "const top = arguments[0].getBoundingClientRect().top;"
+        script += "return 0 <= top && top + 40 <= window.innerHeight"
+        (element,) = self.all(selector)
+        return self.wait(lambda: self.driver.execute_script(script, element))
+
     def result(self):
         sources = [image.get_attribute("src") for image in self.all("#pair img")]
         return sources[-1] if sources else None
+
+    def show(self, element):
+        self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+        time.sleep(2)  # the page moves smoothly
 
     def paint(self):
         """Paint a stroke into the left half."""
         from selenium.webdriver import ActionChains
 
         (opener,) = [b for b in self.all("button") if "Paint timesteps" in b.text]
+        self.show(opener)
         opener.click()
         canvas = self.wait(lambda: self.all("#painting canvas"))[0]
-        self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
-        time.sleep(2)  # the page moves smoothly
+        self.show(canvas)
         width = canvas.size["width"]
         stroke = ActionChains(self.driver).move_to_element_with_offset(canvas, -width // 4, -30)
         stroke.click_and_hold()
@@ -246,16 +261,17 @@ def test_what_takes_too_long_is_stopped_whether_it_has_begun_or_not(browser, sho
     assert browser.result() is None
 
 
-def test_restore_stays_in_reach_on_a_phone(browser):
-    phone = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
-    browser.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
-    browser.upload(PHOTO)
+@pytest.mark.parametrize("screen", [(390, 844), (1366, 640)], ids=["phone", "laptop"])
+def test_the_button_and_then_the_result_are_in_sight(browser, photo, screen):
+    browser.resize(*screen)
+    browser.upload(photo)
+    browser.run()
+    assert browser.is_in_sight("#pair")
     browser.paint()
-    browser.save("demo_phone.jpg", "window")
-    button = browser.all("#run")[0].rect
-    top = browser.driver.execute_script("return window.scrollY")
-    height = browser.driver.execute_script("return window.innerHeight")
-    assert top <= button["y"] <= top + height
+    browser.driver.execute_script("window.scrollTo(0, 0)")
+    assert browser.is_in_sight("#run")
+    browser.run()
+    assert browser.is_in_sight("#pair")
 
 
 def test_a_result_goes_with_its_photo(browser, photo):
@@ -269,8 +285,8 @@ def test_a_result_goes_with_its_photo(browser, photo):
 
 def test_the_pictures_of_the_documentation(browser):
     """Saves them where DEMO_PICTURES says, docs/images for those of the guide."""
+    browser.resize(1400, 820)
     browser.upload(PHOTO)
-    browser.set_timestep(300)
     browser.run()
     browser.save("demo.jpg", "body")
     browser.paint()
