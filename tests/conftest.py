@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import gc
 import json
 import multiprocessing
 import os
@@ -18,8 +17,6 @@ import torch
 import typer.testing
 from safetensors.torch import load_file, save_file
 
-gc.disable()  # while tests are imported: looking for garbage takes as long as half of it
-
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Processes side by side, and what they start, would fight for the same cores.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -31,10 +28,6 @@ hypothesis.settings.load_profile("tadsr")
 
 DATA = Path(__file__).parent / "data"
 GOLDEN = DATA / "golden"
-
-
-def pytest_collection_finish() -> None:
-    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
