@@ -341,8 +341,10 @@ class _Results:
     def report_written(self, num_left: int) -> None:
         """Wait for writes until no more than a number are pending."""
         while len(self._written) > num_left:
-            item, written = self._written.popleft()
+            item, written = self._written[0]
             error = written.exception()
+            # An interrupt while that waits leaves it to be reported at the end.
+            self._written.popleft()
             if error is None:
                 self._report(Outcome(item.job, "written", item.seconds, **item.about))
                 continue

@@ -15,6 +15,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from tadsr.folders import run as folder_run
 from tadsr.folders.jobs import Job, mirror_folder
 from tadsr.folders.manifest import Manifest
 from tadsr.folders.restoring import FileRequest
@@ -72,6 +73,26 @@ def test_an_interrupt_leaves_whole_files_and_the_rest_is_done_later(
     upscale("photos")
     # Also what a worker could not report any more is in the manifest.
     check_whole("photos_x4", 32, (24, 20))
+
+
+def test_what_was_being_written_at_an_interrupt_is_reported(model_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_photos("photos", 1)
+    write = folder_run._write
+
+    def write_while_interrupted(*arguments):
+        time.sleep(0.2)  # until the run waits for this
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        time.sleep(0.2)
+        write(*arguments)
+
+    monkeypatch.setattr(folder_run, "_write", write_while_interrupted)
+    outcomes = []
+    job = Job(Path("photos/00.png"), Path("photos_x4/00.png"), alone=True)
+    with pytest.raises(KeyboardInterrupt):
+        run_files([job], FAST, lambda: load(model_dir), outcomes.append)
+    assert job.target.exists()
+    assert [outcome.status for outcome in outcomes] == ["written"]
 
 
 def test_half_written_files_of_killed_processes_are_removed(upscale):
