@@ -118,9 +118,9 @@ def test_a_model_exported_from_the_shell_agrees_with_the_pipeline(name, pipe, im
     assert f"{model} -> {folder} (onnx, " in said.read_text()
     pipe, exported = TADSRPipeline.from_pretrained(model), Exported(folder)
     for size in SIZES:
-        check_parity(pipe, exported, *size, 500)
-    for timestep in (0, 999):
-        check_parity(pipe, exported, *SIZES[1], timestep)
+        # A graph takes all sizes alike; the slow case tries every pair.
+        for timestep in (500,) if name == "small" and size != SIZES[1] else (0, 500, 999):
+            check_parity(pipe, exported, *size, timestep)
     check_description(pipe, exported)
 
 
