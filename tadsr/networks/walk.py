@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
-from torch import Tensor, nn
+from torch import nn
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 class Layers(Protocol):
     """Runs single layers, at the timesteps and prompts that it was made for.
 
-    What a layer returns is private to the implementation, and called h here.
+    What a layer returns is private to the implementation, and called h here. Latents and images are
+    tensors, or what the implementation reads rows of and gives rows of.
     """
 
     def start(self, conv: nn.Conv2d, x: Any) -> Any:
         """Convolve a network's input."""
 
-    def pointwise(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
+    def pointwise(self, conv: nn.Conv2d, x: Any) -> Any:
         """Convolve small latents by a 1×1 kernel."""
 
     def resnet(self, block: ResnetBlock2D, h: Any) -> Any:
@@ -54,16 +55,16 @@ class Layers(Protocol):
     def join(self, h: Any, kept: Any) -> Any:
         """Put two side by side in their channels."""
 
-    def end(self, norm: nn.GroupNorm | None, conv: nn.Conv2d, h: Any) -> Tensor:
+    def end(self, norm: nn.GroupNorm | None, conv: nn.Conv2d, h: Any) -> Any:
         """Normalise, activate and convolve to a network's output."""
 
 
-def encode(layers: Layers, vae: TimeAwareAutoencoderKL, lq: Any) -> Tensor:
+def encode(layers: Layers, vae: TimeAwareAutoencoderKL, lq: Any) -> Any:
     """Encode images (B, 3, H, W) in [-1, 1] to the posterior's moments (B, 2·C, H/f, W/f)."""
     return layers.pointwise(vae.quant_conv, encode_unmixed(layers, vae.encoder, lq))
 
 
-def encode_unmixed(layers: Layers, encoder: TimeAwareEncoder, lq: Any) -> Tensor:
+def encode_unmixed(layers: Layers, encoder: TimeAwareEncoder, lq: Any) -> Any:
     """Encode images to the moments before `quant_conv`."""
     h = layers.start(encoder.conv_in, lq)
     for block in encoder.down_blocks:
@@ -75,7 +76,7 @@ def encode_unmixed(layers: Layers, encoder: TimeAwareEncoder, lq: Any) -> Tensor
     return layers.end(encoder.conv_norm_out, encoder.conv_out, h)
 
 
-def predict(layers: Layers, unet: UNet2DConditionModel, latents: Tensor) -> Tensor:
+def predict(layers: Layers, unet: UNet2DConditionModel, latents: Any) -> Any:
     """Predict the residual r of the student's one step from scaled latents (B, C, h, w).
 
     Args:
@@ -105,7 +106,7 @@ def predict(layers: Layers, unet: UNet2DConditionModel, latents: Tensor) -> Tens
     return layers.end(unet.conv_norm_out, unet.conv_out, h)
 
 
-def decode(layers: Layers, vae: TimeAwareAutoencoderKL, z: Tensor) -> Tensor:
+def decode(layers: Layers, vae: TimeAwareAutoencoderKL, z: Any) -> Any:
     """Decode unscaled latents (B, C, h, w) to images (B, 3, f·h, f·w), not clamped.
 
     Args:
