@@ -183,7 +183,8 @@ class TADSRPipeline(DiffusersHabits, Restorer, DiffusionPipeline):
 
     @property
     def _execution_device(self) -> torch.device:
-        # diffusers looks for hooks in every module seven times over; nearly always there are none.
+        # As diffusers finds it, which looks for hooks in every module seven times over; there are
+        # nearly always none.
         names = ("vae", "unet", "text_encoder", "prompt_embeddings")
         found = (getattr(self, name, None) for name in names)
         networks = [part for part in found if isinstance(part, torch.nn.Module)]

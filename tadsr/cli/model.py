@@ -163,11 +163,8 @@ def describe(pipe: Restorer, *, reasons: bool = False) -> str:
     from tadsr.onestep.support import unknown_blocks, wrapped_modules
 
     device, dtype = pipe.device, _name_of(pipe.unet.dtype)
-    # As in a call: what computes gradients is chosen otherwise.
-    with torch.no_grad():
+    with torch.no_grad():  # as in a call
         stages = pipe.engine.stages
-        is_untimed = pipe.engine.is_openvino_untimed()
-        is_fused = pipe.engine.is_fused((OPENVINO_PX, OPENVINO_PX))
     name = type(stages).__name__.removesuffix("Stages").lower()
     multiplied = getattr(getattr(stages, "plan", None), "multiplied", None)
     inside = f" with products in {_name_of(multiplied)}" if multiplied else ""
@@ -177,6 +174,9 @@ def describe(pipe: Restorer, *, reasons: bool = False) -> str:
     missing = "" if torch.cuda.is_available() else "; no CUDA device is there"
     against = unknown_blocks(pipe.vae, pipe.unet) + wrapped_modules(pipe.vae, pipe.unet)
     plain = "the networks are Stable Diffusion's" if name == "fused" else "no other is faster here"
+    with torch.no_grad():  # or the engine would prepare for gradients
+        is_untimed = pipe.engine.is_openvino_untimed()
+        is_fused = pipe.engine.is_fused((OPENVINO_PX, OPENVINO_PX))
     if is_untimed:
         plain += "; OpenVINO is timed beside it at the first picture of 512 px"
     elif name == "fused" and not is_fused:

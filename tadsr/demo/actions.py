@@ -97,19 +97,21 @@ class Choices:
         """Whether a part has the paint's timestep."""
         return self.painted is not None and bool(self.painted.any())
 
+    def timestep_or(self, default: int) -> int:
+        """Return the timestep beside the paint; `default` is the model's own."""
+        return default if self.timestep is None else self.timestep
+
     def timestep_map(self, default: int) -> int | TimestepMap:
         """Return the timestep, or the map that the paint makes; `default` is the model's own."""
-        timestep = default if self.timestep is None else self.timestep
         if not self.is_painted:
-            return timestep
-        ends = (timestep, self.painted_timestep)
+            return self.timestep_or(default)
+        ends = (self.timestep_or(default), self.painted_timestep)
         return TimestepMap.from_image(Image.fromarray(self.painted), ends)
 
     def describe_timesteps(self, default: int) -> str:
         """Say which timesteps a result has; `default` is the model's own."""
-        timestep = default if self.timestep is None else self.timestep
         paint = f", {self.painted_timestep} where painted" if self.is_painted else ""
-        return f"timestep {timestep}{paint}"
+        return f"timestep {self.timestep_or(default)}{paint}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,7 +29,7 @@ class Layers(Protocol):
         """Convolve a network's input."""
 
     def pointwise(self, conv: nn.Conv2d, x: Any) -> Any:
-        """Convolve small latents by a 1×1 kernel."""
+        """Convolve latents by a 1×1 kernel."""
 
     def resnet(self, block: ResnetBlock2D, h: Any) -> Any:
         """Run a ResNet block."""

@@ -334,7 +334,8 @@ class BandedStages:
         batch, channels, height, width = target.shape
         largest = self._nothing_yet()
         row_bytes = batch * channels * width * target.dtype.itemsize
-        target.begin(with_statistics=False)  # nothing normalises them
+        if source is not None:
+            target.begin(with_statistics=False)  # nothing normalises them
         for start, stop in self.bands.split(height, row_bytes, 0):
             rows = target.view(start, stop) if source is None else source.read(start, stop)
             torch.maximum(largest, checked(rows).largest, out=largest)

@@ -114,7 +114,7 @@ _ITERATIONS = 5
 _RMS_OF_ADAMW = 0.2
 """Root mean square of AdamW's steps per learning rate, which is given to these steps too."""
 _NUMBERS_AT_ONCE = 1 << 24
-"""Of parameters that are stepped together: what their copies take stays below 500 MB."""
+"""Of parameters that are stepped together, each of their copies taking 64 MB in float32."""
 _FEWEST_ROWS = 5
 """Kernels of fewer outputs, such as an image's colours, are left to AdamW."""
 
@@ -177,6 +177,9 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 
     Args:
         matrices: (..., rows, columns).
+
+    Returns:
+        Shaped and typed as `matrices`; computed in float32.
 
     Source: Newton-Schulz iteration of https://kellerjordan.github.io/posts/muon.
     """

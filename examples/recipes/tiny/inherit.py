@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 from inherit_networks import Restorer, Setting, build_student
 from inherit_samples import HeldOut, Pool, pack_photos, split_photos
-from inherit_stages import STAGES, Stage
+from inherit_stages import FAITHFUL_BELOW, STAGES, Stage
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -306,7 +306,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--group", type=int, default=4, help="samples that are replaced at once")
     add("--refresh-every", type=int, nargs="+", default=[8], help="steps between replacements")
     add("--average", type=float, default=0.99, help="decay of the weights' average")
-    add("--faithful-share", type=float, default=0.0, help="of samples at timesteps below 50")
+    few = f"of samples at timesteps below {FAITHFUL_BELOW}, beside those there by chance"
+    add("--faithful-share", type=float, default=0.0, help=few)
     add("--held-out", type=int, default=20)
     add("--held-out-px", type=int, default=256)
     add("--every", type=int, default=200, help="steps between reports and checkpoints")
