@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -125,6 +126,30 @@ def test_samples_at_small_timesteps_can_be_given_a_share(share, inherit, network
     pool = SimpleNamespace(draw=lambda rng, count: {})
     stage.take(pool, 0, 64)
     assert (stage.batch["timesteps"].max() < stages.FAITHFUL_BELOW) == (share == 1)
+
+
+def test_only_the_faithful_end_is_held_back_by_the_input(inherit):
+    stages = importlib.import_module("inherit_stages")
+    hq, lq = torch.full((3, 3, 32, 32), 0.5), torch.zeros(3, 3, 32, 32)
+    image = hq.clone().requires_grad_()
+    timesteps = torch.tensor([1, 50, stages.DAMPED_BELOW])
+    stages.faithful_error(image, hq, lq, timesteps).sum().backward()
+    pull = image.grad.mean((1, 2, 3))  # above 0: a step goes from the original to the input
+    assert pull[0] > pull[1] > pull[2] == 0
+
+
+def test_more_samples_can_be_degraded_mildly(inherit, photos):
+    samples = importlib.import_module("inherit_samples")
+    errors = []
+    for share in (0.0, 0.6):
+        pool = samples.Pool(
+            sorted(photos.iterdir()), {}, stage=0, crop_px=64, size=32, group=32, workers=0,
+            seed=0, refreshments=0, describe=lambda hq, lq: {"hq": hq, "lq": lq},
+            device=torch.device("cpu"), mild_share=share,
+        )  # fmt: skip
+        hq, lq = (samples.to_images(pool.kept[name]) for name in ("hq", "lq"))
+        errors.append((F.interpolate(hq, lq.shape[-2:], mode="area") - lq).abs().mean())
+    assert errors[1] < 0.8 * errors[0]
 
 
 def test_networks_alone_go_on_with_new_optimizers(train, tmp_path):

@@ -23,7 +23,6 @@ from tadsr.training.data.sources import PhotoRecord, leave_out_unusable
 DEGRADATIONS = {
     "degradation": "realesrgan",
     "bicubic_probability": 0.05,
-    "mild_probability": 0.15,
     "web_probability": 0.35,
 }
 """As strong as the web's; good photographs among them."""
@@ -95,6 +94,7 @@ class Pool:
         describe: What is kept of a group: tensors by name, of its HQ and its own size's LQ.
         decoded: Photographs that are decoded; grows.
         refreshments: How many there have been.
+        mild_share: Of samples that are degraded mildly.
     """
 
     def __init__(
@@ -111,10 +111,11 @@ class Pool:
         refreshments: int,
         describe: Callable[[Tensor, Tensor], dict[str, Tensor]],
         device: torch.device,
+        mild_share: float,
     ) -> None:
         config = DataConfig(
             "photos", crop_px=crop_px, min_zoom=0.5, rotate=True, num_workers=workers,
-            **DEGRADATIONS,
+            mild_probability=mild_share, **DEGRADATIONS,
         )  # fmt: skip
         records = leave_out_unusable([PhotoRecord(path) for path in photos], config)
         dataset = ListedPhotos(records, config, seed * _STAGE_SEED + stage)
