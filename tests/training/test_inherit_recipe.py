@@ -129,11 +129,11 @@ def test_samples_at_small_timesteps_can_be_given_a_share(share, inherit, network
 
 
 def test_only_the_faithful_end_is_held_back_by_the_input(inherit):
-    stages = importlib.import_module("inherit_stages")
+    losses = importlib.import_module("inherit_losses")
     hq, lq = torch.full((3, 3, 32, 32), 0.5), torch.zeros(3, 3, 32, 32)
     image = hq.clone().requires_grad_()
-    timesteps = torch.tensor([1, 50, stages.DAMPED_BELOW])
-    stages.faithful_error(image, hq, lq, timesteps).sum().backward()
+    timesteps = torch.tensor([1, 50, losses.DAMPED_BELOW])
+    losses.faithful_error(image, hq, lq, timesteps).sum().backward()
     pull = image.grad.mean((1, 2, 3))  # above 0: a step goes from the original to the input
     assert pull[0] > pull[1] > pull[2] == 0
 
@@ -184,7 +184,7 @@ def test_photographs_are_packed_and_the_same_ones_held_out(inherit, photos, tmp_
 
 
 def test_a_pattern_on_the_grid_shows(inherit):
-    grid_pattern = importlib.import_module("inherit_networks").grid_pattern
+    grid_pattern = importlib.import_module("inherit_losses").grid_pattern
     noise = torch.randn(8, 3, 128, 128, generator=torch.Generator().manual_seed(0))
     pattern = torch.zeros(128)
     pattern[::4] = 1.0

@@ -27,9 +27,6 @@ SMALL_LATENTS = 0.1
 """At large timesteps one step multiplies the encoder's latents by up to 15, and its UNet takes that
 away again; the less there is of it, the less precision is lost."""
 _AT_ONCE = 4
-_GRID_PX = 4
-_BLOCKS = 15
-"""Blocks of the grid along a window's side."""
 
 
 class DenseBlock(nn.Module):
@@ -238,25 +235,3 @@ class Adversaries(nn.Module):
             for head, layer in zip(self.heads, self._LAYERS, strict=True)
         ]
         return [self.pixels(images).flatten(1).float(), torch.cat(by_features, 1).float()]
-
-
-def grid_pattern(images: Tensor) -> Tensor:
-    """Return how much of the detail repeats with the latents' grid.
-
-    Args:
-        images: (B, 3, H, W), each side at least 63 px.
-
-    Returns:
-        (B,), the mean over windows of the logarithm of the power of the mean block over what chance
-        would leave of it; near 0 for photographs.
-    """
-    light = images.float().mean(1, keepdim=True)
-    inside = slice(_GRID_PX // 2, 1 - _GRID_PX // 2)
-    detail = (light[..., inside, inside] - F.avg_pool2d(light, _GRID_PX, 1))[:, 0]
-    side = _BLOCKS * _GRID_PX
-    rows, columns = (length // side for length in detail.shape[-2:])
-    detail = detail[:, : rows * side, : columns * side]
-    blocks = detail.view(-1, rows, _BLOCKS, _GRID_PX, columns, _BLOCKS, _GRID_PX)
-    mean = blocks.mean((2, 5)).square().mean((2, 4))
-    power = blocks.square().mean((2, 3, 5, 6))
-    return (_BLOCKS**2 * mean / (power + 1e-6) + 1e-3).log().mean((1, 2))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from inherit_networks import SCALE, Adversaries, Setting, grid_pattern
+from inherit_losses import faithful_error, grid_pattern
+from inherit_networks import SCALE, Adversaries, Setting
 from inherit_samples import Pool, to_images, to_pixels
 from torch import Tensor, nn
 
@@ -12,8 +13,6 @@ from tadsr.measure.metrics import psnr
 from tadsr.schedule import NUM_TRAIN_TIMESTEPS
 from tadsr.training.data import upsample_lq
 from tadsr.training.losses import (
-    blurred_mse,
-    chroma_mse,
     discriminator_loss,
     generator_loss,
     l1_per_sample,
@@ -31,15 +30,6 @@ PERCEPTUAL_SHARE = 0.2
 """Weight of the perceptual distance beside the mean absolute error, for the decoder."""
 IMITATED = {"l1": 1.0, "distance": 0.5, "features": 0.02}
 """Weights of what keeps pictures near the restorer's."""
-FAITHFUL = {
-    "mse": (TimestepRamp(60.0, 0.0, 0.5), mse_per_sample),
-    "chroma": (TimestepRamp(5.0, 3.0), chroma_mse),
-}
-"""Errors of pixels by timestep, beside the method's blurred one at weight 1."""
-DAMPING, DAMPED_BELOW = 0.35, 100
-"""Weight, as a part of the squared error's, of the squared distance from the enlarged LQ image at
-timestep 0, and the timestep where it is gone. Without it the faithful end overshot on photographs
-that are better than those it is trained on."""
 PERCEPTUAL = TimestepRamp(0.005, 8.0, 0.75)
 IMITATION = TimestepRamp(0.0, 8.0)
 """Weight of what the imitate stage asks; by the distance from the originals alone, surfaces without
@@ -375,18 +365,6 @@ class JointStage(Stage):
         """Go on from there."""
         super().load_state_dict(state)
         self.adversaries.load_state_dict(state["adversaries"])
-
-
-def faithful_error(image: Tensor, hq: Tensor, lq: Tensor, timesteps: Tensor) -> Tensor:
-    """Return how far images (B, 3, H, W) are from the originals by pixels, (B,).
-
-    At the faithful end the enlarged LQ images hold them back as well.
-    """
-    error = blurred_mse(image, hq, timesteps)
-    for ramp, error_of in FAITHFUL.values():
-        error = error + ramp.at(timesteps) * error_of(image, hq)
-    damping = DAMPING * (1 - timesteps / DAMPED_BELOW).clamp(min=0)
-    return error + damping * FAITHFUL["mse"][0].at(timesteps) * mse_per_sample(image, lq)
 
 
 def _psnr(images: Tensor, originals: Tensor) -> Tensor:
