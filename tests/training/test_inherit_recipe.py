@@ -193,6 +193,20 @@ def test_a_pattern_on_the_grid_shows(inherit):
         assert grid_pattern(rows).min() > 2
 
 
+def test_a_wave_shows_and_is_evened_out(inherit):
+    losses = importlib.import_module("inherit_losses")
+    noise = torch.randn(16, 3, 160, 160, generator=torch.Generator().manual_seed(0)) * 0.1
+    rows, columns = torch.arange(160)[:, None], torch.arange(160)
+    wave = 0.05 * torch.sin(2 * np.pi * (18 * rows - 6 * columns) / 64)
+    original = losses.log_spectrum(noise)
+    above = losses.waves_above(losses.log_spectrum(noise + wave), original)
+    assert losses.wave_error(noise, noise) == 0
+    assert above[18, -6] == above.max() > 1
+    images = (noise + wave).requires_grad_()
+    losses.wave_error(images, noise).backward()
+    assert (images.grad * wave).sum() > 0  # a step takes the wave away
+
+
 def test_the_restorer_takes_the_released_names_and_draws_four_times_the_size(inherit, restorer):
     network = importlib.import_module("inherit_networks").Restorer(restorer)
     image = network.draw(network.features(torch.rand(1, 3, 6, 5) * 2 - 1))

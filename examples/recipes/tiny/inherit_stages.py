@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from inherit_losses import faithful_error, grid_pattern
+from inherit_losses import (
+    WAVES,
+    faithful_error,
+    grid_pattern,
+    log_spectrum,
+    wave_error,
+    waves_above,
+)
 from inherit_networks import SCALE, Adversaries, Setting
 from inherit_samples import Pool, to_images, to_pixels
 from torch import Tensor, nn
@@ -318,9 +325,10 @@ class JointStage(Stage):
         fooled = sum(
             w * generator_loss(s) for w, s in zip(Adversaries.WEIGHTS, scores, strict=True)
         )
+        waves = wave_error(leaf, batch["hq"])
         by_pixels, by_distance, by_adversaries = (
             torch.autograd.grad(loss, leaf, retain_graph=True)[0]
-            for loss in (pixels.mean(), vivid.mean(), (share * fooled).mean())
+            for loss in (pixels.mean() + WAVES * waves, vivid.mean(), (share * fooled).mean())
         )
         length = ADVERSARIES_SHARE * by_distance.norm() / (by_adversaries.norm() + 1e-12)
         image.backward(by_pixels + by_distance + length * by_adversaries)
@@ -334,26 +342,33 @@ class JointStage(Stage):
         self.optimizers[2][0].step()
         mse = mse_per_sample(leaf, batch["hq"])
         self._note(
-            distance=distance, other=other, mse=mse, pattern=pattern, told=told / len(both)
+            distance=distance, other=other, mse=mse, pattern=pattern, waves=waves,
+            told=told / len(both),
         )  # fmt: skip
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Return distances from the originals, PSNR and the grid, the restorer's beside them."""
+        """Return distances from the originals, PSNR, the grid and the highest wave."""
         distances: dict[str, list[Tensor]] = {}
         ratios: dict[str, list[Tensor]] = {}
         patterns: dict[str, list[Tensor]] = {}
+        spectra: dict[str, list[Tensor]] = {}
         for hq, lq, _, restored in self.setting.judged:
             results = {"bicubic": upsample_lq(lq, hq.shape[-2:]), "restorer": restored}
             for t in JUDGED:
                 results[f"t={t}"] = self.setting.restored_at(lq, t).image
-            for name, image in results.items():
+            for name, image in (results | {"HQ": hq}).items():
                 pixels = to_pixels(image)
                 image = to_images(pixels)
+                spectra.setdefault(name, []).append(log_spectrum(image))
                 distances.setdefault(name, []).append(self.setting.perceptual(image, hq))
                 ratios.setdefault(f"PSNR {name}", []).append(_psnr(pixels, to_pixels(hq)))
                 pattern = 10 / np.log(10) * (grid_pattern(image) - grid_pattern(hq))
                 patterns.setdefault(f"grid dB {name}", []).append(pattern)
+        means = {name: torch.stack(found).mean(0) for name, found in spectra.items()}
+        for name in results:
+            above = 10 / np.log(10) * waves_above(means[name], means["HQ"])
+            distances[f"waves dB {name}"] = [above.max()[None]]
         found = distances | ratios | patterns
         return {name: torch.cat(values).mean().item() for name, values in found.items()}
 
