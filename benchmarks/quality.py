@@ -50,6 +50,9 @@ LABEL_PX = 16
 JPEG_BLOCK_PX = 8
 GRID_NEIGHBOURS = (3, 12)
 """Frequencies beside a harmonic of the grid that count as its surroundings, in bins."""
+WAVE_WINDOW_PX, WAVE_NEIGHBOURS = 64, 3
+"""Side of the windows in which waves are looked for, and reach of a frequency's surroundings, in
+bins."""
 
 
 def images_in(folder: Path) -> list[Path]:
@@ -109,6 +112,24 @@ def grid_excess(folder: Path, period_px: int) -> float:
         for values in ratios.values():
             worst = max(worst, 10 * float(np.log10(np.exp(np.mean(np.log(values))))))
     return worst
+
+
+def wave_peaks(folder: Path) -> np.ndarray:
+    """Return how far each frequency stands out of those around it, over all pictures, in dB."""
+    side = WAVE_WINDOW_PX
+    spectra = []
+    for path in images_in(folder):
+        y = np.asarray(Image.open(path).convert("L"), dtype=np.float64)
+        windows = np.lib.stride_tricks.sliding_window_view(y, (side, side))
+        windows = windows[:: side // 2, :: side // 2]
+        windows = windows - windows.mean((2, 3), keepdims=True)
+        fade = np.hanning(side)
+        power = np.abs(np.fft.fft2(windows * np.outer(fade, fade))) ** 2
+        spectra.append(10 * np.log10(power.mean((0, 1))))
+    spectrum = np.mean(spectra, 0)
+    shifts = range(-WAVE_NEIGHBOURS, WAVE_NEIGHBOURS + 1)
+    around = [np.roll(spectrum, (down, right), (0, 1)) for down in shifts for right in shifts]
+    return spectrum - np.mean(around, 0)
 
 
 def draw_sheet(columns: dict[str, Path], path: Path) -> None:
@@ -200,6 +221,11 @@ def main() -> None:
             px: {name: round(grid_excess(path, px), 2) for name, path in folders.items()}
             for px in sorted(periods)
         }
+        original = wave_peaks(args.hq)
+        waves = {
+            name: round(float((wave_peaks(path) - original).max()), 2)
+            for name, path in folders.items()
+        }
         if args.sheet:
             shown = ["bicubic", *(f"t={t}" for t in sorted({*args.timesteps[::3]})), *others, "HQ"]
             named = {"LQ": lq} | {name: folders[name] for name in shown}
@@ -207,6 +233,7 @@ def main() -> None:
     print(format_table(evaluation))
     for px, grid in grids.items():
         print(f"excess at the grid of {px} px, dB: {grid}")
+    print(f"highest wave above the originals' spectrum, dB: {waves}")
     report = json.loads(args.out.with_suffix(".json").read_text(encoding="utf-8"))
     made = {"preset": preset, "seed": args.seed, "jpeg_quality": args.jpeg_quality}
     degradation = None if args.lq else made
@@ -214,6 +241,7 @@ def main() -> None:
         "machine": describe_machine(),
         "degradation": degradation,
         "grid_excess_db": grids,
+        "wave_peak_db": waves,
     }
     text = json.dumps(report, indent=1, ensure_ascii=False)
     args.out.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
