@@ -357,7 +357,8 @@ class JointStage(Stage):
             results = {"bicubic": upsample_lq(lq, hq.shape[-2:]), "restorer": restored}
             for t in JUDGED:
                 results[f"t={t}"] = self.setting.restored_at(lq, t).image
-            for name, image in (results | {"HQ": hq}).items():
+            spectra.setdefault("HQ", []).append(log_spectrum(hq))
+            for name, image in results.items():
                 pixels = to_pixels(image)
                 image = to_images(pixels)
                 spectra.setdefault(name, []).append(log_spectrum(image))
