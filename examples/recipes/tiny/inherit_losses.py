@@ -103,6 +103,11 @@ def waves_above(spectrum: Tensor, other: Tensor) -> Tensor:
 
 
 def wave_error(images: Tensor, originals: Tensor) -> Tensor:
-    """Return the sum of squares of what stands out along a row's length of frequencies."""
+    """Return how much stands out of the spectrum of all images together, a number of at least 0.
+
+    Args:
+        images: (B, 3, H, W), each side at least 64 px.
+        originals: Of the same shape.
+    """
     above = waves_above(log_spectrum(images), log_spectrum(originals))
     return above.square().sum() / _SPECTRUM_PX

@@ -367,10 +367,12 @@ class JointStage(Stage):
                 pattern = 10 / np.log(10) * (grid_pattern(image) - grid_pattern(hq))
                 patterns.setdefault(f"grid dB {name}", []).append(pattern)
         means = {name: torch.stack(found).mean(0) for name, found in spectra.items()}
-        for name in results:
-            above = 10 / np.log(10) * waves_above(means[name], means["HQ"])
-            distances[f"waves dB {name}"] = [above.max()[None]]
-        found = distances | ratios | patterns
+        original = means.pop("HQ")
+        waves = {
+            f"waves dB {name}": [10 / np.log(10) * waves_above(spectrum, original).max()[None]]
+            for name, spectrum in means.items()
+        }
+        found = distances | ratios | patterns | waves
         return {name: torch.cat(values).mean().item() for name, values in found.items()}
 
     def state_dict(self) -> dict:
