@@ -40,6 +40,7 @@ from tadsr.measure.evaluation import evaluate_model, make_perceptual_metric
 from tadsr.measure.metrics import make_metric
 from tadsr.measure.plot import plot
 from tadsr.measure.report import format_table, write_json
+from tadsr.measure.spectrum import log_spectrum, peaks_above
 from tadsr.training.data import load_restorer
 
 SCALE = 4
@@ -50,9 +51,8 @@ LABEL_PX = 16
 JPEG_BLOCK_PX = 8
 GRID_NEIGHBOURS = (3, 12)
 """Frequencies beside a harmonic of the grid that count as its surroundings, in bins."""
-WAVE_WINDOW_PX, WAVE_NEIGHBOURS = 64, 3
-"""Side of the windows in which waves are looked for, and reach of a frequency's surroundings, in
-bins."""
+DB = 10 / np.log(10)
+"""Of a power's logarithm."""
 
 
 def images_in(folder: Path) -> list[Path]:
@@ -114,22 +114,13 @@ def grid_excess(folder: Path, period_px: int) -> float:
     return worst
 
 
-def wave_peaks(folder: Path) -> np.ndarray:
-    """Return how far each frequency stands out of those around it, over all pictures, in dB."""
-    side = WAVE_WINDOW_PX
+def spectrum_of(folder: Path) -> torch.Tensor:
+    """Return the mean logarithm of the power of every frequency, (64, 64)."""
     spectra = []
     for path in images_in(folder):
-        y = np.asarray(Image.open(path).convert("L"), dtype=np.float64)
-        windows = np.lib.stride_tricks.sliding_window_view(y, (side, side))
-        windows = windows[:: side // 2, :: side // 2]
-        windows = windows - windows.mean((2, 3), keepdims=True)
-        fade = np.hanning(side)
-        power = np.abs(np.fft.fft2(windows * np.outer(fade, fade))) ** 2
-        spectra.append(10 * np.log10(power.mean((0, 1))))
-    spectrum = np.mean(spectra, 0)
-    shifts = range(-WAVE_NEIGHBOURS, WAVE_NEIGHBOURS + 1)
-    around = [np.roll(spectrum, (down, right), (0, 1)) for down in shifts for right in shifts]
-    return spectrum - np.mean(around, 0)
+        pixels = torch.from_numpy(np.asarray(Image.open(path).convert("RGB")).copy())
+        spectra.append(log_spectrum(pixels.permute(2, 0, 1)[None].float() / 127.5 - 1))
+    return torch.stack(spectra).mean(0)
 
 
 def draw_sheet(columns: dict[str, Path], path: Path) -> None:
@@ -221,9 +212,9 @@ def main() -> None:
             px: {name: round(grid_excess(path, px), 2) for name, path in folders.items()}
             for px in sorted(periods)
         }
-        original = wave_peaks(args.hq)
+        original = spectrum_of(args.hq)
         waves = {
-            name: round(float((wave_peaks(path) - original).max()), 2)
+            name: round(DB * float(peaks_above(spectrum_of(path), original).max()), 2)
             for name, path in folders.items()
         }
         if args.sheet:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tadsr.measure.spectrum import WINDOW_PX, log_spectrum, peaks_above
 from tadsr.training.losses import blurred_mse, chroma_mse, mse_per_sample
 from tadsr.training.stages.stage_config import TimestepRamp
 
@@ -23,11 +23,6 @@ WAVES = 0.1
 _GRID_PX = 4
 _BLOCKS = 15
 """Blocks of the grid along a window's side."""
-_SPECTRUM_PX = 64
-_NEAR = 7
-"""Side of the surroundings in a spectrum, in frequencies."""
-_FADING = 1e-6
-"""Power that is not seen: that of rounding to 8 bits."""
 
 
 def faithful_error(image: Tensor, hq: Tensor, lq: Tensor, timesteps: Tensor) -> Tensor:
@@ -64,44 +59,6 @@ def grid_pattern(images: Tensor) -> Tensor:
     return (_BLOCKS**2 * mean / (power + 1e-6) + 1e-3).log().mean((1, 2))
 
 
-def log_spectrum(images: Tensor) -> Tensor:
-    """Return the logarithm of the power of every frequency, by windows of 64 px.
-
-    Args:
-        images: (B, 3, H, W), each side at least 64 px.
-
-    Returns:
-        (64, 64), the mean over images of the logarithm of the mean over their windows.
-    """
-    light = images.float().mean(1)
-    step = _SPECTRUM_PX // 2
-    windows = light.unfold(1, _SPECTRUM_PX, step).unfold(2, _SPECTRUM_PX, step)
-    fade = torch.hann_window(_SPECTRUM_PX, device=images.device)
-    windows = (windows - windows.mean((-2, -1), keepdim=True)) * fade * fade[:, None]
-    waves = torch.view_as_real(torch.fft.fft2(windows, norm="ortho"))
-    power = waves.square().sum(-1).mean((1, 2))
-    return (power + _FADING).log().mean(0)
-
-
-def waves_above(spectrum: Tensor, other: Tensor) -> Tensor:
-    """Return how far frequencies stand out of their surroundings, more than they do in another.
-
-    A wave that runs through pictures, whatever they show, is such a peak: the networks' own, in the
-    latents, which the decoder draws as a weave.
-
-    Args:
-        spectrum: A `log_spectrum` (64, 64).
-        other: One of originals.
-
-    Returns:
-        (64, 64), at least 0.
-    """
-    both = torch.stack([spectrum, other])[:, None]
-    padded = F.pad(both, [_NEAR // 2] * 4, mode="circular")
-    peaks = (both - F.avg_pool2d(padded, _NEAR, 1))[:, 0]
-    return (peaks[0] - peaks[1]).relu()
-
-
 def wave_error(images: Tensor, originals: Tensor) -> Tensor:
     """Return how much stands out of the spectrum of all images together, a number of at least 0.
 
@@ -109,5 +66,5 @@ def wave_error(images: Tensor, originals: Tensor) -> Tensor:
         images: (B, 3, H, W), each side at least 64 px.
         originals: Of the same shape.
     """
-    above = waves_above(log_spectrum(images), log_spectrum(originals))
-    return above.square().sum() / _SPECTRUM_PX
+    above = peaks_above(log_spectrum(images), log_spectrum(originals)).relu()
+    return above.square().sum() / WINDOW_PX

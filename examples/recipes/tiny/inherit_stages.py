@@ -8,15 +8,14 @@ from inherit_losses import (
     WAVES,
     faithful_error,
     grid_pattern,
-    log_spectrum,
     wave_error,
-    waves_above,
 )
 from inherit_networks import SCALE, Adversaries, Setting
 from inherit_samples import Pool, to_images, to_pixels
 from torch import Tensor, nn
 
 from tadsr.measure.metrics import psnr
+from tadsr.measure.spectrum import log_spectrum, peaks_above
 from tadsr.schedule import NUM_TRAIN_TIMESTEPS
 from tadsr.training.data import upsample_lq
 from tadsr.training.losses import (
@@ -369,7 +368,7 @@ class JointStage(Stage):
         means = {name: torch.stack(found).mean(0) for name, found in spectra.items()}
         original = means.pop("HQ")
         waves = {
-            f"waves dB {name}": [10 / np.log(10) * waves_above(spectrum, original).max()[None]]
+            f"waves dB {name}": [10 / np.log(10) * peaks_above(spectrum, original).max()[None]]
             for name, spectrum in means.items()
         }
         found = distances | ratios | patterns | waves
