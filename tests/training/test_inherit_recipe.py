@@ -208,6 +208,21 @@ def test_a_wave_shows_and_is_evened_out(inherit):
     assert (images.grad * wave).sum() > 0  # a step takes the wave away
 
 
+def test_blocks_show_and_are_evened_out(inherit):
+    pattern = importlib.import_module("inherit_losses").block_pattern
+    noise = torch.randn(16, 3, 192, 160, generator=torch.Generator().manual_seed(0)) * 0.1
+    blocks = torch.zeros(192, 160)
+    blocks[:, ::32] = 0.3
+    assert pattern(noise).shape == (16, 2, 15)
+    assert pattern(noise).mean(0).abs().max() < 0.2
+    along_rows, along_columns = pattern(noise + blocks).mean(0)
+    assert along_rows.min() > 0.5
+    assert along_columns.abs().max() < 0.2
+    images = (noise + blocks).requires_grad_()
+    (pattern(images) - pattern(noise)).square().mean().backward()
+    assert (images.grad * blocks).sum() > 0  # a step takes the blocks away
+
+
 def test_the_restorer_takes_the_released_names_and_draws_four_times_the_size(inherit, restorer):
     network = importlib.import_module("inherit_networks").Restorer(restorer)
     image = network.draw(network.features(torch.rand(1, 3, 6, 5) * 2 - 1))

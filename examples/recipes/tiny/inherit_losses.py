@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -14,15 +15,21 @@ FAITHFUL = {
     "chroma": (TimestepRamp(5.0, 3.0), chroma_mse),
 }
 """Errors of pixels by timestep, beside the method's blurred one at weight 1."""
-DAMPING, DAMPED_BELOW = 0.35, 100
+DAMPING, DAMPED_BELOW = 0.5, 100
 """Weight, as a part of the squared error's, of the squared distance from the enlarged LQ image at
 timestep 0, and the timestep where it is gone. Without it the faithful end overshot on photographs
 that are better than those it is trained on."""
 WAVES = 0.1
 """Weight of `wave_error`."""
+BLOCKINESS = 0.3
+"""Weight of the squared difference of `block_pattern` from the original's."""
+_JPEG_BLOCK_PX = 32
+"""Of a block of 8 px after enlarging."""
 _GRID_PX = 4
 _BLOCKS = 15
 """Blocks of the grid along a window's side."""
+_FADING = 1e-6
+"""Power that is not seen: that of rounding to 8 bits."""
 
 
 def faithful_error(image: Tensor, hq: Tensor, lq: Tensor, timesteps: Tensor) -> Tensor:
@@ -57,6 +64,29 @@ def grid_pattern(images: Tensor) -> Tensor:
     mean = blocks.mean((2, 5)).square().mean((2, 4))
     power = blocks.square().mean((2, 3, 5, 6))
     return (_BLOCKS**2 * mean / (power + 1e-6) + 1e-3).log().mean((1, 2))
+
+
+def block_pattern(images: Tensor) -> Tensor:
+    """Return how far frequencies at which JPEG's blocks repeat stand out of those between them.
+
+    Args:
+        images: (B, 3, H, W), made of LQ images whose first block begins at the corner.
+
+    Returns:
+        (B, 2, 15), logarithms of powers' ratios along rows and columns, for each frequency.
+    """
+    light = images.float().mean(1)
+    ratios = []
+    for lines in (light, light.mT):
+        count = lines.shape[-1] // _JPEG_BLOCK_PX
+        length = count * _JPEG_BLOCK_PX
+        lines = lines[..., :length] - lines[..., :length].mean(-1, keepdim=True)
+        fade = torch.hann_window(length, device=images.device)
+        waves = torch.view_as_real(torch.fft.rfft(lines * fade, norm="ortho"))
+        power = (waves.square().sum(-1).mean(1) + _FADING).log()
+        between = power[:, count // 2 :: count]
+        ratios.append(power[:, count:-1:count] - (between[:, :-1] + between[:, 1:]) / 2)
+    return torch.stack(ratios, 1)
 
 
 def wave_error(images: Tensor, originals: Tensor) -> Tensor:

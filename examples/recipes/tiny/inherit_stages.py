@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 from inherit_losses import (
+    BLOCKINESS,
     WAVES,
+    block_pattern,
     faithful_error,
     grid_pattern,
     wave_error,
@@ -307,7 +309,10 @@ class JointStage(Stage):
         pattern = (grid_pattern(leaf) - grid_pattern(batch["hq"])).relu()
         imitation = IMITATION.at(timesteps)
         l1 = l1_per_sample(leaf, batch["restored"])
-        pixels = faithful + GRID * pattern.square() + imitation * IMITATED["l1"] * l1
+        # Not their excess alone, which chance would make of photographs without blocks as well.
+        blocks = (block_pattern(leaf) - block_pattern(batch["hq"])).square().mean((1, 2))
+        pixels = faithful + GRID * pattern.square() + BLOCKINESS * blocks
+        pixels = pixels + imitation * IMITATED["l1"] * l1
         shifted, original, restored = (
             self._shifted(images) for images in (leaf, batch["hq"], batch["restored"])
         )
@@ -342,7 +347,7 @@ class JointStage(Stage):
         mse = mse_per_sample(leaf, batch["hq"])
         self._note(
             distance=distance, other=other, mse=mse, pattern=pattern, waves=waves,
-            told=told / len(both),
+            blocks=blocks, told=told / len(both),
         )  # fmt: skip
 
     @torch.no_grad()
