@@ -34,6 +34,8 @@ from tadsr.errors import ImageReadWarning
 from tadsr.folders.jobs import Job
 from tadsr.folders.manifest import fingerprint
 from tadsr.folders.restoring import FileRequest
+from tadsr.heap import keep_freed_memory
+from tadsr.tile_spec import TileSpec
 
 if TYPE_CHECKING:
     from tadsr.folders.run import Report
@@ -228,11 +230,13 @@ def _restore(
     console.progress.wait_for(f"loading {wanted.source}")
     wanted = replace(wanted, is_for_many=len(jobs) >= _MANY_IMAGES)
     devices = _choose_devices(names)
+    # The first image takes its memory in any case.
+    is_kept = len(jobs) > 1 and not isinstance(request.settings.tiling, TileSpec)
     if len(devices) > 1:
         from tadsr.folders.workers import run_on_devices
 
         console.say(f"on {', '.join(devices)}")
-        load = partial(_load_in_worker, wanted.load, console.debug, console.quiet)
+        load = partial(_load_in_worker, wanted.load, console.debug, console.quiet, is_kept)
         console.pace = run_on_devices(jobs, request, load, devices, report)
         return
     from tadsr.folders.run import run_files
@@ -240,6 +244,7 @@ def _restore(
     def load_here() -> Restorer:
         from tadsr.cli.model import describe, memory_remark
 
+        _keep_memory(is_kept, devices[0])
         pipe = wanted.load(devices[0])
         console.progress.close()
         if not console.quiet:
@@ -254,7 +259,13 @@ def _choose_devices(names: Sequence[str]) -> list[str]:
     return [str(choose_device(name)) for name in names]
 
 
-def _load_in_worker(load: Load, debug: bool, quiet: bool, device: str) -> Restorer:
+def _keep_memory(is_kept: bool, device: str) -> None:
+    if is_kept and device == "cpu":
+        keep_freed_memory()
+
+
+def _load_in_worker(load: Load, debug: bool, quiet: bool, is_kept: bool, device: str) -> Restorer:
+    _keep_memory(is_kept, device)
     silence_libraries(debug, quiet)
     warnings.simplefilter("ignore", ImageReadWarning)
     return load(device)

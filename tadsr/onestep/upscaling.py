@@ -15,6 +15,7 @@ from tadsr.color import COLOR_FIXES
 from tadsr.conditioning import TimestepField, TimestepMap, run_at
 from tadsr.config import UpscaleSettings
 from tadsr.errors import TADSRWarning
+from tadsr.heap import give_back_freed_memory
 from tadsr.images import pad_reflect, pad_wrap, resize_bicubic, resize_wrapped
 from tadsr.kernels import adain_color_fix_uint8, to_uint8_nhwc, wavelet_color_fix_uint8
 from tadsr.onestep.banded import Strip, count_kept_bytes, upscale_in_strips
@@ -28,6 +29,8 @@ tadsr-tiny at 512² to 1024² px, and 1.2 to 1.55 with networks of 8 latents."""
 PLAIN_MEMORY_FACTOR = 3.9
 """The same of plain modules: measured 2.4 to 3.8, and 1.8 to 2.8."""
 _SHARE_OF_AVAILABLE = 0.7
+_PLENTY = 2
+"""Times the memory needed, from which on what is kept of images of other sizes is no matter."""
 
 
 def choose_pieces(engine: OneStepEngine, task: Task) -> tuple[TileSpec, str] | None:
@@ -52,12 +55,19 @@ def choose_pieces(engine: OneStepEngine, task: Task) -> tuple[TileSpec, str] | N
         return TileSpec(), f"its {width} × {height} px are more than the UNet attends to at once"
     is_fused = engine.is_fused(task.output_size)
     needed = int(needed * (FUSED_MEMORY_FACTOR if is_fused else PLAIN_MEMORY_FACTOR))
-    # Of the graphs' memory torch says that it can be used again.
-    room = int(_SHARE_OF_AVAILABLE * (available_bytes(task.device) - engine.graph_bytes))
+    room = _room(engine, task)
+    if _PLENTY * needed > room:
+        give_back_freed_memory()  # of images before this one
+        room = _room(engine, task)
     if needed <= room:
         return None
     reason = f"the whole would take about {needed // MIB} MiB of {room // MIB} there are"
     return TileSpec(), reason
+
+
+def _room(engine: OneStepEngine, task: Task) -> int:
+    # Of the graphs' memory torch says that it can be used again.
+    return int(_SHARE_OF_AVAILABLE * (available_bytes(task.device) - engine.graph_bytes))
 
 
 def planned_bytes(engine: OneStepEngine, task: Task) -> int:
@@ -106,6 +116,7 @@ def upscale(engine: OneStepEngine, task: Task) -> Iterator[Strip]:
     else:
         spec, reason = pieces
         engine.warn_of_bands(reason)
+    give_back_freed_memory()  # of images before, or of what did not fit
     yield from upscale_in_strips(engine, task, spec)
 
 
