@@ -51,7 +51,7 @@ LABEL_PX = 16
 JPEG_BLOCK_PX = 8
 GRID_NEIGHBOURS = (3, 12)
 """Frequencies beside a harmonic of the grid that count as its surroundings, in bins."""
-DB = 10 / np.log(10)
+DB = float(10 / np.log(10))
 """Of a power's logarithm."""
 
 
