@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -160,6 +162,18 @@ def test_networks_alone_go_on_with_new_optimizers(train, tmp_path):
     train(tmp_path, **limits)
     last = (tmp_path / "log.jsonl").read_text().splitlines()[-1]
     assert json.loads(last)["step"] == STEPS["joint"]
+
+
+def test_two_states_have_a_mean(inherit, tmp_path, monkeypatch):
+    paths = [str(tmp_path / name) for name in ("early", "late", "runs/mean.safetensors")]
+    for path, value in zip(paths, (1.0, 3.0), strict=False):
+        tensors = {"weight": torch.full((2,), value, dtype=torch.float16)}
+        save_file(tensors, path, metadata={"place": path})
+    monkeypatch.setattr(sys, "argv", ["average.py", *paths])
+    importlib.import_module("average").main()
+    with safe_open(paths[2], "pt") as mean:
+        assert mean.get_tensor("weight").equal(torch.full((2,), 2.0, dtype=torch.float16))
+        assert mean.metadata() == {"place": paths[1]}
 
 
 def test_a_finished_model_goes_through_the_last_stage_again(train, tmp_path):
