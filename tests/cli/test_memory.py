@@ -66,9 +66,7 @@ def test_memory_is_taken_once_and_given_back_when_asked():
         (["a.png", "b.png"], ["--max-memory", "2GB"], False),
     ],
 )
-def test_several_images_keep_it_and_a_limit_does_not(
-    upscale, names, options, is_kept, monkeypatch
-):
+def test_several_images_keep_it_and_a_limit_does_not(upscale, names, options, is_kept, monkeypatch):
     calls = []
     command = importlib.import_module("tadsr.cli.upscale")  # by its name it is the function
     monkeypatch.setattr(command, "keep_freed_memory", lambda: calls.append(1))
