@@ -36,7 +36,7 @@ MAX_ENLARGED_ASPECT = 4
 """Enlarging to `process_size` stops at an area of this many process_size × process_size squares,
 or a strip of a few pixels would become gigapixels."""
 
-SEAMLESS_MARGIN_PX = 160
+SEAMLESS_MARGIN_PX = 192
 """What is computed beyond each edge of a texture, where networks still see that there is one."""
 
 
