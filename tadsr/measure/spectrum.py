@@ -10,7 +10,7 @@ WINDOW_PX = 64
 """Side of the windows whose spectra are taken."""
 _SURROUNDINGS = 7
 """Side of a frequency's surroundings, in frequencies; odd."""
-_FADING = 1e-6
+UNSEEN_POWER = 1e-6
 """Power that is not seen: that of rounding to 8 bits."""
 
 
@@ -30,7 +30,7 @@ def log_spectrum(images: Tensor) -> Tensor:
     windows = (windows - windows.mean((-2, -1), keepdim=True)) * fade * fade[:, None]
     waves = torch.view_as_real(torch.fft.fft2(windows, norm="ortho"))
     power = waves.square().sum(-1).mean((1, 2))
-    return (power + _FADING).log().mean(0)
+    return (power + UNSEEN_POWER).log().mean(0)
 
 
 def peaks_above(spectrum: Tensor, other: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ import sys
 import pytest
 from PIL import Image
 
+from tadsr.onestep import upscaling
+
 PROGRAM = """
 import json
 import resource
@@ -67,10 +69,12 @@ def test_memory_is_taken_once_and_given_back_when_asked():
     ],
 )
 def test_several_images_keep_it_and_a_limit_does_not(upscale, names, options, is_kept, monkeypatch):
-    calls = []
+    kept, given_back = [], []
     command = importlib.import_module("tadsr.cli.upscale")  # by its name it is the function
-    monkeypatch.setattr(command, "keep_freed_memory", lambda: calls.append(1))
+    monkeypatch.setattr(command, "keep_freed_memory", lambda: kept.append(1))
+    monkeypatch.setattr(upscaling, "give_back_freed_memory", lambda: given_back.append(1))
     for name in names:
         Image.new("RGB", (4, 4)).save(name)
     upscale(*names, "out/", *options)
-    assert len(calls) == is_kept
+    assert len(kept) == is_kept
+    assert bool(given_back) == ("--max-memory" in options)  # bands begin without what is kept

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tadsr.measure.spectrum import WINDOW_PX, log_spectrum, peaks_above
+from tadsr.measure.spectrum import UNSEEN_POWER, WINDOW_PX, log_spectrum, peaks_above
 from tadsr.training.losses import blurred_mse, chroma_mse, mse_per_sample
 from tadsr.training.stages.stage_config import TimestepRamp
 
@@ -28,8 +28,6 @@ _JPEG_BLOCK_PX = 32
 _GRID_PX = 4
 _BLOCKS = 15
 """Blocks of the grid along a window's side."""
-_FADING = 1e-6
-"""Power that is not seen: that of rounding to 8 bits."""
 
 
 def faithful_error(image: Tensor, hq: Tensor, lq: Tensor, timesteps: Tensor) -> Tensor:
@@ -83,7 +81,7 @@ def block_pattern(images: Tensor) -> Tensor:
         lines = lines[..., :length] - lines[..., :length].mean(-1, keepdim=True)
         fade = torch.hann_window(length, device=images.device)
         waves = torch.view_as_real(torch.fft.rfft(lines * fade, norm="ortho"))
-        power = (waves.square().sum(-1).mean(1) + _FADING).log()
+        power = (waves.square().sum(-1).mean(1) + UNSEEN_POWER).log()
         between = power[:, count // 2 :: count]
         ratios.append(power[:, count:-1:count] - (between[:, :-1] + between[:, 1:]) / 2)
     return torch.stack(ratios, 1)
