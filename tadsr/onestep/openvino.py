@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tadsr.errors import TADSRError, TADSRWarning, install
+from tadsr.locks import Lock
 from tadsr.machine import CACHE_VARIABLE, cache_folder, machine_key, recall, remember
 from tadsr.onestep.stages import Checked, EagerStages
 from tadsr.onestep.support import any_size
@@ -38,6 +40,7 @@ from layer to layer; below it its graphs compute in float32."""
 _PROBED_PX, _PROBED_TIMESTEP = 128, 500
 _EXAMPLE_SIDE = 17
 """Latents that are traced; odd, so that no size passes for a constant of the network."""
+_core_lock = Lock()
 
 
 def has_openvino() -> bool:
@@ -194,10 +197,22 @@ def _graphs(
         shutil.rmtree(filling, ignore_errors=True)
 
 
-def _compile(stages: Iterable[str], folder: Path, hint: str) -> dict[str, Callable[..., Any]]:
+@functools.cache
+def _core() -> Any:
+    """Load OpenVINO, once and for as long as the process lives.
+
+    It has signals of the thread that loads it handled on a stack of its own, and unmaps that when
+    it is unloaded. Unloaded by another thread, it leaves the first one without: the next signal
+    with a handler, such as Ctrl-C or the end of a child, would be a segmentation fault.
+    """
     import openvino
 
-    core = openvino.Core()
+    return openvino.Core()
+
+
+def _compile(stages: Iterable[str], folder: Path, hint: str) -> dict[str, Callable[..., Any]]:
+    with _core_lock:
+        core = _core()
     config = {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "INFERENCE_PRECISION_HINT": hint,

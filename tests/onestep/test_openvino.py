@@ -1,8 +1,12 @@
 """The networks through OpenVINO itself: as plain modules, made once, never for other weights."""
 
 import math
+import os
 import shutil
+import signal
+import threading
 import time
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -192,6 +196,28 @@ def test_auto_times_openvino_at_the_first_large_image(stored, model, alphas_cump
         engine.restore(*images)
     OneStepEngine(*build_smallest(), alphas_cumprod).restore(*large)  # which knows, of the first
     assert ran.order == [faster, FusedStages, faster]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a process that may die is forked")
+def test_signals_are_handled_after_another_thread_let_go_of_the_graphs(
+    stored, model, alphas_cumprod
+):
+    engines = [OneStepEngine(*model, alphas_cumprod, "openvino")]
+    with torch.no_grad():
+        engines[0].restore(*make_inputs())
+    gone = weakref.ref(engines[0].stages)
+    other = threading.Thread(target=engines.clear)
+    other.start()
+    other.join()
+    assert gone() is None
+    child = os.fork()
+    if child == 0:  # it has this thread's stack for signals
+        try:
+            signal.signal(signal.SIGCHLD, lambda *_: None)
+            signal.raise_signal(signal.SIGCHLD)
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 @torch.no_grad()
