@@ -164,16 +164,17 @@ def test_networks_alone_go_on_with_new_optimizers(train, tmp_path):
     assert json.loads(last)["step"] == STEPS["joint"]
 
 
-def test_two_states_have_a_mean(inherit, tmp_path, monkeypatch):
-    paths = [str(tmp_path / name) for name in ("early", "late", "runs/mean.safetensors")]
-    for path, value in zip(paths, (1.0, 3.0), strict=False):
+def test_states_have_a_mean(inherit, tmp_path, monkeypatch):
+    paths = [str(tmp_path / name) for name in ("early", "later", "last")]
+    for path, value in zip(paths, (1.0, 3.0, 8.0), strict=True):
         tensors = {"weight": torch.full((2,), value, dtype=torch.float16)}
         save_file(tensors, path, metadata={"place": path})
-    monkeypatch.setattr(sys, "argv", ["average.py", *paths])
+    out = str(tmp_path / "runs" / "mean.safetensors")
+    monkeypatch.setattr(sys, "argv", ["average.py", *paths, "--out", out])
     importlib.import_module("average").main()
-    with safe_open(paths[2], "pt") as mean:
-        assert mean.get_tensor("weight").equal(torch.full((2,), 2.0, dtype=torch.float16))
-        assert mean.metadata() == {"place": paths[1]}
+    with safe_open(out, "pt") as mean:
+        assert mean.get_tensor("weight").equal(torch.full((2,), 4.0, dtype=torch.float16))
+        assert mean.metadata() == {"place": paths[2]}
 
 
 def test_a_finished_model_goes_through_the_last_stage_again(train, tmp_path):

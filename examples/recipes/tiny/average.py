@@ -1,7 +1,7 @@
-"""Write the mean of two states of `inherit.py`'s networks.
+"""Write the mean of several states of `inherit.py`'s networks.
 
     python examples/recipes/tiny/average.py early/networks.safetensors late/networks.safetensors \
-        mean/networks.safetensors
+        --out mean/networks.safetensors
 
 `inherit.py --out mean` goes on from there with new optimizers, and exports it where nothing is left
 to do.
@@ -12,25 +12,27 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 
 def main() -> None:
-    """Read both, and write their mean with the second one's place in the training."""
+    """Read them, and write their mean with the last one's place in the training."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name in ("early", "late", "mean"):
-        parser.add_argument(name, type=Path)
+    parser.add_argument("states", type=Path, nargs="+")
+    parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    with safe_open(options.early, "pt") as early, safe_open(options.late, "pt") as late:
-        if early.keys() != late.keys():
-            parser.error("both must be states of the same networks")
-        pairs = {name: (early.get_tensor(name), late.get_tensor(name)) for name in late.keys()}  # noqa: SIM118
-        place = late.metadata()
-    tensors = {n: torch.lerp(a.float(), b.float(), 0.5).to(b.dtype) for n, (a, b) in pairs.items()}
-    options.mean.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, options.mean, metadata=place)
+    states = [load_file(path) for path in options.states]
+    if any(state.keys() != states[0].keys() for state in states):
+        parser.error("all must be states of the same networks")
+    with safe_open(options.states[-1], "pt") as last:
+        place = last.metadata()
+    tensors = {
+        name: (sum(state[name].double() for state in states) / len(states)).to(tensor.dtype)
+        for name, tensor in states[0].items()
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, options.out, metadata=place)
 
 
 if __name__ == "__main__":
