@@ -23,7 +23,7 @@ from triton.backends import backends
 from tadsr import TADSRPipeline
 from tadsr.onestep import EnginePlan
 from tadsr.kernels import backends as dispatch
-from tadsr.kernels.gpu import add_with_statistics, geglu, group_norm, images
+from tadsr.kernels.gpu import geglu, group_norm, images, statistics
 
 photo = np.random.default_rng(0).integers(0, 256, (24, 20, 3), np.uint8)
 pipe = TADSRPipeline.from_pretrained("tadsr-tiny", engine="eager")
