@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from inherit_figures import Figures
 from inherit_losses import (
     BLOCKINESS,
     WAVES,
@@ -16,8 +17,6 @@ from inherit_networks import SCALE, Adversaries, Setting
 from inherit_samples import Pool, to_images, to_pixels
 from torch import Tensor, nn
 
-from tadsr.measure.metrics import psnr
-from tadsr.measure.spectrum import log_spectrum, peaks_above
 from tadsr.schedule import NUM_TRAIN_TIMESTEPS
 from tadsr.training.data import upsample_lq
 from tadsr.training.losses import (
@@ -353,31 +352,13 @@ class JointStage(Stage):
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Return distances from the originals, PSNR, the grid and the highest wave."""
-        distances: dict[str, list[Tensor]] = {}
-        ratios: dict[str, list[Tensor]] = {}
-        patterns: dict[str, list[Tensor]] = {}
-        spectra: dict[str, list[Tensor]] = {}
+        figures = Figures(self.setting.perceptual)
         for hq, lq, _, restored in self.setting.judged:
-            results = {"bicubic": upsample_lq(lq, hq.shape[-2:]), "restorer": restored}
+            figures.add("bicubic", upsample_lq(lq, hq.shape[-2:]), hq)
+            figures.add("restorer", restored, hq)
             for t in JUDGED:
-                results[f"t={t}"] = self.setting.restored_at(lq, t).image
-            spectra.setdefault("HQ", []).append(log_spectrum(hq))
-            for name, image in results.items():
-                pixels = to_pixels(image)
-                image = to_images(pixels)
-                spectra.setdefault(name, []).append(log_spectrum(image))
-                distances.setdefault(name, []).append(self.setting.perceptual(image, hq))
-                ratios.setdefault(f"PSNR {name}", []).append(_psnr(pixels, to_pixels(hq)))
-                pattern = 10 / np.log(10) * (grid_pattern(image) - grid_pattern(hq))
-                patterns.setdefault(f"grid dB {name}", []).append(pattern)
-        means = {name: torch.stack(found).mean(0) for name, found in spectra.items()}
-        original = means.pop("HQ")
-        waves = {
-            f"waves dB {name}": [10 / np.log(10) * peaks_above(spectrum, original).max()[None]]
-            for name, spectrum in means.items()
-        }
-        found = distances | ratios | patterns | waves
-        return {name: torch.cat(values).mean().item() for name, values in found.items()}
+                figures.add(f"t={t}", self.setting.restored_at(lq, t).image, hq)
+        return figures.means()
 
     def state_dict(self) -> dict:
         """Return what going on needs."""
@@ -387,12 +368,6 @@ class JointStage(Stage):
         """Go on from there."""
         super().load_state_dict(state)
         self.adversaries.load_state_dict(state["adversaries"])
-
-
-def _psnr(images: Tensor, originals: Tensor) -> Tensor:
-    """Return PSNR-Y in dB of uint8 images (B, 3, H, W), (B,)."""
-    pairs = zip(*(x.movedim(1, -1).cpu().numpy() for x in (images, originals)), strict=True)
-    return torch.tensor([psnr(*pair) for pair in pairs])
 
 
 STAGES = (DecoderStage, FeaturesStage, ImitateStage, JointStage)
