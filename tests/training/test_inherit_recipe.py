@@ -238,6 +238,27 @@ def test_blocks_show_and_are_evened_out(inherit):
     assert (images.grad * blocks).sum() > 0  # a step takes the blocks away
 
 
+def test_detail_is_compared_wherever_it_lies(inherit):
+    error = importlib.import_module("inherit_losses").detail_error
+    generator = torch.Generator().manual_seed(0)
+    noise, other = torch.randn(2, 4, 3, 96, 96, generator=generator) * 0.1
+    assert error(noise, noise).shape == (4,)
+    assert error(noise, other).max() < 0.2  # the same energy, nowhere the same pixels
+    images = (noise * 0.5).requires_grad_()
+    found = error(images, other)
+    assert found.min() > 1
+    found.mean().backward()
+    assert (images.grad * noise).sum() < 0  # a step makes more of it
+
+
+def test_the_restorer_is_followed_only_where_it_is_closer(inherit):
+    imitation = importlib.import_module("inherit_losses").imitation_weight
+    timesteps = torch.tensor([0, 999, 999])
+    weights = imitation(timesteps, torch.tensor([0.5] * 3), torch.tensor([0.4, 0.4, 0.6]))
+    assert weights.tolist()[::2] == [0, 0]
+    assert weights[1] > 1
+
+
 def test_the_restorer_takes_the_released_names_and_draws_four_times_the_size(inherit, restorer):
     network = importlib.import_module("inherit_networks").Restorer(restorer)
     image = network.draw(network.features(torch.rand(1, 3, 6, 5) * 2 - 1))

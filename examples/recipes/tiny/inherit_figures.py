@@ -8,7 +8,7 @@ from inherit_losses import grid_pattern
 from inherit_samples import to_images, to_pixels
 from torch import Tensor
 
-from tadsr.measure.metrics import psnr
+from tadsr.measure.metrics import detail, psnr
 from tadsr.measure.perceptual import SqueezeNetDistance
 from tadsr.measure.spectrum import log_spectrum, peaks_above
 
@@ -32,6 +32,7 @@ class Figures:
         for figure, values in {
             name: self.perceptual(images, originals),
             f"PSNR {name}": torch.tensor([psnr(*pair) for pair in pairs]),
+            f"detail {name}": torch.tensor([detail(array) for array in arrays]),
             f"grid dB {name}": _DB * (grid_pattern(images) - grid_pattern(originals)),
         }.items():
             self.found.setdefault(figure, []).append(values)

@@ -7,10 +7,13 @@ import torch
 from inherit_figures import Figures
 from inherit_losses import (
     BLOCKINESS,
+    DETAIL,
     WAVES,
     block_pattern,
+    detail_error,
     faithful_error,
     grid_pattern,
+    imitation_weight,
     wave_error,
 )
 from inherit_networks import SCALE, Adversaries, Setting
@@ -38,11 +41,8 @@ PERCEPTUAL_SHARE = 0.2
 IMITATED = {"l1": 1.0, "distance": 0.5, "features": 0.02}
 """Weights of what keeps pictures near the restorer's."""
 PERCEPTUAL = TimestepRamp(0.005, 8.0, 0.75)
-IMITATION = TimestepRamp(0.0, 8.0)
-"""Weight of what the imitate stage asks; by the distance from the originals alone, surfaces without
-detail were filled with a weave."""
 ADVERSARIES = TimestepRamp(0.0, 1.0)
-ADVERSARIES_SHARE = 0.025
+ADVERSARIES_SHARE = 0.05
 """Length of their gradient as a part of the perceptual distance's; a quarter undid in 20 steps what
 the networks knew."""
 ADVERSARIES_RATE = 4e-4
@@ -304,14 +304,6 @@ class JointStage(Stage):
         image = self.setting.restored(batch["lq"], timesteps).image
         # Gradients meet at the picture, where those of the adversaries get their length.
         leaf = image.detach().requires_grad_()
-        faithful = faithful_error(leaf, batch["hq"], batch["lq"], timesteps)
-        pattern = (grid_pattern(leaf) - grid_pattern(batch["hq"])).relu()
-        imitation = IMITATION.at(timesteps)
-        l1 = l1_per_sample(leaf, batch["restored"])
-        # Not their excess alone, which chance would make of photographs without blocks as well.
-        blocks = (block_pattern(leaf) - block_pattern(batch["hq"])).square().mean((1, 2))
-        pixels = faithful + GRID * pattern.square() + BLOCKINESS * blocks
-        pixels = pixels + imitation * IMITATED["l1"] * l1
         shifted, original, restored = (
             self._shifted(images) for images in (leaf, batch["hq"], batch["restored"])
         )
@@ -319,8 +311,18 @@ class JointStage(Stage):
         with torch.no_grad():
             wanted = perceptual.features(original)
             imitated = perceptual.features(restored)
+            theirs = perceptual.compare(imitated, wanted)
         found = perceptual.features(shifted)
         distance, other = (perceptual.compare(found, f) for f in (wanted, imitated))
+        imitation = imitation_weight(timesteps, distance, theirs)
+        faithful = faithful_error(leaf, batch["hq"], batch["lq"], timesteps)
+        pattern = (grid_pattern(leaf) - grid_pattern(batch["hq"])).relu()
+        l1 = l1_per_sample(leaf, batch["restored"])
+        # Not their excess alone, which chance would make of photographs without blocks as well.
+        blocks = (block_pattern(leaf) - block_pattern(batch["hq"])).square().mean((1, 2))
+        detail = detail_error(leaf, batch["restored"])
+        pixels = faithful + GRID * pattern.square() + BLOCKINESS * blocks
+        pixels = pixels + imitation * IMITATED["l1"] * l1 + DETAIL.at(timesteps) * detail
         vivid = PERCEPTUAL.at(timesteps) * distance + imitation * IMITATED["distance"] * other
         share = ADVERSARIES.at(timesteps)
         self.adversaries.requires_grad_(False).eval()
@@ -346,12 +348,12 @@ class JointStage(Stage):
         mse = mse_per_sample(leaf, batch["hq"])
         self._note(
             distance=distance, other=other, mse=mse, pattern=pattern, waves=waves,
-            blocks=blocks, told=told / len(both),
+            blocks=blocks, detail=detail, told=told / len(both),
         )  # fmt: skip
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Return distances from the originals, PSNR, the grid and the highest wave."""
+        """Return distances from the originals, PSNR, detail, the grid and the highest wave."""
         figures = Figures(self.setting.perceptual)
         for hq, lq, _, restored in self.setting.judged:
             figures.add("bicubic", upsample_lq(lq, hq.shape[-2:]), hq)
