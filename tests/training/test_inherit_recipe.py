@@ -164,16 +164,17 @@ def test_networks_alone_go_on_with_new_optimizers(train, tmp_path):
     assert json.loads(last)["step"] == STEPS["joint"]
 
 
-def test_states_have_a_mean(inherit, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("weights", "expected"), [([], 4.0), (["--weights", "2", "1", "1"], 3.25)])
+def test_states_have_a_mean(weights, expected, inherit, tmp_path, monkeypatch):
     paths = [str(tmp_path / name) for name in ("early", "later", "last")]
     for path, value in zip(paths, (1.0, 3.0, 8.0), strict=True):
         tensors = {"weight": torch.full((2,), value, dtype=torch.float16)}
         save_file(tensors, path, metadata={"place": path})
     out = str(tmp_path / "runs" / "mean.safetensors")
-    monkeypatch.setattr(sys, "argv", ["average.py", *paths, "--out", out])
+    monkeypatch.setattr(sys, "argv", ["average.py", *paths, *weights, "--out", out])
     importlib.import_module("average").main()
     with safe_open(out, "pt") as mean:
-        assert mean.get_tensor("weight").equal(torch.full((2,), 4.0, dtype=torch.float16))
+        assert mean.get_tensor("weight").equal(torch.full((2,), expected, dtype=torch.float16))
         assert mean.metadata() == {"place": paths[2]}
 
 

@@ -1,7 +1,7 @@
 """Write the mean of several states of `inherit.py`'s networks.
 
     python examples/recipes/tiny/average.py early/networks.safetensors late/networks.safetensors \
-        --out mean/networks.safetensors
+        --weights 1 2 --out mean/networks.safetensors
 
 `inherit.py --out mean` goes on from there with new optimizers, and exports it where nothing is left
 to do.
@@ -20,15 +20,22 @@ def main() -> None:
     """Read them, and write their mean with the last one's place in the training."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("states", type=Path, nargs="+")
+    parser.add_argument("--weights", type=float, nargs="+", help="of the states; alike otherwise")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
+    weights = options.weights or [1.0] * len(options.states)
+    if len(weights) != len(options.states):
+        parser.error(f"--weights must be {len(options.states)} numbers, got {len(weights)}")
     states = [load_file(path) for path in options.states]
     if any(state.keys() != states[0].keys() for state in states):
         parser.error("all must be states of the same networks")
     with safe_open(options.states[-1], "pt") as last:
         place = last.metadata()
     tensors = {
-        name: (sum(state[name].double() for state in states) / len(states)).to(tensor.dtype)
+        name: sum(
+            weight / sum(weights) * state[name].double()
+            for weight, state in zip(weights, states, strict=True)
+        ).to(tensor.dtype)
         for name, tensor in states[0].items()
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
