@@ -40,7 +40,7 @@ from tadsr.measure.evaluation import evaluate_model, make_perceptual_metric
 from tadsr.measure.metrics import make_metric
 from tadsr.measure.plot import plot
 from tadsr.measure.report import format_table, write_json
-from tadsr.measure.spectrum import log_spectrum, peaks_above
+from tadsr.measure.spectrum import DECIBELS, log_spectrum, peaks_above
 from tadsr.training.data import load_restorer
 
 SCALE = 4
@@ -51,8 +51,6 @@ LABEL_PX = 16
 JPEG_BLOCK_PX = 8
 GRID_NEIGHBOURS = (3, 12)
 """Frequencies beside a harmonic of the grid that count as its surroundings, in bins."""
-DB = float(10 / np.log(10))
-"""Of a power's logarithm."""
 
 
 def images_in(folder: Path) -> list[Path]:
@@ -214,7 +212,7 @@ def main() -> None:
         }
         original = spectrum_of(args.hq)
         waves = {
-            name: round(DB * float(peaks_above(spectrum_of(path), original).max()), 2)
+            name: round(DECIBELS * float(peaks_above(spectrum_of(path), original).max()), 2)
             for name, path in folders.items()
         }
         if args.sheet:

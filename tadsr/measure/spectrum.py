@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+DECIBELS = 10 / math.log(10)
+"""In a power's natural logarithm of 1."""
 WINDOW_PX = 64
 """Side of the windows whose spectra are taken."""
 _SURROUNDINGS = 7

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from inherit_losses import grid_pattern
 from inherit_samples import to_images, to_pixels
@@ -10,9 +9,7 @@ from torch import Tensor
 
 from tadsr.measure.metrics import detail, psnr
 from tadsr.measure.perceptual import SqueezeNetDistance
-from tadsr.measure.spectrum import log_spectrum, peaks_above
-
-_DB = 10 / np.log(10)
+from tadsr.measure.spectrum import DECIBELS, log_spectrum, peaks_above
 
 
 class Figures:
@@ -33,7 +30,7 @@ class Figures:
             name: self.perceptual(images, originals),
             f"PSNR {name}": torch.tensor([psnr(*pair) for pair in pairs]),
             f"detail {name}": torch.tensor([detail(array) for array in arrays]),
-            f"grid dB {name}": _DB * (grid_pattern(images) - grid_pattern(originals)),
+            f"grid dB {name}": DECIBELS * (grid_pattern(images) - grid_pattern(originals)),
         }.items():
             self.found.setdefault(figure, []).append(values)
         spectra = torch.stack([log_spectrum(images), log_spectrum(originals)])
@@ -44,5 +41,5 @@ class Figures:
         found = {name: torch.cat(values).mean().item() for name, values in self.found.items()}
         for name, spectra in self.spectra.items():
             above = peaks_above(*torch.stack(spectra).mean(0)).max()
-            found[f"waves dB {name}"] = _DB * above.item()
+            found[f"waves dB {name}"] = DECIBELS * above.item()
         return found
