@@ -27,8 +27,11 @@ def main() -> None:
     if len(weights) != len(options.states):
         parser.error(f"--weights must be {len(options.states)} numbers, got {len(weights)}")
     states = [load_file(path) for path in options.states]
-    if any(state.keys() != states[0].keys() for state in states):
+    # The whitening is that of stages before the last; a run that starts with that one has none.
+    names = [{name for name in state if "whitening" not in name} for state in states]
+    if any(found != names[0] for found in names):
         parser.error("all must be states of the same networks")
+    shared = set.intersection(*map(set, states))
     with safe_open(options.states[-1], "pt") as last:
         place = last.metadata()
     tensors = {
@@ -37,6 +40,7 @@ def main() -> None:
             for weight, state in zip(weights, states, strict=True)
         ).to(tensor.dtype)
         for name, tensor in states[0].items()
+        if name in shared
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, options.out, metadata=place)
