@@ -181,6 +181,20 @@ def test_states_have_a_mean(weights, expected, inherit, tmp_path, monkeypatch):
         assert list(mean.keys()) == ["weight"]
 
 
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [(["1"], "must be 2 numbers, got 1"), (["1", "-1"], "a sum above 0, got 0")],
+)
+def test_weights_that_make_no_mean_are_refused(
+    weights, said, inherit, tmp_path, monkeypatch, capsys
+):
+    options = ["early", "late", "--weights", *weights, "--out", str(tmp_path / "mean")]
+    monkeypatch.setattr(sys, "argv", ["average.py", *options])
+    with pytest.raises(SystemExit):
+        importlib.import_module("average").main()
+    assert said in capsys.readouterr().err
+
+
 def test_a_finished_model_goes_through_the_last_stage_again(train, tmp_path):
     train(tmp_path / "first", decoder=0, features=0, imitate=0, joint=0)
     train(tmp_path / "second", "--start", tmp_path / "first" / "model", joint=0)

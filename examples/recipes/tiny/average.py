@@ -26,6 +26,9 @@ def main() -> None:
     weights = options.weights or [1.0] * len(options.states)
     if len(weights) != len(options.states):
         parser.error(f"--weights must be {len(options.states)} numbers, got {len(weights)}")
+    total = sum(weights)
+    if total <= 0:
+        parser.error(f"--weights must have a sum above 0, got {total:g}")
     states = [load_file(path) for path in options.states]
     # The whitening is that of stages before the last; a run that starts with that one has none.
     names = [{name for name in state if "whitening" not in name} for state in states]
@@ -36,7 +39,7 @@ def main() -> None:
         place = last.metadata()
     tensors = {
         name: sum(
-            weight / sum(weights) * state[name].double()
+            weight / total * state[name].double()
             for weight, state in zip(weights, states, strict=True)
         ).to(tensor.dtype)
         for name, tensor in states[0].items()

@@ -5,7 +5,7 @@
 2. features: the time-aware encoder and the UNet learn to give those features.
 3. imitate: all of them draw that network's pictures from LQ images.
 4. joint: all, at all timesteps, against the originals: by the error of pixels at small ones, by
-   perceptual distance and two small adversaries at large ones.
+   perceptual distance, two small adversaries and that network's detail at large ones.
 
 python examples/recipes/tiny/inherit.py --photos photos/train photos/more --out runs/inherited \
     --restorer realesrgan_x4plus.safetensors --perceptual squeezenet10.safetensors

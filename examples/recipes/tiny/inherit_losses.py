@@ -32,7 +32,7 @@ DETAIL = TimestepRamp(0.0, 8.0, 1.5)
 _DETAIL_PX = 32
 """Side of the windows in which detail is compared."""
 _UNSEEN_DETAIL = 1e-3
-"""Power that is not compared: below it, surfaces count as smooth."""
+"""Power of the Laplacian, of images in [-1, 1], below which surfaces count as smooth."""
 _JPEG_BLOCK_PX = 32
 """Of a block of 8 px after enlarging."""
 _GRID_PX = 4
@@ -58,7 +58,10 @@ def imitation_weight(timesteps: Tensor, distance: Tensor, theirs: Tensor) -> Ten
     Args:
         timesteps: (B,).
         distance: Of pictures from the originals, (B,).
-        theirs: That of the restorer's.
+        theirs: Of the restorer's pictures from them, (B,).
+
+    Returns:
+        (B,), 0 where the restorer is no closer.
     """
     return IMITATION.at(timesteps) * (theirs < distance)
 
@@ -109,7 +112,9 @@ def block_pattern(images: Tensor) -> Tensor:
 
 
 def detail_error(images: Tensor, others: Tensor) -> Tensor:
-    """Return how far the energy of fine structure is from that of others, wherever it lies, (B,).
+    """Return how far detail is from that of others, wherever in a window it lies, (B,).
+
+    Of the Laplacian that `tadsr.measure.metrics.detail` takes, logarithms of the mean power.
 
     Args:
         images: (B, 3, H, W), each side at least 34 px.

@@ -356,10 +356,10 @@ class JointStage(Stage):
         """Return distances from the originals, PSNR, detail, the grid and the highest wave."""
         figures = Figures(self.setting.perceptual)
         for hq, lq, _, restored in self.setting.judged:
-            figures.add("bicubic", upsample_lq(lq, hq.shape[-2:]), hq)
-            figures.add("restorer", restored, hq)
+            results = {"bicubic": upsample_lq(lq, hq.shape[-2:]), "restorer": restored}
             for t in JUDGED:
-                figures.add(f"t={t}", self.setting.restored_at(lq, t).image, hq)
+                results[f"t={t}"] = self.setting.restored_at(lq, t).image
+            figures.add(results, hq)
         return figures.means()
 
     def state_dict(self) -> dict:
