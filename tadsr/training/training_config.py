@@ -57,8 +57,11 @@ class DataConfig:
     scale: Count = 4
     """Down-sampling from HQ to LQ, at least 1."""
     min_zoom: Annotated[float, Within(0, 1, is_open=True)] = 1.0
-    """Crops are taken from the photo shrunk by a random factor in [min_zoom, 1], which gives new
-    sharp detail; in (0, 1], 1 is off."""
+    """Crops are taken from the photo resized by a random factor in [min_zoom, max_zoom]; below 1 it
+    is shrunk, which gives new sharp detail; in (0, 1]."""
+    max_zoom: Annotated[float, Within(1)] = 1.0
+    """Above 1 it is enlarged too, and as soft as a camera's pictures are at their full size; at
+    least 1."""
     flip: bool = True
     """Whether crops are mirrored at random."""
     rotate: bool = False

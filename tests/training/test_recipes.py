@@ -215,7 +215,8 @@ REFUSED = [
     (DataConfig, ("d",), {"crop_px": 40, "scale": 3}),
     (DataConfig, ("d",), {f"{name}_probability": 0.4 for name in ("mild", "bicubic", "web")}),
     *((DataConfig, ("d",), {name: value}) for name, value in [
-        ("min_zoom", 0), ("degrade_on", "gpu"), ("crop_px", 12), ("degradation", "blur"),
+        ("min_zoom", 0), ("max_zoom", 0.5),
+        ("degrade_on", "gpu"), ("crop_px", 12), ("degradation", "blur"),
         ("bicubic_probability", 2), ("mild_probability", -1), ("prompt_dropout", -1),
         ("kind", "zip"), ("num_workers", -1), ("shuffle_buffer", 0),
     ]),

@@ -31,7 +31,7 @@ Restorer = Callable[[Tensor], Tensor]
 SAMPLES_PER_FILE = 64
 _BATCH = 8
 """Samples that the network gets at once."""
-_DECISIVE = ("crop_px", "scale", "min_zoom", "degradation", "bicubic_probability",
+_DECISIVE = ("crop_px", "scale", "min_zoom", "max_zoom", "degradation", "bicubic_probability",
              "mild_probability", "web_probability", "prompt", "captions",
              "prompt_dropout")  # fmt: skip
 """Settings that samples on disk depend on."""
@@ -142,7 +142,9 @@ class RestoredSamples(Dataset):
         }
         path = self.folder / "samples.json"
         if path.is_file():
-            found = read_json(path)
+            # Of sets from before a setting was there it has its default.
+            defaults = asdict(DataConfig(self.config.source))
+            found = {name: defaults[name] for name in _DECISIVE} | read_json(path)
             names = sorted(facts.keys() | found.keys())
             differing = [name for name in names if facts.get(name) != found.get(name)]
             if differing:

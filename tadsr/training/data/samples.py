@@ -210,8 +210,8 @@ def _draw_preset(config: DataConfig, rng: np.random.Generator) -> DegradationCon
 
 
 def _cut_zoomed(photo: np.ndarray, config: DataConfig, rng: np.random.Generator) -> Tensor:
-    """Cut a random square as (3, S, S) in [-1, 1], from the photo shrunk at random."""
-    zoom = rng.uniform(config.min_zoom, 1.0)
+    """Cut a random square as (3, S, S) in [-1, 1], from the photo resized at random."""
+    zoom = rng.uniform(config.min_zoom, config.max_zoom)
     side = min(round(config.crop_px / zoom), *photo.shape[:2])
     top, left = _draw_corner(photo, side, rng)
     crop = _to_tensor(photo[top : top + side, left : left + side])

@@ -78,6 +78,18 @@ def test_crops_are_pieces_of_the_photo(photos):
     assert (windows.reshape(-1, CROP_PX, CROP_PX, 3) == crop).all((1, 2, 3)).any()
 
 
+def test_a_largest_zoom_enlarges_what_is_cut(tmp_path):
+    board = np.indices((48, 48)).sum(0) % 2 * 255  # as sharp as pixels can be
+    Image.fromarray(board.astype(np.uint8)).save(tmp_path / "board.png")
+    config = DataConfig(str(tmp_path), crop_px=CROP_PX, num_workers=0)
+    steps = []
+    for max_zoom in (1.0, 3.0):
+        batches = take(open_data(replace(config, max_zoom=max_zoom), seed=0), 4)
+        steps.append(torch.cat([b.hq for b in batches]).diff(dim=-1).abs().mean((1, 2, 3)))
+    assert (steps[0] == 2).all()
+    assert (steps[1] < 1).all()
+
+
 def make_pairs(photos, folder, scale):
     for path in find_photos(photos):
         with Image.open(path) as image:

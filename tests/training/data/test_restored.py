@@ -1,6 +1,7 @@
 """Samples with a restoration network's results: computed once, kept, grown, turned alike."""
 
 import dataclasses
+import json
 import sys
 from types import ModuleType
 
@@ -95,8 +96,19 @@ def test_what_is_kept_is_not_computed_again(photos, tmp_path):
     assert not all(a.hq.equal(b.hq) for a, b in zip(before, other, strict=True))
 
 
+def test_sets_from_before_a_setting_was_there_are_taken_up(photos, tmp_path):
+    config = configure(photos, tmp_path)
+    prepared(config, Doubler())
+    (path,) = tmp_path.rglob("samples.json")
+    facts = json.loads(path.read_text())
+    assert facts.pop("max_zoom") == 1
+    path.write_text(json.dumps(facts))
+    assert open_data(config, seed=0) is not None
+
+
 @pytest.mark.parametrize(
-    "changes", [{"degradation": "web"}, {"web_probability": 0.5}, {"min_zoom": 0.5}]
+    "changes",
+    [{"degradation": "web"}, {"web_probability": 0.5}, {"min_zoom": 0.5}, {"max_zoom": 2}],
 )
 def test_samples_made_otherwise_are_refused(photos, tmp_path, changes):
     prepared(configure(photos, tmp_path), Doubler())
