@@ -259,14 +259,25 @@ def test_blocks_show_and_are_evened_out(inherit):
 def test_detail_is_compared_wherever_it_lies(inherit):
     error = importlib.import_module("inherit_losses").detail_error
     generator = torch.Generator().manual_seed(0)
-    noise, other = torch.randn(2, 4, 3, 96, 96, generator=generator) * 0.1
-    assert error(noise, noise).shape == (4,)
-    assert error(noise, other).max() < 0.2  # the same energy, nowhere the same pixels
+    noise, hq, restored = torch.randn(3, 4, 3, 96, 96, generator=generator) * 0.1
+    assert error(noise, noise, noise).tolist() == [0] * 4
+    assert error(noise, hq, restored).max() < 0.2  # the same energy, nowhere the same pixels
     images = (noise * 0.5).requires_grad_()
-    found = error(images, other)
+    found = error(images, hq, restored)
     assert found.min() > 1
     found.mean().backward()
     assert (images.grad * noise).sum() < 0  # a step makes more of it
+    # Waves of another length are not the same detail, however strong.
+    waves = [torch.cos(2 * torch.pi * torch.arange(96) / px).expand(1, 3, 96, 96) for px in (4, 6)]
+    assert error(waves[0], waves[1], waves[1]) > 1
+
+
+def test_no_more_detail_is_asked_for_than_the_original_has(inherit):
+    error = importlib.import_module("inherit_losses").detail_error
+    sharp = torch.randn(4, 3, 96, 96, generator=torch.Generator().manual_seed(0)) * 0.1
+    soft = sharp * 0.3
+    assert error(soft, soft, sharp).max() < 0.01 < 1 < error(sharp, soft, sharp).min()
+    assert error(soft, sharp, soft).max() < 0.01 < 1 < error(sharp, sharp, soft).min()
 
 
 def test_the_restorer_is_followed_only_where_it_is_closer(inherit):

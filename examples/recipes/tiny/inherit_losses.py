@@ -24,15 +24,17 @@ IMITATION = TimestepRamp(0.0, 8.0)
 detail were filled with a weave."""
 WAVES = 0.1
 """Weight of `wave_error`."""
-BLOCKINESS = 0.3
+BLOCKINESS = 0.8
 """Weight of the squared difference of `block_pattern` from the original's."""
-DETAIL = TimestepRamp(0.0, 8.0, 1.5)
-"""Weight of `detail_error` from the restorer's pictures. Growing faster at small timesteps it took
-0.1 dB from the faithful end."""
+DETAIL = TimestepRamp(0.0, 5.0, 1.5)
+"""Weight of `detail_error`. Growing faster at small timesteps it took 0.1 dB from the faithful
+end."""
 _DETAIL_PX = 32
 """Side of the windows in which detail is compared."""
-_UNSEEN_DETAIL = 1e-3
-"""Power of the Laplacian, of images in [-1, 1], below which surfaces count as smooth."""
+_BANDS = ((2, 4), (4, 6), (6, 8), (8, 11), (11, 16), (16, 23))
+"""Waves in a window whose energies are compared together."""
+_UNSEEN_DETAIL = 1e-5
+"""Power of a wave, of images in [-1, 1], below which surfaces count as smooth."""
 _JPEG_BLOCK_PX = 32
 """Of a block of 8 px after enlarging."""
 _GRID_PX = 4
@@ -111,23 +113,32 @@ def block_pattern(images: Tensor) -> Tensor:
     return torch.stack(ratios, 1)
 
 
-def detail_error(images: Tensor, others: Tensor) -> Tensor:
-    """Return how far detail is from that of others, wherever in a window it lies, (B,).
+def detail_error(images: Tensor, hq: Tensor, restored: Tensor) -> Tensor:
+    """Return how far the energy of each band of waves is from what it should be, (B,).
 
-    Of the Laplacian that `tadsr.measure.metrics.detail` takes, logarithms of the mean power.
+    That of the restorer's pictures, wherever in a window the waves lie; or less, by as much as
+    these pictures have more of a band than the originals on the whole.
 
     Args:
-        images: (B, 3, H, W), each side at least 34 px.
-        others: Of the same shape.
+        images: (B, 3, H, W), each side at least 32 px.
+        hq: Originals, of the same shape.
+        restored: The restorer's pictures, of the same shape.
     """
+    step = _DETAIL_PX // 2
+    fade = torch.hann_window(_DETAIL_PX, device=images.device)
+    frequencies = torch.fft.fftfreq(_DETAIL_PX, 1 / _DETAIL_PX, device=images.device)
+    radius = torch.hypot(frequencies[:, None], frequencies).flatten()
+    bands = torch.stack([(radius >= low) & (radius < high) for low, high in _BANDS], 1).float()
     energies = []
-    for light in (images.float().mean(1), others.float().mean(1)):
-        inner = light[:, 1:-1, 1:-1]
-        around = light[:, :-2, 1:-1] + light[:, 2:, 1:-1] + light[:, 1:-1, :-2] + light[:, 1:-1, 2:]
-        power = (around - 4 * inner).square()[:, None]
-        windows = F.avg_pool2d(power, _DETAIL_PX, _DETAIL_PX // 2)
-        energies.append((windows + _UNSEEN_DETAIL).log())
-    return (energies[0] - energies[1]).square().mean((1, 2, 3))
+    for light in (pictures.float().mean(1) for pictures in (images, hq, restored)):
+        windows = light.unfold(1, _DETAIL_PX, step).unfold(2, _DETAIL_PX, step)
+        windows = (windows - windows.mean((-2, -1), keepdim=True)) * fade * fade[:, None]
+        waves = torch.view_as_real(torch.fft.fft2(windows, norm="ortho"))
+        power = waves.square().sum(-1).flatten(3) @ (bands / bands.sum(0))
+        energies.append((power + _UNSEEN_DETAIL).log())
+    found, original, wanted = energies
+    excess = (wanted - original).mean((1, 2), keepdim=True).relu()
+    return (found - wanted + excess).square().mean((1, 2, 3))
 
 
 def wave_error(images: Tensor, originals: Tensor) -> Tensor:

@@ -320,7 +320,7 @@ class JointStage(Stage):
         l1 = l1_per_sample(leaf, batch["restored"])
         # Not their excess alone, which chance would make of photographs without blocks as well.
         blocks = (block_pattern(leaf) - block_pattern(batch["hq"])).square().mean((1, 2))
-        detail = detail_error(leaf, batch["restored"])
+        detail = detail_error(leaf, batch["hq"], batch["restored"])
         pixels = faithful + GRID * pattern.square() + BLOCKINESS * blocks
         pixels = pixels + imitation * IMITATED["l1"] * l1 + DETAIL.at(timesteps) * detail
         vivid = PERCEPTUAL.at(timesteps) * distance + imitation * IMITATED["distance"] * other
