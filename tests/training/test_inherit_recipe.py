@@ -141,18 +141,22 @@ def test_only_the_faithful_end_is_held_back_by_the_input(inherit):
     assert pull[0] > pull[1] > pull[2] == 0
 
 
-def test_more_samples_can_be_degraded_mildly(inherit, photos):
+def test_some_samples_can_be_as_a_camera_takes_them(inherit, photos):
     samples = importlib.import_module("inherit_samples")
-    errors = []
+    steps, errors = [], []
     for share in (0.0, 0.6):
         pool = samples.Pool(
             sorted(photos.iterdir()), {}, stage=0, crop_px=64, size=32, group=32, workers=0,
             seed=0, refreshments=0, describe=lambda hq, lq: {"hq": hq, "lq": lq},
-            device=torch.device("cpu"), mild_share=share,
+            device=torch.device("cpu"), camera_share=share,
         )  # fmt: skip
         hq, lq = (samples.to_images(pool.kept[name]) for name in ("hq", "lq"))
+        steps.append(hq.diff(dim=-1).square().mean((1, 2, 3)).sqrt())
         errors.append((F.interpolate(hq, lq.shape[-2:], mode="area") - lq).abs().mean())
     assert errors[1] < 0.8 * errors[0]
+    differs = steps[0] != steps[1]  # the others are the same samples as before
+    assert 0.4 < differs.float().mean() < 0.8
+    assert steps[1][differs].mean() < 0.9 * steps[0][differs].mean()
 
 
 def test_networks_alone_go_on_with_new_optimizers(train, tmp_path):

@@ -198,7 +198,7 @@ class Run:
             size=args.pool,
             group=args.group, workers=args.workers, seed=args.seed,
             refreshments=self.step // refresh_every, describe=stage.describe,
-            device=self.device, mild_share=args.mild_share,
+            device=self.device, camera_share=args.camera_share,
         )  # fmt: skip
         if not self.setting.whitening and "features" in pool.kept:
             self.setting.measure_features(pool.kept["features"])
@@ -308,7 +308,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--average", type=float, default=0.99, help="decay of the weights' average")
     few = f"of samples at timesteps below {FAITHFUL_BELOW}, beside those there by chance"
     add("--faithful-share", type=float, default=0.0, help=few)
-    add("--mild-share", type=float, default=0.15, help="of samples that are degraded mildly")
+    add("--camera-share", type=float, default=0.3, help="of samples as a camera takes them")
     add("--held-out", type=int, default=20)
     add("--held-out-px", type=int, default=256)
     add("--every", type=int, default=200, help="steps between reports and checkpoints")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,19 +14,49 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from tadsr.degradation import PRESETS, apply_degradation, sample_degradation
+from tadsr.degradation import (
+    PRESETS,
+    DegradationConfig,
+    apply_degradation,
+    sample_degradation,
+)
+from tadsr.degradation.presets import BlurConfig, StageConfig
 from tadsr.training import DataConfig
 from tadsr.training.data import find_photos
 from tadsr.training.data.listed import ListedPhotos
 from tadsr.training.data.samples import Batch, numbers_of, read_photo
 from tadsr.training.data.sources import PhotoRecord, leave_out_unusable
 
-DEGRADATIONS = {
+USUAL = {
     "degradation": "realesrgan",
     "bicubic_probability": 0.05,
-    "web_probability": 0.35,
+    "web_probability": 0.3,
+    "min_zoom": 0.5,
 }
 """As strong as the web's; good photographs among them."""
+CAMERA = {
+    "degradation": DegradationConfig(
+        stages=(
+            StageConfig(
+                blur=BlurConfig(sinc_probability=0.05, sigma_px=(0.5, 2.8)),
+                resize_weights=(0.1, 0.2, 0.7),
+                resize_factor=(0.6, 1.2),
+                gaussian_probability=0.5,
+                gaussian_sigma=(0.0, 6.0),
+                poisson_scale=(0.0, 0.6),
+                gray_probability=0.4,
+                jpeg_quality=(75.0, 99.0),
+            ),
+        ),
+        final_sinc_probability=0.2,
+    ),
+    "bicubic_probability": 0.0,
+    "web_probability": 0.0,
+    "min_zoom": 0.8,
+    "max_zoom": 2.2,
+}
+"""A lens's blur, little noise, good JPEG; and originals that are soft at their full size. From
+sharp ones alone the student learned to sharpen real photographs further than their originals."""
 PACKED_PX = 384
 _PACKED_QUALITY = 88
 _STAGE_SEED = 1_000_003
@@ -84,6 +115,23 @@ class HeldOut:
         self.hq, self.lq = (torch.cat(images) for images in zip(*pairs, strict=True))
 
 
+class Mixture(ListedPhotos):
+    """Photographs as `USUAL` has them, and some as `CAMERA` does."""
+
+    def __init__(
+        self, records: list[PhotoRecord], usual: DataConfig, seed: int, camera_share: float
+    ) -> None:
+        super().__init__(records, usual, seed)
+        self.usual, self.camera = usual, replace(usual, **CAMERA)
+        self.camera_share = camera_share
+
+    def __getitem__(self, index: int) -> Batch:
+        """Make sample `index`, which is of the same kind whenever it is made."""
+        is_camera = np.random.default_rng([self.seed, index, 1]).random() < self.camera_share
+        self.config = self.camera if is_camera else self.usual
+        return super().__getitem__(index)
+
+
 class Pool:
     """Samples to draw batches from; one group after another is replaced by new ones.
 
@@ -94,7 +142,7 @@ class Pool:
         describe: What is kept of a group: tensors by name, of its HQ and its own size's LQ.
         decoded: Photographs that are decoded; grows.
         refreshments: How many there have been.
-        mild_share: Of samples that are degraded mildly.
+        camera_share: Of samples that are as a camera's pictures.
     """
 
     def __init__(
@@ -111,14 +159,13 @@ class Pool:
         refreshments: int,
         describe: Callable[[Tensor, Tensor], dict[str, Tensor]],
         device: torch.device,
-        mild_share: float,
+        camera_share: float,
     ) -> None:
         config = DataConfig(
-            "photos", crop_px=crop_px, min_zoom=0.5, rotate=True, num_workers=workers,
-            mild_probability=mild_share, **DEGRADATIONS,
+            "photos", crop_px=crop_px, rotate=True, num_workers=workers, **USUAL
         )  # fmt: skip
         records = leave_out_unusable([PhotoRecord(path) for path in photos], config)
-        dataset = ListedPhotos(records, config, seed * _STAGE_SEED + stage)
+        dataset = Mixture(records, config, seed * _STAGE_SEED + stage, camera_share)
         dataset.cache = decoded
         if not decoded:
             dataset.preload()
