@@ -2,8 +2,8 @@
 
     python benchmarks/blind.py --first results/t=700 --second realesrgan/ --out blind/
 
-writes sheets of middle crops and `key.json`, by image the side that shows the first. Note down what
-you prefer before you open that.
+writes a sheet for each picture, with its middle enlarged, and `key.json`: which side shows the
+first. Note down what you prefer before you open that.
 """
 
 from __future__ import annotations
@@ -13,44 +13,39 @@ import json
 import random
 from pathlib import Path
 
-from PIL import Image, ImageDraw
+import numpy as np
+from PIL import Image
 
-CROP_PX, CELL_PX, GAP_PX, ROWS = 256, 410, 6, 4
+from tadsr.measure.regions import Box
+from tadsr.measure.sheet import Panel, draw_sheet
 
-
-def middle(path: Path) -> Image.Image:
-    """Cut the middle of a picture, enlarged to a cell."""
-    with Image.open(path) as image:
-        left, top = ((length - CROP_PX) // 2 for length in image.size)
-        crop = image.convert("RGB").crop((left, top, left + CROP_PX, top + CROP_PX))
-    return crop.resize((CELL_PX, CELL_PX), Image.Resampling.BICUBIC)
+PART_PX, PANEL_PX = 256, 480
+SIDES = ("left", "right")
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Write the sheets, then the key."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name in ("first", "second"):
         parser.add_argument(f"--{name}", type=Path, required=True, help="folder of PNGs")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, help="left out, nobody knows the order")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     names = sorted(path.name for path in args.first.glob("*.png"))
     if missing := [name for name in names if not (args.second / name).is_file()]:
         parser.error(f"{args.second} must hold all of {args.first}, but lacks {missing[0]}")
     args.out.mkdir(parents=True, exist_ok=True)
     rng, key = random.Random(args.seed), {}
-    pitch = CELL_PX + GAP_PX
-    for start in range(0, len(names), ROWS):
-        sheet = Image.new("RGB", (2 * pitch, ROWS * pitch), "white")
-        draw = ImageDraw.Draw(sheet)
-        for row, name in enumerate(names[start : start + ROWS]):
-            folders = [args.first, args.second]
-            rng.shuffle(folders)
-            key[name] = "left" if folders[0] == args.first else "right"
-            for column, folder in enumerate(folders):
-                sheet.paste(middle(folder / name), (column * pitch, row * pitch))
-            draw.text((4, row * pitch + 4), name, fill="red")
-        sheet.save(args.out / f"sheet_{start // ROWS + 1}.png")
+    for name in names:
+        folders = [args.first, args.second]
+        rng.shuffle(folders)
+        key[name] = SIDES[folders.index(args.first)]
+        images = [np.asarray(Image.open(folder / name).convert("RGB")) for folder in folders]
+        height, width = images[0].shape[:2]
+        left, top = max(0, (width - PART_PX) // 2), max(0, (height - PART_PX) // 2)
+        box = Box(left, top, min(width, left + PART_PX), min(height, top + PART_PX))
+        panels = [Panel(*pair) for pair in zip(SIDES, images, strict=True)]
+        draw_sheet(panels, box, panel_px=PANEL_PX, caption=name).save(args.out / name)
     (args.out / "key.json").write_text(json.dumps(key, indent=1) + "\n", encoding="utf-8")
 
 

@@ -68,6 +68,28 @@ def test_the_readmes_pictures_have_their_photographs(monkeypatch):
             assert top <= room[1]
 
 
+def test_a_blind_look_has_a_key_that_tells_the_sides(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(EXAMPLES.parent / "benchmarks"))
+    blind = importlib.import_module("blind")
+    first, second, out = (tmp_path / name for name in ("first", "second", "out"))
+    for folder, color in ((first, "red"), (second, "blue")):
+        folder.mkdir()
+        for i in range(8):
+            Image.new("RGB", (300, 200), color).save(folder / f"{i}.png")
+    blind.main(["--first", str(first), "--second", str(second), "--out", str(out), "--seed", "0"])
+    key = json.loads((out / "key.json").read_text())
+    assert len(key) == 8
+    assert set(key.values()) == {"left", "right"}
+    for name, side in key.items():
+        with Image.open(out / name) as sheet:
+            x = sheet.width // 4 * (1 if side == "left" else 3)
+            assert sheet.getpixel((x, sheet.height // 4)) == (255, 0, 0)
+    (second / "3.png").unlink()
+    with pytest.raises(SystemExit):
+        blind.main(["--first", str(first), "--second", str(second), "--out", str(out)])
+    assert "lacks 3.png" in capsys.readouterr().err
+
+
 def test_sweep(photo, tmp_path, capsys):
     run("sweep", photo, tmp_path / "sheet.png", "--timesteps", 1, 900)
     printed = capsys.readouterr().out

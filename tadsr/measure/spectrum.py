@@ -18,6 +18,25 @@ UNSEEN_POWER = 1e-6
 """Power that is not seen: that of rounding to 8 bits."""
 
 
+def window_powers(images: Tensor, side_px: int) -> Tensor:
+    """Return the power of every frequency in windows that overlap by half.
+
+    Args:
+        images: (B, 3, H, W), each side at least `side_px`.
+        side_px: Side of the windows in px, even.
+
+    Returns:
+        (B, rows, columns, side_px, side_px), of lightness without the window's mean.
+    """
+    light = images.float().mean(1)
+    step = side_px // 2
+    windows = light.unfold(1, side_px, step).unfold(2, side_px, step)
+    fade = torch.hann_window(side_px, device=images.device)
+    windows = (windows - windows.mean((-2, -1), keepdim=True)) * fade * fade[:, None]
+    waves = torch.view_as_real(torch.fft.fft2(windows, norm="ortho"))
+    return waves.square().sum(-1)
+
+
 def log_spectrum(images: Tensor) -> Tensor:
     """Return the logarithm of the power of every frequency, by windows of 64 px.
 
@@ -27,13 +46,7 @@ def log_spectrum(images: Tensor) -> Tensor:
     Returns:
         (64, 64), the mean over images of the logarithm of the mean over their windows.
     """
-    light = images.float().mean(1)
-    step = WINDOW_PX // 2
-    windows = light.unfold(1, WINDOW_PX, step).unfold(2, WINDOW_PX, step)
-    fade = torch.hann_window(WINDOW_PX, device=images.device)
-    windows = (windows - windows.mean((-2, -1), keepdim=True)) * fade * fade[:, None]
-    waves = torch.view_as_real(torch.fft.fft2(windows, norm="ortho"))
-    power = waves.square().sum(-1).mean((1, 2))
+    power = window_powers(images, WINDOW_PX).mean((1, 2))
     return (power + UNSEEN_POWER).log().mean(0)
 
 

@@ -6,7 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tadsr.measure.spectrum import UNSEEN_POWER, WINDOW_PX, log_spectrum, peaks_above
+from tadsr.measure.spectrum import (
+    UNSEEN_POWER,
+    WINDOW_PX,
+    log_spectrum,
+    peaks_above,
+    window_powers,
+)
 from tadsr.training.losses import blurred_mse, chroma_mse, mse_per_sample
 from tadsr.training.stages.stage_config import TimestepRamp
 
@@ -32,7 +38,7 @@ end."""
 _DETAIL_PX = 32
 """Side of the windows in which detail is compared."""
 _BANDS = ((2, 4), (4, 6), (6, 8), (8, 11), (11, 16), (16, 23))
-"""Waves in a window whose energies are compared together."""
+"""Waves in a window, from and below which number, whose energies are compared together."""
 _UNSEEN_DETAIL = 1e-5
 """Power of a wave, of images in [-1, 1], below which surfaces count as smooth."""
 _JPEG_BLOCK_PX = 32
@@ -124,19 +130,15 @@ def detail_error(images: Tensor, hq: Tensor, restored: Tensor) -> Tensor:
         hq: Originals, of the same shape.
         restored: The restorer's pictures, of the same shape.
     """
-    step = _DETAIL_PX // 2
-    fade = torch.hann_window(_DETAIL_PX, device=images.device)
     frequencies = torch.fft.fftfreq(_DETAIL_PX, 1 / _DETAIL_PX, device=images.device)
     radius = torch.hypot(frequencies[:, None], frequencies).flatten()
     bands = torch.stack([(radius >= low) & (radius < high) for low, high in _BANDS], 1).float()
-    energies = []
-    for light in (pictures.float().mean(1) for pictures in (images, hq, restored)):
-        windows = light.unfold(1, _DETAIL_PX, step).unfold(2, _DETAIL_PX, step)
-        windows = (windows - windows.mean((-2, -1), keepdim=True)) * fade * fade[:, None]
-        waves = torch.view_as_real(torch.fft.fft2(windows, norm="ortho"))
-        power = waves.square().sum(-1).flatten(3) @ (bands / bands.sum(0))
-        energies.append((power + _UNSEEN_DETAIL).log())
-    found, original, wanted = energies
+    found, original, wanted = (
+        (
+            window_powers(pictures, _DETAIL_PX).flatten(3) @ (bands / bands.sum(0)) + _UNSEEN_DETAIL
+        ).log()
+        for pictures in (images, hq, restored)
+    )
     excess = (wanted - original).mean((1, 2), keepdim=True).relu()
     return (found - wanted + excess).square().mean((1, 2, 3))
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from tadsr.degradation import (
     PRESETS,
@@ -56,9 +56,11 @@ CAMERA = {
     "max_zoom": 2.2,
 }
 """A lens's blur, little noise, good JPEG; and originals that are soft at their full size. From
-sharp ones alone the student learned to sharpen real photographs further than their originals."""
+sharp ones alone the student learned to sharpen enlarged crops further than their originals."""
 PACKED_PX = 384
 _PACKED_QUALITY = 88
+_KIND_KEY = 3
+"""Keeps the kind of a sample apart from other numbers drawn for it."""
 _STAGE_SEED = 1_000_003
 """Keeps samples of the stages apart."""
 
@@ -115,21 +117,20 @@ class HeldOut:
         self.hq, self.lq = (torch.cat(images) for images in zip(*pairs, strict=True))
 
 
-class Mixture(ListedPhotos):
-    """Photographs as `USUAL` has them, and some as `CAMERA` does."""
+class Mixture(Dataset):
+    """Samples of photographs as `USUAL` has them, and of the same ones as `CAMERA` does.
 
-    def __init__(
-        self, records: list[PhotoRecord], usual: DataConfig, seed: int, camera_share: float
-    ) -> None:
-        super().__init__(records, usual, seed)
-        self.usual, self.camera = usual, replace(usual, **CAMERA)
-        self.camera_share = camera_share
+    Args:
+        camera_share: Of the latter, in [0, 1].
+    """
+
+    def __init__(self, usual: ListedPhotos, camera: ListedPhotos, camera_share: float) -> None:
+        self.usual, self.camera, self.camera_share = usual, camera, camera_share
 
     def __getitem__(self, index: int) -> Batch:
         """Make sample `index`, which is of the same kind whenever it is made."""
-        is_camera = np.random.default_rng([self.seed, index, 1]).random() < self.camera_share
-        self.config = self.camera if is_camera else self.usual
-        return super().__getitem__(index)
+        draw = np.random.default_rng([self.usual.seed, index, _KIND_KEY]).random()
+        return (self.camera if draw < self.camera_share else self.usual)[index]
 
 
 class Pool:
@@ -142,7 +143,7 @@ class Pool:
         describe: What is kept of a group: tensors by name, of its HQ and its own size's LQ.
         decoded: Photographs that are decoded; grows.
         refreshments: How many there have been.
-        camera_share: Of samples that are as a camera's pictures.
+        camera_share: Of samples as a camera takes them, in [0, 1].
     """
 
     def __init__(
@@ -165,10 +166,14 @@ class Pool:
             "photos", crop_px=crop_px, rotate=True, num_workers=workers, **USUAL
         )  # fmt: skip
         records = leave_out_unusable([PhotoRecord(path) for path in photos], config)
-        dataset = Mixture(records, config, seed * _STAGE_SEED + stage, camera_share)
-        dataset.cache = decoded
+        usual, camera = (
+            ListedPhotos(records, each, seed * _STAGE_SEED + stage)
+            for each in (config, replace(config, **CAMERA))
+        )
+        usual.cache = camera.cache = decoded
         if not decoded:
-            dataset.preload()
+            usual.preload()
+        dataset = Mixture(usual, camera, camera_share)
         self.groups = max(1, size // group)
         self.group, self.describe, self.device = group, describe, device
         numbers = numbers_of(group, refreshments * group, 0, 1)

@@ -98,12 +98,12 @@ def test_what_is_kept_is_not_computed_again(photos, tmp_path):
 
 def test_sets_from_before_a_setting_was_there_are_taken_up(photos, tmp_path):
     config = configure(photos, tmp_path)
-    prepared(config, Doubler())
+    before = first(prepared(config, Doubler()), 1)
     (path,) = tmp_path.rglob("samples.json")
     facts = json.loads(path.read_text())
     assert facts.pop("max_zoom") == 1
     path.write_text(json.dumps(facts))
-    assert open_data(config, seed=0) is not None
+    assert first(prepared(config), 1)[0].hq.equal(before[0].hq)
 
 
 @pytest.mark.parametrize(
