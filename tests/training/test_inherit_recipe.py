@@ -22,7 +22,7 @@ from tadsr.measure.spectrum import log_spectrum, peaks_above
 
 RECIPE = Path(__file__).parents[2] / "examples" / "recipes" / "tiny"
 WIDTH, GROWTH = 8, 4
-STEPS = {"decoder": 2, "features": 1, "imitate": 1, "joint": 2}
+STEPS = {"decoder": 2, "features": 1, "imitate": 1, "joint": 2, "settle": 2}
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def train(inherit, photos, networks, restorer, squeezenet):
 
 def test_a_run_that_was_stopped_gives_what_one_gives_that_was_not(train, tmp_path):
     train(tmp_path / "whole")
-    for place in ([0, 1], [1, 0], [2, 0], [3, 0], [3, 1]):
+    for place in ([0, 1], [1, 0], [2, 0], [3, 0], [3, 1], [4, 0], [4, 1]):
         train(tmp_path / "parts", "--seconds", 0)  # a step, whatever happens
         state = torch.load(tmp_path / "parts" / "state.pt", weights_only=True)
         assert state["place"][:2] == place
@@ -105,7 +105,7 @@ def test_a_run_that_was_stopped_gives_what_one_gives_that_was_not(train, tmp_pat
 def test_a_stage_changes_its_own_part_and_is_logged(train, tmp_path):
     found = []
     for decoder in (0, 2):
-        train(tmp_path / str(decoder), decoder=decoder, features=0, imitate=0, joint=0)
+        train(tmp_path / str(decoder), decoder=decoder, features=0, imitate=0, joint=0, settle=0)
         stored = load_file(tmp_path / str(decoder) / "networks.safetensors")
         names = ("vae.decoder.conv_in", "unet.conv_in", "vae.quant_conv")
         found.append([stored[f"{name}.weight"] for name in names])
@@ -125,7 +125,7 @@ def test_samples_at_small_timesteps_can_be_given_a_share(share, inherit, network
         parts.build_student(networks, 0)[1], None, SqueezeNetDistance(squeezenet), None,
         torch.device("cpu"), None, dict.fromkeys(STEPS, 1e-3), 0, share,
     )  # fmt: skip
-    stage = stages.STAGES[-1](setting)
+    stage = stages.JointStage(setting)
     pool = SimpleNamespace(draw=lambda rng, count: {})
     stage.take(pool, 0, 64)
     assert (stage.batch["timesteps"].max() < stages.FAITHFUL_BELOW) == (share == 1)
@@ -141,14 +141,17 @@ def test_only_the_faithful_end_is_held_back_by_the_input(inherit):
     assert pull[0] > pull[1] > pull[2] == 0
 
 
+def kept(hq, lq, kinds):
+    return {"hq": hq, "lq": lq, "kinds": kinds}
+
+
 def test_some_samples_can_be_as_a_camera_takes_them(inherit, photos):
     samples = importlib.import_module("inherit_samples")
     steps, errors = [], []
     for share in (0.0, 0.6):
         pool = samples.Pool(
             sorted(photos.iterdir()), {}, stage=0, crop_px=64, size=32, group=32, workers=0,
-            seed=0, refreshments=0, describe=lambda hq, lq: {"hq": hq, "lq": lq},
-            device=torch.device("cpu"), camera_share=share,
+            seed=0, refreshments=0, describe=kept, device=torch.device("cpu"), shares=[share, 0.0],
         )  # fmt: skip
         hq, lq = (samples.to_images(pool.kept[name]) for name in ("hq", "lq"))
         steps.append(hq.diff(dim=-1).square().mean((1, 2, 3)).sqrt())
@@ -159,13 +162,76 @@ def test_some_samples_can_be_as_a_camera_takes_them(inherit, photos):
     assert steps[1][differs].mean() < 0.9 * steps[0][differs].mean()
 
 
+def test_some_samples_can_be_jpegs_and_no_worse(inherit, photos):
+    samples = importlib.import_module("inherit_samples")
+    pool = samples.Pool(
+        sorted(photos.iterdir()), {}, stage=0, crop_px=64, size=32, group=32, workers=0,
+        seed=0, refreshments=0, describe=kept, device=torch.device("cpu"), shares=[0.3, 0.4],
+    )  # fmt: skip
+    hq, lq = (samples.to_images(pool.kept[name]) for name in ("hq", "lq"))
+    kinds = pool.kept["kinds"]
+    assert set(kinds.tolist()) == {0, 1, 2}
+    errors = (F.interpolate(hq, lq.shape[-2:], mode="bicubic", antialias=True) - lq).abs()
+    saved = list(samples.KINDS).index("saved")
+    by_kind = [errors[kinds == kind].mean() for kind in range(3)]
+    assert 0 < by_kind[saved] < 0.5 * by_kind[0]
+
+
+@pytest.fixture
+def settling(inherit, networks, squeezenet):
+    """A settle stage with a batch of which the second half is drawn vividly."""
+    parts = importlib.import_module("inherit_networks")
+    setting = parts.Setting(
+        parts.build_student(networks, 0)[1], None, SqueezeNetDistance(squeezenet), None,
+        torch.device("cpu"), None, dict.fromkeys(STEPS, 1e-3), 0,
+    )  # fmt: skip
+    with torch.no_grad():
+        setting.student.vae.decoder.conv_out.weight.mul_(0.1)  # pictures stay within [-1, 1]
+    stage = inherit.SettleStage(setting)
+    generator = torch.Generator().manual_seed(0)
+    images = {name: torch.rand(4, 3, 64, 64, generator=generator) for name in ("hq", "lq")}
+    inside = torch.arange(57)
+    stage.batch = images | {
+        "timesteps": torch.tensor([0, 10, 200, 900]), "rows": inside, "columns": inside,
+    }  # fmt: skip
+    return stage
+
+
+@pytest.mark.parametrize(("kind", "is_kept"), [("usual", True), ("camera", True), ("saved", False)])
+def test_settling_keeps_what_was_drawn_but_of_jpegs(kind, is_kept, settling):
+    samples = importlib.import_module("inherit_samples")
+    settling.batch["kinds"] = torch.full((4,), list(samples.KINDS).index(kind))
+    settling.step()
+    for name in ("other", "l1", "detail"):
+        assert (settling.figures[name] < 1e-6) == is_kept
+    settling.step()
+    assert settling.figures["l1"] > 0
+
+
+def test_settling_remembers_how_much_of_the_blocks_is_left_of_jpegs(settling):
+    settling.batch["kinds"] = torch.tensor([0, 1, 0, 1])
+    settling.step()
+    assert settling.excess.eq(0).all()
+    settling.batch["kinds"] = torch.tensor([0, 1, 0, 2])
+    settling.step()
+    assert settling.excess.ne(0).all()
+
+
+def test_half_of_a_settling_batch_is_faithful(settling):
+    settling.take(SimpleNamespace(draw=lambda rng, count: {}), 0, 4)
+    first, second = settling.batch["timesteps"].chunk(2)
+    assert first.max() < importlib.import_module("inherit_settle").FAITHFUL_BELOW
+    assert second.min() > 0
+
+
 def test_networks_alone_go_on_with_new_optimizers(train, tmp_path):
-    limits = {"decoder": 0, "features": 0, "imitate": 0}
+    limits = {"decoder": 0, "features": 0, "imitate": 0, "settle": 0}
     train(tmp_path, "--seconds", 0, **limits)
     (tmp_path / "state.pt").unlink()
     train(tmp_path, **limits)
-    last = (tmp_path / "log.jsonl").read_text().splitlines()[-1]
-    assert json.loads(last)["step"] == STEPS["joint"]
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    steps = [entry["step"] for entry in map(json.loads, lines) if entry["stage"] == "joint"]
+    assert steps[-1] == STEPS["joint"]
 
 
 @pytest.mark.parametrize(("weights", "expected"), [([], 4.0), (["--weights", "2", "1", "1"], 3.25)])
@@ -199,17 +265,17 @@ def test_weights_that_make_no_mean_are_refused(
     assert said in capsys.readouterr().err
 
 
-def test_a_finished_model_goes_through_the_last_stage_again(train, tmp_path):
-    train(tmp_path / "first", decoder=0, features=0, imitate=0, joint=0)
-    train(tmp_path / "second", "--start", tmp_path / "first" / "model", joint=0)
+def test_a_finished_model_goes_through_the_last_stages_again(train, tmp_path):
+    train(tmp_path / "first", decoder=0, features=0, imitate=0, joint=0, settle=0)
+    train(tmp_path / "second", "--start", tmp_path / "first" / "model", joint=0, settle=0)
     train(tmp_path / "third", "--start", tmp_path / "first" / "model")
     first, second, third = (
         load_file(tmp_path / name / "networks.safetensors") for name in ("first", "second", "third")
     )
     assert all(torch.equal(first[name], tensor) for name, tensor in second.items())
     assert not torch.equal(third["unet.conv_in.weight"], first["unet.conv_in.weight"])
-    last = (tmp_path / "third" / "log.jsonl").read_text().splitlines()[-1]
-    assert json.loads(last)["stage"] == "joint"
+    lines = (tmp_path / "third" / "log.jsonl").read_text().splitlines()
+    assert {json.loads(line)["stage"] for line in lines} == {"joint", "settle"}
 
 
 def test_photographs_are_packed_and_the_same_ones_held_out(inherit, photos, tmp_path):
@@ -328,11 +394,12 @@ def test_a_step_waits_for_no_number(number, inherit, networks, restorer, squeeze
         student, None, SqueezeNetDistance(squeezenet), None, torch.device("cpu"), None,
         dict.fromkeys(STEPS, 1e-3), 0,
     )  # fmt: skip
-    stage = stages.STAGES[number](setting)
+    stage = inherit.STAGES[number](setting)
     images = {name: torch.rand(2, 3, 64, 64) for name in ("hq", "lq", "restored")}
     inside = torch.arange(64 - stages.SHIFT_PX)
     stage.batch = images | {
         "features": torch.rand(2, WIDTH, 16, 16), "timesteps": torch.tensor([3, 900]),
+        "kinds": torch.tensor([1, 2]),
         "rows": inside, "columns": inside,
     }  # fmt: skip
     stage.step()

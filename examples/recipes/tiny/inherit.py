@@ -1,4 +1,4 @@
-"""Train a small model that inherits what a restoration network knows, in four stages.
+"""Train a small model that inherits what a restoration network knows, in five stages.
 
 1. decoder: the autoencoder's decoder learns to draw RealESRGAN_x4plus's pictures from the features
    which that has of an LQ image before it enlarges them.
@@ -6,6 +6,8 @@
 3. imitate: all of them draw that network's pictures from LQ images.
 4. joint: all, at all timesteps, against the originals: by the error of pixels at small ones, by
    perceptual distance, two small adversaries and that network's detail at large ones.
+5. settle: all, from what they draw by then, nearer to the originals and with less of JPEG's blocks;
+   without adversaries and so without much chance: for a CPU's small batches.
 
 python examples/recipes/tiny/inherit.py --photos photos/train photos/more --out runs/inherited \
     --restorer realesrgan_x4plus.safetensors --perceptual squeezenet10.safetensors
@@ -27,7 +29,15 @@ from pathlib import Path
 import torch
 from inherit_networks import Restorer, Setting, build_student
 from inherit_samples import HeldOut, Pool, pack_photos, split_photos
-from inherit_stages import FAITHFUL_BELOW, STAGES, Stage
+from inherit_settle import SettleStage
+from inherit_stages import (
+    FAITHFUL_BELOW,
+    DecoderStage,
+    FeaturesStage,
+    ImitateStage,
+    JointStage,
+    Stage,
+)
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -35,8 +45,12 @@ from tadsr.checkpoints import load_checkpoint, save_native
 from tadsr.measure.perceptual import SqueezeNetDistance
 from tadsr.training.optimization import WeightAverage
 
-LIMITS = {"decoder": "700s", "features": "500s", "imitate": "1500s", "joint": "3000s"}
-RATES = {"decoder": 1e-2, "features": 6e-3, "imitate": 4e-3, "joint": 2e-3}
+STAGES = (DecoderStage, FeaturesStage, ImitateStage, JointStage, SettleStage)
+"""In their order."""
+LIMITS = {
+    "decoder": "700s", "features": "500s", "imitate": "1500s", "joint": "3000s", "settle": "0",
+}  # fmt: skip
+RATES = {"decoder": 1e-2, "features": 6e-3, "imitate": 4e-3, "joint": 2e-3, "settle": 7e-5}
 WARMUP_STEPS = 20
 FINAL_FRACTION = 0.05
 GRAPH_AFTER = 3
@@ -149,8 +163,8 @@ class Run:
                 tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
             whitening = [tensors.pop(name) for name in sorted(tensors) if "whitening" in name]
         elif self.args.start:
-            # A finished model has been through all stages; the last can be done again.
-            place, whitening = [len(STAGES) - 1, 0, 0.0], []
+            # A finished model has been through all stages; the last two can be done again.
+            place, whitening = [STAGES.index(JointStage), 0, 0.0], []
             parts = load_checkpoint(self.args.start).components()
             tensors = {
                 f"{part}.{name}": tensor
@@ -198,7 +212,7 @@ class Run:
             size=args.pool,
             group=args.group, workers=args.workers, seed=args.seed,
             refreshments=self.step // refresh_every, describe=stage.describe,
-            device=self.device, camera_share=args.camera_share,
+            device=self.device, shares=[args.camera_share, args.saved_share],
         )  # fmt: skip
         if not self.setting.whitening and "features" in pool.kept:
             self.setting.measure_features(pool.kept["features"])
@@ -291,7 +305,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--perceptual", help="SqueezeNet 1.0 as safetensors")
     add("--networks", default=str(Path(__file__).with_name("inherited_networks.yaml")))
     add("--out", default="runs/inherited")
-    add("--start", metavar="MODEL", help="do the last stage again from it, such as tadsr-tiny")
+    add("--start", metavar="MODEL", help="do the last two stages again from it, as from tadsr-tiny")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--precision", choices=("bf16", "fp32"), default="bf16")
     add("--no-graph", action="store_true", help="do not record steps as a CUDA graph")
@@ -309,6 +323,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     few = f"of samples at timesteps below {FAITHFUL_BELOW}, beside those there by chance"
     add("--faithful-share", type=float, default=0.0, help=few)
     add("--camera-share", type=float, default=0.3, help="of samples as a camera takes them")
+    add("--saved-share", type=float, default=0.0, help="of samples that are JPEGs and no worse")
     add("--held-out", type=int, default=20)
     add("--held-out-px", type=int, default=256)
     add("--every", type=int, default=200, help="steps between reports and checkpoints")

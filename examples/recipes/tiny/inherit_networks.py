@@ -185,11 +185,18 @@ class Setting:
         mean, std = self.whitening
         return (features.float() - mean) / std
 
-    def restored(self, lq: Tensor, timesteps: Tensor, *, decode: bool = True):
-        """Run the student on LQ (B, 3, h, w) enlarged to (B, 3, H, W)."""
+    def restored(
+        self,
+        lq: Tensor,
+        timesteps: Tensor,
+        *,
+        decode: bool = True,
+        network: OneStepStudent | None = None,
+    ):
+        """Run the student, or another like it, on LQ (B, 3, h, w) enlarged to (B, 3, H, W)."""
         prompts = self.student.prompt_embeddings.embeddings[:1].expand(len(lq), -1, -1)
         with self.autocast():
-            return self.student(lq, timesteps, prompts, decode=decode)
+            return (network or self.student)(lq, timesteps, prompts, decode=decode)
 
     def restored_at(self, lq: Tensor, timestep: int, *, decode: bool = True):
         """Run the student on LQ at their own size, (B, 3, h, w), all at one timestep."""

@@ -57,6 +57,28 @@ CAMERA = {
 }
 """A lens's blur, little noise, good JPEG; and originals that are soft at their full size. From
 sharp ones alone the student learned to sharpen enlarged crops further than their originals."""
+SAVED = {
+    "degradation": DegradationConfig(
+        stages=(
+            StageConfig(
+                blur=BlurConfig(probability=0.0),
+                resize_weights=(0.0, 0.0, 1.0),
+                resize_factor=(1.0, 1.0),
+                gaussian_probability=1.0,
+                gaussian_sigma=(0.0, 0.0),
+                poisson_scale=(0.0, 0.0),
+                gray_probability=0.0,
+                jpeg_quality=(15.0, 75.0),
+            ),
+        ),
+    ),
+    "bicubic_probability": 0.0,
+    "web_probability": 0.0,
+    "min_zoom": 0.5,
+}
+"""A good photograph, shrunk and saved as a JPEG of few bytes: blocks, and no noise to hide them."""
+KINDS = {"usual": USUAL, "camera": CAMERA, "saved": SAVED}
+"""Kinds of samples, in the order of their numbers."""
 PACKED_PX = 384
 _PACKED_QUALITY = 88
 _KIND_KEY = 3
@@ -118,19 +140,22 @@ class HeldOut:
 
 
 class Mixture(Dataset):
-    """Samples of photographs as `USUAL` has them, and of the same ones as `CAMERA` does.
+    """Samples of the same photographs, each degraded as its kind is.
 
     Args:
-        camera_share: Of the latter, in [0, 1].
+        kinds: Samples of each of `KINDS`.
+        shares: Of all, of every kind but the first, each in [0, 1].
     """
 
-    def __init__(self, usual: ListedPhotos, camera: ListedPhotos, camera_share: float) -> None:
-        self.usual, self.camera, self.camera_share = usual, camera, camera_share
+    def __init__(self, kinds: list[ListedPhotos], shares: list[float]) -> None:
+        self.kinds, self.bounds = kinds, np.cumsum(shares)
 
-    def __getitem__(self, index: int) -> Batch:
-        """Make sample `index`, which is of the same kind whenever it is made."""
-        draw = np.random.default_rng([self.usual.seed, index, _KIND_KEY]).random()
-        return (self.camera if draw < self.camera_share else self.usual)[index]
+    def __getitem__(self, index: int) -> tuple[Batch, int]:
+        """Make sample `index`, which is of the same kind whenever it is made, and name its kind."""
+        draw = np.random.default_rng([self.kinds[0].seed, index, _KIND_KEY]).random()
+        kind = int(np.searchsorted(self.bounds, draw, side="right")) + 1
+        kind %= len(self.kinds)
+        return self.kinds[kind][index], kind
 
 
 class Pool:
@@ -140,10 +165,11 @@ class Pool:
     many refreshments: a run that goes on makes it anew.
 
     Args:
-        describe: What is kept of a group: tensors by name, of its HQ and its own size's LQ.
+        describe: What is kept of a group: tensors by name, of its HQ, its own size's LQ and its
+            kinds' numbers.
         decoded: Photographs that are decoded; grows.
         refreshments: How many there have been.
-        camera_share: Of samples as a camera takes them, in [0, 1].
+        shares: Of samples of each kind but the first, in [0, 1], with a sum of at most 1.
     """
 
     def __init__(
@@ -158,22 +184,23 @@ class Pool:
         workers: int,
         seed: int,
         refreshments: int,
-        describe: Callable[[Tensor, Tensor], dict[str, Tensor]],
+        describe: Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]],
         device: torch.device,
-        camera_share: float,
+        shares: list[float],
     ) -> None:
         config = DataConfig(
             "photos", crop_px=crop_px, rotate=True, num_workers=workers, **USUAL
         )  # fmt: skip
         records = leave_out_unusable([PhotoRecord(path) for path in photos], config)
-        usual, camera = (
-            ListedPhotos(records, each, seed * _STAGE_SEED + stage)
-            for each in (config, replace(config, **CAMERA))
-        )
-        usual.cache = camera.cache = decoded
+        kinds = [
+            ListedPhotos(records, replace(config, **facts), seed * _STAGE_SEED + stage)
+            for facts in KINDS.values()
+        ]
+        for kind in kinds:
+            kind.cache = decoded
         if not decoded:
-            usual.preload()
-        dataset = Mixture(usual, camera, camera_share)
+            kinds[0].preload()
+        dataset = Mixture(kinds, shares)
         self.groups = max(1, size // group)
         self.group, self.describe, self.device = group, describe, device
         numbers = numbers_of(group, refreshments * group, 0, 1)
@@ -195,9 +222,9 @@ class Pool:
     @torch.no_grad()
     def refresh(self) -> None:
         """Replace the oldest group."""
-        hq, lq = (pixels.to(self.device) for pixels in next(self.source))
+        hq, lq, kinds = (values.to(self.device) for values in next(self.source))
         first = self.number % self.groups * self.group
-        for name, values in self.describe(hq, lq).items():
+        for name, values in self.describe(hq, lq, kinds).items():
             if name not in self.kept:
                 shape = (self.groups * self.group, *values.shape[1:])
                 self.kept[name] = values.new_empty(shape)
@@ -227,9 +254,11 @@ def to_pixels(images: Tensor) -> Tensor:
     return ((images + 1) * 127.5).round().clamp(0, 255).byte()
 
 
-def _join(samples: list[Batch]) -> tuple[Tensor, Tensor]:
-    """Join samples, their LQ at its own size, as few bytes."""
-    return tuple(to_pixels(torch.cat([getattr(s, name) for s in samples])) for name in ("hq", "lq"))
+def _join(samples: list[tuple[Batch, int]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Join samples, their LQ at its own size, as few bytes; and their kinds."""
+    batches, kinds = zip(*samples, strict=True)
+    hq, lq = (to_pixels(torch.cat([getattr(b, name) for b in batches])) for name in ("hq", "lq"))
+    return hq, lq, torch.tensor(kinds)
 
 
 def _start_worker(_number: int) -> None:

@@ -58,7 +58,7 @@ class Stage:
 
     name: str
     needs: tuple[str, ...]
-    """What samples consist of: hq, lq, features, restored."""
+    """What samples consist of: hq, lq, kinds, features, restored."""
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
@@ -89,9 +89,9 @@ class Stage:
         """Judge by photographs that are held out."""
         raise NotImplementedError
 
-    def describe(self, hq: Tensor, lq: Tensor) -> dict[str, Tensor]:
-        """Return what is needed of uint8 samples."""
-        kept = {"hq": hq, "lq": lq}
+    def describe(self, hq: Tensor, lq: Tensor, kinds: Tensor) -> dict[str, Tensor]:
+        """Return what is needed of uint8 samples and the numbers of their kinds."""
+        kept = {"hq": hq, "lq": lq, "kinds": kinds}
         if "restored" in self.needs or "features" in self.needs:
             with self.setting.restorer_autocast():
                 features = self.setting.restorer.features(to_images(lq))
@@ -351,16 +351,9 @@ class JointStage(Stage):
             blocks=blocks, detail=detail, told=told / len(both),
         )  # fmt: skip
 
-    @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Return distances from the originals, PSNR, detail, the grid and the highest wave."""
-        figures = Figures(self.setting.perceptual)
-        for hq, lq, _, restored in self.setting.judged:
-            results = {"bicubic": upsample_lq(lq, hq.shape[-2:]), "restorer": restored}
-            for t in JUDGED:
-                results[f"t={t}"] = self.setting.restored_at(lq, t).image
-            figures.add(results, hq)
-        return figures.means()
+        return judged_figures(self.setting)
 
     def state_dict(self) -> dict:
         """Return what going on needs."""
@@ -372,5 +365,13 @@ class JointStage(Stage):
         self.adversaries.load_state_dict(state["adversaries"])
 
 
-STAGES = (DecoderStage, FeaturesStage, ImitateStage, JointStage)
-"""In their order."""
+@torch.no_grad()
+def judged_figures(setting: Setting) -> dict[str, float]:
+    """Return what `Figures` has of photographs that are held out."""
+    figures = Figures(setting.perceptual)
+    for hq, lq, _, restored in setting.judged:
+        results = {"bicubic": upsample_lq(lq, hq.shape[-2:]), "restorer": restored}
+        for t in JUDGED:
+            results[f"t={t}"] = setting.restored_at(lq, t).image
+        figures.add(results, hq)
+    return figures.means()

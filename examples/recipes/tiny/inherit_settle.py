@@ -1,0 +1,157 @@
+"""The last stage of `inherit.py`: mend what is wrong without losing what has been learned."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from inherit_losses import block_pattern, detail_error, grid_pattern, wave_error
+from inherit_networks import SCALE, Setting
+from inherit_samples import KINDS, Pool, to_images, to_pixels
+from inherit_stages import GRID, WAVES, Stage, judged_figures
+from torch import Tensor, nn
+
+from tadsr.schedule import NUM_TRAIN_TIMESTEPS
+from tadsr.training.data import upsample_lq
+from tadsr.training.losses import chroma_mse, l1_per_sample, mse_per_sample
+
+FAITHFUL_BELOW = 60
+"""Timesteps of one half of a batch; the other half's are from `_VIVID_FROM` on."""
+_VIVID_FROM = 40
+KEPT_FROM = 100
+"""Timestep from which nothing but `KEPT` and `NEARER` counts; at 0 nothing but errors of pixels."""
+SQUARED, CHROMA = 60.0, 5.0
+DAMPING = {"usual": 0.15, "camera": 0.5, "saved": 0.15}
+"""Weight at timestep 0, as a part of the squared error's, of the squared distance from the enlarged
+LQ image, which holds results back; for all but a camera's pictures from that of a good LQ image,
+or noise and blocks would be held on to as well."""
+KEPT = {"l1": 8.0, "distance": 4.0, "detail": 1.0}
+"""Weights of what keeps pictures as the student drew them when the stage began."""
+NEARER = {"usual": 2.0, "camera": 8.0, "saved": 4.0}
+"""Weight of the perceptual distance from the original beside it."""
+BLOCKS = 4.0
+"""Weight of what is left of JPEG's blocks."""
+_REMEMBERED = 0.95
+
+
+class SettleStage(Stage):
+    """Come nearer to the originals by what has little chance in it, and so by small batches.
+
+    From `KEPT_FROM` on the example is what the student drew when the stage began, of a JPEG what it
+    drew of the same picture before that was saved; no adversary takes part.
+    """
+
+    name = "settle"
+    needs = ("hq", "lq", "kinds")
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        self.start = copy.deepcopy(setting.student).requires_grad_(False)
+        self.excess: Tensor | None = None
+        by_kind = {"damping": DAMPING, "nearer": NEARER}
+        self.weights = {
+            name: torch.tensor([weights[kind] for kind in KINDS], device=setting.device)
+            for name, weights in by_kind.items()
+        }
+
+    def trained(self) -> list[nn.Module]:
+        """Return all."""
+        return [self.setting.student]
+
+    def take(self, pool: Pool, step: int, count: int) -> None:
+        """Put the batch of a step into its place, its faithful half first."""
+        super().take(pool, step, count)
+        rng = np.random.default_rng([self.setting.seed, step, *self.name.encode(), count])
+        half = count // 2
+        timesteps = np.concatenate(
+            [
+                rng.integers(FAITHFUL_BELOW, size=half),
+                rng.integers(_VIVID_FROM, NUM_TRAIN_TIMESTEPS, size=count - half),
+            ]
+        )
+        self.batch["timesteps"].copy_(torch.from_numpy(timesteps))
+
+    def step(self) -> None:
+        """Learn from `batch`."""
+        self._forget_gradients()
+        hq, lq, timesteps = (self.batch[name] for name in ("hq", "lq", "timesteps"))
+        kinds = self.batch["kinds"]
+        of_kind = {name: kinds == number for number, name in enumerate(KINDS)}
+        image = self.setting.restored(lq, timesteps).image
+        good = good_input(hq)
+        kept = (timesteps / KEPT_FROM).clamp(0, 1)
+
+        mse = mse_per_sample(image, hq)
+        held_back = mse_per_sample(image, _chosen(of_kind["camera"], lq, good))
+        damping = self.weights["damping"][kinds] * (1 - kept)
+        faithful = SQUARED * (mse + damping * held_back) + CHROMA * chroma_mse(image, hq)
+        pattern = (grid_pattern(image) - grid_pattern(hq)).relu()
+        waves = wave_error(image, hq)
+        loss = ((1 - kept) * faithful + GRID * pattern.square()).mean() + WAVES * waves
+
+        half = len(hq) // 2
+        with torch.no_grad():
+            source = _chosen(of_kind["saved"], good, lq)[half:]
+            example = self.setting.restored(source, timesteps[half:], network=self.start).image
+            example = example.clamp(-1, 1)
+        vivid, parts = self._vivid(image[half:], example, hq[half:], kinds[half:])
+        loss = loss + (kept[half:] * vivid).sum() / len(hq)
+
+        saved = of_kind["saved"].float().view(-1, 1, 1)
+        excess = ((block_pattern(image) - block_pattern(hq)) * saved).sum(0)
+        if self.excess is None:
+            self.excess = torch.zeros_like(excess, requires_grad=False)
+        found = excess.detach() / saved.sum().clamp(min=1)
+        self.excess.lerp_(found, (1 - _REMEMBERED) * saved.amax())
+        # Of a single picture chance decides; what many have had decides what has to go.
+        loss = loss + BLOCKS * (self.excess.relu() * excess).sum() / len(hq)
+        loss.backward()
+        self._learn()
+        self._note(mse=mse[:half], pattern=pattern, waves=waves, blocks=self.excess.amax(), **parts)
+
+    def _vivid(
+        self, image: Tensor, example: Tensor, hq: Tensor, kinds: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return what is asked of the half at large timesteps, (B,), and its parts."""
+        perceptual = self.setting.perceptual
+        with torch.no_grad():
+            wanted, original = (
+                perceptual.features(self._shifted(images)) for images in (example, hq)
+            )
+        found = perceptual.features(self._shifted(image))
+        other, distance = (perceptual.compare(found, f) for f in (wanted, original))
+        l1 = l1_per_sample(image, example)
+        detail = detail_error(image, hq, example)
+        kept = KEPT["l1"] * l1 + KEPT["distance"] * other + KEPT["detail"] * detail
+        parts = {"distance": distance, "other": other, "l1": l1, "detail": detail}
+        return kept + self.weights["nearer"][kinds] * distance, parts
+
+    def evaluate(self) -> dict[str, float]:
+        """Return distances from the originals, PSNR, detail, the grid and the highest wave."""
+        return judged_figures(self.setting)
+
+    def state_dict(self) -> dict:
+        """Return what going on needs."""
+        own = {"start": self.start.state_dict(), "excess": self.excess}
+        return super().state_dict() | own
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from there."""
+        super().load_state_dict(state)
+        self.start.load_state_dict(state["start"])
+        self.excess = state["excess"]
+        if self.excess is not None:
+            self.excess = self.excess.to(self.setting.device)
+
+
+def good_input(hq: Tensor) -> Tensor:
+    """Shrink originals (B, 3, H, W), do no other harm to them, and enlarge them again."""
+    small = F.interpolate(hq, scale_factor=1 / SCALE, mode="bicubic", antialias=True)
+    return upsample_lq(to_images(to_pixels(small)), list(hq.shape[-2:]))
+
+
+def _chosen(is_first: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """Return images (B, 3, H, W) of the first batch where it is to be, (B,), else the second."""
+    return torch.where(is_first.view(-1, 1, 1, 1), first, second)
