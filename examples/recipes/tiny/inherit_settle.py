@@ -21,7 +21,8 @@ FAITHFUL_BELOW = 60
 """Timesteps of one half of a batch; the other half's are from `_VIVID_FROM` on."""
 _VIVID_FROM = 40
 KEPT_FROM = 100
-"""Timestep from which nothing but `KEPT` and `NEARER` counts; at 0 nothing but errors of pixels."""
+"""Timestep from which nothing but `KEPT` and `NEARER` counts, apart from what no picture may have;
+at 0 errors of pixels alone do."""
 SQUARED, CHROMA = 60.0, 5.0
 DAMPING = {"usual": 0.15, "camera": 0.5, "saved": 0.15}
 """Weight at timestep 0, as a part of the squared error's, of the squared distance from the enlarged
@@ -91,13 +92,13 @@ class SettleStage(Stage):
         waves = wave_error(image, hq)
         loss = ((1 - kept) * faithful + GRID * pattern.square()).mean() + WAVES * waves
 
-        half = len(hq) // 2
         with torch.no_grad():
-            source = _chosen(of_kind["saved"], good, lq)[half:]
-            example = self.setting.restored(source, timesteps[half:], network=self.start).image
+            source = _chosen(of_kind["saved"], good, lq)
+            example = self.setting.restored(source, timesteps, network=self.start).image
             example = example.clamp(-1, 1)
-        vivid, parts = self._vivid(image[half:], example, hq[half:], kinds[half:])
-        loss = loss + (kept[half:] * vivid).sum() / len(hq)
+        vivid, parts = self._vivid(image, example, hq, kinds)
+        # Below `KEPT_FROM` in part, of the faithful half as well.
+        loss = loss + (kept * vivid).mean()
 
         saved = of_kind["saved"].float().view(-1, 1, 1)
         excess = ((block_pattern(image) - block_pattern(hq)) * saved).sum(0)
@@ -109,12 +110,12 @@ class SettleStage(Stage):
         loss = loss + BLOCKS * (self.excess.relu() * excess).sum() / len(hq)
         loss.backward()
         self._learn()
-        self._note(mse=mse[:half], pattern=pattern, waves=waves, blocks=self.excess.amax(), **parts)
+        self._note(mse=mse, pattern=pattern, waves=waves, blocks=self.excess.amax(), **parts)
 
     def _vivid(
         self, image: Tensor, example: Tensor, hq: Tensor, kinds: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return what is asked of the half at large timesteps, (B,), and its parts."""
+        """Return what is asked at large timesteps, (B,), and its parts."""
         perceptual = self.setting.perceptual
         with torch.no_grad():
             wanted, original = (
