@@ -217,13 +217,6 @@ def test_settling_remembers_how_much_of_the_blocks_is_left_of_jpegs(settling):
     assert settling.excess.ne(0).all()
 
 
-def test_half_of_a_settling_batch_is_faithful(settling):
-    settling.take(SimpleNamespace(draw=lambda rng, count: {}), 0, 4)
-    first, second = settling.batch["timesteps"].chunk(2)
-    assert first.max() < importlib.import_module("inherit_settle").FAITHFUL_BELOW
-    assert second.min() > 0
-
-
 def test_networks_alone_go_on_with_new_optimizers(train, tmp_path):
     limits = {"decoder": 0, "features": 0, "imitate": 0, "settle": 0}
     train(tmp_path, "--seconds", 0, **limits)

@@ -48,7 +48,7 @@ from tadsr.training.optimization import WeightAverage
 STAGES = (DecoderStage, FeaturesStage, ImitateStage, JointStage, SettleStage)
 """In their order."""
 LIMITS = {
-    "decoder": "700s", "features": "500s", "imitate": "1500s", "joint": "3000s", "settle": "0",
+    "decoder": "700s", "features": "500s", "imitate": "1500s", "joint": "3000s", "settle": "3000s",
 }  # fmt: skip
 RATES = {"decoder": 1e-2, "features": 6e-3, "imitate": 4e-3, "joint": 2e-3, "settle": 7e-5}
 WARMUP_STEPS = 20
@@ -212,7 +212,7 @@ class Run:
             size=args.pool,
             group=args.group, workers=args.workers, seed=args.seed,
             refreshments=self.step // refresh_every, describe=stage.describe,
-            device=self.device, shares=[args.camera_share, args.saved_share],
+            device=self.device, shares=[args.camera_share, self.of_stage(args.saved_share)],
         )  # fmt: skip
         if not self.setting.whitening and "features" in pool.kept:
             self.setting.measure_features(pool.kept["features"])
@@ -258,7 +258,7 @@ class Run:
         self.save(stage, average)
         return is_over
 
-    def of_stage(self, numbers: list[int]) -> int:
+    def of_stage(self, numbers: list[float]) -> float:
         """Return what an option says about the stage at hand."""
         return numbers[min(self.stage_number, len(numbers) - 1)]
 
@@ -323,7 +323,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     few = f"of samples at timesteps below {FAITHFUL_BELOW}, beside those there by chance"
     add("--faithful-share", type=float, default=0.0, help=few)
     add("--camera-share", type=float, default=0.3, help="of samples as a camera takes them")
-    add("--saved-share", type=float, default=0.0, help="of samples that are JPEGs and no worse")
+    saved = "of samples that are JPEGs and no worse, of all stages or of each"
+    add("--saved-share", type=float, nargs="+", default=[0.0, 0.0, 0.0, 0.0, 0.25], help=saved)
     add("--held-out", type=int, default=20)
     add("--held-out-px", type=int, default=256)
     add("--every", type=int, default=200, help="steps between reports and checkpoints")

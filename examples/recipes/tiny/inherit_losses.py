@@ -43,6 +43,9 @@ _UNSEEN_DETAIL = 1e-5
 """Power of a wave, of images in [-1, 1], below which surfaces count as smooth."""
 _JPEG_BLOCK_PX = 32
 """Of a block of 8 px after enlarging."""
+BLOCK_PATTERN = (2, _JPEG_BLOCK_PX // 2 - 1)
+"""Shape of an image's `block_pattern`: rows and columns, and the frequencies between a block's own
+and the highest."""
 _GRID_PX = 4
 _BLOCKS = 15
 """Blocks of the grid along a window's side."""

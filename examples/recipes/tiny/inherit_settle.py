@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import copy
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from inherit_losses import block_pattern, detail_error, grid_pattern, wave_error
+from inherit_losses import BLOCK_PATTERN, block_pattern, detail_error, grid_pattern, wave_error
 from inherit_networks import SCALE, Setting
-from inherit_samples import KINDS, Pool, to_images, to_pixels
+from inherit_samples import KINDS, to_images, to_pixels
 from inherit_stages import GRID, WAVES, Stage, judged_figures
 from torch import Tensor, nn
 
-from tadsr.schedule import NUM_TRAIN_TIMESTEPS
+from tadsr.images import resize_bicubic
 from tadsr.training.data import upsample_lq
 from tadsr.training.losses import chroma_mse, l1_per_sample, mse_per_sample
 
-FAITHFUL_BELOW = 60
-"""Timesteps of one half of a batch; the other half's are from `_VIVID_FROM` on."""
-_VIVID_FROM = 40
 KEPT_FROM = 100
 """Timestep from which nothing but `KEPT` and `NEARER` counts, apart from what no picture may have;
 at 0 errors of pixels alone do."""
 SQUARED, CHROMA = 60.0, 5.0
+"""Weights of the errors of pixels, which end at `KEPT_FROM`."""
 DAMPING = {"usual": 0.15, "camera": 0.5, "saved": 0.15}
 """Weight at timestep 0, as a part of the squared error's, of the squared distance from the enlarged
 LQ image, which holds results back; for all but a camera's pictures from that of a good LQ image,
@@ -35,6 +31,7 @@ NEARER = {"usual": 2.0, "camera": 8.0, "saved": 4.0}
 BLOCKS = 4.0
 """Weight of what is left of JPEG's blocks."""
 _REMEMBERED = 0.95
+"""Share of the mean of what is left of them that a step leaves as it was."""
 
 
 class SettleStage(Stage):
@@ -50,7 +47,7 @@ class SettleStage(Stage):
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         self.start = copy.deepcopy(setting.student).requires_grad_(False)
-        self.excess: Tensor | None = None
+        self.excess = torch.zeros(BLOCK_PATTERN, device=setting.device)
         by_kind = {"damping": DAMPING, "nearer": NEARER}
         self.weights = {
             name: torch.tensor([weights[kind] for kind in KINDS], device=setting.device)
@@ -60,19 +57,6 @@ class SettleStage(Stage):
     def trained(self) -> list[nn.Module]:
         """Return all."""
         return [self.setting.student]
-
-    def take(self, pool: Pool, step: int, count: int) -> None:
-        """Put the batch of a step into its place, its faithful half first."""
-        super().take(pool, step, count)
-        rng = np.random.default_rng([self.setting.seed, step, *self.name.encode(), count])
-        half = count // 2
-        timesteps = np.concatenate(
-            [
-                rng.integers(FAITHFUL_BELOW, size=half),
-                rng.integers(_VIVID_FROM, NUM_TRAIN_TIMESTEPS, size=count - half),
-            ]
-        )
-        self.batch["timesteps"].copy_(torch.from_numpy(timesteps))
 
     def step(self) -> None:
         """Learn from `batch`."""
@@ -97,13 +81,10 @@ class SettleStage(Stage):
             example = self.setting.restored(source, timesteps, network=self.start).image
             example = example.clamp(-1, 1)
         vivid, parts = self._vivid(image, example, hq, kinds)
-        # Below `KEPT_FROM` in part, of the faithful half as well.
         loss = loss + (kept * vivid).mean()
 
         saved = of_kind["saved"].float().view(-1, 1, 1)
         excess = ((block_pattern(image) - block_pattern(hq)) * saved).sum(0)
-        if self.excess is None:
-            self.excess = torch.zeros_like(excess, requires_grad=False)
         found = excess.detach() / saved.sum().clamp(min=1)
         self.excess.lerp_(found, (1 - _REMEMBERED) * saved.amax())
         # Of a single picture chance decides; what many have had decides what has to go.
@@ -115,7 +96,14 @@ class SettleStage(Stage):
     def _vivid(
         self, image: Tensor, example: Tensor, hq: Tensor, kinds: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return what is asked at large timesteps, (B,), and its parts."""
+        """Return what is asked at large timesteps, and its parts, each (B,).
+
+        Args:
+            image: Of the student, (B, 3, H, W) in [-1, 1].
+            example: What it is to stay near, of the same shape.
+            hq: Originals, of the same shape.
+            kinds: Numbers of the samples' kinds, (B,).
+        """
         perceptual = self.setting.perceptual
         with torch.no_grad():
             wanted, original = (
@@ -142,15 +130,14 @@ class SettleStage(Stage):
         """Go on from there."""
         super().load_state_dict(state)
         self.start.load_state_dict(state["start"])
-        self.excess = state["excess"]
-        if self.excess is not None:
-            self.excess = self.excess.to(self.setting.device)
+        self.excess.copy_(state["excess"])
 
 
 def good_input(hq: Tensor) -> Tensor:
-    """Shrink originals (B, 3, H, W), do no other harm to them, and enlarge them again."""
-    small = F.interpolate(hq, scale_factor=1 / SCALE, mode="bicubic", antialias=True)
-    return upsample_lq(to_images(to_pixels(small)), list(hq.shape[-2:]))
+    """Shrink originals (B, 3, H, W) in [-1, 1], do no other harm, and enlarge them again."""
+    height, width = hq.shape[-2:]
+    small = resize_bicubic(hq, (height // SCALE, width // SCALE))
+    return upsample_lq(to_images(to_pixels(small)), (height, width))
 
 
 def _chosen(is_first: Tensor, first: Tensor, second: Tensor) -> Tensor:
