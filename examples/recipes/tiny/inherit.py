@@ -23,11 +23,11 @@ import argparse
 import json
 import math
 import time
-import traceback
 from pathlib import Path
 
 import torch
 from inherit_networks import Restorer, Setting, build_student
+from inherit_recording import Repeated
 from inherit_samples import HeldOut, Pool, pack_photos, split_photos
 from inherit_settle import SettleStage
 from inherit_stages import (
@@ -53,8 +53,6 @@ LIMITS = {
 RATES = {"decoder": 1e-2, "features": 6e-3, "imitate": 4e-3, "joint": 2e-3, "settle": 7e-5}
 WARMUP_STEPS = 20
 FINAL_FRACTION = 0.05
-GRAPH_AFTER = 3
-"""Steps before one is recorded as a CUDA graph, which are done on a stream of their own."""
 NETWORKS, STATE = "networks.safetensors", "state.pt"
 FACTS = {"default_process_size": 64, "default_timestep": 500, "license": "apache-2.0"}
 """What the model says of itself."""
@@ -70,51 +68,6 @@ class Limit:
     def done(self, steps: int, seconds: float) -> float:
         """Return which share of it is over."""
         return (seconds if self.is_time else steps) / self.amount if self.amount else 1.0
-
-
-class Repeated:
-    """Run a step that reads and writes tensors in their places; on CUDA, replay a recording.
-
-    Args:
-        step: Must leave gradients where a first backward pass puts them, and wait for nothing.
-    """
-
-    def __init__(self, step, *, is_recorded: bool) -> None:
-        self.step, self.is_recorded = step, is_recorded
-        self.count = 0
-        self.graph: torch.cuda.CUDAGraph | None = None
-
-    def __call__(self) -> None:
-        """Do one step."""
-        self.count += 1
-        if not self.is_recorded:
-            self.step()
-        elif self.count <= GRAPH_AFTER:
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                self.step()
-            torch.cuda.current_stream().wait_stream(stream)
-        else:
-            if self.graph is None:
-                self.graph = self.record()
-            if self.graph is None:
-                self.step()
-            else:
-                self.graph.replay()
-
-    def record(self) -> torch.cuda.CUDAGraph | None:
-        """Record a step, or say why it cannot be."""
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph):
-                self.step()
-        except RuntimeError as error:
-            traceback.print_exception(error)
-            print("a step cannot be recorded; going on without", flush=True)
-            self.is_recorded = False
-            return None
-        return graph
 
 
 class Run:

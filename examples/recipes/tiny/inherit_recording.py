@@ -1,0 +1,55 @@
+"""What a GPU replays, since to start its many small parts would take longer than they do."""
+
+from __future__ import annotations
+
+import traceback
+
+import torch
+
+GRAPH_AFTER = 3
+"""Steps before one is recorded as a CUDA graph, which are done on a stream of their own."""
+
+
+class Repeated:
+    """Run a step that reads and writes tensors in their places; on CUDA, replay a recording.
+
+    Args:
+        step: Must leave gradients where a first backward pass puts them, and wait for nothing.
+    """
+
+    def __init__(self, step, *, is_recorded: bool) -> None:
+        self.step, self.is_recorded = step, is_recorded
+        self.count = 0
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self) -> None:
+        """Do one step."""
+        self.count += 1
+        if not self.is_recorded:
+            self.step()
+        elif self.count <= GRAPH_AFTER:
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                self.step()
+            torch.cuda.current_stream().wait_stream(stream)
+        else:
+            if self.graph is None:
+                self.graph = self.record()
+            if self.graph is None:
+                self.step()
+            else:
+                self.graph.replay()
+
+    def record(self) -> torch.cuda.CUDAGraph | None:
+        """Record a step, or say why it cannot be."""
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                self.step()
+        except RuntimeError as error:
+            traceback.print_exception(error)
+            print("a step cannot be recorded; going on without", flush=True)
+            self.is_recorded = False
+            return None
+        return graph
