@@ -351,6 +351,21 @@ def test_the_restorer_is_followed_only_where_it_is_closer(inherit):
     assert weights[1] > 1
 
 
+def test_pictures_are_chosen_one_by_one(inherit):
+    chosen = importlib.import_module("inherit_samples").chosen
+    first, second = torch.zeros(2, 3, 4, 4), torch.ones(2, 3, 4, 4)
+    assert chosen(torch.tensor([True, False]), first, second).mean((1, 2, 3)).tolist() == [0, 1]
+
+
+def test_what_is_replayed_depends_on_its_argument_alone(inherit):
+    recording = importlib.import_module("inherit_recording")
+    double = recording.Replayed(lambda x: x * 2, is_recorded=False)
+    argument = torch.ones(2)
+    assert double(argument).tolist() == [2, 2]
+    assert double(argument + 1).tolist() == [4, 4]
+    assert argument.tolist() == [1, 1]
+
+
 def test_the_restorer_takes_the_released_names_and_draws_four_times_the_size(inherit, restorer):
     network = importlib.import_module("inherit_networks").Restorer(restorer)
     image = network.draw(network.features(torch.rand(1, 3, 6, 5) * 2 - 1))
@@ -396,6 +411,8 @@ def test_a_step_waits_for_no_number(number, inherit, networks, restorer, squeeze
         "rows": inside, "columns": inside,
     }  # fmt: skip
     stage.step()
+    if stage.name == "joint":  # adversaries count for little until they know something
+        assert stage.trust == pytest.approx(1 / stages.ADVERSARIES_STEPS)
     before = {name: values.data_ptr() for name, values in stage.figures.items()}
     with Watch():
         stage.step()

@@ -82,7 +82,7 @@ class Restorer(nn.Module):
 
     def features(self, lq: Tensor) -> Tensor:
         """Return what it knows of LQ images (B, 3, h, w) in [-1, 1], (B, C, h, w)."""
-        first = self.conv_first(lq / 2 + 0.5)
+        first = self.conv_first((lq / 2 + 0.5).to(self.conv_first.weight.dtype))
         return first + self.conv_body(self.body(first))
 
     def draw(self, features: Tensor) -> Tensor:
@@ -148,6 +148,8 @@ class Setting:
     seed: int
     faithful_share: float = 0.0
     """Of samples, beside those that fall there by chance, with a timestep near 0."""
+    is_recorded: bool = False
+    """Whether steps are recorded as CUDA graphs."""
     whitening: list[Tensor] = field(default_factory=list)
     """Mean and standard deviation of the restorer's features, each (1, C, 1, 1); none at first."""
 
@@ -158,9 +160,8 @@ class Setting:
         return torch.autocast(self.device.type, self.precision)
 
     def restorer_autocast(self) -> AbstractContextManager:
-        """Compute as the restorer does: in half precision on a GPU."""
-        is_cuda = self.device.type == "cuda"
-        return torch.autocast("cuda", torch.float16) if is_cuda else self.autocast()
+        """Compute as the restorer does: in the precision of its weights on a GPU."""
+        return nullcontext() if self.device.type == "cuda" else self.autocast()
 
     @cached_property
     @torch.no_grad()

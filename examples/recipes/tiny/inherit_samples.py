@@ -79,8 +79,8 @@ SAVED = {
 """A good photograph, shrunk and saved as a JPEG of few bytes: blocks, and no noise to hide them."""
 KINDS = {"usual": USUAL, "camera": CAMERA, "saved": SAVED}
 """Kinds of samples, in the order of their numbers."""
-PACKED_PX = 384
-_PACKED_QUALITY = 88
+PACKED_PX = 512
+_PACKED_QUALITY = 84
 _KIND_KEY = 3
 """Keeps the kind of a sample apart from other numbers drawn for it."""
 _STAGE_SEED = 1_000_003
@@ -252,6 +252,11 @@ def to_images(pixels: Tensor) -> Tensor:
 def to_pixels(images: Tensor) -> Tensor:
     """Turn images in [-1, 1] into uint8."""
     return ((images + 1) * 127.5).round().clamp(0, 255).byte()
+
+
+def chosen(is_first: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """Return images (B, C, H, W) of the first batch where it is to be, (B,), else the second."""
+    return torch.where(is_first.view(-1, 1, 1, 1), first, second)
 
 
 def _join(samples: list[tuple[Batch, int]]) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,7 +7,7 @@ import copy
 import torch
 from inherit_losses import BLOCK_PATTERN, block_pattern, detail_error, grid_pattern, wave_error
 from inherit_networks import SCALE, Setting
-from inherit_samples import KINDS, to_images, to_pixels
+from inherit_samples import KINDS, chosen, to_images, to_pixels
 from inherit_stages import GRID, WAVES, Stage, judged_figures
 from torch import Tensor, nn
 
@@ -26,7 +26,7 @@ LQ image, which holds results back; for all but a camera's pictures from that of
 or noise and blocks would be held on to as well."""
 KEPT = {"l1": 8.0, "distance": 4.0, "detail": 1.0}
 """Weights of what keeps pictures as the student drew them when the stage began."""
-NEARER = {"usual": 2.0, "camera": 8.0, "saved": 4.0}
+NEARER = {"usual": 3.0, "camera": 8.0, "saved": 4.0}
 """Weight of the perceptual distance from the original beside it."""
 BLOCKS = 4.0
 """Weight of what is left of JPEG's blocks."""
@@ -69,7 +69,7 @@ class SettleStage(Stage):
         kept = (timesteps / KEPT_FROM).clamp(0, 1)
 
         mse = mse_per_sample(image, hq)
-        held_back = mse_per_sample(image, _chosen(of_kind["camera"], lq, good))
+        held_back = mse_per_sample(image, chosen(of_kind["camera"], lq, good))
         damping = self.weights["damping"][kinds] * (1 - kept)
         faithful = SQUARED * (mse + damping * held_back) + CHROMA * chroma_mse(image, hq)
         pattern = (grid_pattern(image) - grid_pattern(hq)).relu()
@@ -77,7 +77,7 @@ class SettleStage(Stage):
         loss = ((1 - kept) * faithful + GRID * pattern.square()).mean() + WAVES * waves
 
         with torch.no_grad():
-            source = _chosen(of_kind["saved"], good, lq)
+            source = chosen(of_kind["saved"], good, lq)
             example = self.setting.restored(source, timesteps, network=self.start).image
             example = example.clamp(-1, 1)
         vivid, parts = self._vivid(image, example, hq, kinds)
@@ -138,8 +138,3 @@ def good_input(hq: Tensor) -> Tensor:
     height, width = hq.shape[-2:]
     small = resize_bicubic(hq, (height // SCALE, width // SCALE))
     return upsample_lq(to_images(to_pixels(small)), (height, width))
-
-
-def _chosen(is_first: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """Return images (B, 3, H, W) of the first batch where it is to be, (B,), else the second."""
-    return torch.where(is_first.view(-1, 1, 1, 1), first, second)

@@ -17,7 +17,8 @@ from inherit_losses import (
     wave_error,
 )
 from inherit_networks import SCALE, Adversaries, Setting
-from inherit_samples import Pool, to_images, to_pixels
+from inherit_recording import Replayed
+from inherit_samples import Pool, chosen, to_images, to_pixels
 from torch import Tensor, nn
 
 from tadsr.schedule import NUM_TRAIN_TIMESTEPS
@@ -42,9 +43,11 @@ IMITATED = {"l1": 1.0, "distance": 0.5, "features": 0.02}
 """Weights of what keeps pictures near the restorer's."""
 PERCEPTUAL = TimestepRamp(0.005, 8.0, 0.75)
 ADVERSARIES = TimestepRamp(0.0, 1.0)
-ADVERSARIES_SHARE = 0.05
-"""Length of their gradient as a part of the perceptual distance's; a quarter undid in 20 steps what
-the networks knew."""
+ADVERSARIES_SHARE = 0.1
+"""Length of their gradient as a part of the perceptual distance's, once they know something; a
+quarter, by untrained ones, undid in 20 steps what the networks knew."""
+ADVERSARIES_STEPS = 300
+"""Until the share is full."""
 ADVERSARIES_RATE = 4e-4
 GRID = 0.1
 """Weight of what repeats with the latents' grid more than it does in the originals."""
@@ -72,6 +75,7 @@ class Stage:
         kernels = [p for n, p in named if is_kernel(n, p)]
         others = [p for n, p in named if not is_kernel(n, p)]
         self.parameters = kernels + others
+        self.taught = Replayed(self._teach, is_recorded=setting.is_recorded)
         self.optimizers = [
             (Muon(kernels, self._rate(rate)), rate),
             self._adamw(others, ADAMW_SHARE * rate, weight_decay=0.0),
@@ -93,12 +97,17 @@ class Stage:
         """Return what is needed of uint8 samples and the numbers of their kinds."""
         kept = {"hq": hq, "lq": lq, "kinds": kinds}
         if "restored" in self.needs or "features" in self.needs:
-            with self.setting.restorer_autocast():
-                features = self.setting.restorer.features(to_images(lq))
-                kept["features"] = features.to(torch.float16)
-                if "restored" in self.needs:
-                    kept["restored"] = to_pixels(self.setting.restorer.draw(features))
+            kept |= self.taught(lq)
         return {name: kept[name] for name in self.needs}
+
+    def _teach(self, lq: Tensor) -> dict[str, Tensor]:
+        """Return what the restorer makes of uint8 LQ images."""
+        with self.setting.restorer_autocast():
+            features = self.setting.restorer.features(to_images(lq))
+            made = {"features": features.to(torch.float16)}
+            if "restored" in self.needs:
+                made["restored"] = to_pixels(self.setting.restorer.draw(features))
+        return made
 
     def take(self, pool: Pool, step: int, count: int) -> None:
         """Put the batch of a step into its place."""
@@ -292,6 +301,8 @@ class JointStage(Stage):
         self.optimizers.append(
             self._adamw(self.adversaries.parameters(), ADVERSARIES_RATE, betas=(0.5, 0.99))
         )
+        self.trust = torch.zeros((), device=setting.device)
+        """How much of their share the adversaries have, in [0, 1]."""
 
     def trained(self) -> list[nn.Module]:
         """Return all."""
@@ -325,6 +336,11 @@ class JointStage(Stage):
         pixels = pixels + imitation * IMITATED["l1"] * l1 + DETAIL.at(timesteps) * detail
         vivid = PERCEPTUAL.at(timesteps) * distance + imitation * IMITATED["distance"] * other
         share = ADVERSARIES.at(timesteps)
+        # What an adversary takes for good is the better of both: of originals alone it would ask
+        # for texture that cannot be known.
+        is_closer = theirs < distance
+        example = chosen(is_closer, restored, original)
+        exemplary = [chosen(is_closer, *pair) for pair in zip(imitated, wanted, strict=True)]
         self.adversaries.requires_grad_(False).eval()
         scores = self.adversaries(shifted, found)
         fooled = sum(
@@ -335,13 +351,15 @@ class JointStage(Stage):
             torch.autograd.grad(loss, leaf, retain_graph=True)[0]
             for loss in (pixels.mean() + WAVES * waves, vivid.mean(), (share * fooled).mean())
         )
-        length = ADVERSARIES_SHARE * by_distance.norm() / (by_adversaries.norm() + 1e-12)
+        self.trust.add_(1 / ADVERSARIES_STEPS).clamp_(max=1)
+        length = self.trust * ADVERSARIES_SHARE * by_distance.norm()
+        length = length / (by_adversaries.norm() + 1e-12)
         image.backward(by_pixels + by_distance + length * by_adversaries)
         self._learn()
         self.adversaries.requires_grad_(True).train()
         # One pass over both, or its normalisation would step twice.
-        features = [torch.cat(pair).detach() for pair in zip(wanted, found, strict=True)]
-        both = self.adversaries(torch.cat([original, shifted.detach()]), features)
+        features = [torch.cat(pair).detach() for pair in zip(exemplary, found, strict=True)]
+        both = self.adversaries(torch.cat([example, shifted.detach()]), features)
         told = sum(discriminator_loss(*scores.chunk(2)) for scores in both)
         (share * told).mean().backward()
         self.optimizers[2][0].step()
@@ -357,12 +375,14 @@ class JointStage(Stage):
 
     def state_dict(self) -> dict:
         """Return what going on needs."""
-        return super().state_dict() | {"adversaries": self.adversaries.state_dict()}
+        own = {"adversaries": self.adversaries.state_dict(), "trust": self.trust}
+        return super().state_dict() | own
 
     def load_state_dict(self, state: dict) -> None:
         """Go on from there."""
         super().load_state_dict(state)
         self.adversaries.load_state_dict(state["adversaries"])
+        self.trust.copy_(state["trust"])
 
 
 @torch.no_grad()
