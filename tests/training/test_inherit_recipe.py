@@ -346,7 +346,7 @@ def test_no_more_detail_is_asked_for_than_the_original_has(inherit):
 def test_the_restorer_is_followed_only_where_it_is_closer(inherit):
     imitation = importlib.import_module("inherit_losses").imitation_weight
     timesteps = torch.tensor([0, 999, 999])
-    weights = imitation(timesteps, torch.tensor([0.5] * 3), torch.tensor([0.4, 0.4, 0.6]))
+    weights = imitation(timesteps, torch.tensor([True, True, False]))
     assert weights.tolist()[::2] == [0, 0]
     assert weights[1] > 1
 
@@ -355,6 +355,36 @@ def test_pictures_are_chosen_one_by_one(inherit):
     chosen = importlib.import_module("inherit_samples").chosen
     first, second = torch.zeros(2, 3, 4, 4), torch.ones(2, 3, 4, 4)
     assert chosen(torch.tensor([True, False]), first, second).mean((1, 2, 3)).tolist() == [0, 1]
+
+
+def test_adversaries_are_shown_the_closer_picture_and_count_for_little_at_first(
+    inherit, networks, squeezenet
+):
+    stages = importlib.import_module("inherit_stages")
+    parts = importlib.import_module("inherit_networks")
+    setting = parts.Setting(
+        parts.build_student(networks, 0)[1], None, SqueezeNetDistance(squeezenet), None,
+        torch.device("cpu"), None, dict.fromkeys(STEPS, 1e-3), 0,
+    )  # fmt: skip
+    with torch.no_grad():
+        setting.student.vae.decoder.conv_out.weight.mul_(1e-4)  # it draws the second original
+    stage = stages.JointStage(setting)
+    hq = torch.stack([torch.linspace(-1, 1, 64), torch.zeros(64)])
+    hq = hq.view(2, 1, 1, 64).expand(2, 3, 64, 64).clone()
+    noise = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    restored = hq + noise * torch.tensor([0.001, 1.0]).view(-1, 1, 1, 1)
+    inside = torch.arange(64 - stages.SHIFT_PX)
+    stage.batch = {
+        "hq": hq, "lq": hq, "restored": restored, "timesteps": torch.tensor([900, 900]),
+        "rows": inside, "columns": inside,
+    }  # fmt: skip
+    shown = []
+    stage.adversaries.pixels.register_forward_pre_hook(lambda _, inputs: shown.append(inputs[0]))
+    stage.step()
+    good = shown[-1][:2]  # of the pass that the adversaries learn from; the student's follow
+    assert torch.equal(good[0], restored[0, :, :57, :57])
+    assert torch.equal(good[1], hq[1, :, :57, :57])
+    assert stage.adversaries.trust == pytest.approx(1 / stages.ADVERSARIES_STEPS)
 
 
 def test_what_is_replayed_depends_on_its_argument_alone(inherit):
@@ -411,8 +441,6 @@ def test_a_step_waits_for_no_number(number, inherit, networks, restorer, squeeze
         "rows": inside, "columns": inside,
     }  # fmt: skip
     stage.step()
-    if stage.name == "joint":  # adversaries count for little until they know something
-        assert stage.trust == pytest.approx(1 / stages.ADVERSARIES_STEPS)
     before = {name: values.data_ptr() for name, values in stage.figures.items()}
     with Watch():
         stage.step()

@@ -84,6 +84,7 @@ class Run:
         self.clock = time.perf_counter if self.is_cuda else time.process_time
         self.end = time.perf_counter() + args.seconds
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cudnn.benchmark_limit = CANDIDATES
         self.checkpoint, student = build_student(args.networks, args.seed)
         restorer = Restorer(args.restorer).to(self.device, memory_format=torch.channels_last)
         if self.is_cuda:
@@ -163,7 +164,6 @@ class Run:
         args, limit = self.args, Limit(getattr(self.args, stage.name))
         started = self.clock()
         torch.backends.cudnn.benchmark = stage.name in ("joint", "settle")
-        torch.backends.cudnn.benchmark_limit = CANDIDATES
         refresh_every = self.of_stage(args.refresh_every)
         pool = Pool(
             self.photos, self.decoded, stage=self.stage_number, crop_px=self.of_stage(args.crop_px),

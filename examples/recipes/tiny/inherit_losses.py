@@ -63,18 +63,17 @@ def faithful_error(image: Tensor, hq: Tensor, lq: Tensor, timesteps: Tensor) -> 
     return error + damping * FAITHFUL["mse"][0].at(timesteps) * mse_per_sample(image, lq)
 
 
-def imitation_weight(timesteps: Tensor, distance: Tensor, theirs: Tensor) -> Tensor:
+def imitation_weight(timesteps: Tensor, is_closer: Tensor) -> Tensor:
     """Return how much pictures are to be like the restorer's: not where that knows no better.
 
     Args:
         timesteps: (B,).
-        distance: Of pictures from the originals, (B,).
-        theirs: Of the restorer's pictures from them, (B,).
+        is_closer: Whether the restorer's picture is closer to the original, (B,).
 
     Returns:
         (B,), 0 where the restorer is no closer.
     """
-    return IMITATION.at(timesteps) * (theirs < distance)
+    return IMITATION.at(timesteps) * is_closer
 
 
 def grid_pattern(images: Tensor) -> Tensor:

@@ -223,6 +223,8 @@ class Adversaries(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.pixels = PatchDiscriminator()
+        # How much of their share they have, in [0, 1]; it goes where they go.
+        self.register_buffer("trust", torch.zeros(()))
         self.heads = nn.ModuleList(
             nn.Sequential(
                 spectral_norm(nn.Conv2d(channels, 64, 1)),

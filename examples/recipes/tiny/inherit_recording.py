@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import Tensor
 
 GRAPH_AFTER = 3
 """Steps before one is recorded as a CUDA graph, which are done on a stream of their own."""
@@ -17,7 +20,7 @@ class Repeated:
         step: Must leave gradients where a first backward pass puts them, and wait for nothing.
     """
 
-    def __init__(self, step, *, is_recorded: bool) -> None:
+    def __init__(self, step: Callable[[], None], *, is_recorded: bool) -> None:
         self.step, self.is_recorded = step, is_recorded
         self.count = 0
         self.graph: torch.cuda.CUDAGraph | None = None
@@ -56,20 +59,22 @@ class Repeated:
 
 
 class Replayed:
-    """A function of a tensor that always has the same shape; on CUDA, replayed.
+    """A function of a tensor that always has the same shape and type; on CUDA, replayed.
 
-    What it returns is overwritten by the next call.
+    Args:
+        function: Must wait for nothing. On CUDA what it returns is overwritten by the next call.
     """
 
-    def __init__(self, function, *, is_recorded: bool) -> None:
+    def __init__(self, function: Callable[[Tensor], Any], *, is_recorded: bool) -> None:
         self.function = function
         self.repeated = Repeated(self._run, is_recorded=is_recorded)
-        self.argument: torch.Tensor | None = None
+        self.argument: Tensor | None = None
+        self.result: Any = None
 
-    def __call__(self, argument: torch.Tensor):
+    def __call__(self, argument: Tensor) -> Any:
         """Return what the function makes of the argument."""
         if self.argument is None:
-            self.argument = argument.clone()
+            self.argument = torch.empty_like(argument)
         self.argument.copy_(argument)
         self.repeated()
         return self.result

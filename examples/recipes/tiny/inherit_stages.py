@@ -301,8 +301,6 @@ class JointStage(Stage):
         self.optimizers.append(
             self._adamw(self.adversaries.parameters(), ADVERSARIES_RATE, betas=(0.5, 0.99))
         )
-        self.trust = torch.zeros((), device=setting.device)
-        """How much of their share the adversaries have, in [0, 1]."""
 
     def trained(self) -> list[nn.Module]:
         """Return all."""
@@ -325,7 +323,8 @@ class JointStage(Stage):
             theirs = perceptual.compare(imitated, wanted)
         found = perceptual.features(shifted)
         distance, other = (perceptual.compare(found, f) for f in (wanted, imitated))
-        imitation = imitation_weight(timesteps, distance, theirs)
+        is_closer = theirs < distance
+        imitation = imitation_weight(timesteps, is_closer)
         faithful = faithful_error(leaf, batch["hq"], batch["lq"], timesteps)
         pattern = (grid_pattern(leaf) - grid_pattern(batch["hq"])).relu()
         l1 = l1_per_sample(leaf, batch["restored"])
@@ -338,7 +337,6 @@ class JointStage(Stage):
         share = ADVERSARIES.at(timesteps)
         # What an adversary takes for good is the better of both: of originals alone it would ask
         # for texture that cannot be known.
-        is_closer = theirs < distance
         example = chosen(is_closer, restored, original)
         exemplary = [chosen(is_closer, *pair) for pair in zip(imitated, wanted, strict=True)]
         self.adversaries.requires_grad_(False).eval()
@@ -351,9 +349,8 @@ class JointStage(Stage):
             torch.autograd.grad(loss, leaf, retain_graph=True)[0]
             for loss in (pixels.mean() + WAVES * waves, vivid.mean(), (share * fooled).mean())
         )
-        self.trust.add_(1 / ADVERSARIES_STEPS).clamp_(max=1)
-        length = self.trust * ADVERSARIES_SHARE * by_distance.norm()
-        length = length / (by_adversaries.norm() + 1e-12)
+        trust = self.adversaries.trust.add_(1 / ADVERSARIES_STEPS).clamp_(max=1)
+        length = trust * ADVERSARIES_SHARE * by_distance.norm() / (by_adversaries.norm() + 1e-12)
         image.backward(by_pixels + by_distance + length * by_adversaries)
         self._learn()
         self.adversaries.requires_grad_(True).train()
@@ -375,14 +372,12 @@ class JointStage(Stage):
 
     def state_dict(self) -> dict:
         """Return what going on needs."""
-        own = {"adversaries": self.adversaries.state_dict(), "trust": self.trust}
-        return super().state_dict() | own
+        return super().state_dict() | {"adversaries": self.adversaries.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
         """Go on from there."""
         super().load_state_dict(state)
         self.adversaries.load_state_dict(state["adversaries"])
-        self.trust.copy_(state["trust"])
 
 
 @torch.no_grad()
