@@ -178,13 +178,17 @@ def test_some_samples_can_be_jpegs_and_no_worse(inherit, photos):
 
 
 @pytest.fixture
-def settling(inherit, networks, squeezenet):
-    """A settle stage with a batch of which the second half is drawn vividly."""
+def setting(inherit, networks, squeezenet):
     parts = importlib.import_module("inherit_networks")
-    setting = parts.Setting(
+    return parts.Setting(
         parts.build_student(networks, 0)[1], None, SqueezeNetDistance(squeezenet), None,
         torch.device("cpu"), None, dict.fromkeys(STEPS, 1e-3), 0,
     )  # fmt: skip
+
+
+@pytest.fixture
+def settling(inherit, setting):
+    """A settle stage with a batch of which the second half is drawn vividly."""
     with torch.no_grad():
         setting.student.vae.decoder.conv_out.weight.mul_(0.1)  # pictures stay within [-1, 1]
     stage = inherit.SettleStage(setting)
@@ -357,15 +361,8 @@ def test_pictures_are_chosen_one_by_one(inherit):
     assert chosen(torch.tensor([True, False]), first, second).mean((1, 2, 3)).tolist() == [0, 1]
 
 
-def test_adversaries_are_shown_the_closer_picture_and_count_for_little_at_first(
-    inherit, networks, squeezenet
-):
+def test_adversaries_are_shown_the_closer_picture_and_count_for_little_at_first(setting):
     stages = importlib.import_module("inherit_stages")
-    parts = importlib.import_module("inherit_networks")
-    setting = parts.Setting(
-        parts.build_student(networks, 0)[1], None, SqueezeNetDistance(squeezenet), None,
-        torch.device("cpu"), None, dict.fromkeys(STEPS, 1e-3), 0,
-    )  # fmt: skip
     with torch.no_grad():
         setting.student.vae.decoder.conv_out.weight.mul_(1e-4)  # it draws the second original
     stage = stages.JointStage(setting)
@@ -422,16 +419,10 @@ class Watch(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("number", range(len(STEPS)))
-def test_a_step_waits_for_no_number(number, inherit, networks, restorer, squeezenet, monkeypatch):
+def test_a_step_waits_for_no_number(number, inherit, setting, monkeypatch):
     # A GPU's AdamW counts its steps there; a CPU's does not.
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda optimizer: None)
     stages = importlib.import_module("inherit_stages")
-    parts = importlib.import_module("inherit_networks")
-    student = parts.build_student(networks, 0)[1]
-    setting = parts.Setting(
-        student, None, SqueezeNetDistance(squeezenet), None, torch.device("cpu"), None,
-        dict.fromkeys(STEPS, 1e-3), 0,
-    )  # fmt: skip
     stage = inherit.STAGES[number](setting)
     images = {name: torch.rand(2, 3, 64, 64) for name in ("hq", "lq", "restored")}
     inside = torch.arange(64 - stages.SHIFT_PX)
