@@ -94,3 +94,23 @@ def test_the_restorer_is_followed_only_where_it_is_closer(losses):
     weights = imitation(timesteps, torch.tensor([True, True, False]))
     assert weights.tolist()[::2] == [0, 0]
     assert weights[1] > 1
+
+
+def test_fine_structure_is_fitted_place_by_place(losses):
+    noise = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0)) * 0.1
+    hq, light, strongest = 0.2 + noise, torch.full_like(noise, 0.2), torch.tensor([1.5, 2.0])
+    found = losses.fitted(light + 0.8 * noise, hq, strongest)
+    torch.testing.assert_close(found, hq, rtol=0, atol=0.03)
+    fine = noise - losses._blurred(noise, losses._FINE_PX)
+    weakest, most = losses._WEAKEST, strongest.view(-1, 1, 1, 1)
+    for share, original, gain in ((1.0, light, weakest), (0.1, hq, most)):
+        images = light + share * noise
+        found = losses.fitted(images, original, strongest)
+        expected = images + (gain - 1) * share * fine
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
+    # One place says nothing about another.
+    half = hq.clone()
+    half[..., :48] = 0.2
+    found = losses.fitted(hq, half, strongest)
+    torch.testing.assert_close(found[..., 72:], hq[..., 72:], rtol=0, atol=1e-3)
+    assert (found - light)[..., :24].std() < 0.7 * noise[..., :24].std()

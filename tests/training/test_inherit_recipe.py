@@ -194,6 +194,9 @@ def settling(inherit, setting):
 def test_settling_keeps_what_was_drawn_but_of_jpegs(kind, is_kept, settling):
     samples = importlib.import_module("inherit_samples")
     settling.batch["kinds"] = torch.full((4,), list(samples.KINDS).index(kind))
+    lq, timesteps = settling.batch["lq"], settling.batch["timesteps"]
+    with torch.no_grad():  # an original that has all the fine structure of what is drawn
+        settling.batch["hq"] = settling.setting.restored(lq, timesteps).image
     settling.step()
     for name in ("other", "l1", "detail"):
         assert (settling.figures[name] < 1e-6) == is_kept
@@ -201,13 +204,24 @@ def test_settling_keeps_what_was_drawn_but_of_jpegs(kind, is_kept, settling):
     assert settling.figures["l1"] > 0
 
 
-def test_settling_remembers_how_much_of_the_blocks_is_left_of_jpegs(settling):
-    settling.batch["kinds"] = torch.tensor([0, 1, 0, 1])
+def test_settling_takes_away_what_the_original_has_not(settling):
+    settling.batch |= {"kinds": torch.zeros(4, dtype=torch.int64), "hq": torch.zeros(4, 3, 64, 64)}
     settling.step()
-    assert settling.excess.eq(0).all()
-    settling.batch["kinds"] = torch.tensor([0, 1, 0, 2])
-    settling.step()
-    assert settling.excess.ne(0).all()
+    assert settling.figures["l1"] > 1e-3
+
+
+@pytest.mark.parametrize("kind", range(3))
+def test_blocks_count_at_their_own_end_and_without_jpeg_only_the_grid(kind, settling):
+    settle = importlib.import_module("inherit_settle")
+    settling.batch["kinds"] = torch.full((4,), kind)
+    expected = torch.zeros_like(settling.excess, dtype=torch.bool)
+    for end, timestep in enumerate((settle.KEPT_FROM - 1, settle.KEPT_FROM)):
+        settling.batch["timesteps"] = torch.full((4,), timestep)
+        settling.step()
+        expected[end, :, 7] = True  # a wave of 4 px
+        if kind == 2:
+            expected[end] = True
+        assert torch.equal(settling.excess != 0, expected)
 
 
 def test_networks_alone_go_on_with_new_optimizers(train, tmp_path):

@@ -6,8 +6,9 @@
 3. imitate: all of them draw that network's pictures from LQ images.
 4. joint: all, at all timesteps, against the originals: by the error of pixels at small ones, by
    perceptual distance, two small adversaries and that network's detail at large ones.
-5. settle: all, from what they draw by then, nearer to the originals and with less of JPEG's blocks;
-   without adversaries and so without much chance: for a CPU's small batches.
+5. settle: all, from what they draw by then, nearer to the originals, with fine structure where
+   those have it and less of JPEG's blocks; without adversaries and so without much chance: for a
+   CPU's small batches.
 
 python examples/recipes/tiny/inherit.py --photos photos/train photos/more --out runs/inherited \
     --restorer realesrgan_x4plus.safetensors --perceptual squeezenet10.safetensors
@@ -50,7 +51,7 @@ STAGES = (DecoderStage, FeaturesStage, ImitateStage, JointStage, SettleStage)
 LIMITS = {
     "decoder": "700s", "features": "500s", "imitate": "1500s", "joint": "3000s", "settle": "3000s",
 }  # fmt: skip
-RATES = {"decoder": 1e-2, "features": 6e-3, "imitate": 4e-3, "joint": 2e-3, "settle": 7e-5}
+RATES = {"decoder": 1e-2, "features": 6e-3, "imitate": 4e-3, "joint": 2e-3, "settle": 5e-5}
 WARMUP_STEPS = 20
 FINAL_FRACTION = 0.05
 CANDIDATES = 3

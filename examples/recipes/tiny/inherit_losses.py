@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -46,7 +48,16 @@ _JPEG_BLOCK_PX = 32
 BLOCK_PATTERN = (2, _JPEG_BLOCK_PX // 2 - 1)
 """Shape of an image's `block_pattern`: rows and columns, and the frequencies between a block's own
 and the highest."""
+_FINE_PX, _PLACE_PX = 1.0, 6.0
+"""Standard deviations of what fine structure lies beside, and of the place that it is compared
+in."""
+_WEAKEST = 0.5
+"""What fine structure is multiplied by at the least."""
+_NO_STRUCTURE = 1e-5
+"""Power of fine structure, of images in [-1, 1], below which surfaces count as smooth."""
 _GRID_PX = 4
+GRID_FREQUENCY = _JPEG_BLOCK_PX // _GRID_PX - 1
+"""Which of a `block_pattern`'s frequencies the latents' grid has as well."""
 _BLOCKS = 15
 """Blocks of the grid along a window's side."""
 
@@ -143,6 +154,37 @@ def detail_error(images: Tensor, hq: Tensor, restored: Tensor) -> Tensor:
     )
     excess = (wanted - original).mean((1, 2), keepdim=True).relu()
     return (found - wanted + excess).square().mean((1, 2, 3))
+
+
+def fitted(images: Tensor, hq: Tensor, strongest: Tensor) -> Tensor:
+    """Return images with as much fine structure at each place as the originals have there.
+
+    Args:
+        images: (B, 3, H, W) in [-1, 1].
+        hq: Originals, of the same shape.
+        strongest: What fine structure is multiplied by at the most, (B,), at least 1.
+
+    Returns:
+        Of the same shape, in [-1, 1]: edges and textures stronger, noise on smooth surfaces weaker.
+    """
+    fine, wanted = (pictures - _blurred(pictures, _FINE_PX) for pictures in (images, hq))
+    powers = (
+        _blurred(structure.square().mean(1, keepdim=True), _PLACE_PX) + _NO_STRUCTURE
+        for structure in (wanted, fine)
+    )
+    gain = torch.div(*powers).sqrt().clamp(min=_WEAKEST)
+    gain = gain.minimum(strongest.view(-1, 1, 1, 1))
+    return (images + (gain - 1) * fine).clamp(-1, 1)
+
+
+def _blurred(images: Tensor, sigma: float) -> Tensor:
+    half = math.ceil(3 * sigma)
+    offsets = torch.arange(-half, half + 1, device=images.device)
+    kernel = (-(offsets**2) / (2 * sigma**2)).exp()
+    kernel = (kernel / kernel.sum()).expand(images.shape[1], 1, 1, -1)
+    padded = F.pad(images, (half, half, half, half), mode="reflect")
+    along_rows = F.conv2d(padded, kernel, groups=images.shape[1])
+    return F.conv2d(along_rows, kernel.mT, groups=images.shape[1])
 
 
 def wave_error(images: Tensor, originals: Tensor) -> Tensor:

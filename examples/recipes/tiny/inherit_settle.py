@@ -5,7 +5,15 @@ from __future__ import annotations
 import copy
 
 import torch
-from inherit_losses import BLOCK_PATTERN, block_pattern, detail_error, grid_pattern, wave_error
+from inherit_losses import (
+    BLOCK_PATTERN,
+    GRID_FREQUENCY,
+    block_pattern,
+    detail_error,
+    fitted,
+    grid_pattern,
+    wave_error,
+)
 from inherit_networks import SCALE, Setting
 from inherit_samples import KINDS, chosen, to_images, to_pixels
 from inherit_stages import GRID, WAVES, Stage, judged_figures
@@ -18,27 +26,32 @@ from tadsr.training.losses import chroma_mse, l1_per_sample, mse_per_sample
 KEPT_FROM = 100
 """Timestep from which nothing but `KEPT` and `NEARER` counts, apart from what no picture may have;
 at 0 errors of pixels alone do."""
-SQUARED, CHROMA = 60.0, 5.0
+SQUARED, CHROMA = 240.0, 20.0
 """Weights of the errors of pixels, which end at `KEPT_FROM`."""
-DAMPING = {"usual": 0.15, "camera": 0.5, "saved": 0.15}
+DAMPING = {"usual": 0.15, "camera": 0.9, "saved": 0.15}
 """Weight at timestep 0, as a part of the squared error's, of the squared distance from the enlarged
 LQ image, which holds results back; for all but a camera's pictures from that of a good LQ image,
 or noise and blocks would be held on to as well."""
 KEPT = {"l1": 8.0, "distance": 4.0, "detail": 1.0}
-"""Weights of what keeps pictures as the student drew them when the stage began."""
+"""Weights of what keeps pictures near their examples."""
+STRONGEST = {"usual": 1.4, "camera": 1.1, "saved": 1.4}
+"""What fine structure of examples is multiplied by at the most, where the original has more.
+More takes a camera's pictures away from the originals, and brings others closer."""
 NEARER = {"usual": 3.0, "camera": 8.0, "saved": 4.0}
 """Weight of the perceptual distance from the original beside it."""
-BLOCKS = 4.0
-"""Weight of what is left of JPEG's blocks."""
-_REMEMBERED = 0.95
-"""Share of the mean of what is left of them that a step leaves as it was."""
+BLOCKS = 32.0
+"""Weight of what is left of JPEG's blocks and, in all pictures, of the latents' grid."""
+_REMEMBERED = 0.995
+"""Share of the mean of what is left of them that a step leaves as it was; of few steps it is
+chance."""
 
 
 class SettleStage(Stage):
     """Come nearer to the originals by what has little chance in it, and so by small batches.
 
     From `KEPT_FROM` on the example is what the student drew when the stage began, of a JPEG what it
-    drew of the same picture before that was saved; no adversary takes part.
+    drew of the same picture before that was saved, with its fine structure fitted to the original's
+    place by place. No adversary takes part.
     """
 
     name = "settle"
@@ -47,8 +60,8 @@ class SettleStage(Stage):
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         self.start = copy.deepcopy(setting.student).requires_grad_(False)
-        self.excess = torch.zeros(BLOCK_PATTERN, device=setting.device)
-        by_kind = {"damping": DAMPING, "nearer": NEARER}
+        self.excess = torch.zeros(2, *BLOCK_PATTERN, device=setting.device)
+        by_kind = {"damping": DAMPING, "nearer": NEARER, "strongest": STRONGEST}
         self.weights = {
             name: torch.tensor([weights[kind] for kind in KINDS], device=setting.device)
             for name, weights in by_kind.items()
@@ -79,15 +92,20 @@ class SettleStage(Stage):
         with torch.no_grad():
             source = chosen(of_kind["saved"], good, lq)
             example = self.setting.restored(source, timesteps, network=self.start).image
-            example = example.clamp(-1, 1)
+            example = fitted(example, hq, self.weights["strongest"][kinds])
         vivid, parts = self._vivid(image, example, hq, kinds)
         loss = loss + (kept * vivid).mean()
 
-        saved = of_kind["saved"].float().view(-1, 1, 1)
-        excess = ((block_pattern(image) - block_pattern(hq)) * saved).sum(0)
-        found = excess.detach() / saved.sum().clamp(min=1)
-        self.excess.lerp_(found, (1 - _REMEMBERED) * saved.amax())
-        # Of a single picture chance decides; what many have had decides what has to go.
+        is_vivid = timesteps >= KEPT_FROM
+        shown = of_kind["saved"][:, None].repeat(1, BLOCK_PATTERN[1])
+        shown[:, GRID_FREQUENCY] = True
+        counted = torch.stack([~is_vivid, is_vivid])[..., None] * shown.float()
+        excess = block_pattern(image) - block_pattern(hq)
+        excess = torch.einsum("ebf,bdf->edf", counted, excess)
+        count = counted.sum(1)[:, None]
+        found = excess.detach() / count.clamp(min=1)
+        self.excess.lerp_(found, (1 - _REMEMBERED) * count.clamp(max=1))
+        # Of a single picture chance decides; what many have had, at its end, decides what must go.
         loss = loss + BLOCKS * (self.excess.relu() * excess).sum() / len(hq)
         loss.backward()
         self._learn()
