@@ -73,7 +73,6 @@ def blur_at_timesteps(
 
     Source: TADSR (arXiv 2508.16557), timestep-dependent blurred MSE.
     """
-    batch, channels, height, width = images.shape
     halves = 2 + 2 * (timesteps // BLUR_STEP)
     half = 2 + 2 * (last // BLUR_STEP)
     offsets = torch.arange(-half, half + 1, device=images.device, dtype=torch.float32)
@@ -81,8 +80,22 @@ def blur_at_timesteps(
     kernels = torch.exp(-0.5 * (offsets / sigmas[:, None]) ** 2)  # [B, k]
     # Smaller kernels are rows with zeros at their ends, so that one pass does for all.
     kernels = kernels * (offsets.abs() <= halves[:, None])
-    kernels = (kernels / kernels.sum(1, keepdim=True)).to(images.dtype)
-    kernels = kernels.repeat_interleave(channels, 0)  # [B·C, k]
+    return blur_with(images, kernels / kernels.sum(1, keepdim=True))
+
+
+def blur_with(images: Tensor, kernels: Tensor) -> Tensor:
+    """Blur each image along rows and columns by its own kernel.
+
+    Args:
+        images: Images, (B, C, H, W), each side larger than half a kernel.
+        kernels: One per image, (B, k) with an odd k, each with a sum of 1.
+
+    Returns:
+        Blurred images, shaped as `images`; reflect padding.
+    """
+    batch, channels, height, width = images.shape
+    half = kernels.shape[1] // 2
+    kernels = kernels.to(images.dtype).repeat_interleave(channels, 0)  # [B·C, k]
     groups = batch * channels
     x = F.pad(images, (half, half, half, half), mode="reflect")
     x = x.reshape(1, groups, height + 2 * half, width + 2 * half)

@@ -15,7 +15,7 @@ from tadsr.measure.spectrum import (
     peaks_above,
     window_powers,
 )
-from tadsr.training.losses import blurred_mse, chroma_mse, mse_per_sample
+from tadsr.training.losses import blur_with, blurred_mse, chroma_mse, mse_per_sample
 from tadsr.training.stages.stage_config import TimestepRamp
 
 FAITHFUL = {
@@ -177,14 +177,11 @@ def fitted(images: Tensor, hq: Tensor, strongest: Tensor) -> Tensor:
     return (images + (gain - 1) * fine).clamp(-1, 1)
 
 
-def _blurred(images: Tensor, sigma: float) -> Tensor:
-    half = math.ceil(3 * sigma)
+def _blurred(images: Tensor, sigma_px: float) -> Tensor:
+    half = math.ceil(3 * sigma_px)
     offsets = torch.arange(-half, half + 1, device=images.device)
-    kernel = (-(offsets**2) / (2 * sigma**2)).exp()
-    kernel = (kernel / kernel.sum()).expand(images.shape[1], 1, 1, -1)
-    padded = F.pad(images, (half, half, half, half), mode="reflect")
-    along_rows = F.conv2d(padded, kernel, groups=images.shape[1])
-    return F.conv2d(along_rows, kernel.mT, groups=images.shape[1])
+    kernel = torch.exp(-0.5 * (offsets / sigma_px) ** 2)
+    return blur_with(images, (kernel / kernel.sum()).expand(len(images), -1))
 
 
 def wave_error(images: Tensor, originals: Tensor) -> Tensor:

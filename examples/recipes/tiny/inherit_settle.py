@@ -60,6 +60,7 @@ class SettleStage(Stage):
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         self.start = copy.deepcopy(setting.student).requires_grad_(False)
+        # Of the faithful end and of the vivid one.
         self.excess = torch.zeros(2, *BLOCK_PATTERN, device=setting.device)
         by_kind = {"damping": DAMPING, "nearer": NEARER, "strongest": STRONGEST}
         self.weights = {
